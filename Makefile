@@ -1,0 +1,38 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test lint bench clean
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# torch comes first and by itself, at the exact tested version, so that the second command finds it in place and leaves
+# it alone: a torch that pip picks along with the rest can be another build, which fetches gigabytes of CUDA packages.
+# A CPU-only 2.13.0 that is in .venv already is kept.
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -c constraints.txt -e '.[envs,tune,dev]'
+	@touch $@
+
+demo: .venv/.installed  ## train MetaFrozenLake on Ray, about ten minutes on two cores, and draw its curves
+	$(BIN)/python -m amago_ray.train --config configs/meta_frozen_lake.gin
+	$(BIN)/amago-ray plot runs/meta_frozen_lake
+
+test: .venv/.installed  ## run all tests
+	$(BIN)/python -m pytest -q
+
+lint: .venv/.installed  ## check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy amago_ray
+
+bench: .venv/.installed  ## measure rollout, learner and replay
+	$(BIN)/python benchmarks/rollout.py
+	$(BIN)/python benchmarks/learner.py
+	$(BIN)/python benchmarks/replay.py
+
+clean:  ## remove caches and build products; .venv and runs stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
