@@ -1,0 +1,213 @@
+"""The messages of the ring: what rollout, replay, learner and driver say to one another.
+
+Everything here is a frozen dataclass of numpy arrays and plain numbers. Rollout, replay and learner share this file
+and nothing else.
+
+One idea carries the storage layout. A rollout with T actions is a *table of T + 1 rows*; row t is exactly what the
+policy sees at timestep t, and what it learned from the transition into it:
+
+    row t  =  observation o_t | previous action a_{t-1} | previous reward r_{t-1} | previous terminated d_{t-1}
+
+Row 0 of a rollout holds zeros for the last three. Every column therefore has the same number of rows, any slice of
+l + 1 rows is a training sequence of l transitions that carries its own previous action and reward, and nothing is
+stored twice.
+
+Shape letters: T transitions of one trajectory, B sequences, L transitions of a padded sequence, A action entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+ActionKind = Literal["discrete", "continuous", "multibinary", "multidiscrete"]
+
+OBS_PREFIX = "obs."
+ACTION, REWARD, TERMINATED = "action", "reward", "terminated"
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of the observation, per timestep.
+
+    shape: shape of one timestep. dtype: numpy name; arrays keep it until they reach the learner's device.
+    nvec: number of categories of each entry of an integer (Discrete, MultiDiscrete) array, which encoders one-hot;
+        empty for arrays of real values, counts or pixels.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    nvec: tuple[int, ...] = ()
+
+    @property
+    def num_features(self) -> int:
+        """Length of this array as a flat float vector (one-hot where it is categorical)."""
+        return sum(self.nvec) if self.nvec else int(np.prod(self.shape, dtype=np.int64))
+
+
+ObsSpec = Mapping[str, ArraySpec]
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """The action as it is stored and as the networks see it.
+
+    kind "discrete": an integer, shape (), nvec (n,). "multidiscrete": integers, shape (A,), nvec (n_1, ..., n_A).
+    "multibinary": 0 or 1, shape (A,). "continuous": float32 in [-1, 1], shape (A,).
+    vector_size: length of the float vector that networks see: the one-hots end to end for (multi-)discrete, else A.
+    """
+
+    kind: ActionKind
+    shape: tuple[int, ...]
+    dtype: str
+    vector_size: int
+    nvec: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, order=True)
+class TrajectoryId:
+    """Who made a trajectory: worker index, which life of that worker, and its running number. Unique in a run."""
+
+    worker: int
+    incarnation: int
+    sequence: int
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A finished piece of one rollout: T transitions as a table of T + 1 rows (see the module's docstring).
+
+    columns: "obs.<key>" (T+1, ...), "action" (T+1, ...), "reward" (T+1,) float32, "terminated" (T+1,) bool.
+    first_time_idx: index of row 0 within the rollout (above 0 for the later pieces of a rollout that was cut).
+    truncated: the rollout ended here by truncation; False with no terminated last row means that it was cut here.
+    weight_version: version of the policy weights that chose the first action.
+    """
+
+    id: TrajectoryId
+    env_name: str
+    columns: dict[str, np.ndarray]
+    first_time_idx: int
+    truncated: bool
+    weight_version: int
+
+    @property
+    def num_transitions(self) -> int:
+        return len(self.columns[REWARD]) - 1
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(column.nbytes for column in self.columns.values())
+
+    @property
+    def total_reward(self) -> float:
+        """Sum of the rewards of this piece's own T transitions."""
+        return float(self.columns[REWARD][1:].sum())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sampled sequences, laid end to end without padding, and where each came from.
+
+    columns: as in `Trajectory`, each (sum_i (lengths_i + 1), ...). lengths: (B,) int64 transitions per sequence.
+    first_time_idx: (B,) int64. shard, weight_version: (B,) int64. ids: (B, 3) int64, the `TrajectoryId`s.
+    probability: (B,) float64, with which the sequence's trajectory was drawn from everything that was available.
+    """
+
+    columns: dict[str, np.ndarray]
+    lengths: np.ndarray
+    first_time_idx: np.ndarray
+    shard: np.ndarray
+    ids: np.ndarray
+    weight_version: np.ndarray
+    probability: np.ndarray
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.lengths)
+
+    @staticmethod
+    def concatenate(parts: list[Batch]) -> Batch:
+        """One batch of all sequences of `parts`, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        per_sequence = ("lengths", "first_time_idx", "shard", "ids", "weight_version", "probability")
+        return Batch(
+            columns={name: np.concatenate([p.columns[name] for p in parts]) for name in parts[0].columns},
+            **{name: np.concatenate([getattr(p, name) for p in parts]) for name in per_sequence},
+        )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The acting half of the policy: a version that grows by one per publish, and one flat float32 buffer."""
+
+    version: int
+    buffer: np.ndarray
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """One finished rollout. `metrics`: the last value of each logged `info` entry."""
+
+    env_name: str
+    total_reward: float
+    length: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RolloutReport:
+    """What one chunk of collection did.
+
+    timesteps: environment steps made, over all of the worker's environments. frames_by_env: the same by environment
+    name. act_s, step_s, wait_s: seconds in the policy, in the environments, and waiting for replay to acknowledge.
+    env_failures: environments rebuilt during the chunk.
+    """
+
+    worker: int
+    incarnation: int
+    timesteps: int
+    frames_by_env: dict[str, int]
+    episodes: list[EpisodeResult]
+    weight_version: int
+    trajectories: int
+    act_s: float
+    step_s: float
+    wait_s: float
+    total_s: float
+    env_failures: int = 0
+    exploration: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ReplayReport:
+    """What one shard holds, and what it has done since it started."""
+
+    shard: int
+    trajectories: int
+    timesteps: int
+    bytes: int
+    inserted: int
+    repeated: int
+    evicted: int
+    sampled: int
+
+
+@dataclass(frozen=True)
+class LearnReport:
+    """What one call of the learner did.
+
+    updates, total_updates: optimiser steps of this call and of the run. metrics: means over the logged updates.
+    wait_s: seconds without a batch.
+    """
+
+    updates: int
+    total_updates: int
+    batches: int
+    weight_version: int
+    metrics: dict[str, float]
+    wait_s: float
+    total_s: float
