@@ -1,0 +1,353 @@
+"""`Agent`: off-policy actor-critic RL on top of a sequence model (AMAGO, arXiv 2310.09971).
+
+`Policy` is the half that acts: timestep encoder, sequence model, actor. It is what rollout workers hold and what is
+broadcast to them. `Agent` adds critics, target networks and value scales, and turns a batch into a loss.
+
+Shape letters: B sequences, L transitions of a training sequence (L + 1 timesteps), D state width, K sampled actions,
+C critics, G discount factors (the main gamma is always the last), A action vector.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gin
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from amago_ray import losses
+from amago_ray.data import ActionKind, ActionSpec, ObsSpec
+from amago_ray.nets.distributions import ActionDistribution
+from amago_ray.nets.heads import Actor, NCritics
+from amago_ray.nets.scaling import PopArt
+from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
+from amago_ray.nets.tstep_encoders import FFTstepEncoder, TstepEncoder
+
+AUXILIARY_GAMMAS = (0.1, 0.9, 0.95, 0.97, 0.99, 0.995)
+
+
+@gin.configurable
+@dataclass(frozen=True)
+class Multigammas:
+    """Discount factors trained beside the main one, for discrete and for all other action spaces."""
+
+    discrete: tuple[float, ...] = AUXILIARY_GAMMAS
+    continuous: tuple[float, ...] = AUXILIARY_GAMMAS
+
+    def for_actions(self, kind: ActionKind) -> tuple[float, ...]:
+        return tuple(self.discrete if kind == "discrete" else self.continuous)
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Padded sequences on the learner's device: what `Agent.forward` consumes.
+
+    obs: name -> (B, L+1, ...). rl2: (B, L+1, 1+A) previous reward and action vector. time_idx: (B, L+1) int64.
+    actions: (B, L, A) action vectors. rewards: (B, L). terminated: (B, L) float. mask: (B, L) bool, real transitions.
+    """
+
+    obs: dict[str, Tensor]
+    rl2: Tensor
+    time_idx: Tensor
+    actions: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    mask: Tensor
+
+    @property
+    def timestep_mask(self) -> Tensor:
+        """(B, L+1) bool: a sequence of l transitions has l + 1 real timesteps."""
+        return nn.functional.pad(self.mask, (1, 0), value=True)
+
+
+@dataclass(frozen=True)
+class AgentLoss:
+    """Scalars of one batch; `loss` is the one to minimise. `metrics` is empty unless it was asked for."""
+
+    loss: Tensor
+    actor_loss: Tensor
+    critic_loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """Everything that a process needs to build the same agent (gin supplies the hyperparameters)."""
+
+    obs_spec: ObsSpec
+    action_spec: ActionSpec
+    max_seq_len: int
+    tstep_encoder_type: type[TstepEncoder]
+    traj_encoder_type: type[TrajEncoder]
+    agent_type: type[Agent]
+    seed: int
+
+    def build(self) -> Agent:
+        """The agent with its initial weights: the same in every process. Leaves the global random state alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return self.agent_type(
+                obs_spec=self.obs_spec,
+                action_spec=self.action_spec,
+                max_seq_len=self.max_seq_len,
+                tstep_encoder_type=self.tstep_encoder_type,
+                traj_encoder_type=self.traj_encoder_type,
+            )
+
+
+class Policy(nn.Module):
+    """The half of the agent that acts: observation, previous action and reward -> state -> action."""
+
+    def __init__(self, tstep_encoder: TstepEncoder, traj_encoder: TrajEncoder, actor: nn.Module):
+        super().__init__()
+        self.tstep_encoder = tstep_encoder
+        self.traj_encoder = traj_encoder
+        self.actor = actor
+
+    def encode(
+        self, obs: Mapping[str, Tensor], rl2: Tensor, time_idx: Tensor, timestep_mask: Tensor | None = None
+    ) -> Tensor:
+        """State embeddings (B, L, D) of whole sequences."""
+        return self.traj_encoder(self.tstep_encoder(obs, rl2, timestep_mask), time_idx)
+
+    def initial_memory(self, num_envs: int) -> Any:
+        return self.traj_encoder.initial_memory(num_envs)
+
+    def reset_memory(self, memory: Any, mask_B: np.ndarray) -> Any:
+        return self.traj_encoder.reset_memory(memory, mask_B)
+
+    @torch.inference_mode()
+    def act(
+        self, obs: Mapping[str, Tensor], rl2: Tensor, time_idx: Tensor, memory: Any, sample: bool
+    ) -> tuple[Tensor, Any]:
+        """Action vectors (B, A) for one timestep of B environments, by the main gamma, and the new memory.
+
+        obs: name -> (B, ...). rl2: (B, 1+A). time_idx: (B,). sample: draw from the policy, else its mode.
+        """
+        embedding = self.tstep_encoder({k: v.unsqueeze(1) for k, v in obs.items()}, rl2.unsqueeze(1)).squeeze(1)
+        state, memory = self.traj_encoder.step(embedding, time_idx, memory)
+        dist = self.actor.main_gamma(state)
+        return (dist.sample() if sample else dist.mode), memory
+
+
+@gin.configurable
+class Agent(nn.Module):
+    """Actor-critic over every gamma at once: an ensemble TD loss, a DPG loss and filtered behaviour cloning.
+
+    online_coeff, offline_coeff: weights of the DPG and the filtered-BC term of the actor loss.
+    gamma: main discount factor, the one that acts; it is trained last of `Multigammas`.
+    reward_multiplier: scale of rewards in the loss. tau: Polyak rate of the target networks.
+    num_critics: ensemble size. num_critics_td: how many of them, drawn anew each step, a TD target reduces over.
+    num_actions_for_value_in_critic_loss, ..._in_actor_loss: sampled actions per state (ignored where the expectation
+        over actions is exact, which it is for discrete actions).
+    fake_filter: clone all behaviour; with online_coeff 0 no critic is computed at all.
+    fbc_filter_func: advantage -> weight (`binary_filter`, `exp_filter`, `leaky_relu_filter`).
+    popart: normalise values (arXiv 1809.04474). use_target_actor: TD targets act by the slow copy of the actor.
+    use_multigamma: train the auxiliary gammas. n_step: length of the TD returns.
+    critic_loss_weight: weight of the critic loss beside the actor loss.
+    """
+
+    def __init__(
+        self,
+        obs_spec: ObsSpec,
+        action_spec: ActionSpec,
+        max_seq_len: int,
+        tstep_encoder_type: type[TstepEncoder] = FFTstepEncoder,
+        traj_encoder_type: type[TrajEncoder] = TformerTrajEncoder,
+        actor_type: type[nn.Module] = Actor,
+        critic_type: type[nn.Module] = NCritics,
+        num_critics: int = 4,
+        num_critics_td: int = 2,
+        online_coeff: float = 1.0,
+        offline_coeff: float = 0.1,
+        gamma: float = 0.999,
+        reward_multiplier: float = 10.0,
+        tau: float = 0.003,
+        fake_filter: bool = False,
+        num_actions_for_value_in_critic_loss: int = 1,
+        num_actions_for_value_in_actor_loss: int = 1,
+        fbc_filter_func: Callable[[Tensor], Tensor] = losses.binary_filter,
+        popart: bool = True,
+        use_target_actor: bool = True,
+        use_multigamma: bool = True,
+        n_step: int = 1,
+        critic_loss_weight: float = 10.0,
+    ):
+        super().__init__()
+        name = type(self).__name__
+        if not 0.0 <= gamma < 1.0:
+            raise ValueError(f"{name}.gamma={gamma}: a discount factor lies in [0, 1)")
+        if not 1 <= num_critics_td <= num_critics:
+            raise ValueError(f"{name}.num_critics_td={num_critics_td}: choose 1 to num_critics={num_critics}")
+        if n_step < 1:
+            raise ValueError(f"{name}.n_step={n_step}: it must be 1 or more")
+        self.action_spec = action_spec
+        self.num_critics_td = num_critics_td
+        self.online_coeff, self.offline_coeff = online_coeff, offline_coeff
+        self.reward_multiplier = reward_multiplier
+        self.tau = tau
+        self.fake_filter = fake_filter
+        self.num_actions_td = num_actions_for_value_in_critic_loss
+        self.num_actions_pi = num_actions_for_value_in_actor_loss
+        self.filter = fbc_filter_func
+        self.use_target_actor = use_target_actor
+        self.n_step = n_step
+        self.critic_loss_weight = critic_loss_weight
+
+        gammas = (*(Multigammas().for_actions(action_spec.kind) if use_multigamma else ()), gamma)
+        self.gamma_names = tuple(f"{g:g}" for g in gammas)
+        self.register_buffer("gammas", torch.tensor(gammas, dtype=torch.float32), persistent=False)
+        tstep_encoder = tstep_encoder_type(obs_spec=obs_spec, rl2_dim=1 + action_spec.vector_size)
+        traj_encoder = traj_encoder_type(tstep_dim=tstep_encoder.emb_dim, max_seq_len=max_seq_len)
+        state_dim = traj_encoder.emb_dim
+        actor = actor_type(state_dim=state_dim, action_spec=action_spec, num_gammas=len(gammas))
+        self.policy = Policy(tstep_encoder, traj_encoder, actor)
+        self.critics = critic_type(
+            state_dim=state_dim, action_spec=action_spec, gammas=self.gammas, num_critics=num_critics
+        )
+        self.target_actor = copy.deepcopy(actor).requires_grad_(False)
+        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
+        self.popart = PopArt(len(gammas), enabled=popart)
+
+    @property
+    def exact_expectation(self) -> bool:
+        """Whether action probabilities may stand for sampled actions: V(s) = sum_a pi(a|s) Q(s, a)."""
+        return not self.critics.action_input
+
+    @property
+    def uses_critics(self) -> bool:
+        return not (self.fake_filter and self.online_coeff == 0)
+
+    def forward(self, batch: TrainingBatch, log: bool = False) -> AgentLoss:
+        """The loss of one batch. Updates PopArt and input statistics as it goes when in training mode."""
+        metrics: dict[str, Tensor] = {}
+        state = self.policy.encode(batch.obs, batch.rl2, batch.time_idx, batch.timestep_mask)
+        s_BLD, next_BLD = state[:, :-1], state[:, 1:].detach()
+        dist = self.policy.actor(s_BLD)
+        action_BLA = self.policy.actor.policy_output.action_from_buffer(batch.actions)
+
+        if self.uses_critics:
+            target_BLG = self.td_target(next_BLD, batch)
+            if self.training:
+                self.popart.update(target_BLG.unsqueeze(-1), batch.mask[:, :, None, None])
+            prepared = self.critics.prepare(s_BLD)
+            q_out = self.critics.values(prepared, action_BLA[None, :, :, None])[0]
+            critic_loss = losses.masked_mean(self.critic_error(q_out, target_BLG), batch.mask)
+            pi_KBLGA = self.draw(dist, self.num_actions_pi, differentiable=self.online_coeff > 0)
+            value_out = self.critics.values(prepared, pi_KBLGA, frozen=True)
+            actor_BLG = self.actor_objective(dist, batch.actions, q_out.detach(), value_out, batch.mask, metrics, log)
+            if log:
+                self._log_values(q_out, target_BLG, batch.mask, metrics)
+        else:
+            critic_loss = s_BLD.new_zeros(())
+            log_prob_BLG = dist.log_prob(batch.actions.unsqueeze(2)).squeeze(-1)
+            actor_BLG = self.offline_coeff * losses.filtered_behavior_cloning(
+                log_prob_BLG, torch.ones_like(log_prob_BLG)
+            )
+        actor_loss = losses.masked_mean(actor_BLG, batch.mask)
+        loss = actor_loss + self.critic_loss_weight * critic_loss
+        if log:
+            entropy_BLG = dist.entropy().squeeze(-1)
+            for g, gamma in enumerate(self.gamma_names):
+                metrics[f"Policy Entropy (gamma={gamma})"] = losses.masked_mean(entropy_BLG[:, :, g], batch.mask)
+            metrics |= {"Total Loss": loss, "Actor Loss": actor_loss, "Critic Loss": critic_loss}
+        return AgentLoss(loss, actor_loss, critic_loss, metrics)
+
+    @torch.no_grad()
+    def td_target(self, next_BLD: Tensor, batch: TrainingBatch) -> Tensor:
+        """n-step TD targets (B, L, G), in units of scaled reward, from the state after each transition."""
+        actor = self.target_actor if self.use_target_actor else self.policy.actor
+        action_KBLGA = self.draw(actor(next_BLD), self.num_actions_td, differentiable=False)
+        q_KBLCGO = self.target_critics.values(self.target_critics.prepare(next_BLD), action_KBLGA)
+        q_BLCG = self.target_scalars(q_KBLCGO.mean(dim=0)).squeeze(-1)
+        reduced_BLCG = self.td_ensemble(q_BLCG)
+        q_next_BLG = reduced_BLCG.amin(dim=2) if self.online_coeff > 0 else reduced_BLCG.mean(dim=2)
+        reward_BL1 = self.reward_multiplier * batch.rewards.unsqueeze(-1)
+        return losses.n_step_target(
+            reward_BL1, batch.terminated.unsqueeze(-1), q_next_BLG, self.gammas, batch.mask, self.n_step
+        )
+
+    def target_scalars(self, q_BLCGO: Tensor) -> Tensor:
+        """Critic outputs as returns (B, L, C, G, 1), in units of scaled reward."""
+        return self.popart.denormalize(q_BLCGO)
+
+    def td_ensemble(self, q_BLCG: Tensor) -> Tensor:
+        """A random subset of critics, drawn with replacement for every timestep and gamma (REDQ, arXiv 2101.05982)."""
+        B, L, C, G = q_BLCG.shape
+        index = torch.randint(C, (B, L, self.num_critics_td, G), device=q_BLCG.device)
+        return q_BLCG.gather(2, index)
+
+    def draw(self, dist: ActionDistribution, num: int, differentiable: bool) -> Tensor:
+        """Action vectors (K, B, L, G, A): the probabilities alone where expectations are exact, else `num` samples."""
+        if self.exact_expectation:
+            return dist.probs.unsqueeze(0)
+        sample = dist.rsample if differentiable else dist.sample
+        return torch.stack([sample() for _ in range(num)])
+
+    def critic_error(self, q_BLCGO: Tensor, target_BLG: Tensor) -> Tensor:
+        """Error of every critic (B, L, C, G) in the normalised space."""
+        normalised_BLG = self.popart.normalize_target(target_BLG.unsqueeze(-1)).squeeze(-1)
+        return losses.critic_mse(self.popart(q_BLCGO).squeeze(-1), normalised_BLG)
+
+    def advantage(self, q_BLCGO: Tensor, value_KBLCGO: Tensor) -> Tensor:
+        """A(s, a) = mean over critics of Q(s, a) minus that of V(s), (B, L, G), on raw critic outputs."""
+        return (q_BLCGO.mean(dim=2) - value_KBLCGO.detach().mean(dim=(0, 3))).squeeze(-1)
+
+    def dpg_objective(self, value_KBLCGO: Tensor) -> Tensor:
+        """- min over critics of Q(s, a ~ pi), normalised, (B, L, G); gradient flows to the action only."""
+        return -self.popart(value_KBLCGO.mean(dim=0).amin(dim=2)).squeeze(-1)
+
+    def actor_objective(
+        self,
+        dist: ActionDistribution,
+        taken_BLA: Tensor,
+        q_BLCGO: Tensor,
+        value_KBLCGO: Tensor,
+        mask_BL: Tensor,
+        metrics: dict[str, Tensor],
+        log: bool,
+    ) -> Tensor:
+        """Weighted sum (B, L, G) of the DPG and the filtered-BC objective."""
+        objective = torch.zeros_like(value_KBLCGO[0, :, :, 0, :, 0])
+        if self.online_coeff > 0:
+            objective = objective + self.online_coeff * self.dpg_objective(value_KBLCGO)
+        if self.offline_coeff > 0:
+            log_prob_BLG = dist.log_prob(taken_BLA.unsqueeze(2)).squeeze(-1)
+            advantage_BLG = self.advantage(q_BLCGO, value_KBLCGO)
+            weight_BLG = torch.ones_like(log_prob_BLG) if self.fake_filter else self.filter(advantage_BLG)
+            objective = objective + self.offline_coeff * losses.filtered_behavior_cloning(log_prob_BLG, weight_BLG)
+            if log:
+                approved = losses.masked_mean((weight_BLG > 1e-3).float(), mask_BL)
+                metrics["Pct. of Actions Approved by Filter (All Gammas)"] = 100.0 * approved
+                main = losses.masked_mean((weight_BLG[..., -1] > 1e-3).float(), mask_BL)
+                metrics[f"Pct. of Actions Approved by Filter (gamma={self.gamma_names[-1]})"] = 100.0 * main
+                metrics["Mean Filter Weight"] = losses.masked_mean(weight_BLG, mask_BL)
+                metrics["Mean Advantage"] = losses.masked_mean(advantage_BLG, mask_BL)
+                metrics["Mean Action Logprob"] = losses.masked_mean(log_prob_BLG, mask_BL)
+        return objective
+
+    @torch.no_grad()
+    def update_targets(self) -> None:
+        """Move the target networks toward the trained ones by `tau` (Polyak average); call after every optimiser step."""
+        for target, online in ((self.target_actor, self.policy.actor), (self.target_critics, self.critics)):
+            torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.tau)
+
+    @torch.no_grad()
+    def _log_values(self, q_BLCGO: Tensor, target_BLG: Tensor, mask_BL: Tensor, metrics: dict[str, Tensor]) -> None:
+        q_BLCG = self.target_scalars(q_BLCGO).squeeze(-1)
+        spread_BLG = q_BLCG.std(dim=2, correction=0)
+        for g, gamma in enumerate(self.gamma_names):
+            metrics[f"Q(s,a) (gamma={gamma})"] = losses.masked_mean(q_BLCG[..., g], mask_BL)
+            metrics[f"Q(s,a) Ensemble Std (gamma={gamma})"] = losses.masked_mean(spread_BLG[..., g], mask_BL)
+            metrics[f"TD Target (gamma={gamma})"] = losses.masked_mean(target_BLG[..., g], mask_BL)
+        real = mask_BL.unsqueeze(-1)
+        metrics["TD Target Min"] = target_BLG.masked_fill(~real, torch.inf).amin()
+        metrics["TD Target Max"] = target_BLG.masked_fill(~real, -torch.inf).amax()
+        if self.popart.enabled:
+            for g, gamma in enumerate(self.gamma_names):
+                metrics[f"PopArt mu (gamma={gamma})"] = self.popart.mu[g, 0]
+                metrics[f"PopArt sigma (gamma={gamma})"] = self.popart.sigma[g, 0]

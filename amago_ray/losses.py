@@ -1,0 +1,84 @@
+"""The losses, as pure functions of tensors.
+
+Shape letters: B sequences, L transitions, C critics, G discount factors. Formulas follow AMAGO (Grigsby et al. 2023,
+arXiv 2310.09971; 2024, arXiv 2411.11188) and the papers that each function names.
+"""
+
+from __future__ import annotations
+
+import gin
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def masked_mean(x: Tensor, mask_BL: Tensor) -> Tensor:
+    """Mean of x (B, L, ...) over the real transitions of `mask_BL` and over all trailing dimensions."""
+    per_step_BL = x.flatten(2).mean(dim=-1) if x.dim() > 2 else x
+    mask_BL = mask_BL.to(per_step_BL.dtype)
+    return (per_step_BL * mask_BL).sum() / (mask_BL.sum() + 1e-5)
+
+
+def n_step_target(
+    reward_BLG: Tensor, done_BLG: Tensor, q_next_BLG: Tensor, gamma_G: Tensor, mask_BL: Tensor, n: int
+) -> Tensor:
+    """n-step returns (B, L, G) that bootstrap from `q_next`, the value of the state *after* each transition.
+
+    y^1_t = r_t + gamma (1 - d_t) q'_t and y^n_t = r_t + gamma (1 - d_t) y^{n-1}_{t+1}; where t + 1 is padding or past
+    the slice, the recursion falls back to q'_t. reward and done may have G = 1.
+    """
+    discount_BLG = gamma_G * (1.0 - done_BLG)
+    target_BLG = reward_BLG + discount_BLG * q_next_BLG
+    if n > 1:
+        goes_on_BL1 = F.pad(mask_BL[:, 1:], (0, 1)).bool().unsqueeze(-1)
+        for _ in range(n - 1):
+            following_BLG = F.pad(target_BLG[:, 1:], (0, 0, 0, 1))
+            target_BLG = reward_BLG + discount_BLG * torch.where(goes_on_BL1, following_BLG, q_next_BLG)
+    return target_BLG
+
+
+def critic_mse(q_BLCG: Tensor, target_BLG: Tensor) -> Tensor:
+    """Squared error (B, L, C, G) of every critic against one target per gamma (clipped double Q and REDQ ensembles)."""
+    return (q_BLCG - target_BLG.unsqueeze(2)).square()
+
+
+def filtered_behavior_cloning(log_prob_BLG: Tensor, weight_BLG: Tensor) -> Tensor:
+    """- f(A) log pi(a | s), (B, L, G); the weight takes no gradient (critic-regularised regression, arXiv 2006.15134)."""
+    return -weight_BLG.detach() * log_prob_BLG
+
+
+@gin.configurable
+def binary_filter(advantage: Tensor, threshold: float = 0.0) -> Tensor:
+    """1 where the advantage is above `threshold`, else 0 (CRR's binary filter, arXiv 2006.15134, eq. 3)."""
+    return (advantage > threshold).to(advantage.dtype)
+
+
+@gin.configurable
+def exp_filter(
+    advantage: Tensor, beta: float = 1.0, clip_weights_low: float | None = 1e-7, clip_weights_high: float | None = None
+) -> Tensor:
+    """exp(beta A), clipped (advantage-weighted regression; CRR's exponential filter, arXiv 2006.15134, eq. 4)."""
+    weight = (beta * advantage).exp()
+    return weight if clip_weights_low is None and clip_weights_high is None else weight.clamp(
+        clip_weights_low, clip_weights_high
+    )
+
+
+@gin.configurable
+def leaky_relu_filter(
+    advantage: Tensor,
+    beta: float = 2.0,
+    tau: float = 1e-2,
+    neg_slope: float = 0.05,
+    target_f0: float = 1e-2,
+    clip_weights_low: float | None = 1e-7,
+    clip_weights_high: float | None = 10.0,
+) -> Tensor:
+    """A binary filter whose two halves are ramps: above `tau` slope 1 / beta, below it `neg_slope` / beta, a step of 1 between.
+
+    target_f0: weight at A = 0, which lies on the lower ramp.
+    """
+    past_hinge = (advantage - tau) / beta
+    at_hinge = target_f0 + neg_slope * tau / beta
+    weight = at_hinge + F.leaky_relu(past_hinge, neg_slope) + (advantage > 0).to(advantage.dtype)
+    return weight.clamp(clip_weights_low, clip_weights_high)

@@ -1,0 +1,1 @@
+"""Neural network building blocks: layers, encoders' trunks, value scales, action distributions."""

@@ -1,0 +1,516 @@
+"""Action distributions: what an actor's outputs mean in each kind of action space.
+
+A `PolicyOutput` is a family; given an action space it says how many outputs the actor needs, and turns them into an
+`ActionDistribution`. To add one, write both:
+
+    @gin.configurable
+    class Laplace(PolicyOutput):
+        kinds = ("continuous",)
+
+        @property
+        def num_params(self) -> int:
+            return 2 * self.action_spec.vector_size
+
+        def forward(self, params: Tensor) -> ActionDistribution:
+            return LaplaceDistribution(*params.chunk(2, dim=-1))
+
+Actions are always float vectors (..., A): one-hots end to end in categorical spaces, 0 and 1 in multi-binary ones, and
+numbers in [-1, 1] in continuous ones. Everything is in closed form, because the networks around it are tiny.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import gin
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amago_ray.data import ActionKind, ActionSpec
+
+RELAXATION_TEMPERATURE = 0.5  # of the straight-through samples of categorical and binary actions
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+class ActionDistribution(ABC):
+    """One distribution over action vectors per leading index. `probs` exists in categorical and binary families."""
+
+    probs: Tensor
+
+    @property
+    @abstractmethod
+    def mean(self) -> Tensor:
+        """The expected action vector (..., A), differentiable."""
+
+    @property
+    def mode(self) -> Tensor:
+        """The deterministic action vector (..., A): an action that the environment accepts. The mean, unless stated."""
+        return self.mean
+
+    @abstractmethod
+    def sample(self) -> Tensor:
+        """An action vector (..., A), without gradient."""
+
+    def rsample(self) -> Tensor:
+        """An action vector (..., A) with gradient to the parameters. Raises NotImplementedError if it cannot be had."""
+        raise NotImplementedError(f"{type(self).__name__} has no differentiable samples: set Agent.online_coeff to 0")
+
+    @abstractmethod
+    def log_prob_dims(self, action: Tensor) -> Tensor:
+        """Log-probability of each independent part of action vectors (..., A), which broadcast to the distribution."""
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Log-probability (..., 1) of action vectors: the sum of its independent parts, unless stated."""
+        return self.log_prob_dims(action).sum(dim=-1, keepdim=True)
+
+    @abstractmethod
+    def entropy(self) -> Tensor:
+        """Entropy (..., 1) in nats; from one sample where there is no closed form."""
+
+
+class PolicyOutput(nn.Module, ABC):
+    """A family of action distributions, for one action space.
+
+    kinds: the action spaces that it fits; any other raises ValueError.
+    is_discrete: an action is one category, so that a critic can list the value of each.
+    has_rsample: whether gradients can flow through sampled actions, which an online (DPG) actor loss needs.
+    """
+
+    kinds: tuple[ActionKind, ...]
+    is_discrete: bool = False
+    has_rsample: bool = True
+
+    def __init__(self, action_spec: ActionSpec):
+        super().__init__()
+        if action_spec.kind not in self.kinds:
+            fits = " and ".join(self.kinds)
+            raise ValueError(f"{type(self).__name__} fits {fits} actions, but the environment's are {action_spec.kind}")
+        self.action_spec = action_spec
+
+    @property
+    @abstractmethod
+    def num_params(self) -> int:
+        """P, the actor's outputs per distribution."""
+
+    @abstractmethod
+    def forward(self, params: Tensor) -> ActionDistribution:
+        """The distributions that float32 outputs (..., P) stand for."""
+
+    def action_from_buffer(self, action: Tensor) -> Tensor:
+        """Replayed action vectors (..., A) as critics should see them."""
+        return action
+
+
+def _one_hot(index: Tensor, num: int) -> Tensor:
+    """index (..., 1) -> (..., num) float32."""
+    return torch.zeros((*index.shape[:-1], num), device=index.device).scatter_(-1, index, 1.0)
+
+
+def _draw(probs: Tensor) -> Tensor:
+    """Sampled categories (..., 1) of probabilities (..., n), without the host waiting: an exponential race."""
+    return (probs / torch.empty_like(probs).exponential_()).argmax(dim=-1, keepdim=True)
+
+
+class OneHotDistribution(ActionDistribution):
+    """A categorical over one-hot vectors, with probs (..., A) all above 0."""
+
+    def __init__(self, probs: Tensor):
+        self.probs = probs
+
+    @property
+    def mean(self) -> Tensor:
+        return self.probs
+
+    @property
+    def mode(self) -> Tensor:
+        return _one_hot(self.probs.argmax(dim=-1, keepdim=True), self.probs.shape[-1])
+
+    def sample(self) -> Tensor:
+        return _one_hot(_draw(self.probs.detach()), self.probs.shape[-1])
+
+    def rsample(self) -> Tensor:
+        """A hard one-hot with the gradient of its relaxation (straight-through Gumbel-softmax, arXiv 1611.01144)."""
+        gumbel = -torch.empty_like(self.probs).exponential_().log()
+        soft = ((self.probs.log() + gumbel) / RELAXATION_TEMPERATURE).softmax(dim=-1)
+        hard = _one_hot(soft.argmax(dim=-1, keepdim=True), soft.shape[-1])
+        return hard + (soft - soft.detach())
+
+    def log_prob_dims(self, action: Tensor) -> Tensor:
+        return (self.probs.log() * action).sum(dim=-1, keepdim=True)
+
+    def entropy(self) -> Tensor:
+        return -(self.probs * self.probs.log()).sum(dim=-1, keepdim=True)
+
+
+class MultiOneHotDistribution(ActionDistribution):
+    """Independent categoricals; the action vector is their one-hots end to end."""
+
+    def __init__(self, parts: Sequence[OneHotDistribution]):
+        self.parts = parts
+        self.sizes = [part.probs.shape[-1] for part in parts]
+
+    @property
+    def probs(self) -> Tensor:  # type: ignore[override]
+        return torch.cat([part.probs for part in self.parts], dim=-1)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.probs
+
+    @property
+    def mode(self) -> Tensor:
+        return torch.cat([part.mode for part in self.parts], dim=-1)
+
+    def sample(self) -> Tensor:
+        return torch.cat([part.sample() for part in self.parts], dim=-1)
+
+    def rsample(self) -> Tensor:
+        return torch.cat([part.rsample() for part in self.parts], dim=-1)
+
+    def log_prob_dims(self, action: Tensor) -> Tensor:
+        """(..., number of sub-actions)."""
+        taken = action.split(self.sizes, dim=-1)
+        return torch.cat([part.log_prob_dims(a) for part, a in zip(self.parts, taken)], dim=-1)
+
+    def entropy(self) -> Tensor:
+        return torch.stack([part.entropy() for part in self.parts]).sum(dim=0)
+
+
+class BernoulliDistribution(ActionDistribution):
+    """Independent coins with logits (..., A)."""
+
+    def __init__(self, logits: Tensor):
+        self.logits = logits
+
+    @property
+    def probs(self) -> Tensor:  # type: ignore[override]
+        return torch.sigmoid(self.logits)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.probs
+
+    @property
+    def mode(self) -> Tensor:
+        return (self.logits > 0).to(self.logits.dtype)
+
+    def sample(self) -> Tensor:
+        return torch.bernoulli(self.probs.detach())
+
+    def rsample(self) -> Tensor:
+        """Hard zeros and ones with the gradient of the binary concrete relaxation (arXiv 1611.00712)."""
+        logistic = (
+            torch.empty_like(self.logits).exponential_().log() - torch.empty_like(self.logits).exponential_().log()
+        )
+        soft = torch.sigmoid((self.logits + logistic) / RELAXATION_TEMPERATURE)
+        return (soft > 0.5).to(soft.dtype) + (soft - soft.detach())
+
+    def log_prob_dims(self, action: Tensor) -> Tensor:
+        """(..., A)."""
+        return action * self.logits - F.softplus(self.logits)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """The mean over coins (..., 1), which keeps its scale in the actor loss whatever their number."""
+        return self.log_prob_dims(action).mean(dim=-1, keepdim=True)
+
+    def entropy(self) -> Tensor:
+        return -self.log_prob_dims(self.probs).sum(dim=-1, keepdim=True)
+
+
+class TanhGaussianDistribution(ActionDistribution):
+    """tanh of independent Gaussians, loc and log_std (..., A). `mean` and `mode` are tanh(loc), strictly the median.
+
+    clip_actions: bounds on actions in `log_prob`, where tanh cannot be inverted.
+    """
+
+    def __init__(self, loc: Tensor, log_std: Tensor, clip_actions: tuple[float, float]):
+        self.loc = loc
+        self.log_std = log_std
+        self.clip_actions = clip_actions
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.tanh(self.loc)
+
+    def _gaussian_sample(self) -> Tensor:
+        return torch.addcmul(self.loc, self.log_std.exp(), torch.randn_like(self.loc))
+
+    def sample(self) -> Tensor:
+        return torch.tanh(self._gaussian_sample()).detach()
+
+    def rsample(self) -> Tensor:
+        return torch.tanh(self._gaussian_sample())
+
+    def log_prob_dims(self, action: Tensor) -> Tensor:
+        """(..., A)."""
+        action = action.clamp(*self.clip_actions)
+        z = (torch.atanh(action) - self.loc) * torch.exp(-self.log_std)
+        return -0.5 * z.square() - self.log_std - HALF_LOG_2PI - torch.log1p(-action.square())
+
+    def entropy(self) -> Tensor:
+        """That of the Gaussians, plus the expected log-slope of tanh at one sample."""
+        x = self._gaussian_sample()
+        log_slope = 2 * (math.log(2) - x - F.softplus(-2 * x))
+        return (0.5 + HALF_LOG_2PI + self.log_std + log_slope).sum(dim=-1, keepdim=True)
+
+
+class GMMDistribution(ActionDistribution):
+    """tanh of a mixture of M diagonal Gaussians: loc and std (..., M, A), logits (..., M).
+
+    `mode` is tanh of the centre of the heaviest component. log_prob_dims has one part, the joint.
+    """
+
+    tanh_epsilon = 1e-6  # keeps atanh and its slope finite at the ends of the range
+
+    def __init__(self, loc: Tensor, std: Tensor, logits: Tensor):
+        self.loc = loc
+        self.std = std
+        self.logits = logits
+
+    def _component(self, index: Tensor, of: Tensor) -> Tensor:
+        """(..., A) of component index (..., 1), from (..., M, A)."""
+        return of.take_along_dim(index.unsqueeze(-1), dim=-2).squeeze(-2)
+
+    @property
+    def mean(self) -> Tensor:
+        """The weighted tanh of the components' centres."""
+        return (self.logits.softmax(dim=-1).unsqueeze(-1) * torch.tanh(self.loc)).sum(dim=-2)
+
+    @property
+    def mode(self) -> Tensor:
+        return torch.tanh(self._component(self.logits.argmax(dim=-1, keepdim=True), self.loc))
+
+    def sample(self) -> Tensor:
+        index = _draw(self.logits.detach().softmax(dim=-1))
+        loc, std = self._component(index, self.loc), self._component(index, self.std)
+        return torch.tanh(torch.addcmul(loc, std, torch.randn_like(loc))).detach()
+
+    def log_prob_dims(self, action: Tensor) -> Tensor:
+        epsilon = self.tanh_epsilon
+        x = 0.5 * torch.log((1 + action).clamp(min=epsilon) / (1 - action).clamp(min=epsilon))
+        z = (x.unsqueeze(-2) - self.loc) / self.std
+        components = (-0.5 * z.square() - self.std.log() - HALF_LOG_2PI).sum(dim=-1)
+        mixture = torch.logsumexp(components + self.logits.log_softmax(dim=-1), dim=-1, keepdim=True)
+        return mixture - torch.log(1 - action.square() + epsilon).sum(dim=-1, keepdim=True)
+
+    def entropy(self) -> Tensor:
+        return -self.log_prob(self.sample())
+
+
+class BetaDistribution(ActionDistribution):
+    """Independent Betas stretched from [0, 1] to [-1, 1]; alpha and beta (..., A), both above 1. `mode` is the mean.
+
+    clip_actions: bounds on actions in `log_prob`, which is infinite at the ends.
+    """
+
+    def __init__(self, alpha: Tensor, beta: Tensor, clip_actions: tuple[float, float]):
+        self.alpha = alpha
+        self.beta = beta
+        self.clip_actions = clip_actions
+
+    @property
+    def mean(self) -> Tensor:
+        return (self.alpha - self.beta) / (self.alpha + self.beta)
+
+    def sample(self) -> Tensor:
+        return self.rsample().detach()
+
+    def rsample(self) -> Tensor:
+        unit = torch.distributions.Beta(self.alpha, self.beta, validate_args=False).rsample()
+        return 2 * unit - 1
+
+    def _log_normalizer(self) -> Tensor:
+        """Of the density on [-1, 1] (..., A)."""
+        log_beta = torch.lgamma(self.alpha) + torch.lgamma(self.beta) - torch.lgamma(self.alpha + self.beta)
+        return log_beta + math.log(2)
+
+    def log_prob_dims(self, action: Tensor) -> Tensor:
+        """(..., A)."""
+        unit = 0.5 * (action.clamp(*self.clip_actions) + 1)
+        return (self.alpha - 1) * unit.log() + (self.beta - 1) * torch.log1p(-unit) - self._log_normalizer()
+
+    def entropy(self) -> Tensor:
+        alpha, beta = self.alpha, self.beta
+        total = alpha + beta
+        digammas = (alpha - 1) * alpha.digamma() + (beta - 1) * beta.digamma() - (total - 2) * total.digamma()
+        return (self._log_normalizer() - digammas).sum(dim=-1, keepdim=True)
+
+
+def _clipped(probs: Tensor, low: float, high: float) -> Tensor:
+    """Clipped to [low, high] and summing to one again; the normaliser takes no gradient."""
+    probs = probs.clamp(low, high)
+    return probs / probs.detach().sum(dim=-1, keepdim=True)
+
+
+class _Categorical(PolicyOutput):
+    """What `Discrete` and `Multidiscrete` share: one output per category, probabilities kept away from 0 and 1."""
+
+    def __init__(self, action_spec: ActionSpec, clip_prob_low: float, clip_prob_high: float):
+        super().__init__(action_spec)
+        if not 0.0 < clip_prob_low < clip_prob_high <= 1.0:
+            raise ValueError(
+                f"{type(self).__name__} needs 0 < clip_prob_low < clip_prob_high <= 1, "
+                f"not clip_prob_low={clip_prob_low}, clip_prob_high={clip_prob_high}"
+            )
+        self.clip_prob_low = clip_prob_low
+        self.clip_prob_high = clip_prob_high
+
+    @property
+    def num_params(self) -> int:
+        return self.action_spec.vector_size
+
+    def _clip(self, probs: Tensor) -> Tensor:
+        return _clipped(probs, self.clip_prob_low, self.clip_prob_high)
+
+
+@gin.configurable
+class Discrete(_Categorical):
+    """One categorical over logits (..., A), clipped to [clip_prob_low, clip_prob_high] and renormalised."""
+
+    kinds = ("discrete",)
+    is_discrete = True
+
+    def __init__(self, action_spec: ActionSpec, clip_prob_low: float = 0.001, clip_prob_high: float = 0.99):
+        super().__init__(action_spec, clip_prob_low, clip_prob_high)
+
+    def forward(self, params: Tensor) -> OneHotDistribution:
+        return OneHotDistribution(self._clip(params.softmax(dim=-1)))
+
+    def action_from_buffer(self, action: Tensor) -> Tensor:
+        """The one-hot, clipped and renormalised as the policy's own probabilities are."""
+        return self._clip(action)
+
+
+@gin.configurable
+class Multidiscrete(_Categorical):
+    """Independent categoricals, each as in `Discrete`; their logits lie end to end."""
+
+    kinds = ("multidiscrete",)
+
+    def __init__(self, action_spec: ActionSpec, clip_prob_low: float = 0.001, clip_prob_high: float = 0.99):
+        super().__init__(action_spec, clip_prob_low, clip_prob_high)
+
+    def forward(self, params: Tensor) -> MultiOneHotDistribution:
+        logits = params.split(self.action_spec.nvec, dim=-1)
+        return MultiOneHotDistribution([OneHotDistribution(self._clip(part.softmax(dim=-1))) for part in logits])
+
+    def action_from_buffer(self, action: Tensor) -> Tensor:
+        """Every one-hot, clipped and renormalised as the policy's own probabilities are."""
+        return torch.cat([self._clip(part) for part in action.split(self.action_spec.nvec, dim=-1)], dim=-1)
+
+
+@gin.configurable
+class Multibinary(PolicyOutput):
+    """Independent coins; one logit each."""
+
+    kinds = ("multibinary",)
+
+    @property
+    def num_params(self) -> int:
+        return self.action_spec.vector_size
+
+    def forward(self, params: Tensor) -> BernoulliDistribution:
+        return BernoulliDistribution(params)
+
+
+@gin.configurable
+class TanhGaussian(PolicyOutput):
+    """tanh of a Gaussian: all locs, then all log-stds, the latter put between the logs of `std_low` and `std_high`
+    by a tanh.
+
+    clip_actions_on_log_prob: see `TanhGaussianDistribution`.
+    """
+
+    kinds = ("continuous",)
+
+    def __init__(
+        self,
+        action_spec: ActionSpec,
+        std_low: float = math.exp(-5.0),
+        std_high: float = math.exp(2.0),
+        clip_actions_on_log_prob: tuple[float, float] = (-0.99, 0.99),
+    ):
+        super().__init__(action_spec)
+        if not 0.0 < std_low < std_high:
+            raise ValueError(f"TanhGaussian needs 0 < std_low < std_high, not std_low={std_low}, std_high={std_high}")
+        low, high = clip_actions_on_log_prob
+        if not -1.0 < low < high < 1.0:
+            raise ValueError(f"TanhGaussian clip_actions_on_log_prob={(low, high)} must lie inside (-1, 1)")
+        self.log_std_mid = 0.5 * (math.log(std_high) + math.log(std_low))
+        self.log_std_half = 0.5 * (math.log(std_high) - math.log(std_low))
+        self.clip_actions = (low, high)
+
+    @property
+    def num_params(self) -> int:
+        return 2 * self.action_spec.vector_size
+
+    def forward(self, params: Tensor) -> TanhGaussianDistribution:
+        loc, raw = params.chunk(2, dim=-1)
+        log_std = self.log_std_mid + self.log_std_half * torch.tanh(raw)
+        return TanhGaussianDistribution(loc, log_std, self.clip_actions)
+
+
+@gin.configurable
+class GMM(PolicyOutput):
+    """tanh of a mixture of `gmm_modes` Gaussians: the locs mode by mode, then the stds (softplus), then the logits."""
+
+    kinds = ("continuous",)
+    has_rsample = False
+    min_std = 1e-4
+
+    def __init__(self, action_spec: ActionSpec, gmm_modes: int = 5):
+        super().__init__(action_spec)
+        if gmm_modes < 1:
+            raise ValueError(f"GMM gmm_modes={gmm_modes} must be at least 1")
+        self.gmm_modes = gmm_modes
+
+    @property
+    def num_params(self) -> int:
+        return self.gmm_modes * (2 * self.action_spec.vector_size + 1)
+
+    def forward(self, params: Tensor) -> GMMDistribution:
+        size = self.gmm_modes * self.action_spec.vector_size
+        loc, raw, logits = params.split((size, size, self.gmm_modes), dim=-1)
+        shape = (self.gmm_modes, self.action_spec.vector_size)
+        std = F.softplus(raw.unflatten(-1, shape)) + self.min_std
+        return GMMDistribution(loc.unflatten(-1, shape), std, logits)
+
+
+@gin.configurable
+class Beta(PolicyOutput):
+    """Beta distributions on [-1, 1] (Chou et al., ICML 2017): all alphas, then all betas, each softplus + 1.0001.
+
+    clip_actions_on_log_prob: see `BetaDistribution`.
+    """
+
+    kinds = ("continuous",)
+    min_concentration = 1.0001
+
+    def __init__(self, action_spec: ActionSpec, clip_actions_on_log_prob: tuple[float, float] = (-0.99, 0.99)):
+        super().__init__(action_spec)
+        low, high = clip_actions_on_log_prob
+        if not -1.0 < low < high < 1.0:
+            raise ValueError(f"Beta clip_actions_on_log_prob={(low, high)} must lie inside (-1, 1)")
+        self.clip_actions = (low, high)
+
+    @property
+    def num_params(self) -> int:
+        return 2 * self.action_spec.vector_size
+
+    def forward(self, params: Tensor) -> BetaDistribution:
+        alpha, beta = (F.softplus(params) + self.min_concentration).chunk(2, dim=-1)
+        return BetaDistribution(alpha, beta, self.clip_actions)
+
+
+def default_policy_output(action_spec: ActionSpec) -> type[PolicyOutput]:
+    """The family that an actor uses in an action space unless told otherwise."""
+    families: dict[ActionKind, type[PolicyOutput]] = {
+        "discrete": Discrete,
+        "continuous": TanhGaussian,
+        "multibinary": Multibinary,
+        "multidiscrete": Multidiscrete,
+    }
+    return families[action_spec.kind]

@@ -1,0 +1,186 @@
+"""Actor and critic heads on top of the state embedding s.
+
+Shape letters: K sampled actions, B sequences, L timesteps, D state width, C critics, G discount factors, A action
+vector, H hidden width, P parameters of one action distribution, O outputs of one critic.
+"""
+
+from __future__ import annotations
+
+import math
+
+import gin
+import torch
+from torch import Tensor, nn
+
+from amago_ray.data import ActionSpec
+from amago_ray.nets.distributions import ActionDistribution, PolicyOutput, default_policy_output
+from amago_ray.nets.feedforward import MLP, activation
+from amago_ray.nets.scaling import symlog
+
+MAX_CRITIC_ACTION = 0.999  # bounds the actions that enter a critic, so that a saturated tanh keeps a gradient
+
+
+@gin.configurable
+class Actor(nn.Module):
+    """One MLP that outputs the parameters of one action distribution per discount factor.
+
+    policy_output_type: family of the distribution; by default the one that fits the action space.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_spec: ActionSpec,
+        num_gammas: int,
+        n_layers: int = 2,
+        d_hidden: int = 256,
+        activation: str = "leaky_relu",
+        dropout_p: float = 0.0,
+        policy_output_type: type[PolicyOutput] | None = None,
+    ):
+        super().__init__()
+        self.policy_output = (policy_output_type or default_policy_output(action_spec))(action_spec)
+        self.num_gammas = num_gammas
+        num_outputs = num_gammas * self.policy_output.num_params
+        self.base = MLP(state_dim, d_hidden, n_layers, num_outputs, activation=activation, dropout_p=dropout_p)
+
+    def forward(self, state_BLD: Tensor) -> ActionDistribution:
+        """Distributions of batch shape (B, L, G); any leading dimensions in place of (B, L)."""
+        params = self.base(state_BLD).float()
+        return self.policy_output(params.unflatten(-1, (self.num_gammas, self.policy_output.num_params)))
+
+    def main_gamma(self, state_BD: Tensor) -> ActionDistribution:
+        """The distribution of the last gamma alone, batch shape (B,): all that acting needs."""
+        hidden = self.base.hidden(state_BD)
+        out, num_params = self.base.out_layer, self.policy_output.num_params
+        params = nn.functional.linear(hidden, out.weight[-num_params:], out.bias[-num_params:])
+        return self.policy_output(params.float())
+
+
+class EnsembleLinear(nn.Module):
+    """C independent linear layers as one batched matrix product: (C, N, d_in) -> (C, N, d_out)."""
+
+    def __init__(self, num: int, d_in: int, d_out: int):
+        super().__init__()
+        bound = 1.0 / math.sqrt(d_in)
+        self.weight = nn.Parameter(torch.empty(num, d_in, d_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(num, 1, d_out).uniform_(-bound, bound))
+
+    def forward(self, x_CNI: Tensor, frozen: bool = False) -> Tensor:
+        """`frozen`: the parameters take no gradient, the input does."""
+        weight, bias = (self.weight.detach(), self.bias.detach()) if frozen else (self.weight, self.bias)
+        return torch.baddbmm(bias.to(x_CNI.dtype), x_CNI, weight.to(x_CNI.dtype))
+
+
+class CriticEnsemble(nn.Module):
+    """C independent MLP critics that judge any number of actions per state, computing the state's share once.
+
+        prepared = critics.prepare(state)               # once per state
+        q        = critics.values(prepared, action)     # for as many actions as wanted
+
+    "discrete" actions: a critic maps s to G x A values and `values` is a dot product with the action vector, so that
+    probabilities as "action" give the exact expectation. All others: a critic maps [s, gamma feature, a] to O outputs;
+    its first layer is a sum of three products, of which `prepare` computes the part that depends on s.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_spec: ActionSpec,
+        gammas: Tensor,
+        num_critics: int,
+        num_outputs: int,
+        action_input: bool,
+        n_layers: int,
+        d_hidden: int,
+        activation_name: str,
+        dropout_p: float,
+    ):
+        super().__init__()
+        self.action_input = action_input
+        self.state_dim, self.num_gammas, self.num_outputs = state_dim, len(gammas), num_outputs
+        d_inp = state_dim + 1 + action_spec.vector_size if action_input else state_dim
+        d_out = num_outputs if action_input else len(gammas) * action_spec.vector_size
+        self.inp_layer = EnsembleLinear(num_critics, d_inp, d_hidden)
+        self.core_layers = nn.ModuleList(EnsembleLinear(num_critics, d_hidden, d_hidden) for _ in range(n_layers - 1))
+        self.output_layer = EnsembleLinear(num_critics, d_hidden, d_out)
+        self.activation = activation(activation_name)
+        self.dropout = nn.Dropout(dropout_p)
+        gamma_feature = symlog(1.0 / (1.0 - gammas).clamp(1e-6, 1.0))
+        self.register_buffer("gamma_feature", gamma_feature.float(), persistent=False)
+
+    def prepare(self, state_BLD: Tensor) -> Tensor:
+        """Discrete: action values (B, L, C, G, A). Otherwise the first layer's state part (B, L, C, H)."""
+        B, L, D = state_BLD.shape
+        layer = self.inp_layer
+        weight_CDH = layer.weight[:, :D]
+        # One (N, D) x (D, C H) product: the state is the same for every critic.
+        first = state_BLD.reshape(B * L, D) @ weight_CDH.transpose(0, 1).reshape(D, -1).to(state_BLD.dtype)
+        first = first + layer.bias.flatten()
+        if self.action_input:
+            return first.view(B, L, len(weight_CDH), -1)
+        first_CNH = first.view(B * L, len(weight_CDH), -1).transpose(0, 1)
+        values_CNO = self._after_first_layer(first_CNH, frozen=False).float()
+        return values_CNO.transpose(0, 1).reshape(B, L, len(weight_CDH), self.num_gammas, -1)
+
+    def values(self, prepared: Tensor, action_KBLGA: Tensor, frozen: bool = False) -> Tensor:
+        """Outputs for K actions per state and gamma, (K, B, L, C, G, O); O is 1 for discrete actions.
+
+        action_KBLGA: action vectors; K and G may be 1 to stand for all.
+        frozen: no gradient to the critics' parameters or the state, only to the action.
+        """
+        if frozen:
+            prepared = prepared.detach()
+        if not self.action_input:
+            return (prepared * action_KBLGA.unsqueeze(-3)).sum(dim=-1, keepdim=True)
+        first = self._action_first_layer(prepared, action_KBLGA, frozen)  # (C, K, B, L, G, H)
+        C, K, B, L, G, H = first.shape
+        out_CNO = self._after_first_layer(first.reshape(C, -1, H), frozen).float()
+        return out_CNO.view(C, K, B, L, G, self.num_outputs).permute(1, 2, 3, 0, 4, 5)
+
+    def _action_first_layer(self, prepared_BLCH: Tensor, action_KBLGA: Tensor, frozen: bool) -> Tensor:
+        weight = self.inp_layer.weight.detach() if frozen else self.inp_layer.weight
+        gamma_CGH = self.gamma_feature.view(1, -1, 1) * weight[:, self.state_dim : self.state_dim + 1]
+        weight_CAH = weight[:, self.state_dim + 1 :]
+        action_KBLGA = action_KBLGA.clamp(-MAX_CRITIC_ACTION, MAX_CRITIC_ACTION)
+        flat_NA = action_KBLGA.reshape(-1, action_KBLGA.shape[-1])
+        action_part = (flat_NA @ weight_CAH.transpose(0, 1).reshape(flat_NA.shape[1], -1)).view(
+            *action_KBLGA.shape[:-1], *weight_CAH.shape[::2]
+        )  # (K, B, L, G, C, H)
+        state_part = prepared_BLCH.permute(2, 0, 1, 3).unsqueeze(1).unsqueeze(-2)  # (C, 1, B, L, 1, H)
+        return state_part + gamma_CGH[:, None, None, None] + action_part.permute(4, 0, 1, 2, 3, 5)
+
+    def _after_first_layer(self, first_CNH: Tensor, frozen: bool) -> Tensor:
+        x = self.dropout(self.activation(first_CNH))
+        for layer in self.core_layers:
+            x = self.dropout(self.activation(layer(x, frozen)))
+        return self.output_layer(x, frozen)
+
+
+@gin.configurable
+class NCritics(CriticEnsemble):
+    """Critics that output values directly: one head per discrete action, or action-input with one output."""
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_spec: ActionSpec,
+        gammas: Tensor,
+        num_critics: int,
+        n_layers: int = 2,
+        d_hidden: int = 256,
+        activation: str = "leaky_relu",
+        dropout_p: float = 0.0,
+    ):
+        super().__init__(
+            state_dim,
+            action_spec,
+            gammas,
+            num_critics,
+            num_outputs=1,
+            action_input=action_spec.kind != "discrete",
+            n_layers=n_layers,
+            d_hidden=d_hidden,
+            activation_name=activation,
+            dropout_p=dropout_p,
+        )

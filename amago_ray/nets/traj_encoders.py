@@ -1,0 +1,224 @@
+"""Sequence models: timestep embeddings in, memory-aware state embeddings out.
+
+Every encoder has two modes that agree to float tolerance: `forward` maps whole sequences at once (training), and
+`step` maps one timestep of many environments, with a memory that is passed in and returned (acting).
+
+    memory = encoder.initial_memory(num_envs)
+    while True:
+        state_BD, memory = encoder.step(embedding_BD, time_idx_B, memory)
+        ...
+        memory = encoder.reset_memory(memory, rollout_ended_B)
+
+Shape letters: B sequences (or environments), L timesteps, D embedding width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import gin
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from amago_ray.nets.feedforward import Normalization, activation
+from amago_ray.nets.transformer import Attention, CausalAttention, KeyValueCache, PositionEmbedding, Transformer
+
+
+class TrajEncoder(nn.Module, ABC):
+    """Base class of sequence models. A subclass defines `emb_dim`, `forward`, and, if it has memory, the other three.
+
+    tstep_dim: width of the timestep embeddings that come in. max_seq_len: longest training sequence, in transitions.
+    """
+
+    def __init__(self, tstep_dim: int, max_seq_len: int):
+        super().__init__()
+        self.tstep_dim = tstep_dim
+        self.max_seq_len = max_seq_len
+
+    @property
+    @abstractmethod
+    def emb_dim(self) -> int:
+        """Width of the state embeddings that go out."""
+
+    @abstractmethod
+    def forward(self, seq_BLD: Tensor, time_idx_BL: Tensor) -> Tensor:
+        """Map (B, L, tstep_dim) to (B, L, emb_dim). Causal: output t depends on inputs 0..t only."""
+
+    def initial_memory(self, num_envs: int) -> Any:
+        """Memory of `num_envs` environments at the start of their rollouts, on the module's device."""
+        return None
+
+    def step(self, seq_BD: Tensor, time_idx_B: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """Map one timestep (B, tstep_dim) to ((B, emb_dim), memory that includes it). May write into `memory`."""
+        return self.forward(seq_BD.unsqueeze(1), time_idx_B.unsqueeze(1)).squeeze(1), memory
+
+    def reset_memory(self, memory: Any, mask_B: np.ndarray) -> Any:
+        """Memory in which the environments of `mask_B` (B,) bool are at the start of a rollout."""
+        return memory
+
+
+@gin.configurable
+class IdentityTrajEncoder(TrajEncoder):
+    """No sequence model: states are the timestep embeddings themselves."""
+
+    @property
+    def emb_dim(self) -> int:
+        return self.tstep_dim
+
+    def forward(self, seq_BLD: Tensor, time_idx_BL: Tensor) -> Tensor:
+        return seq_BLD
+
+
+class FeedForwardBlock(nn.Module):
+    """x + ff2(activation(ff1(x))), with a hidden layer four times as wide."""
+
+    def __init__(self, d_model: int, dropout_p: float, activation_name: str):
+        super().__init__()
+        self.ff1 = nn.Linear(d_model, 4 * d_model)
+        self.ff2 = nn.Linear(4 * d_model, d_model)
+        self.dropout = nn.Dropout(dropout_p)
+        self.activation = activation(activation_name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.dropout(self.activation(self.ff2(self.dropout(self.activation(self.ff1(x))))))
+
+
+@gin.configurable
+class FFTrajEncoder(TrajEncoder):
+    """No memory: the same residual network at every timestep, as deep as a sequence model."""
+
+    def __init__(
+        self,
+        tstep_dim: int,
+        max_seq_len: int,
+        d_model: int = 256,
+        n_layers: int = 1,
+        dropout: float = 0.0,
+        activation: str = "leaky_relu",
+        norm: str = "layer",
+    ):
+        super().__init__(tstep_dim, max_seq_len)
+        self.traj_emb = nn.Linear(tstep_dim, d_model)
+        self.traj_blocks = nn.ModuleList(FeedForwardBlock(d_model, dropout, activation) for _ in range(n_layers))
+        self.traj_last = nn.Linear(d_model, d_model)
+        self.dropout = nn.Dropout(dropout)
+        self.activation = _activation(activation)
+        self.out_norm = Normalization(norm, d_model)
+        self.d_model = d_model
+
+    @property
+    def emb_dim(self) -> int:
+        return self.d_model
+
+    def forward(self, seq_BLD: Tensor, time_idx_BL: Tensor) -> Tensor:
+        x = self.dropout(self.activation(self.traj_emb(seq_BLD)))
+        for block in self.traj_blocks:
+            x = block(x)
+        return self.out_norm(self.dropout(self.traj_last(x)))
+
+
+@gin.configurable
+class GRUTrajEncoder(TrajEncoder):
+    """A stack of gated recurrent units (Cho et al. 2014), a linear layer and a norm."""
+
+    def __init__(
+        self,
+        tstep_dim: int,
+        max_seq_len: int,
+        d_hidden: int = 256,
+        n_layers: int = 2,
+        d_output: int = 256,
+        norm: str = "layer",
+    ):
+        super().__init__(tstep_dim, max_seq_len)
+        self.rnn = nn.GRU(tstep_dim, d_hidden, num_layers=n_layers, batch_first=True)
+        self.out = nn.Linear(d_hidden, d_output)
+        self.out_norm = Normalization(norm, d_output)
+
+    @property
+    def emb_dim(self) -> int:
+        return self.out.out_features
+
+    def forward(self, seq_BLD: Tensor, time_idx_BL: Tensor) -> Tensor:
+        return self.out_norm(self.out(self.rnn(seq_BLD)[0]))
+
+    def initial_memory(self, num_envs: int) -> Tensor:
+        """Hidden states, (layers, B, d_hidden)."""
+        return self.out.weight.new_zeros(self.rnn.num_layers, num_envs, self.rnn.hidden_size)
+
+    def step(self, seq_BD: Tensor, time_idx_B: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        out_B1D, memory = self.rnn(seq_BD.unsqueeze(1), memory)
+        return self.out_norm(self.out(out_B1D.squeeze(1))), memory
+
+    def reset_memory(self, memory: Tensor, mask_B: np.ndarray) -> Tensor:
+        keep_B1 = torch.from_numpy(~mask_B).to(memory.device).unsqueeze(1)
+        return memory * keep_B1
+
+
+@gin.configurable
+class TformerTrajEncoder(TrajEncoder):
+    """A causal Transformer (see `nets.transformer`); acting attends to the last `max_seq_len` timesteps.
+
+    attention_type: `CausalAttention`, `SlidingWindowAttention` or `SlidingSinkAttention`.
+    pos_emb: "fixed" sinusoid of the timestep's index, "learnable" up to `max_time_idx` (later ones share the last), or "rope".
+    """
+
+    def __init__(
+        self,
+        tstep_dim: int,
+        max_seq_len: int,
+        d_model: int = 256,
+        n_heads: int = 8,
+        d_ff: int = 1024,
+        n_layers: int = 3,
+        dropout_ff: float = 0.05,
+        dropout_emb: float = 0.05,
+        dropout_qkv: float = 0.0,
+        activation: str = "leaky_relu",
+        norm: str = "layer",
+        normformer_norms: bool = True,
+        head_scaling: bool = True,
+        pos_emb: PositionEmbedding = "fixed",
+        max_time_idx: int = 4096,
+        attention_type: type[Attention] = CausalAttention,
+    ):
+        super().__init__(tstep_dim, max_seq_len)
+        self.tformer = Transformer(
+            d_inp=tstep_dim,
+            d_model=d_model,
+            d_ff=d_ff,
+            n_heads=n_heads,
+            n_layers=n_layers,
+            attention=attention_type(),
+            pos_emb=pos_emb,
+            max_time_idx=max_time_idx,
+            dropout_emb=dropout_emb,
+            dropout_ff=dropout_ff,
+            dropout_qkv=dropout_qkv,
+            activation_name=activation,
+            norm=norm,
+            normformer_norms=normformer_norms,
+            head_scaling=head_scaling,
+        )
+
+    @property
+    def emb_dim(self) -> int:
+        return self.tformer.d_model
+
+    def forward(self, seq_BLD: Tensor, time_idx_BL: Tensor) -> Tensor:
+        return self.tformer(seq_BLD, time_idx_BL)
+
+    def initial_memory(self, num_envs: int) -> KeyValueCache:
+        return self.tformer.initial_cache(num_envs, num_slots=self.max_seq_len)
+
+    def step(self, seq_BD: Tensor, time_idx_B: Tensor, memory: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
+        return self.tformer(seq_BD.unsqueeze(1), time_idx_B.unsqueeze(1), memory).squeeze(1), memory
+
+    def reset_memory(self, memory: KeyValueCache, mask_B: np.ndarray) -> KeyValueCache:
+        memory.reset(mask_B)
+        return memory
+
+
+_activation = activation  # `activation` is also the name of a setting of the encoders
