@@ -1,0 +1,22 @@
+"""Environments: what their spaces become, how many are stepped together, and how actions are explored."""
+
+from amago_ray.envs.amago_env import AMAGOEnv, env_name_of
+from amago_ray.envs.exploration import BilevelEpsilonGreedy, EpsilonGreedy, ExplorationWrapper
+from amago_ray.envs.pool import EnvFailure, EnvPool, Transition, VectorEnvPool, check_env, make_pool
+from amago_ray.envs.spaces import action_spec, obs_spec
+
+__all__ = [
+    "AMAGOEnv",
+    "BilevelEpsilonGreedy",
+    "EnvFailure",
+    "EnvPool",
+    "EpsilonGreedy",
+    "ExplorationWrapper",
+    "Transition",
+    "VectorEnvPool",
+    "action_spec",
+    "check_env",
+    "env_name_of",
+    "make_pool",
+    "obs_spec",
+]

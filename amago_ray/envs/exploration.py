@@ -1,0 +1,185 @@
+"""Exploration: what happens to the policy's actions before the environments see them.
+
+One wrapper serves all N environments of a worker at once:
+
+    actions = explore(policy(obs), time_idx)    # every step
+    explore.begin(fresh)                        # where a rollout starts, before its first action
+
+Validation never explores.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import gin
+import numpy as np
+
+from amago_ray.data import ActionSpec
+from amago_ray.envs.spaces import sample_actions
+
+
+class ExplorationWrapper(ABC):
+    """Base of all exploration. Override `explore`, and the rest only where there is more state.
+
+    num_envs: N. action_spec: how actions are stored. seed: of this wrapper's own random stream, `self.rng`.
+    steps: (N,) int64, actions taken so far in each environment; schedules anneal over it.
+    """
+
+    def __init__(self, num_envs: int, action_spec: ActionSpec, seed: int) -> None:
+        self.num_envs = num_envs
+        self.action_spec = action_spec
+        self.rng = np.random.default_rng(seed)
+        self.steps = np.zeros(num_envs, np.int64)
+
+    @abstractmethod
+    def explore(self, actions: np.ndarray, time_idx: np.ndarray) -> np.ndarray:
+        """The actions to take, a new array. actions: (N, ...) in stored form. time_idx: (N,) step in the rollout."""
+
+    def __call__(self, actions: np.ndarray, time_idx: np.ndarray) -> np.ndarray:
+        """`explore`, and one more step counted in every environment."""
+        explored = self.explore(actions, time_idx)
+        self.steps += 1
+        return explored
+
+    def begin(self, fresh: np.ndarray) -> None:  # noqa: B027 (optional hook)
+        """A new rollout starts where `fresh` (N,) is True."""
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers worth logging about the last step."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on from here, as plain Python values."""
+        return {"steps": self.steps.tolist(), "rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`. Raises ValueError if it is of another number of environments."""
+        if len(state["steps"]) != self.num_envs:
+            raise ValueError(f"the exploration state is of {len(state['steps'])} environments, not {self.num_envs}")
+        self.steps[:] = state["steps"]
+        self.rng.bit_generator.state = state["rng"]
+
+
+class _EpsilonSchedule(ExplorationWrapper):
+    """Explores with an amount eps in [0, 1] that `schedule` gives for each environment.
+
+    Integer actions: uniform with probability eps. Continuous actions: a + eps * N(0, 1), clipped to [-1, 1].
+    randomize_eps: scale eps by a factor drawn from [0, 1) for each rollout.
+    """
+
+    def __init__(
+        self, num_envs: int, action_spec: ActionSpec, seed: int, steps_anneal: int, randomize_eps: bool
+    ) -> None:
+        super().__init__(num_envs, action_spec, seed)
+        if steps_anneal < 1:
+            raise ValueError(f"steps_anneal={steps_anneal}: it must be at least 1")
+        self.steps_anneal = steps_anneal
+        self.randomize_eps = randomize_eps
+        self._factor = np.ones(num_envs)
+        self._eps = np.zeros(num_envs)
+
+    @abstractmethod
+    def schedule(self, time_idx: np.ndarray) -> np.ndarray:
+        """(N,) eps before the rollout's factor."""
+
+    def annealed(self, start: float, end: float) -> np.ndarray:
+        """(N,) linear from `start` to `end` over the first `steps_anneal` steps of each environment."""
+        return start + (end - start) * np.minimum(self.steps / self.steps_anneal, 1.0)
+
+    def begin(self, fresh: np.ndarray) -> None:
+        if self.randomize_eps:
+            self._factor[fresh] = self.rng.random(int(np.count_nonzero(fresh)))
+
+    def explore(self, actions: np.ndarray, time_idx: np.ndarray) -> np.ndarray:
+        self._eps = self.schedule(time_idx) * self._factor
+        eps = self._eps.reshape(-1, *[1] * (actions.ndim - 1))
+        if self.action_spec.kind == "continuous":
+            noise = eps * self.rng.standard_normal(actions.shape)
+            return np.clip(actions + noise, -1.0, 1.0).astype(actions.dtype)
+        uniform = sample_actions(self.action_spec, self.num_envs, self.rng)
+        return np.where(self.rng.random(eps.shape) < eps, uniform, actions).astype(actions.dtype, copy=False)
+
+    def metrics(self) -> dict[str, float]:
+        return {"eps": float(self._eps.mean())}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "factor": self._factor.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._factor[:] = state["factor"]
+
+
+@gin.configurable
+class EpsilonGreedy(_EpsilonSchedule):
+    """Explores by an eps that falls linearly from `eps_start` to `eps_end`.
+
+    steps_anneal: steps of one environment that the fall takes. randomize_eps: scale eps by a factor drawn from [0, 1)
+    for each rollout, so that the environments of a worker explore by different amounts.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        action_spec: ActionSpec,
+        seed: int,
+        eps_start: float = 1.0,
+        eps_end: float = 0.05,
+        steps_anneal: int = 1_000_000,
+        randomize_eps: bool = True,
+    ) -> None:
+        super().__init__(num_envs, action_spec, seed, steps_anneal, randomize_eps)
+        _check_fractions(eps_start=eps_start, eps_end=eps_end)
+        self.eps_start, self.eps_end = eps_start, eps_end
+
+    def schedule(self, time_idx: np.ndarray) -> np.ndarray:
+        return self.annealed(self.eps_start, self.eps_end)
+
+
+@gin.configurable
+class BilevelEpsilonGreedy(_EpsilonSchedule):
+    """Explores by an eps that falls over training and, linearly, within each rollout.
+
+    rollout_horizon: steps over which it falls within a rollout. At a rollout's first step eps falls from
+    `eps_start_start` to `eps_start_end` over training; at the horizon and after from `eps_end_start` to `eps_end_end`.
+    steps_anneal, randomize_eps: as in `EpsilonGreedy`.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        action_spec: ActionSpec,
+        seed: int,
+        rollout_horizon: int,
+        eps_start_start: float = 1.0,
+        eps_start_end: float = 0.05,
+        eps_end_start: float = 0.8,
+        eps_end_end: float = 0.01,
+        steps_anneal: int = 1_000_000,
+        randomize_eps: bool = True,
+    ) -> None:
+        super().__init__(num_envs, action_spec, seed, steps_anneal, randomize_eps)
+        _check_fractions(
+            eps_start_start=eps_start_start,
+            eps_start_end=eps_start_end,
+            eps_end_start=eps_end_start,
+            eps_end_end=eps_end_end,
+        )
+        if rollout_horizon < 1:
+            raise ValueError(f"rollout_horizon={rollout_horizon}: it must be at least 1")
+        self.rollout_horizon = rollout_horizon
+        self.eps_start_start, self.eps_start_end = eps_start_start, eps_start_end
+        self.eps_end_start, self.eps_end_end = eps_end_start, eps_end_end
+
+    def schedule(self, time_idx: np.ndarray) -> np.ndarray:
+        first = self.annealed(self.eps_start_start, self.eps_start_end)
+        last = self.annealed(self.eps_end_start, self.eps_end_end)
+        return first + (last - first) * np.minimum(time_idx / self.rollout_horizon, 1.0)
+
+
+def _check_fractions(**settings: float) -> None:
+    for name, value in settings.items():
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name}={value}: it must be between 0 and 1")

@@ -1,0 +1,218 @@
+"""What gymnasium's spaces become: flat named arrays for observations, one array for the action.
+
+An observation space of any nesting is a list of *leaves*, each of them one named array. Categories (Discrete,
+MultiDiscrete) are stored counted from 0, whatever the space's `start`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from amago_ray.data import ActionSpec, ArraySpec
+
+OBSERVATION = "observation"  # name of an observation that is not a Dict
+
+_INTEGERS, _NUMBERS = "biu", "biuf"  # kinds of numpy dtypes that a leaf accepts
+
+
+def obs_spec(space: gym.Space) -> dict[str, ArraySpec]:
+    """The flat named arrays that hold an observation of `space`.
+
+    Names of nested spaces are joined by "/", elements of a Tuple are named by index, and a space that is not a Dict is
+    called "observation". Box keeps its shape and dtype (float64 becomes float32), MultiBinary its shape as int8,
+    Discrete is a scalar and MultiDiscrete a vector of the smallest integers that fit.
+
+    Raises ValueError for a space that cannot be stored.
+    """
+    return ObsConverter(space).spec
+
+
+def action_spec(space: gym.Space) -> ActionSpec:
+    """How actions of `space` are stored (see `ActionSpec`). Raises ValueError for an unsupported or unbounded space."""
+    return ActionConverter(space).spec
+
+
+class ObsConverter:
+    """Turns the observations of one space into flat named arrays. Equal converters store observations alike.
+
+    Every method raises ValueError, naming the array, where an observation does not have its space's shape, kind of
+    dtype or range of categories. Finiteness is not looked at: that is cheaper over many environments at once.
+    """
+
+    def __init__(self, space: gym.Space) -> None:
+        root = "" if isinstance(space, spaces.Dict) else OBSERVATION
+        self._leaves = tuple(_leaves(space, (), root))
+        self.spec: dict[str, ArraySpec] = {leaf.name: leaf.spec for leaf in self._leaves}
+        if not self.spec:
+            raise ValueError(f"the observation space {space} is empty")
+        if len(self.spec) < len(self._leaves):
+            raise ValueError(f"two parts of the observation space {space} have the same name: avoid '/' in its keys")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ObsConverter) and self._leaves == other._leaves
+
+    def empty(self, num_envs: int) -> dict[str, np.ndarray]:
+        """Zeroed arrays (num_envs, ...) for `write` and `write_batch`."""
+        return {name: np.zeros((num_envs, *spec.shape), spec.dtype) for name, spec in self.spec.items()}
+
+    def flatten(self, obs: Any) -> dict[str, np.ndarray]:
+        """One environment's observation as arrays of the shapes in `spec`, which it shares no memory with."""
+        return {leaf.name: np.array(leaf.read(obs), leaf.spec.dtype) for leaf in self._leaves}
+
+    def write(self, out: dict[str, np.ndarray], index: int, obs: Any) -> None:
+        """Write one environment's observation into row `index` of arrays made by `empty`."""
+        for leaf, column in zip(self._leaves, out.values(), strict=True):
+            column[index] = leaf.read(obs)
+
+    def write_batch(self, out: dict[str, np.ndarray], obs: Any) -> None:
+        """Write a VectorEnv's observation (the space's structure, every array with a leading axis N) into all rows."""
+        for leaf, column in zip(self._leaves, out.values(), strict=True):
+            column[...] = leaf.read(obs, column.shape[:1])
+
+
+class ActionConverter:
+    """Turns stored actions into what the environment takes."""
+
+    def __init__(self, space: gym.Space) -> None:
+        self.space = space
+        match space:
+            case spaces.Discrete():
+                num = int(space.n)
+                self.spec = ActionSpec("discrete", (), "int64", num, (num,))
+            case spaces.MultiDiscrete():
+                nvec = tuple(space.nvec.ravel().tolist())
+                self.spec = ActionSpec("multidiscrete", (len(nvec),), "int64", sum(nvec), nvec)
+            case spaces.MultiBinary():
+                size = int(np.prod(space.shape))
+                self.spec = ActionSpec("multibinary", (size,), "int8", size)
+            case spaces.Box():
+                self._check_bounds(space)
+                size = int(np.prod(space.shape))
+                self.spec = ActionSpec("continuous", (size,), "float32", size)
+                low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+                self._middle, self._reach = (high + low) / 2, (high - low) / 2
+            case _:
+                raise ValueError(
+                    f"the action space {_describe(space)} is not supported: "
+                    "use Box, Discrete, MultiDiscrete or MultiBinary"
+                )
+
+    def to_env(self, stored: np.ndarray) -> Any:
+        """The environment's own form of one stored action, or of a batch (N, ...) of them, always in new memory."""
+        space, lead = self.space, np.shape(stored)[: np.ndim(stored) - len(self.spec.shape)]
+        values = np.reshape(stored, (*lead, *(space.shape or ())))
+        if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+            values = np.add(values, space.start)
+        elif isinstance(space, spaces.Box):
+            values = np.clip(values * self._reach + self._middle, space.low, space.high)
+            if space.dtype.kind != "f":
+                values = np.rint(values)
+        return values.astype(space.dtype)
+
+    @staticmethod
+    def _check_bounds(space: spaces.Box) -> None:
+        if not space.is_bounded():
+            raise ValueError(
+                f"the action space {space} has no finite bounds to rescale to: give low and high, for example with "
+                "gymnasium.wrappers.TransformAction(env, func, Box(-1, 1, shape))"
+            )
+
+
+def sample_actions(spec: ActionSpec, num: int, rng: np.random.Generator) -> np.ndarray:
+    """`num` uniform actions in stored form, (num, *spec.shape)."""
+    shape = (num, *spec.shape)
+    match spec.kind:
+        case "continuous":
+            return rng.uniform(-1.0, 1.0, shape).astype(spec.dtype)
+        case "multibinary":
+            return rng.integers(2, size=shape, dtype=spec.dtype)
+        case _:
+            return rng.integers(np.reshape(spec.nvec, spec.shape), size=shape, dtype=spec.dtype)
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """One array of an observation.
+
+    path: keys that lead to it in an observation. shape: as in the space. start: least value of each category.
+    """
+
+    name: str
+    path: tuple[Any, ...]
+    shape: tuple[int, ...]
+    spec: ArraySpec
+    start: tuple[int, ...] = ()
+
+    @cached_property
+    def _kinds(self) -> str:
+        return _NUMBERS if np.dtype(self.spec.dtype).kind == "f" else _INTEGERS
+
+    @cached_property
+    def _categories(self) -> tuple[np.ndarray, np.ndarray]:
+        """The least value and the number of categories, in the stored shape."""
+        return np.reshape(self.start, self.spec.shape), np.reshape(self.spec.nvec, self.spec.shape)
+
+    def read(self, obs: Any, batch: tuple[int, ...] = ()) -> np.ndarray | int:
+        """This array's part of `obs`, (*batch, *spec.shape), checked but not yet of the stored dtype."""
+        for key in self.path:
+            obs = obs[key]
+        value = np.asarray(obs)
+        if value.shape != batch + self.shape:
+            raise ValueError(f"observation {self.name!r} has shape {value.shape}, its space {batch + self.shape}")
+        if value.dtype.kind not in self._kinds:
+            raise ValueError(f"observation {self.name!r} has dtype {value.dtype}, its space stores {self.spec.dtype}")
+        return self._from_zero(value, batch) if self.spec.nvec else value
+
+    def _from_zero(self, value: np.ndarray, batch: tuple[int, ...]) -> np.ndarray | int:
+        """Categories counted from 0."""
+        if value.ndim == 0:  # one Discrete: plain numbers, since numpy takes microseconds over a scalar
+            category = int(value) - self.start[0]
+            inside = 0 <= category < self.spec.nvec[0]
+        else:
+            start, nvec = self._categories
+            category = value.reshape(batch + self.spec.shape).astype(np.int64) - start
+            inside = ((category >= 0) & (category < nvec)).all()
+        if not inside:
+            raise ValueError(f"observation {self.name!r} is outside its space: {value.tolist()}")
+        return category
+
+
+def _leaves(space: gym.Space, path: tuple[Any, ...], name: str) -> Iterator[_Leaf]:
+    """Every array below `space`, which is found at `path` of the observation, in the space's order."""
+    match space:
+        case spaces.Dict() | spaces.Tuple():
+            parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+            for key, part in parts:
+                yield from _leaves(part, (*path, key), f"{name}/{key}" if name else str(key))
+        case spaces.Box():
+            dtype = "float32" if space.dtype == np.float64 else space.dtype.name
+            yield _Leaf(name, path, space.shape, ArraySpec(space.shape, dtype))
+        case spaces.MultiBinary():
+            yield _Leaf(name, path, space.shape, ArraySpec(space.shape, "int8"))
+        case spaces.Discrete():
+            num = int(space.n)
+            yield _Leaf(name, path, (), ArraySpec((), _category_dtype(num), (num,)), (int(space.start),))
+        case spaces.MultiDiscrete():
+            nvec, start = tuple(space.nvec.ravel().tolist()), tuple(space.start.ravel().tolist())
+            yield _Leaf(name, path, space.shape, ArraySpec((len(nvec),), _category_dtype(max(nvec)), nvec), start)
+        case _:
+            raise ValueError(
+                f"the observation space {_describe(space)} at {name!r} is not supported: "
+                "use Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
+            )
+
+
+def _category_dtype(num: int) -> str:
+    """The smallest dtype for 0 ... num - 1, among the integers that PyTorch computes with."""
+    return next(name for name in ("uint8", "int16", "int32", "int64") if num - 1 <= np.iinfo(name).max)
+
+
+def _describe(space: Any) -> str:
+    return f"{space} (of {type(space).__module__})"

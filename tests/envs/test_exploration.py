@@ -1,0 +1,144 @@
+"""Exploration: exact schedules, uniform actions, and states that can be resumed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import gin
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from amago_ray.envs.exploration import BilevelEpsilonGreedy, EpsilonGreedy, ExplorationWrapper
+from amago_ray.envs.spaces import action_spec
+
+SPACES = {
+    "discrete": spaces.Discrete(5, start=3),
+    "continuous": spaces.Box(-2, 2, (3,)),
+    "multibinary": spaces.MultiBinary(4),
+    "multidiscrete": spaces.MultiDiscrete([2, 5, 3]),
+}
+DISCRETE = action_spec(SPACES["discrete"])
+
+
+def eps_at(explore: Any, steps: int, time_idx: int = 0) -> float:
+    explore.steps[:] = steps
+    explore(np.zeros(explore.num_envs, np.int64), np.full(explore.num_envs, time_idx))
+    return explore.metrics()["eps"]
+
+
+def test_epsilon_falls_linearly_over_steps_of_one_environment() -> None:
+    explore = EpsilonGreedy(3, DISCRETE, seed=0, steps_anneal=1000, randomize_eps=False)
+    for steps, eps in [(0, 1.0), (500, 0.525), (1000, 0.05), (10**9, 0.05)]:
+        assert eps_at(explore, steps) == pytest.approx(eps, abs=1e-12)
+    assert (explore.steps == 10**9 + 1).all()
+
+
+def test_defaults() -> None:
+    assert eps_at(EpsilonGreedy(1, DISCRETE, seed=0, randomize_eps=False), 1_000_000) == pytest.approx(0.05)
+    explore = BilevelEpsilonGreedy(1, DISCRETE, seed=0, rollout_horizon=10, randomize_eps=False)
+    assert eps_at(explore, 1_000_000, time_idx=10) == pytest.approx(0.01)
+
+
+def test_bilevel_epsilon_falls_over_training_and_within_a_rollout() -> None:
+    explore = BilevelEpsilonGreedy(2, DISCRETE, seed=0, rollout_horizon=100, steps_anneal=1000, randomize_eps=False)
+    table = {
+        (0, 0): 1.0,
+        (0, 50): 0.9,
+        (0, 100): 0.8,
+        (0, 500): 0.8,
+        (500, 0): 0.525,
+        (500, 100): 0.405,
+        (1000, 0): 0.05,
+        (1000, 25): 0.04,
+        (2000, 100): 0.01,
+    }
+    for (steps, time_idx), eps in table.items():
+        assert eps_at(explore, steps, time_idx) == pytest.approx(eps, abs=1e-12)
+
+
+def test_factors_are_drawn_once_per_rollout() -> None:
+    explore = EpsilonGreedy(1000, DISCRETE, seed=0)
+    explore.begin(np.ones(1000, bool))
+    factors = np.array(explore.state_dict()["factor"])
+    assert 0 <= factors.min() < 0.01 and 0.99 < factors.max() < 1
+    assert eps_at(explore, 0) == pytest.approx(factors.mean())
+    explore.begin(np.arange(1000) < 10)
+    again = np.array(explore.state_dict()["factor"])
+    assert (again[:10] != factors[:10]).all() and (again[10:] == factors[10:]).all()
+
+
+@pytest.mark.parametrize("kind", ["discrete", "multibinary", "multidiscrete"])
+def test_integer_actions_are_uniform_with_probability_eps(kind: str) -> None:
+    spec = action_spec(SPACES[kind])
+    num = 20_000
+    explore = EpsilonGreedy(num, spec, seed=0, eps_start=0.5, randomize_eps=False)
+    given = np.zeros((num, *spec.shape), spec.dtype)
+    actions = explore(given, np.zeros(num))
+    assert actions.shape == given.shape and actions.dtype == given.dtype and not given.any()
+    for entry, n in enumerate(spec.nvec or (2,) * spec.vector_size):
+        column = actions.reshape(num, -1)[:, entry]
+        wanted = np.full(n, 0.5 / n) + 0.5 * (np.arange(n) == 0)
+        np.testing.assert_allclose(np.bincount(column, minlength=n) / num, wanted, atol=0.015)
+
+
+def test_continuous_actions_get_clipped_noise() -> None:
+    spec = action_spec(SPACES["continuous"])
+    explore = EpsilonGreedy(20_000, spec, seed=0, eps_start=0.1, randomize_eps=False)
+    actions = explore(np.zeros((20_000, 3), np.float32), np.zeros(20_000))
+    assert actions.dtype == np.float32 and actions.std() == pytest.approx(0.1, rel=0.02)
+    explore = EpsilonGreedy(1000, spec, seed=0, randomize_eps=False)
+    assert np.abs(explore(np.ones((1000, 3), np.float32), np.zeros(1000))).max() == 1
+
+
+@pytest.mark.parametrize("kind", list(SPACES))
+def test_no_epsilon_no_change(kind: str) -> None:
+    spec = action_spec(SPACES[kind])
+    explore = EpsilonGreedy(6, spec, seed=0, eps_start=0.0, eps_end=0.0)
+    actions = np.ones((6, *spec.shape), spec.dtype)
+    np.testing.assert_array_equal(explore(actions, np.zeros(6)), actions)
+
+
+@pytest.mark.parametrize("kind", list(SPACES))
+def test_a_loaded_state_goes_on_identically(kind: str) -> None:
+    spec = action_spec(SPACES[kind])
+
+    def run(explore: ExplorationWrapper, num: int) -> list[list]:
+        taken = []
+        for step in range(num):
+            explore.begin(np.arange(4) == step % 4)
+            taken.append(explore(np.zeros((4, *spec.shape), spec.dtype), np.full(4, step)).tolist())
+        return taken
+
+    first, second = (BilevelEpsilonGreedy(4, spec, seed, rollout_horizon=20, steps_anneal=50) for seed in (0, 1))
+    run(first, 7)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert second.steps.tolist() == [7] * 4
+    assert run(first, 9) == run(second, 9)
+    with pytest.raises(ValueError, match="4 environments, not 3"):
+        EpsilonGreedy(3, spec, seed=0).load_state_dict(first.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (EpsilonGreedy, {"eps_start": 1.5}),
+        (EpsilonGreedy, {"steps_anneal": 0}),
+        (BilevelEpsilonGreedy, {"rollout_horizon": 0}),
+        (BilevelEpsilonGreedy, {"rollout_horizon": 5, "eps_end_end": -0.1}),
+    ],
+)
+def test_bad_settings_are_named(kind: Any, settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="|".join(settings)):
+        kind(2, DISCRETE, 0, **settings)
+
+
+def test_gin_configures_each_under_its_own_name() -> None:
+    with gin.unlock_config():
+        gin.parse_config("EpsilonGreedy.eps_start = 0.3\nBilevelEpsilonGreedy.rollout_horizon = 12")
+    try:
+        assert EpsilonGreedy(1, DISCRETE, 0).eps_start == 0.3
+        assert BilevelEpsilonGreedy(1, DISCRETE, 0).rollout_horizon == 12
+    finally:
+        gin.clear_config()
