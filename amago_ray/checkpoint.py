@@ -1,0 +1,115 @@
+"""The run directory: where everything is, and writing it so that a crash leaves only whole files.
+
+{ckpt_base_dir}/{run_name}/
+    config.txt  metrics.jsonl  wandb_logs/
+    ckpts/training_states/{run_name}_epoch_{n}/   ckpts/latest/policy.pt   ckpts/policy_weights/policy_epoch_{n}.pt
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RUN_STATE = "run_state.json"
+
+
+class RunDirectory:
+    """Paths and atomic writes of one run."""
+
+    def __init__(self, ckpt_base_dir: str | Path, run_name: str):
+        self.run_name = run_name
+        self.root = Path(ckpt_base_dir).expanduser().resolve() / run_name
+        self.config = self.root / "config.txt"
+        self.wandb_logs = self.root / "wandb_logs"
+        self.training_states = self.root / "ckpts" / "training_states"
+        self.latest_policy = self.root / "ckpts" / "latest" / "policy.pt"
+        self.policy_weights = self.root / "ckpts" / "policy_weights"
+
+    def create(self) -> None:
+        """Make the directories. Raises ValueError, naming the setting, where that is not possible."""
+        try:
+            for folder in (self.wandb_logs, self.training_states, self.latest_policy.parent, self.policy_weights):
+                folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.root / ".writable", lambda path: path.write_text(""))
+            (self.root / ".writable").unlink()
+        except OSError as error:
+            raise ValueError(
+                f"ckpt_base_dir={str(self.root.parent)!r} cannot be written: {error.strerror or error}"
+            ) from error
+
+    def exists(self) -> bool:
+        """Whether a run of this name has already trained here."""
+        return (self.root / "metrics.jsonl").is_file() or bool(self.saved_epochs())
+
+    def remove(self) -> None:
+        """Delete the run."""
+        shutil.rmtree(self.root)
+
+    def policy_epoch(self, epoch: int) -> Path:
+        return self.policy_weights / f"policy_epoch_{epoch}.pt"
+
+    def training_state(self, epoch: int) -> Path:
+        return self.training_states / f"{self.run_name}_epoch_{epoch}"
+
+    def saved_epochs(self) -> list[int]:
+        """Epochs with a complete training state, oldest first."""
+        pattern = re.compile(re.escape(self.run_name) + r"_epoch_(\d+)")
+        found = []
+        for folder in self.training_states.glob(f"{glob_escape(self.run_name)}_epoch_*"):
+            match = pattern.fullmatch(folder.name)
+            if match and (folder / RUN_STATE).is_file():
+                found.append(int(match.group(1)))
+        return sorted(found)
+
+    def save_training_state(self, epoch: int, fill: Callable[[Path], None], run_state: dict[str, Any]) -> Path:
+        """Let `fill` write into a new folder, add the driver's own state, and give it its name last of all.
+
+        The run state is the completion marker: it is written after everything else.
+        """
+        final = self.training_state(epoch)
+        partial = final.with_name(f".{final.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        fill(partial)
+        for path in partial.rglob("*"):
+            _sync(path)
+        write_atomically(partial / RUN_STATE, lambda path: path.write_text(json.dumps(run_state, indent=2)))
+        (final / RUN_STATE).unlink(missing_ok=True)  # first, so that an older state is never listed half removed
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync(final.parent)
+        return final
+
+    def load_run_state(self, epoch: int) -> dict[str, Any]:
+        return json.loads((self.training_state(epoch) / RUN_STATE).read_text())
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to the disk, then rename it into place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        _sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # there only if writing failed
+    _sync(path.parent)
+
+
+def glob_escape(name: str) -> str:
+    """`name` with the characters that have a meaning in glob patterns taken literally."""
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file's or folder's content to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

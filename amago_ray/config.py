@@ -1,0 +1,100 @@
+"""gin: loading configurations, with mistakes answered by the nearest known name, and carrying them to other processes."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gin
+
+CONFIGURABLE_MODULES = (
+    "amago_ray.experiment",
+    "amago_ray.agent",
+    "amago_ray.losses",
+    "amago_ray.nets.cnn",
+    "amago_ray.nets.distributions",
+    "amago_ray.nets.heads",
+    "amago_ray.nets.scaling",
+    "amago_ray.nets.traj_encoders",
+    "amago_ray.nets.transformer",
+    "amago_ray.nets.tstep_encoders",
+    "amago_ray.envs.exploration",
+    "amago_ray.envs.builtin",
+)
+
+
+def load(configs: Sequence[str | Path], bindings: Sequence[str] = ()) -> None:
+    """Parse gin files in order, then single bindings such as "Agent.gamma = 0.99". Later ones win.
+
+    Raises ValueError, in one line, for a missing file, a syntax error, or a name that is not configurable.
+    """
+    for module in CONFIGURABLE_MODULES:
+        importlib.import_module(module)
+    for path in configs:
+        if not Path(path).is_file():
+            raise ValueError(f"--config {path}: there is no such file")
+    try:
+        gin.parse_config_files_and_bindings([str(p) for p in configs], list(bindings), finalize_config=False)
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise ValueError(explain(error)) from error
+
+
+def snapshot() -> str:
+    """Everything that was bound, as text that `restore` understands in another process."""
+    return gin.config_str(max_line_length=200)
+
+
+def restore(text: str) -> None:
+    """Replace this process's configuration with another's `snapshot`."""
+    for module in CONFIGURABLE_MODULES[1:]:
+        importlib.import_module(module)
+    with gin.unlock_config():
+        gin.clear_config()
+        # The experiment itself is configured at the driver only, and its module is not imported elsewhere.
+        gin.parse_config(text, skip_unknown=["Experiment"])
+
+
+def operative() -> str:
+    """Every value in use, defaults included, as a gin file that runs the same again."""
+    return gin.operative_config_str(max_line_length=120)
+
+
+def explain(error: Exception) -> str:
+    """One line for a gin error: the offending name and the nearest known one."""
+    text = str(error)
+    if match := re.search(r"No configurable matching '?([\w.]+)'?", text):
+        name = match.group(1)
+        return f"no configurable is named {name!r}{nearest(name.split('.')[-1], configurable_names())}"
+    if match := re.search(r"Configurable '?([\w.]+)'? doesn't have a parameter named '?(\w+)'?", text):
+        owner, name = match.groups()
+        parameters = inspect.signature(gin.get_configurable(owner)).parameters
+        return f"{owner} has no setting {name!r}{nearest(name, parameters)}"
+    return " ".join(text.split())
+
+
+def configurable_names() -> list[str]:
+    """Names of everything that gin can configure."""
+    registry = gin.config._REGISTRY._selector_map  # gin offers no public list
+    return [selector.rsplit(".", 1)[-1] for selector in registry]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """"; did you mean 'x'?", or the list of known names when none is close."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(sorted(known))}" if len(known) < 60 else ""
+
+
+def reject_unknown_arguments(function: Any, arguments: Iterable[str], owner: str) -> None:
+    """Raises TypeError for arguments that `function` does not take, naming the nearest that it does."""
+    parameters = inspect.signature(function).parameters
+    for name in arguments:
+        if name not in parameters:
+            raise TypeError(f"{owner} has no setting {name!r}{nearest(name, parameters)}")

@@ -1,0 +1,579 @@
+"""`Experiment`: the driver. It starts the processes, paces the epochs and keeps what must be kept.
+
+Only reports reach this process. Trajectories go worker -> replay -> learner, weights learner -> workers.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gin
+
+from amago_ray import config
+from amago_ray.agent import Agent, AgentSpec
+from amago_ray.calls import RemoteCall, wait_any
+from amago_ray.checkpoint import RunDirectory, write_atomically
+from amago_ray.data import EpisodeResult, LearnReport, ReplayReport, RolloutReport, Weights
+from amago_ray.display import Display
+from amago_ray.envs.exploration import EpsilonGreedy, ExplorationWrapper
+from amago_ray.envs.pool import MakeEnv
+from amago_ray.futures import ProcessDied
+from amago_ray.learner.learner import LearnerConfig, MixedPrecision
+from amago_ray.metrics import AVERAGE_RETURN, MetricsLog, Progress, WandbOptions, summarize_episodes
+from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
+from amago_ray.nets.tstep_encoders import TstepEncoder
+from amago_ray.preflight import check_learners, check_same_weights, check_settings, probe, weight_shapes
+from amago_ray.replay.sampling import PaddedSampling
+from amago_ray.replay.shard import ReplayConfig
+from amago_ray.rollout.worker import RolloutConfig
+from amago_ray.schedule import (
+    MAX_DEATHS_IN_A_ROW,
+    Collection,
+    CollectSummary,
+    EpochResult,
+    LearnerDied,
+    Learning,
+    ScheduleName,
+    make_schedule,
+    run_jobs,
+)
+from amago_ray.topology import Topology, TopologyConfig, check_resources, connect, disconnect
+
+ENVS_PER_WORKER = 8  # what one worker can step together at good speed; sets the default number of workers
+
+
+@gin.configurable
+@dataclass
+class Experiment:
+    """Trains an agent on Ray: on this machine, or on the cluster that it is submitted to.
+
+        with Experiment(run_name="lake", make_train_env="amago_ray/MetaFrozenLake-v0", max_seq_len=128) as experiment:
+            experiment.learn()
+            print(experiment.evaluate_test("amago_ray/MetaFrozenLake-v0", timesteps=1000))
+
+    Every setting can be given here or in gin (`Experiment.batch_size = 32`). A misspelt one is refused.
+
+    Task
+        run_name: folder of the run, under ckpt_base_dir.
+        make_train_env, make_val_env: a gymnasium id, a function that returns a gymnasium.Env or VectorEnv, or a list of
+            them dealt out over the environments. Validation uses the training environments' makers by default.
+        max_seq_len: longest training sequence and the Transformer's context, in timesteps.
+        ckpt_base_dir: where runs are kept.
+    Agent
+        tstep_encoder_type: by default a CNN for a single image, else `FFTstepEncoder`.
+        traj_encoder_type, agent_type: the sequence model and the learning algorithm.
+    Each epoch
+        epochs: how many. parallel_actors: environments, over all workers.
+        train_timesteps_per_epoch: steps in each of them. val_timesteps_per_epoch: the same in validation; None runs
+            each validation environment until it has finished one rollout.
+        train_batches_per_epoch: batches that each learner takes. batches_per_update: gradient accumulation.
+        batch_size: sequences per batch and learner.
+        start_learning_at_epoch, start_collecting_at_epoch: first epoch that does either.
+        val_interval, ckpt_interval: epochs between validations, and between saved training states.
+    Data
+        traj_save_len: longest stored trajectory, in timesteps; by default 8 x max_seq_len. padded_sampling: "none",
+            "both", "left" or "right" (see `replay.sampling`). replay_capacity_gb: over all shards.
+            replay_capacity_trajectories: likewise; None for no limit.
+    Optimiser
+        learning_rate, lr_warmup_steps (linear, in updates), grad_clip (norm), l2_coeff (AdamW's weight decay),
+        mixed_precision: "no", "bf16" or "fp16".
+    Acting
+        exploration_wrapper_type: None for none. sample_actions_train, sample_actions_val: draw actions from the policy,
+        or take its mode.
+    Logging
+        log_to_wandb, wandb_project, wandb_entity, wandb_group_name, wandb_mode ("online", "offline").
+        log_interval: batches between two that are measured in detail. verbose: show progress. seed: of everything.
+    Distribution
+        num_rollout_workers: processes that share the environments; by default one per free core, at most one per
+            8 environments. num_replay_shards, num_learners: processes. learner_device: "auto" takes a GPU where there
+            is one. rollout_device: "cpu" or "cuda". learner_cpus: cores of one learner; by default those that the
+            workers leave free on a machine of its own, 1 on a cluster.
+        schedule: "alternate" collects, then learns; "overlap" learns while the next epoch's data come in; "auto" is
+            "overlap" where the learner has a GPU of its own.
+        ray_address: None is the cluster that the job was submitted to, else a Ray of its own on this machine.
+        call_timeout_s: a process that is silent for so long counts as hung and is restarted.
+    """
+
+    run_name: str
+    make_train_env: MakeEnv
+    max_seq_len: int
+    make_val_env: MakeEnv | None = None
+    ckpt_base_dir: str | os.PathLike[str] = "runs"
+
+    tstep_encoder_type: type[TstepEncoder] | None = None
+    traj_encoder_type: type[TrajEncoder] = TformerTrajEncoder
+    agent_type: type[Agent] = Agent
+
+    epochs: int = 1000
+    parallel_actors: int = 12
+    train_timesteps_per_epoch: int = 1000
+    val_timesteps_per_epoch: int | None = None
+    train_batches_per_epoch: int = 1000
+    batches_per_update: int = 1
+    batch_size: int = 24
+    start_learning_at_epoch: int = 0
+    start_collecting_at_epoch: int = 0
+    val_interval: int = 20
+    ckpt_interval: int = 50
+
+    traj_save_len: int | None = None
+    padded_sampling: PaddedSampling = "none"
+    replay_capacity_gb: float = 4.0
+    replay_capacity_trajectories: int | None = None
+
+    learning_rate: float = 1e-4
+    lr_warmup_steps: int = 500
+    grad_clip: float = 1.0
+    l2_coeff: float = 1e-3
+    mixed_precision: MixedPrecision = "no"
+
+    exploration_wrapper_type: Callable[..., ExplorationWrapper] | None = EpsilonGreedy
+    sample_actions_train: bool = True
+    sample_actions_val: bool = True
+
+    log_to_wandb: bool = False
+    wandb_project: str = "amago_ray"
+    wandb_entity: str | None = None
+    wandb_group_name: str | None = None
+    wandb_mode: Literal["online", "offline"] | None = None
+    log_interval: int = 20
+    verbose: bool = True
+    seed: int = 0
+
+    num_rollout_workers: int | None = None
+    num_replay_shards: int = 1
+    num_learners: int = 1
+    learner_device: Literal["auto", "cpu", "cuda"] = "auto"
+    rollout_device: Literal["cpu", "cuda"] = "cpu"
+    learner_cpus: int | None = None
+    schedule: ScheduleName = "auto"
+    ray_address: str | None = None
+    call_timeout_s: float = 600.0
+
+    def __new__(cls, *args: Any, **settings: Any) -> Experiment:
+        config.reject_unknown_arguments(cls.__init__, settings, "Experiment")
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        self.make_val_env = self.make_val_env if self.make_val_env is not None else self.make_train_env
+        check_settings(self)
+        self.directory = RunDirectory(self.ckpt_base_dir, self.run_name)
+        self.progress = Progress(epoch=-1)  # the last finished epoch
+        self._topology: Topology | None = None
+        self._metrics: MetricsLog | None = None
+        self._display = Display(self.run_name, self.epochs, enabled=False)
+        self._weights: RemoteCall[Weights] | None = None
+        self._weight_version = 0
+        self._incarnation = 0
+
+    # ---------------------------------------------------------------- what users call
+
+    def start(self, resume: bool = False, overwrite: bool = False) -> Experiment:
+        """Check everything, then start the processes. `learn` and `evaluate_test` call it when it was not called.
+
+        resume: go on from the newest complete training state of this run. overwrite: start anew over an earlier run.
+        Raises ValueError or TypeError, before any process starts, for settings and environments that cannot work.
+        """
+        if self._topology is not None:
+            return self
+        self.agent_spec = probe(self)
+        state = self._open_directory(resume, overwrite)
+        wandb = self._wandb_options(state.get("wandb_run_id"))
+        cores = os.cpu_count() or 1
+        cluster = connect(self.ray_address, cpus_wanted=lambda: self._topology_config(cores, 0, True).num_cpus)
+        self._ray_started_here = cluster.started_here
+        try:
+            cpus = cores if cluster.local else int(cluster.cpus)
+            topology = self._topology_config(cpus, cluster.gpus, cluster.local)
+            check_resources(topology, cluster)
+            self._topology = Topology(topology)
+            self._schedule = make_schedule(self.schedule, self, self._topology.config.learner.device)
+            if state:
+                self._restore(state)
+            self._metrics = MetricsLog(self.directory.root, resume=resume, wandb=wandb)
+            if state:
+                self._metrics.rewind(self.progress.epoch)
+            self.publish()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def learn(self) -> None:
+        """Run the remaining epochs: collect, learn, publish, and keep what must be kept."""
+        self.start()
+        started = time.monotonic() - self.progress.wall_s
+        deaths = 0
+        with Display(self.run_name, self.epochs, self.verbose) as self._display:
+            while self.progress.epoch + 1 < self.epochs:
+                epoch = self.progress.epoch + 1
+                self._display.start_epoch(epoch, self._frames_wanted(epoch), self._batches_wanted(epoch))
+                try:
+                    result = self._schedule.run_epoch(epoch, last=epoch + 1 == self.epochs)
+                except LearnerDied as death:
+                    deaths += 1
+                    self._revive_learners(death, deaths)
+                    continue
+                deaths = 0
+                self.progress.epoch, self.progress.wall_s = epoch, time.monotonic() - started
+                summary = self._log_epoch(result)
+                if self._is_due(epoch, self.val_interval):
+                    validation = summarize_episodes(self.validate())
+                    self._log("val", validation)
+                    summary["val_return"] = validation.get(AVERAGE_RETURN, float("nan"))
+                self._display.finish_epoch(summary)
+                self._save_latest()
+                if self._is_due(epoch, self.ckpt_interval):
+                    self._save(epoch)
+        self._display = Display(self.run_name, self.epochs, enabled=False)
+
+    def validate(self) -> list[EpisodeResult]:
+        """Finished rollouts of the policy as it is, in the validation environments, without exploration."""
+        self.start()
+        self._display.update(status="validating")
+        steps = self.val_timesteps_per_epoch
+        return self._evaluate(self._running.validate(self._current_weights, steps, None if steps else 1))
+
+    def evaluate_test(
+        self,
+        make_env: MakeEnv,
+        timesteps: int | None = None,
+        episodes: int | None = None,
+        num_envs: int | None = None,
+        sample_actions: bool | None = None,
+    ) -> dict[str, float]:
+        """Average results of the policy in environments of its own, by the names that validation is logged under.
+
+        timesteps: steps of each environment. episodes: rollouts in all; where both are given, whichever comes first.
+        num_envs: environments, by default as many as train, but no more than `episodes`.
+        sample_actions: draw from the policy, else take its mode; by default as in validation.
+        Raises ValueError when neither timesteps nor episodes is given, or nothing finished within `timesteps`.
+        """
+        if timesteps is None and episodes is None:
+            raise ValueError("evaluate_test needs timesteps (per environment), episodes (in all), or both")
+        self.start()
+        num_envs = num_envs or min(self.parallel_actors, episodes or self.parallel_actors)
+        num_workers = min(self._running.num_workers, num_envs)
+        sample = self.sample_actions_val if sample_actions is None else sample_actions
+        rollouts = self._rollouts(make_env, num_envs, num_workers, seed=self.seed + 2, sample=sample)
+        per_env = None if episodes is None else -(-episodes // num_envs)
+        finished = self._evaluate(self._running.test(rollouts, self._current_weights, timesteps, per_env))
+        if not finished:
+            raise ValueError(f"evaluate_test: no rollout finished within timesteps={timesteps}; give it more")
+        return summarize_episodes(finished)
+
+    def load_policy(self, path: str | os.PathLike[str]) -> None:
+        """Continue, or evaluate, from the weights in a `policy_epoch_n.pt` or `latest/policy.pt` file.
+
+        Raises ValueError when the file is of another architecture.
+        """
+        self.start()
+        try:
+            self._running.on_learners("load_agent", str(Path(path).resolve()))
+        except RuntimeError as error:
+            raise ValueError(f"{path} does not fit this configuration: {str(error).splitlines()[0]}") from error
+        self.publish()
+
+    def close(self) -> None:
+        """End the processes of this run, and Ray where the run started it."""
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+        if self._topology is not None:
+            self._topology.close()
+            self._topology = None
+        if getattr(self, "_ray_started_here", False):
+            disconnect()
+            self._ray_started_here = False
+
+    def __enter__(self) -> Experiment:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # ---------------------------------------------------------------- what the schedule calls
+
+    def start_collecting(self, epoch: int) -> Collection | None:
+        """The epoch's collection, started; None where it is not the time for one."""
+        if not self._frames_wanted(epoch):
+            return None
+        steps_before = (epoch - self.start_collecting_at_epoch) * self.train_timesteps_per_epoch
+        return Collection(
+            self._running,
+            self.train_timesteps_per_epoch,
+            self._current_weights,
+            exploration_steps=steps_before,
+            timeout_s=self.call_timeout_s,
+            message=self._display.message,
+        )
+
+    def start_learning(self, epoch: int) -> Learning | None:
+        """The epoch's learning, started; None where it is not the time for it or nothing is stored yet."""
+        batches = self._batches_wanted(epoch)
+        if not batches:
+            return None
+        if not any(report.trajectories for report in self._replay):
+            self._display.message(
+                f"epoch {epoch + 1}: no rollout has finished yet, so there is nothing to learn from; "
+                "lower traj_save_len or raise train_timesteps_per_epoch to learn from the first epoch on"
+            )
+            return None
+        return Learning(self._running, batches)
+
+    def run(self, collection: Collection | None, learning: Learning | None) -> None:
+        """Drive what was started to its end, showing progress."""
+        jobs = [job for job in (collection, learning) if job is not None]
+        started = time.monotonic()
+
+        def tick() -> None:
+            elapsed = max(time.monotonic() - started, 1e-3)
+            if learning is not None:
+                learning.poll_progress()
+                self._display.update(learned=learning.done, updates_per_s=learning.done / elapsed)
+            if collection is not None:
+                self._display.update(collected=collection.done, frames_per_s=collection.done / elapsed)
+            busy = [name for name, job in (("collecting", collection), ("learning", learning)) if job and not job.finished]
+            self._display.update(status=" and ".join(busy) or "publishing weights")
+
+        run_jobs(jobs, tick)
+
+    def commit(self) -> list[ReplayReport]:
+        """Make what the workers stored visible to the learners."""
+        self._replay = self._running.commit(self.call_timeout_s)
+        return self._replay
+
+    def publish(self) -> None:
+        """Broadcast the learners' weights; workers fetch them with their next call."""
+        self._weight_version += 1
+        self._weights = self._running.publish(self._weight_version)
+
+    # ---------------------------------------------------------------- the rest
+
+    @property
+    def _running(self) -> Topology:
+        assert self._topology is not None, "start() comes first"
+        return self._topology
+
+    @property
+    def _current_weights(self) -> RemoteCall[Weights]:
+        assert self._weights is not None, "start() comes first"
+        return self._weights
+
+    def _frames_wanted(self, epoch: int) -> int:
+        return self.parallel_actors * self.train_timesteps_per_epoch if epoch >= self.start_collecting_at_epoch else 0
+
+    def _batches_wanted(self, epoch: int) -> int:
+        return self.train_batches_per_epoch if epoch >= self.start_learning_at_epoch else 0
+
+    def _is_due(self, epoch: int, interval: int) -> bool:
+        return epoch % interval == 0 or epoch + 1 == self.epochs
+
+    def _evaluate(self, starters: Sequence[Callable[[], RemoteCall[RolloutReport]]]) -> list[EpisodeResult]:
+        """Run one evaluation per worker, again where the worker died over it; results in the order of the workers."""
+        calls = [start() for start in starters]
+        reports: list[RolloutReport | None] = [None] * len(calls)
+        deaths = 0
+        while None in reports:
+            wait_any([call for call, report in zip(calls, reports) if report is None], timeout_s=0.2)
+            for i, call in enumerate(calls):
+                if reports[i] is not None or not call.done():
+                    continue
+                try:
+                    reports[i] = call.result(self.call_timeout_s)
+                except ProcessDied:
+                    deaths += 1
+                    if deaths > MAX_DEATHS_IN_A_ROW:
+                        raise
+                    time.sleep(0.5)  # Ray is restarting the worker and refuses calls until it is back
+                    calls[i] = starters[i]()
+            self._display.update()
+        return [episode for report in reports if report is not None for episode in report.episodes]
+
+    def _log(self, section: str, values: dict[str, float]) -> None:
+        assert self._metrics is not None
+        self._metrics.log(section, values, self.progress)
+
+    def _log_epoch(self, result: EpochResult) -> dict[str, float]:
+        """Count and log what the epoch did; returns what the display shows of it."""
+        summary: dict[str, float] = {}
+        collected, learned = result.collected, result.learned
+        if collected is not None:
+            summary |= self._log_collected(collected)
+        if learned is not None:
+            summary |= self._log_learned(learned)
+        if result.replay:
+            self._log(
+                "replay",
+                {
+                    "Trajectories": sum(r.trajectories for r in result.replay),
+                    "Timesteps": sum(r.timesteps for r in result.replay),
+                    "GB": sum(r.bytes for r in result.replay) / 1e9,
+                    "Trajectories Evicted": sum(r.evicted for r in result.replay),
+                    "Sequences Sampled": sum(r.sampled for r in result.replay),
+                },
+            )
+        return summary | {"frames": self.progress.total_frames, "updates": self.progress.gradient_steps}
+
+    def _log_collected(self, collected: CollectSummary) -> dict[str, float]:
+        for name, frames in collected.frames_by_env.items():
+            self.progress.frames_by_env[name] = self.progress.frames_by_env.get(name, 0) + frames
+        returns = summarize_episodes(collected.episodes)
+        self._log("collect", returns | collected.metrics())
+        return {"return": returns.get(AVERAGE_RETURN, float("nan"))}
+
+    def _log_learned(self, learned: LearnReport) -> dict[str, float]:
+        self.progress.gradient_steps = learned.total_updates
+        speed = {
+            "Updates per Second": learned.updates / max(learned.total_s, 1e-9),
+            "Time Waiting for Batches (fraction)": learned.wait_s / max(learned.total_s, 1e-9),
+        }
+        self._log("train", learned.metrics | speed)
+        return {"loss": learned.metrics.get("Total Loss", float("nan"))}
+
+    def _save_latest(self) -> None:
+        write_atomically(self.directory.latest_policy, self._write_agent)
+
+    def _write_agent(self, path: Path) -> None:
+        self._running.on_learners("save_agent", str(path), first_only=True)
+
+    def _save(self, epoch: int) -> None:
+        """Keep the policy's weights, and one consistent cut of everything that a resumed run needs."""
+        self._display.update(status="saving")
+        write_atomically(self.directory.policy_epoch(epoch), self._write_agent)
+        self.directory.save_training_state(
+            epoch,
+            lambda folder: self._running.on_learners("save_state", str(folder)),
+            {
+                "progress": self.progress.to_dict(),
+                "weight_version": self._weight_version,
+                "incarnation": self._incarnation,
+                "wandb_run_id": self._metrics.wandb_run_id if self._metrics else None,
+                "weight_shapes": weight_shapes(self.agent_spec.build()),
+            },
+        )
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.progress = Progress.from_dict(state["progress"])
+        self._weight_version = state["weight_version"]
+        self._running.on_learners("load_state", str(self.directory.training_state(self.progress.epoch)))
+
+    def _revive_learners(self, death: LearnerDied, deaths: int) -> None:
+        """Rebuild the learner group from the newest training state, or from the initial weights if there is none."""
+        if deaths > MAX_DEATHS_IN_A_ROW:
+            raise death
+        saved = self.directory.saved_epochs()
+        since = f"the training state of epoch {saved[-1] + 1}" if saved else "the initial weights"
+        self._display.message(f"{death}; going on from {since}")
+        self._running.rebuild_learners()
+        if saved:
+            self._running.on_learners("load_state", str(self.directory.training_state(saved[-1])))
+        self.publish()
+
+    def _open_directory(self, resume: bool, overwrite: bool) -> dict[str, Any]:
+        """Make the run directory, and read the state to resume from: empty where the run starts anew."""
+        saved = self.directory.saved_epochs()
+        if resume and not saved:
+            raise ValueError(
+                f"resume: {self.directory.root} holds no complete training state; "
+                "check run_name and ckpt_base_dir, or start without resume"
+            )
+        if self.directory.exists() and not resume:
+            if not overwrite:
+                raise ValueError(
+                    f"{self.directory.root} already holds a run: resume it (--resume), overwrite it (--overwrite), "
+                    "or choose another run_name"
+                )
+            self.directory.remove()
+        state = self.directory.load_run_state(saved[-1]) if resume else {}
+        if state:
+            check_same_weights(state["weight_shapes"], weight_shapes(self.agent_spec.build()))
+            self._incarnation = state["incarnation"] + 1
+        self.directory.create()
+        write_atomically(self.directory.config, lambda path: path.write_text(config.operative()))
+        return state
+
+    def _wandb_options(self, run_id: str | None) -> WandbOptions | None:
+        if not self.log_to_wandb:
+            return None
+        return WandbOptions(
+            project=self.wandb_project,
+            entity=self.wandb_entity,
+            group=self.wandb_group_name,
+            name=self.run_name,
+            mode=self.wandb_mode,
+            run_id=run_id,
+        )
+
+    def _rollouts(
+        self, make_env: MakeEnv, num_envs: int, num_workers: int, seed: int, sample: bool, explore: bool = False
+    ) -> list[RolloutConfig]:
+        """Deal `num_envs` environments out over `num_workers` workers, as evenly as it goes."""
+        shares = [num_envs // num_workers + (i < num_envs % num_workers) for i in range(num_workers)]
+        return [
+            RolloutConfig(
+                make_env=make_env,
+                num_envs=share,
+                first_env=sum(shares[:i]),
+                seed=seed,
+                traj_save_len=self.traj_save_len or 8 * self.max_seq_len,
+                exploration_type=self.exploration_wrapper_type if explore else None,
+                sample_actions=sample,
+                device=self.rollout_device,
+            )
+            for i, share in enumerate(shares)
+        ]
+
+    def _topology_config(self, cpus: int, gpus: float, local: bool) -> TopologyConfig:
+        """Which processes, on `cpus` cores and `gpus` GPUs."""
+        device = check_learners(self.num_learners, self.learner_device, gpus)
+        most = min(max(cpus - self.num_learners, 1), -(-self.parallel_actors // ENVS_PER_WORKER))
+        workers = self.num_rollout_workers or most
+        overlaps = self.schedule == "overlap" or (self.schedule == "auto" and device == "cuda")
+        free = cpus - workers if overlaps else cpus
+        learner_cpus = self.learner_cpus or (max(free // self.num_learners, 1) if local else 1)
+        shards = self.num_replay_shards
+        return TopologyConfig(
+            agent_spec=self.agent_spec,
+            rollout=tuple(
+                self._rollouts(
+                    self.make_train_env, self.parallel_actors, workers, self.seed, self.sample_actions_train, True
+                )
+            ),
+            validation=tuple(
+                self._rollouts(
+                    self.make_val_env, self.parallel_actors, workers, self.seed + 1, self.sample_actions_val
+                )
+            ),
+            replay=ReplayConfig(
+                max_seq_len=self.max_seq_len,
+                padded_sampling=self.padded_sampling,
+                capacity_bytes=int(self.replay_capacity_gb * 1e9 / shards),
+                capacity_trajectories=-(-(self.replay_capacity_trajectories or 1 << 60) // shards),
+                seed=self.seed,
+            ),
+            num_replay_shards=shards,
+            learner=LearnerConfig(
+                device=device,
+                learning_rate=self.learning_rate,
+                l2_coeff=self.l2_coeff,
+                lr_warmup_steps=self.lr_warmup_steps,
+                grad_clip=self.grad_clip,
+                batches_per_update=self.batches_per_update,
+                mixed_precision=self.mixed_precision,
+                log_interval=self.log_interval,
+                seed=self.seed,
+            ),
+            num_learners=self.num_learners,
+            batch_size=self.batch_size,
+            gin_config=config.snapshot(),
+            incarnation=self._incarnation,
+            worker_gpus=0.0,
+            learner_cpus=float(learner_cpus),
+            learner_gpus=1.0 if device == "cuda" else 0.0,
+        )

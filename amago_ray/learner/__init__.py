@@ -1,0 +1,1 @@
+"""Learner: batches in, better weights out."""

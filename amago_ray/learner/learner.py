@@ -1,0 +1,171 @@
+"""The learner: samples batches, updates the agent, publishes the weights that act."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+
+from amago_ray.agent import Agent, AgentSpec, TrainingBatch
+from amago_ray.data import Batch, LearnReport, Weights
+from amago_ray.learner.batches import Prefetcher, training_batch
+from amago_ray.weights import flatten_state
+
+MixedPrecision = Literal["no", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """Settings of one learner; see `Experiment` for their meaning. device: "cpu", or "cuda" for the GPU in sight."""
+
+    device: str = "cpu"
+    learning_rate: float = 1e-4
+    l2_coeff: float = 1e-3
+    lr_warmup_steps: int = 500
+    grad_clip: float = 1.0
+    batches_per_update: int = 1
+    mixed_precision: MixedPrecision = "no"
+    log_interval: int = 20
+    seed: int = 0
+
+
+class Learner:
+    """Consumes batches, produces weights.
+
+    batches: (number wanted, number of the first) -> iterator of sampled batches; the replay client's `batches`.
+    rank, world_size: place in a data-parallel group; torch.distributed's environment variables must be set for more
+    than one.
+    """
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        agent_spec: AgentSpec,
+        batches: Callable[[int, int], Iterator[Batch]],
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.config = config
+        self._batches = batches
+        self._action_spec = agent_spec.action_spec
+        self._accelerator = Accelerator(
+            cpu=config.device == "cpu",
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.batches_per_update,
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)] if world_size > 1 else [],
+        )
+        self.device = self._accelerator.device
+        set_seed(config.seed + rank)
+        self.agent: Agent = agent_spec.build().train()
+        trainable = [p for p in self.agent.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trainable, lr=config.learning_rate, weight_decay=config.l2_coeff, fused=True
+        )
+        warmup = max(config.lr_warmup_steps, 1)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
+        self._model, self._optimizer = self._accelerator.prepare(self.agent, optimizer)
+        self._trainable = [p for p in self.agent.parameters() if p.requires_grad]
+        self._accelerator.register_for_checkpointing(self._schedule)
+        self.batches_done = 0
+        self.updates_done = 0
+        self.weight_version = 0
+
+    def train(self, num_batches: int) -> LearnReport:
+        """Learn from `num_batches` batches, with one optimiser step every `batches_per_update` of them."""
+        started, updates_before, first = time.perf_counter(), self.updates_done, self.batches_done
+        logged: list[dict[str, torch.Tensor]] = []
+        staleness, padding = [], []
+
+        def prepare(batch: Batch) -> TrainingBatch:
+            return training_batch(batch, self._action_spec, self.device)
+
+        self._model.train()
+        with Prefetcher(self._batches(num_batches, first), prepare) as prefetched:
+            for batch, tensors in prefetched:
+                log = self.batches_done % self.config.log_interval == 0
+                metrics = self.update(tensors, log)
+                self.batches_done += 1
+                if log:
+                    logged.append(metrics)
+                    staleness.append(self.weight_version - batch.weight_version.mean())
+                    padding.append(1.0 - batch.lengths.mean() / batch.lengths.max())
+        report = fetch_means(logged)
+        if staleness:
+            report["Weight Staleness (versions)"] = float(np.mean(staleness))
+            report["Padding (fraction of batch)"] = float(np.mean(padding))
+        report["Learning Rate"] = self._schedule.get_last_lr()[0]
+        return LearnReport(
+            updates=self.updates_done - updates_before,
+            total_updates=self.updates_done,
+            batches=num_batches,
+            weight_version=self.weight_version,
+            metrics=report,
+            wait_s=prefetched.wait_s,
+            total_s=time.perf_counter() - started,
+        )
+
+    def update(self, batch: TrainingBatch, log: bool = False) -> dict[str, torch.Tensor]:
+        """One batch forward and backward, and an optimiser step if it completes one. Never waits for the device."""
+        accelerator = self._accelerator
+        with accelerator.accumulate(self._model):
+            with accelerator.autocast():
+                out = self._model(batch, log=log)
+            accelerator.backward(out.loss)
+            metrics = out.metrics
+            if accelerator.sync_gradients:
+                norm = accelerator.clip_grad_norm_(self._trainable, self.config.grad_clip)
+                if log:
+                    metrics = {**metrics, "Gradient Norm": norm}
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+            if accelerator.sync_gradients:
+                self._schedule.step()
+                self.agent.update_targets()
+                self.updates_done += 1
+        return {name: value.detach() for name, value in metrics.items()}
+
+    def publish(self, version: int) -> Weights:
+        """The weights that act, under a version that the caller never uses twice."""
+        self.weight_version = version
+        return Weights(version, flatten_state(self.agent.policy))
+
+    def progress(self) -> int:
+        """Batches done so far; safe to ask from another thread while `train` runs."""
+        return self.batches_done
+
+    def save_state(self, folder: str) -> None:
+        """Everything that `load_state` needs to go on exactly, into an existing folder (accelerate's layout)."""
+        self._accelerator.save_state(folder, safe_serialization=True)
+        if self._accelerator.is_main_process:
+            counters = (self.batches_done, self.updates_done, self.weight_version)
+            torch.save(torch.tensor(counters), Path(folder) / "learner_counters.pt")
+
+    def load_state(self, folder: str) -> None:
+        """Go on from what `save_state` left in `folder`."""
+        self._accelerator.load_state(folder)
+        counters = torch.load(Path(folder) / "learner_counters.pt", weights_only=True)
+        self.batches_done, self.updates_done, self.weight_version = counters.tolist()
+
+    def save_agent(self, path: str) -> None:
+        """All weights of the agent as a plain PyTorch file (a state dict on the CPU)."""
+        torch.save({name: value.cpu() for name, value in self.agent.state_dict().items()}, path)
+
+    def load_agent(self, path: str) -> None:
+        """Start from weights that `save_agent` wrote. Raises RuntimeError when they are of another architecture."""
+        self.agent.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def fetch_means(logged: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+    """Means over updates of the logged scalars, fetched from the device in one transfer."""
+    if not logged:
+        return {}
+    names = list(logged[-1])
+    table = torch.stack([torch.stack([row[name].float().reshape(()) for name in names]) for row in logged])
+    return dict(zip(names, table.mean(dim=0).tolist(), strict=True))

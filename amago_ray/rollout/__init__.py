@@ -1,0 +1,1 @@
+"""Rollout: the policy acts in many environments at once and leaves finished trajectories behind."""

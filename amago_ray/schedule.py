@@ -1,0 +1,318 @@
+"""How collecting and learning share an epoch.
+
+Both schedules speak of the same two jobs: a `Collection` (the epoch's quota of timesteps, chunk by chunk, over the
+workers) and a `Learning` (the epoch's batches, on the learner group). `run_jobs` drives whatever jobs there are until
+they are done.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, get_args
+
+from amago_ray.calls import RemoteCall, wait_any
+from amago_ray.data import EpisodeResult, LearnReport, ReplayReport, RolloutReport, Weights
+from amago_ray.futures import ProcessDied
+from amago_ray.topology import Topology
+
+ScheduleName = Literal["auto", "alternate", "overlap"]
+
+CHUNK_S = 2.0  # how long one call of a worker should take
+MAX_DEATHS_IN_A_ROW = 10
+RETRY_INTERVAL_S = 0.5
+POLL_INTERVAL_S = 0.1
+
+
+class LearnerDied(ProcessDied):
+    """A member of the learner group is gone; the group must be rebuilt."""
+
+
+@dataclass
+class CollectSummary:
+    """One epoch's collection, summed over workers."""
+
+    timesteps: int = 0
+    frames_by_env: dict[str, int] = field(default_factory=dict)
+    episodes: list[EpisodeResult] = field(default_factory=list)
+    trajectories: int = 0
+    act_s: float = 0.0
+    step_s: float = 0.0
+    wait_s: float = 0.0
+    busy_s: float = 0.0
+    wall_s: float = 0.0
+    env_failures: int = 0
+    worker_deaths: int = 0
+    exploration: dict[str, float] = field(default_factory=dict)
+
+    def add(self, report: RolloutReport) -> None:
+        self.timesteps += report.timesteps
+        for name, frames in report.frames_by_env.items():
+            self.frames_by_env[name] = self.frames_by_env.get(name, 0) + frames
+        self.episodes += report.episodes
+        self.trajectories += report.trajectories
+        self.act_s += report.act_s
+        self.step_s += report.step_s
+        self.wait_s += report.wait_s
+        self.busy_s += report.total_s
+        self.env_failures += report.env_failures
+        self.exploration |= report.exploration
+
+    def metrics(self) -> dict[str, float]:
+        """Rates and shares of the workers' time, for the log."""
+        busy = max(self.busy_s, 1e-9)
+        return {
+            "Frames per Second": self.timesteps / max(self.wall_s, 1e-9),
+            "Trajectories": self.trajectories,
+            "Time in Policy (fraction)": self.act_s / busy,
+            "Time in Environments (fraction)": self.step_s / busy,
+            "Time Waiting for Replay (fraction)": self.wait_s / busy,
+            "Environment Failures": self.env_failures,
+            "Worker Deaths": self.worker_deaths,
+            **{f"Exploration {name}": value for name, value in self.exploration.items()},
+        }
+
+
+@dataclass
+class EpochResult:
+    """What one epoch did. learned is None where there was nothing to learn from; collected None where none was asked."""
+
+    collected: CollectSummary | None
+    learned: LearnReport | None
+    replay: list[ReplayReport]
+
+
+class Job(Protocol):
+    """Work in progress on some processes."""
+
+    @property
+    def finished(self) -> bool: ...
+
+    def calls(self) -> list[RemoteCall]:
+        """The calls to wait on; starts new ones as needed."""
+        ...
+
+    def take(self, call: RemoteCall) -> None:
+        """Handle one of `calls` that is done."""
+        ...
+
+
+class Collection:
+    """An epoch's quota of timesteps. Every worker does its own share; what a dead worker leaves, the others take over.
+
+    timesteps_per_env: quota of each environment. exploration_steps: steps that each has behind it.
+    timeout_s: a worker that needs longer for one chunk is killed and restarted.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        timesteps_per_env: int,
+        weights: RemoteCall[Weights],
+        exploration_steps: int,
+        timeout_s: float,
+        message: Callable[[str], None],
+    ):
+        self._topology, self._weights = topology, weights
+        self._exploration_steps, self._timeout_s, self._message = exploration_steps, timeout_s, message
+        workers = range(topology.num_workers)
+        self._share = [timesteps_per_env * topology.num_envs(w) for w in workers]
+        self._left_over = 0
+        self.total = sum(self._share)
+        self._chunk = [max(topology.num_envs(w) * 32, 1) for w in workers]
+        self._in_flight: dict[int, tuple[RemoteCall[RolloutReport], int, float]] = {}
+        self._not_before = [0.0 for _ in workers]
+        self._deaths = [0 for _ in workers]
+        self._started = time.monotonic()
+        self.summary = CollectSummary()
+
+    @property
+    def finished(self) -> bool:
+        return not self._in_flight and not any(self._share) and self._left_over <= 0
+
+    @property
+    def done(self) -> int:
+        return self.summary.timesteps
+
+    def calls(self) -> list[RemoteCall]:
+        now = time.monotonic()
+        for worker in range(self._topology.num_workers):
+            if worker not in self._in_flight and now >= self._not_before[worker]:
+                self._start(worker, now)
+        for worker, (_, _, started) in self._in_flight.items():
+            if now - started > self._timeout_s:
+                self._message(
+                    f"rollout worker {worker} has not answered for {self._timeout_s:g} s (call_timeout_s): restarting it"
+                )
+                self._topology.restart_worker(worker)
+                self._in_flight[worker] = (*self._in_flight[worker][:2], now)
+        return [call for call, _, _ in self._in_flight.values()]
+
+    def _start(self, worker: int, now: float) -> None:
+        own = self._share[worker] > 0
+        wanted = self._share[worker] if own else self._left_over
+        if wanted <= 0:
+            return
+        timesteps = min(wanted, self._chunk[worker])
+        if own:
+            self._share[worker] -= timesteps
+        else:
+            self._left_over -= timesteps
+        call = self._topology.collect(worker, timesteps, self._weights, self._exploration_steps)
+        self._in_flight[worker] = (call, timesteps, now)
+
+    def take(self, call: RemoteCall) -> None:
+        worker, timesteps = next((w, n) for w, (c, n, _) in self._in_flight.items() if c is call)
+        del self._in_flight[worker]
+        try:
+            report: RolloutReport = call.result(self._timeout_s)
+        except ProcessDied as death:
+            self._on_death(worker, timesteps, death)
+            return
+        self._deaths[worker] = 0
+        self.summary.add(report)
+        self.summary.wall_s = time.monotonic() - self._started
+        num_envs = self._topology.num_envs(worker)
+        speed = report.timesteps / max(report.total_s, 1e-3)
+        self._chunk[worker] = max(num_envs, int(speed * CHUNK_S) // num_envs * num_envs)
+
+    def _on_death(self, worker: int, timesteps: int, death: ProcessDied) -> None:
+        if self._deaths[worker] == 0:
+            self._message(f"rollout worker {worker} died; Ray restarts it, the others take over meanwhile ({death})")
+            self.summary.worker_deaths += 1
+        self._deaths[worker] += 1
+        if self._deaths[worker] > MAX_DEATHS_IN_A_ROW * 20:
+            raise death
+        self._left_over += timesteps + self._share[worker]
+        self._share[worker] = 0
+        self._not_before[worker] = time.monotonic() + RETRY_INTERVAL_S
+
+
+class Learning:
+    """An epoch's batches on the learner group."""
+
+    def __init__(self, topology: Topology, num_batches: int):
+        self._topology = topology
+        self.total = num_batches
+        self._in_flight = topology.train(num_batches)
+        self._progress: RemoteCall[int] | None = None
+        self._first: int | None = None
+        self.done = 0
+        self.report: LearnReport | None = None
+
+    @property
+    def finished(self) -> bool:
+        return not self._in_flight
+
+    def calls(self) -> list[RemoteCall]:
+        return list(self._in_flight)
+
+    def poll_progress(self) -> None:
+        """Refresh `done` without waiting."""
+        if self._progress is None:
+            self._progress = self._topology.learn_progress()
+        elif self._progress.done():
+            try:
+                batches = self._progress.result()
+            except ProcessDied:
+                return  # the call to `train` tells
+            self._first = batches if self._first is None else self._first
+            self.done = batches - self._first
+            self._progress = None
+
+    def take(self, call: RemoteCall) -> None:
+        try:
+            report = call.result()
+        except ProcessDied as death:
+            raise LearnerDied(str(death)) from death
+        self._in_flight.remove(call)
+        self.report = self.report or report
+        if self.finished:
+            self.done = self.total
+
+
+def run_jobs(jobs: Sequence[Job], tick: Callable[[], None]) -> None:
+    """Drive jobs until all are finished, calling `tick` several times a second."""
+    while not all(job.finished for job in jobs):
+        for job in jobs:
+            calls = job.calls()
+            for call in wait_any(calls, POLL_INTERVAL_S / len(jobs)):
+                job.take(call)
+        tick()
+
+
+class Epochs(Protocol):
+    """What a schedule needs from the experiment."""
+
+    def start_collecting(self, epoch: int) -> Collection | None: ...
+
+    def start_learning(self, epoch: int) -> Learning | None: ...
+
+    def commit(self) -> list[ReplayReport]: ...
+
+    def publish(self) -> None: ...
+
+    def run(self, collection: Collection | None, learning: Learning | None) -> None: ...
+
+
+class Schedule(ABC):
+    """Runs epochs: collect a quota, learn a number of batches, publish the weights."""
+
+    @abstractmethod
+    def run_epoch(self, epoch: int, last: bool) -> EpochResult:
+        """Run epoch number `epoch`; `last` says that no other follows. Raises LearnerDied."""
+
+
+class Alternate(Schedule):
+    """Collect, then learn. Deterministic given the seed."""
+
+    def __init__(self, epochs: Epochs):
+        self._epochs = epochs
+
+    def run_epoch(self, epoch: int, last: bool) -> EpochResult:
+        collection = self._epochs.start_collecting(epoch)
+        self._epochs.run(collection, None)
+        replay = self._epochs.commit()
+        learning = self._epochs.start_learning(epoch)
+        self._epochs.run(None, learning)
+        self._epochs.publish()
+        return EpochResult(collection.summary if collection else None, learning.report if learning else None, replay)
+
+
+class Overlap(Schedule):
+    """Learn from the data of epochs 0..e while the data of epoch e + 1 are collected.
+
+    Workers act by weights that are one epoch old, and batches of epoch e never contain data of epoch e + 1, so this is
+    as deterministic as `Alternate` and keeps the ratio of updates to data exact.
+    """
+
+    def __init__(self, epochs: Epochs):
+        self._epochs = epochs
+        self._ahead: tuple[int, Collection | None] | None = None
+
+    def run_epoch(self, epoch: int, last: bool) -> EpochResult:
+        if self._ahead is None or self._ahead[0] != epoch:
+            self._ahead = (epoch, self._epochs.start_collecting(epoch))
+            self._epochs.run(self._ahead[1], None)
+        collection = self._ahead[1]
+        replay = self._epochs.commit()
+        learning = self._epochs.start_learning(epoch)
+        following = None if last else self._epochs.start_collecting(epoch + 1)
+        self._epochs.run(following, learning)
+        self._epochs.publish()
+        self._ahead = (epoch + 1, following)
+        return EpochResult(collection.summary if collection else None, learning.report if learning else None, replay)
+
+
+def check_schedule(name: str) -> None:
+    """Raises ValueError for a name that is none of `ScheduleName`."""
+    if name not in get_args(ScheduleName):
+        raise ValueError(f"Experiment.schedule={name!r}: use one of {', '.join(map(repr, get_args(ScheduleName)))}")
+
+
+def make_schedule(name: ScheduleName, epochs: Epochs, learner_device: str) -> Schedule:
+    """The schedule called `name`; "auto" overlaps where the learner has a device of its own."""
+    overlap = name == "overlap" or (name == "auto" and learner_device == "cuda")
+    return Overlap(epochs) if overlap else Alternate(epochs)

@@ -1,0 +1,329 @@
+"""Which processes there are, where they run and with what: the only file where roles become Ray actors."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+import torch
+from ray.actor import ActorHandle
+
+from amago_ray import config
+from amago_ray.agent import AgentSpec
+from amago_ray.calls import RemoteCall, RemoteShard
+from amago_ray.data import LearnReport, ReplayReport, RolloutReport, Weights
+from amago_ray.futures import CallTimeout, ProcessDied
+from amago_ray.learner.learner import Learner, LearnerConfig
+from amago_ray.replay.client import ReplayReader, ReplayWriter
+from amago_ray.replay.shard import ReplayConfig, ReplayShard
+from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
+
+START_TIMEOUT_S = 300.0
+SHARD_MEMORY_OVERHEAD = 1.2  # Python objects and messages in flight, on top of a shard's stored bytes
+
+
+@dataclass(frozen=True)
+class TopologyConfig:
+    """Everything that the processes of a run are made of.
+
+    rollout, validation: one entry per rollout worker. incarnation: how often the run was resumed, so that trajectories
+    keep unique identities. worker_cpus, learner_cpus, learner_gpus, worker_gpus: resources of one process.
+    """
+
+    agent_spec: AgentSpec
+    rollout: tuple[RolloutConfig, ...]
+    validation: tuple[RolloutConfig, ...]
+    replay: ReplayConfig
+    num_replay_shards: int
+    learner: LearnerConfig
+    num_learners: int
+    batch_size: int
+    gin_config: str
+    incarnation: int = 0
+    worker_cpus: float = 1.0
+    worker_gpus: float = 0.0
+    learner_cpus: float = 1.0
+    learner_gpus: float = 0.0
+
+    @property
+    def num_cpus(self) -> float:
+        return self.worker_cpus * len(self.rollout) + self.learner_cpus * self.num_learners
+
+    @property
+    def num_gpus(self) -> float:
+        return self.worker_gpus * len(self.rollout) + self.learner_gpus * self.num_learners
+
+    @property
+    def shard_memory_bytes(self) -> int:
+        return int(self.replay.capacity_bytes * SHARD_MEMORY_OVERHEAD)
+
+
+class RolloutActor:
+    """A worker process: training environments, and validation environments that are built when first needed."""
+
+    def __init__(self, topology: TopologyConfig, worker: int, shards: list[ActorHandle]):
+        torch.set_num_threads(1)  # a small policy on several threads spends its time waiting for them
+        config.restore(topology.gin_config)
+        self._topology, self._worker = topology, worker
+        self._incarnation = topology.incarnation
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            self._incarnation = time.time_ns()  # Ray does not say how often it restarted this actor; time never repeats
+        self._writer = ReplayWriter([RemoteShard(shard, i) for i, shard in enumerate(shards)])
+        self._training = self._validation = None
+
+    def collect(self, timesteps: int, weights: Weights, exploration_steps: int) -> RolloutReport:
+        if self._training is None:
+            self._training = self._build(self._topology.rollout[self._worker], self._writer.write, self._flush)
+        self._training.set_exploration_steps(exploration_steps)
+        self._training.set_weights(weights)
+        return self._training.collect(timesteps)
+
+    def validate(self, weights: Weights, steps_per_env: int | None, episodes_per_env: int | None) -> RolloutReport:
+        if self._validation is None:
+            self._validation = self._build(self._topology.validation[self._worker])
+        self._validation.set_weights(weights)
+        return self._validation.evaluate(steps_per_env, episodes_per_env)
+
+    def test(
+        self, rollout: RolloutConfig, weights: Weights, steps_per_env: int | None, episodes_per_env: int | None
+    ) -> RolloutReport:
+        """Evaluate in environments of their own, which are closed afterwards."""
+        worker = self._build(rollout)
+        with contextlib.closing(worker):
+            worker.set_weights(weights)
+            return worker.evaluate(steps_per_env, episodes_per_env)
+
+    def _build(self, rollout: RolloutConfig, write: Any = None, flush: Any = None) -> RolloutWorker:
+        return RolloutWorker(rollout, self._topology.agent_spec, self._worker, self._incarnation, write, flush)
+
+    def _flush(self) -> float:
+        self._writer.flush()
+        return self._writer.wait_s
+
+
+class LearnerActor:
+    """A learner process. Built in two steps, because the members of a group must know the first one's address."""
+
+    def __init__(self, topology: TopologyConfig, rank: int, shards: list[ActorHandle]):
+        config.restore(topology.gin_config)
+        self._topology, self._rank, self._shards = topology, rank, shards
+        self._num_threads = max(int(topology.learner_cpus), 1)
+
+    def address(self) -> tuple[str, int]:
+        """This node's address and a free port, for the group to meet at."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def build(self, address: tuple[str, int]) -> None:
+        """Join the group and make the agent. Returns when every member has joined."""
+        torch.set_num_threads(self._num_threads)
+        world_size = self._topology.num_learners
+        if world_size > 1:
+            os.environ |= {
+                "MASTER_ADDR": address[0],
+                "MASTER_PORT": str(address[1]),
+                "RANK": str(self._rank),
+                "LOCAL_RANK": "0",  # Ray shows every learner only its own GPU
+                "WORLD_SIZE": str(world_size),
+            }
+        reader = ReplayReader(
+            [RemoteShard(shard, i) for i, shard in enumerate(self._shards)],
+            self._topology.batch_size,
+            self._topology.learner.seed,
+            self._rank,
+        )
+        learner = self._topology.learner
+        self._learner = Learner(learner, self._topology.agent_spec, reader.batches, self._rank, world_size)
+
+    def train(self, num_batches: int) -> LearnReport:
+        torch.set_num_threads(self._num_threads)  # a setting of the thread, and calls change threads
+        return self._learner.train(num_batches)
+
+    def progress(self) -> int:
+        return self._learner.progress()
+
+    def publish(self, version: int) -> Weights:
+        return self._learner.publish(version)
+
+    def save_state(self, folder: str) -> None:
+        self._learner.save_state(folder)
+
+    def load_state(self, folder: str) -> None:
+        self._learner.load_state(folder)
+
+    def save_agent(self, path: str) -> None:
+        self._learner.save_agent(path)
+
+    def load_agent(self, path: str) -> None:
+        self._learner.load_agent(path)
+
+
+class Topology:
+    """The processes of a run, started and reachable.
+
+    Workers and shards that die are restarted by Ray under the same handle; a call that was in flight raises
+    `ProcessDied`. Learners are rebuilt as a group by `rebuild_learners`, because their state must be loaded again.
+    """
+
+    def __init__(self, topology: TopologyConfig):
+        self.config = topology
+        shard_class = ray.remote(ReplayShard).options(
+            num_cpus=0, memory=topology.shard_memory_bytes, max_restarts=-1
+        )
+        self._shards = [shard_class.remote(topology.replay, i) for i in range(topology.num_replay_shards)]
+        worker_class = ray.remote(RolloutActor).options(
+            num_cpus=topology.worker_cpus, num_gpus=topology.worker_gpus, max_restarts=-1
+        )
+        self._workers = [worker_class.remote(topology, i, self._shards) for i in range(len(topology.rollout))]
+        self._learners: list[ActorHandle] = []
+        self.rebuild_learners()
+
+    @property
+    def num_workers(self) -> int:
+        return len(self._workers)
+
+    def num_envs(self, worker: int) -> int:
+        return self.config.rollout[worker].num_envs
+
+    def collect(self, worker: int, timesteps: int, weights: RemoteCall[Weights], exploration_steps: int) -> RemoteCall:
+        """Start one chunk of collection on one worker; the answer is a `RolloutReport`."""
+        ref = self._workers[worker].collect.remote(timesteps, weights.ref, exploration_steps)
+        return RemoteCall(ref, f"rollout worker {worker}")
+
+    def restart_worker(self, worker: int) -> None:
+        """Kill a worker that hangs; Ray starts it anew."""
+        ray.kill(self._workers[worker], no_restart=False)
+
+    def validate(
+        self, weights: RemoteCall[Weights], steps_per_env: int | None, episodes_per_env: int | None
+    ) -> list[Callable[[], RemoteCall[RolloutReport]]]:
+        """One function per worker that starts its share of the validation."""
+        return [
+            partial(self._evaluation, i, worker.validate, weights.ref, steps_per_env, episodes_per_env)
+            for i, worker in enumerate(self._workers)
+        ]
+
+    def test(
+        self,
+        rollouts: list[RolloutConfig],
+        weights: RemoteCall[Weights],
+        steps_per_env: int | None,
+        episodes_per_env: int | None,
+    ) -> list[Callable[[], RemoteCall[RolloutReport]]]:
+        """One function per entry of `rollouts` (at most one per worker) that starts its share of a test."""
+        return [
+            partial(self._evaluation, i, worker.test, rollout, weights.ref, steps_per_env, episodes_per_env)
+            for i, (worker, rollout) in enumerate(zip(self._workers, rollouts))  # noqa: B905 (fewer rollouts is fine)
+        ]
+
+    @staticmethod
+    def _evaluation(worker: int, method: Any, *args: Any) -> RemoteCall[RolloutReport]:
+        return RemoteCall(method.remote(*args), f"evaluation on rollout worker {worker}")
+
+    def commit(self, timeout_s: float) -> list[ReplayReport]:
+        """Make what was pushed visible on every shard. A shard that is just restarting has nothing to commit."""
+        calls = [RemoteCall(s.commit.remote(), f"replay shard {i}") for i, s in enumerate(self._shards)]
+        reports = []
+        for call in calls:
+            with contextlib.suppress(ProcessDied):
+                reports.append(call.result(timeout_s))
+        return reports
+
+    def train(self, num_batches: int) -> list[RemoteCall[LearnReport]]:
+        """Start learning on every learner of the group."""
+        return [RemoteCall(a.train.remote(num_batches), f"learner {i}") for i, a in enumerate(self._learners)]
+
+    def learn_progress(self) -> RemoteCall[int]:
+        """Ask how many batches the first learner has done."""
+        return RemoteCall(self._learners[0].progress.remote(), "learner 0")
+
+    def publish(self, version: int) -> RemoteCall[Weights]:
+        """The weights that act now, as a reference: nodes fetch them once each, this process never."""
+        return RemoteCall(self._learners[0].publish.remote(version), "learner 0")
+
+    def on_learners(self, method: str, argument: str, first_only: bool = False, timeout_s: float = 600.0) -> None:
+        """Call `save_state`, `load_state`, `save_agent` or `load_agent` on the group and wait."""
+        learners = self._learners[:1] if first_only else self._learners
+        calls = [RemoteCall(getattr(a, method).remote(argument), f"learner {i}") for i, a in enumerate(learners)]
+        for call in calls:
+            call.result(timeout_s)
+
+    def rebuild_learners(self) -> None:
+        """Start the learner group, ending the one that was there. Its weights are the initial ones."""
+        for actor in self._learners:
+            ray.kill(actor)
+        topology = self.config
+        learner_class = ray.remote(LearnerActor).options(
+            num_cpus=topology.learner_cpus, num_gpus=topology.learner_gpus, max_concurrency=2
+        )
+        self._learners = [learner_class.remote(topology, i, self._shards) for i in range(topology.num_learners)]
+        address = RemoteCall(self._learners[0].address.remote(), "learner 0").result(START_TIMEOUT_S)
+        calls = [RemoteCall(a.build.remote(address), f"learner {i}") for i, a in enumerate(self._learners)]
+        for call in calls:
+            call.result(START_TIMEOUT_S)
+
+    def close(self) -> None:
+        """End every process of the run."""
+        for actor in (*self._learners, *self._workers, *self._shards):
+            ray.kill(actor)
+
+
+@dataclass(frozen=True)
+class ClusterSize:
+    """What the cluster that this process is connected to can give at most, and whether the connection was made here."""
+
+    cpus: float
+    gpus: float
+    memory_bytes: float
+    started_here: bool
+    local: bool
+
+
+def connect(address: str | None, cpus_wanted: Callable[[], float], dashboard: bool = False) -> ClusterSize:
+    """Connect to Ray: the instance that this process already uses, the cluster at `address`, or a new local one.
+
+    address: None takes RAY_ADDRESS where it is set (a submitted job) and "local" otherwise. A local Ray is told that
+    it has at least `cpus_wanted()` CPUs, so that a run with more processes than cores still starts.
+    Raises ValueError when there is no cluster at `address`.
+    """
+    started_here = not ray.is_initialized()
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if started_here:
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+        if address == "local":
+            num_cpus = max(os.cpu_count() or 1, math.ceil(cpus_wanted()))
+            options |= {"num_cpus": num_cpus, "include_dashboard": dashboard}
+        try:
+            ray.init(address=address, **options)
+        except (ConnectionError, ValueError, CallTimeout) as error:
+            raise ValueError(f"ray_address={address!r}: no Ray cluster answers there ({error})") from error
+    total = ray.cluster_resources()
+    return ClusterSize(
+        total.get("CPU", 0.0), total.get("GPU", 0.0), total.get("memory", 0.0), started_here, address == "local"
+    )
+
+
+def check_resources(topology: TopologyConfig, cluster: ClusterSize) -> None:
+    """Raises ValueError when the run can never fit: Ray would wait for the missing resources for ever."""
+    memory_gb = topology.num_replay_shards * topology.shard_memory_bytes / 1e9
+    for what, wanted, there, settings in (
+        ("CPUs", topology.num_cpus, cluster.cpus, "num_rollout_workers or learner_cpus"),
+        ("GPUs", topology.num_gpus, cluster.gpus, "num_learners"),
+        ("GB of memory for replay", memory_gb, cluster.memory_bytes / 1e9, "replay_capacity_gb"),
+    ):
+        if wanted > there:
+            raise ValueError(f"the run needs {wanted:g} {what} and Ray has {there:.3g}: lower Experiment.{settings}")
+
+
+def disconnect() -> None:
+    """Leave Ray, ending it where it was started for this run."""
+    ray.shutdown()
