@@ -89,7 +89,8 @@ class AgentSpec:
     def build(self) -> Agent:
         """The agent with its initial weights: the same in every process. Leaves the global random state alone."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            # Not torch.manual_seed, which would seed accelerators too, and `fork_rng` would not put those back.
+            torch.default_generator.manual_seed(self.seed)
             return self.agent_type(
                 obs_spec=self.obs_spec,
                 action_spec=self.action_spec,
@@ -332,7 +333,7 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def update_targets(self) -> None:
-        """Move the target networks toward the trained ones by `tau` (Polyak average); call after every optimiser step."""
+        """Move the target networks toward the trained ones by `tau` (Polyak); call after every optimiser step."""
         for target, online in ((self.target_actor, self.policy.actor), (self.target_critics, self.critics)):
             torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.tau)
 

@@ -40,26 +40,30 @@ def _our_layout(name: str, value: Tensor, num_heads: int) -> Tensor:
     return value
 
 
+def convert_amago_entries(entries: Mapping[str, Tensor], agent: Agent) -> dict[str, Tensor]:
+    """Any part of AMAGO's state dict, or of a dict of gradients like it, under our names and in our layout."""
+    heads = getattr(getattr(agent.policy.traj_encoder, "tformer", None), "n_heads", 0)
+    converted = {_our_name(name): value for name, value in entries.items()}
+    return {name: _our_layout(name, value, heads) for name, value in converted.items()}
+
+
 def convert_amago_weights(state: Mapping[str, Tensor], agent: Agent) -> dict[str, Tensor]:
     """AMAGO's state dict of one agent (its third copy of the critics left out) as a state dict of `agent`.
 
     Raises ValueError that names the weights that are missing, left over, or of another shape than `agent` has.
     """
     own = agent.state_dict()
-    heads = getattr(getattr(agent.policy.traj_encoder, "tformer", None), "n_heads", 0)
-    converted = {}
-    for their_name, value in state.items():
-        if their_name.startswith("maximized_critics."):
-            continue
-        name = _our_name(their_name)
-        converted[name] = _our_layout(name, value, heads)
+    kept = {name: value for name, value in state.items() if not name.startswith("maximized_critics.")}
+    converted = convert_amago_entries(kept, agent)
     missing, left_over = sorted(own.keys() - converted.keys()), sorted(converted.keys() - own.keys())
     if missing or left_over:
         raise ValueError(
             f"AMAGO weights do not fit this configuration: missing {missing[:5]}, not expected {left_over[:5]} "
             f"({len(missing)} and {len(left_over)} in all); check the encoder and agent types"
         )
-    wrong = [f"{k}: {tuple(v.shape)}, not {tuple(own[k].shape)}" for k, v in converted.items() if v.shape != own[k].shape]
+    wrong = [
+        f"{k}: {tuple(v.shape)}, not {tuple(own[k].shape)}" for k, v in converted.items() if v.shape != own[k].shape
+    ]
     if wrong:
         raise ValueError(f"AMAGO weights do not fit this configuration: {'; '.join(wrong[:5])} ({len(wrong)} in all)")
     return converted

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,15 @@ def load(configs: Sequence[str | Path], bindings: Sequence[str] = ()) -> None:
         raise ValueError(explain(error)) from error
 
 
+def is_bound(owner: str, name: str) -> bool:
+    """Whether the configuration gives setting `name` of configurable `owner` a value."""
+    try:
+        gin.query_parameter(f"{owner}.{name}")
+    except ValueError:
+        return False
+    return True
+
+
 def snapshot() -> str:
     """Everything that was bound, as text that `restore` understands in another process."""
     return gin.config_str(max_line_length=200)
@@ -59,9 +68,32 @@ def restore(text: str) -> None:
         gin.parse_config(text, skip_unknown=["Experiment"])
 
 
-def operative() -> str:
-    """Every value in use, defaults included, as a gin file that runs the same again."""
-    return gin.operative_config_str(max_line_length=120)
+def record(owner: str, settings: Mapping[str, Any]) -> str:
+    """A gin file that runs the same again: what was bound, what is in use (defaults included), and `owner`'s settings.
+
+    Settings that were given in Python and have no name in gin (a lambda, say) are left as comments.
+    """
+    lines = []
+    for name, value in settings.items():
+        text = _literal(value)
+        lines.append(f"{owner}.{name} = {text}" if text else f"# {owner}.{name} was given in Python: {value!r}")
+    parts = {
+        "As it was configured": snapshot(),
+        "In use, with defaults": gin.operative_config_str(max_line_length=120),
+        f"{owner} as it was started": "\n".join(lines) + "\n",
+    }
+    return "\n".join(f"# {'=' * 80}\n# {title}\n# {'=' * 80}\n\n{text}" for title, text in parts.items())
+
+
+def _literal(value: Any) -> str | None:
+    """`value` as gin writes it, or None where gin cannot."""
+    if inspect.isclass(value) or inspect.isfunction(value):
+        name = value.__name__
+        return f"@{name}" if name in configurable_names() and gin.get_configurable(name) is value else None
+    if isinstance(value, (list, tuple)):
+        items = [_literal(item) for item in value]
+        return f"[{', '.join(items)}]" if None not in items else None
+    return repr(value) if value is None or isinstance(value, (str, int, float, bool)) else None
 
 
 def explain(error: Exception) -> str:
@@ -84,7 +116,7 @@ def configurable_names() -> list[str]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """"; did you mean 'x'?", or the list of known names when none is close."""
+    """ "; did you mean 'x'?", or the list of known names when none is close."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:

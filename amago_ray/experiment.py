@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,14 +23,13 @@ from amago_ray.display import Display
 from amago_ray.envs.exploration import EpsilonGreedy, ExplorationWrapper
 from amago_ray.envs.pool import MakeEnv
 from amago_ray.futures import ProcessDied
-from amago_ray.learner.learner import LearnerConfig, MixedPrecision
+from amago_ray.learner.learner import MixedPrecision
 from amago_ray.metrics import AVERAGE_RETURN, MetricsLog, Progress, WandbOptions, summarize_episodes
 from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import TstepEncoder
-from amago_ray.preflight import check_learners, check_same_weights, check_settings, probe, weight_shapes
+from amago_ray.plan import deal_environments, plan
+from amago_ray.preflight import check_same_weights, check_settings, probe, weight_shapes
 from amago_ray.replay.sampling import PaddedSampling
-from amago_ray.replay.shard import ReplayConfig
-from amago_ray.rollout.worker import RolloutConfig
 from amago_ray.schedule import (
     MAX_DEATHS_IN_A_ROW,
     Collection,
@@ -42,9 +41,7 @@ from amago_ray.schedule import (
     make_schedule,
     run_jobs,
 )
-from amago_ray.topology import Topology, TopologyConfig, check_resources, connect, disconnect
-
-ENVS_PER_WORKER = 8  # what one worker can step together at good speed; sets the default number of workers
+from amago_ray.topology import Topology, check_resources, connect, disconnect
 
 
 @gin.configurable
@@ -184,12 +181,10 @@ class Experiment:
         self.agent_spec = probe(self)
         state = self._open_directory(resume, overwrite)
         wandb = self._wandb_options(state.get("wandb_run_id"))
-        cores = os.cpu_count() or 1
-        cluster = connect(self.ray_address, cpus_wanted=lambda: self._topology_config(cores, 0, True).num_cpus)
+        cluster = connect(self.ray_address, lambda machine: plan(self, machine).num_cpus)
         self._ray_started_here = cluster.started_here
         try:
-            cpus = cores if cluster.local else int(cluster.cpus)
-            topology = self._topology_config(cpus, cluster.gpus, cluster.local)
+            topology = plan(self, cluster, self._incarnation)
             check_resources(topology, cluster)
             self._topology = Topology(topology)
             self._schedule = make_schedule(self.schedule, self, self._topology.config.learner.device)
@@ -260,7 +255,7 @@ class Experiment:
         num_envs = num_envs or min(self.parallel_actors, episodes or self.parallel_actors)
         num_workers = min(self._running.num_workers, num_envs)
         sample = self.sample_actions_val if sample_actions is None else sample_actions
-        rollouts = self._rollouts(make_env, num_envs, num_workers, seed=self.seed + 2, sample=sample)
+        rollouts = deal_environments(self, make_env, num_envs, num_workers, self.seed + 2, sample, explore=False)
         per_env = None if episodes is None else -(-episodes // num_envs)
         finished = self._evaluate(self._running.test(rollouts, self._current_weights, timesteps, per_env))
         if not finished:
@@ -338,7 +333,9 @@ class Experiment:
                 self._display.update(learned=learning.done, updates_per_s=learning.done / elapsed)
             if collection is not None:
                 self._display.update(collected=collection.done, frames_per_s=collection.done / elapsed)
-            busy = [name for name, job in (("collecting", collection), ("learning", learning)) if job and not job.finished]
+            busy = [
+                name for name, job in (("collecting", collection), ("learning", learning)) if job and not job.finished
+            ]
             self._display.update(status=" and ".join(busy) or "publishing weights")
 
         run_jobs(jobs, tick)
@@ -495,7 +492,9 @@ class Experiment:
             check_same_weights(state["weight_shapes"], weight_shapes(self.agent_spec.build()))
             self._incarnation = state["incarnation"] + 1
         self.directory.create()
-        write_atomically(self.directory.config, lambda path: path.write_text(config.operative()))
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        text = config.record("Experiment", settings | {"ckpt_base_dir": str(self.ckpt_base_dir)})
+        write_atomically(self.directory.config, lambda path: path.write_text(text))
         return state
 
     def _wandb_options(self, run_id: str | None) -> WandbOptions | None:
@@ -508,72 +507,4 @@ class Experiment:
             name=self.run_name,
             mode=self.wandb_mode,
             run_id=run_id,
-        )
-
-    def _rollouts(
-        self, make_env: MakeEnv, num_envs: int, num_workers: int, seed: int, sample: bool, explore: bool = False
-    ) -> list[RolloutConfig]:
-        """Deal `num_envs` environments out over `num_workers` workers, as evenly as it goes."""
-        shares = [num_envs // num_workers + (i < num_envs % num_workers) for i in range(num_workers)]
-        return [
-            RolloutConfig(
-                make_env=make_env,
-                num_envs=share,
-                first_env=sum(shares[:i]),
-                seed=seed,
-                traj_save_len=self.traj_save_len or 8 * self.max_seq_len,
-                exploration_type=self.exploration_wrapper_type if explore else None,
-                sample_actions=sample,
-                device=self.rollout_device,
-            )
-            for i, share in enumerate(shares)
-        ]
-
-    def _topology_config(self, cpus: int, gpus: float, local: bool) -> TopologyConfig:
-        """Which processes, on `cpus` cores and `gpus` GPUs."""
-        device = check_learners(self.num_learners, self.learner_device, gpus)
-        most = min(max(cpus - self.num_learners, 1), -(-self.parallel_actors // ENVS_PER_WORKER))
-        workers = self.num_rollout_workers or most
-        overlaps = self.schedule == "overlap" or (self.schedule == "auto" and device == "cuda")
-        free = cpus - workers if overlaps else cpus
-        learner_cpus = self.learner_cpus or (max(free // self.num_learners, 1) if local else 1)
-        shards = self.num_replay_shards
-        return TopologyConfig(
-            agent_spec=self.agent_spec,
-            rollout=tuple(
-                self._rollouts(
-                    self.make_train_env, self.parallel_actors, workers, self.seed, self.sample_actions_train, True
-                )
-            ),
-            validation=tuple(
-                self._rollouts(
-                    self.make_val_env, self.parallel_actors, workers, self.seed + 1, self.sample_actions_val
-                )
-            ),
-            replay=ReplayConfig(
-                max_seq_len=self.max_seq_len,
-                padded_sampling=self.padded_sampling,
-                capacity_bytes=int(self.replay_capacity_gb * 1e9 / shards),
-                capacity_trajectories=-(-(self.replay_capacity_trajectories or 1 << 60) // shards),
-                seed=self.seed,
-            ),
-            num_replay_shards=shards,
-            learner=LearnerConfig(
-                device=device,
-                learning_rate=self.learning_rate,
-                l2_coeff=self.l2_coeff,
-                lr_warmup_steps=self.lr_warmup_steps,
-                grad_clip=self.grad_clip,
-                batches_per_update=self.batches_per_update,
-                mixed_precision=self.mixed_precision,
-                log_interval=self.log_interval,
-                seed=self.seed,
-            ),
-            num_learners=self.num_learners,
-            batch_size=self.batch_size,
-            gin_config=config.snapshot(),
-            incarnation=self._incarnation,
-            worker_gpus=0.0,
-            learner_cpus=float(learner_cpus),
-            learner_gpus=1.0 if device == "cuda" else 0.0,
         )

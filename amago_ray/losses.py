@@ -43,8 +43,13 @@ def critic_mse(q_BLCG: Tensor, target_BLG: Tensor) -> Tensor:
 
 
 def filtered_behavior_cloning(log_prob_BLG: Tensor, weight_BLG: Tensor) -> Tensor:
-    """- f(A) log pi(a | s), (B, L, G); the weight takes no gradient (critic-regularised regression, arXiv 2006.15134)."""
+    """- f(A) log pi(a | s), (B, L, G); the weight takes no gradient (CRR, arXiv 2006.15134, eq. 1)."""
     return -weight_BLG.detach() * log_prob_BLG
+
+
+def _clip(weight: Tensor, low: float | None, high: float | None) -> Tensor:
+    """`weight` within [low, high]; None leaves that side open."""
+    return weight if low is None and high is None else weight.clamp(low, high)
 
 
 @gin.configurable
@@ -58,10 +63,7 @@ def exp_filter(
     advantage: Tensor, beta: float = 1.0, clip_weights_low: float | None = 1e-7, clip_weights_high: float | None = None
 ) -> Tensor:
     """exp(beta A), clipped (advantage-weighted regression; CRR's exponential filter, arXiv 2006.15134, eq. 4)."""
-    weight = (beta * advantage).exp()
-    return weight if clip_weights_low is None and clip_weights_high is None else weight.clamp(
-        clip_weights_low, clip_weights_high
-    )
+    return _clip((beta * advantage).exp(), clip_weights_low, clip_weights_high)
 
 
 @gin.configurable
@@ -74,11 +76,12 @@ def leaky_relu_filter(
     clip_weights_low: float | None = 1e-7,
     clip_weights_high: float | None = 10.0,
 ) -> Tensor:
-    """A binary filter whose two halves are ramps: above `tau` slope 1 / beta, below it `neg_slope` / beta, a step of 1 between.
+    """A binary filter that also leans: two ramps that meet at A = tau, plus a step of 1 at A = 0, clipped.
 
-    target_f0: weight at A = 0, which lies on the lower ramp.
+    The lower ramp has slope neg_slope / beta and takes the value `target_f0` at A = 0; the upper has slope 1 / beta.
+    The step belongs to A > 0, not to A > tau, so weights in (0, tau] are those of the lower ramp plus 1.
     """
     past_hinge = (advantage - tau) / beta
     at_hinge = target_f0 + neg_slope * tau / beta
     weight = at_hinge + F.leaky_relu(past_hinge, neg_slope) + (advantage > 0).to(advantage.dtype)
-    return weight.clamp(clip_weights_low, clip_weights_high)
+    return _clip(weight, clip_weights_low, clip_weights_high)

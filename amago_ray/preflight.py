@@ -60,7 +60,9 @@ def check_settings(experiment: Experiment) -> None:
         if not isinstance(value, (int, float)) or value <= 0:
             raise ValueError(f"Experiment.{name}={value!r}: it must be a number above 0")
     if not experiment.run_name or "/" in experiment.run_name:
-        raise ValueError(f"Experiment.run_name={experiment.run_name!r}: it names a folder, so it takes text without '/'")
+        raise ValueError(
+            f"Experiment.run_name={experiment.run_name!r}: it names a folder, so it takes text without '/'"
+        )
     _check_class("tstep_encoder_type", experiment.tstep_encoder_type, TstepEncoder, optional=True)
     _check_class("traj_encoder_type", experiment.traj_encoder_type, TrajEncoder)
     _check_class("agent_type", experiment.agent_type, Agent)
@@ -155,19 +157,3 @@ def check_same_weights(saved: Mapping[str, list[int]], now: Mapping[str, list[in
                 f"resume: the configuration no longer matches the saved weights: {name} was {before} and is {after} now; "
                 "resume with the run's own config.txt, or choose another run_name"
             )
-
-
-def check_learners(num_learners: int, device: str, gpus: float) -> str:
-    """The device of the learners, "cpu" or "cuda". Raises ValueError when there are fewer GPUs than learners."""
-    if device == "auto":
-        device = "cuda" if gpus >= 1 else "cpu"
-        if num_learners > max(gpus, 1):
-            raise ValueError(
-                f"Experiment.num_learners={num_learners}: each learner needs a GPU of its own and there are {gpus:g}; "
-                "lower num_learners, or set learner_device='cpu' to run the group on CPUs"
-            )
-    if device == "cuda" and num_learners > gpus:
-        raise ValueError(
-            f"Experiment.num_learners={num_learners}: each learner needs a GPU of its own and there are {gpus:g}"
-        )
-    return device

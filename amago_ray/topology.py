@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import socket
@@ -20,7 +21,7 @@ from amago_ray import config
 from amago_ray.agent import AgentSpec
 from amago_ray.calls import RemoteCall, RemoteShard
 from amago_ray.data import LearnReport, ReplayReport, RolloutReport, Weights
-from amago_ray.futures import CallTimeout, ProcessDied
+from amago_ray.futures import ProcessDied
 from amago_ray.learner.learner import Learner, LearnerConfig
 from amago_ray.replay.client import ReplayReader, ReplayWriter
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
@@ -176,9 +177,7 @@ class Topology:
 
     def __init__(self, topology: TopologyConfig):
         self.config = topology
-        shard_class = ray.remote(ReplayShard).options(
-            num_cpus=0, memory=topology.shard_memory_bytes, max_restarts=-1
-        )
+        shard_class = ray.remote(ReplayShard).options(num_cpus=0, memory=topology.shard_memory_bytes, max_restarts=-1)
         self._shards = [shard_class.remote(topology.replay, i) for i in range(topology.num_replay_shards)]
         worker_class = ray.remote(RolloutActor).options(
             num_cpus=topology.worker_cpus, num_gpus=topology.worker_gpus, max_restarts=-1
@@ -279,44 +278,52 @@ class Topology:
 
 @dataclass(frozen=True)
 class ClusterSize:
-    """What the cluster that this process is connected to can give at most, and whether the connection was made here."""
+    """What the cluster that this process is connected to can give, and whether the connection was made here."""
 
-    cpus: float
+    cpus: int
     gpus: float
     memory_bytes: float
     started_here: bool
     local: bool
 
 
-def connect(address: str | None, cpus_wanted: Callable[[], float], dashboard: bool = False) -> ClusterSize:
+def connect(address: str | None, cpus_needed: Callable[[ClusterSize], float]) -> ClusterSize:
     """Connect to Ray: the instance that this process already uses, the cluster at `address`, or a new local one.
 
-    address: None takes RAY_ADDRESS where it is set (a submitted job) and "local" otherwise. A local Ray is told that
-    it has at least `cpus_wanted()` CPUs, so that a run with more processes than cores still starts.
+    address: None takes RAY_ADDRESS where it is set (a submitted job) and "local" otherwise.
+    cpus_needed: by a run on a machine of that size. A local Ray is told that it has so many, so that a run with more
+        processes than cores still starts.
     Raises ValueError when there is no cluster at `address`.
     """
-    started_here = not ray.is_initialized()
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if started_here:
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-        if address == "local":
-            num_cpus = max(os.cpu_count() or 1, math.ceil(cpus_wanted()))
-            options |= {"num_cpus": num_cpus, "include_dashboard": dashboard}
-        try:
-            ray.init(address=address, **options)
-        except (ConnectionError, ValueError, CallTimeout) as error:
-            raise ValueError(f"ray_address={address!r}: no Ray cluster answers there ({error})") from error
+    if ray.is_initialized():
+        return _cluster_size(started_here=False, local=False)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if address == "local":
+        gpus = torch.cuda.device_count()
+        machine = ClusterSize(os.cpu_count() or 1, gpus, 0.0, started_here=True, local=True)
+        options |= {"num_cpus": max(machine.cpus, math.ceil(cpus_needed(machine))), "include_dashboard": False}
+        ray.init(address="local", **options)
+        # What was promised to Ray above the machine's own cores must not be planned with.
+        return dataclasses.replace(machine, memory_bytes=ray.cluster_resources().get("memory", 0.0))
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, ValueError) as error:
+        raise ValueError(f"Experiment.ray_address={address!r}: no Ray cluster answers there ({error})") from error
+    return _cluster_size(started_here=True, local=False)
+
+
+def _cluster_size(started_here: bool, local: bool) -> ClusterSize:
     total = ray.cluster_resources()
-    return ClusterSize(
-        total.get("CPU", 0.0), total.get("GPU", 0.0), total.get("memory", 0.0), started_here, address == "local"
-    )
+    return ClusterSize(int(total.get("CPU", 0)), total.get("GPU", 0.0), total.get("memory", 0.0), started_here, local)
 
 
 def check_resources(topology: TopologyConfig, cluster: ClusterSize) -> None:
     """Raises ValueError when the run can never fit: Ray would wait for the missing resources for ever."""
     memory_gb = topology.num_replay_shards * topology.shard_memory_bytes / 1e9
     for what, wanted, there, settings in (
-        ("CPUs", topology.num_cpus, cluster.cpus, "num_rollout_workers or learner_cpus"),
+        # A local Ray was told to have as many CPUs as the run needs.
+        ("CPUs", 0 if cluster.local else topology.num_cpus, cluster.cpus, "num_rollout_workers or learner_cpus"),
         ("GPUs", topology.num_gpus, cluster.gpus, "num_learners"),
         ("GB of memory for replay", memory_gb, cluster.memory_bytes / 1e9, "replay_capacity_gb"),
     ):

@@ -65,9 +65,7 @@ class Learner:
         set_seed(config.seed + rank)
         self.agent: Agent = agent_spec.build().train()
         trainable = [p for p in self.agent.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trainable, lr=config.learning_rate, weight_decay=config.l2_coeff, fused=True
-        )
+        optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.l2_coeff, fused=True)
         warmup = max(config.lr_warmup_steps, 1)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
         self._model, self._optimizer = self._accelerator.prepare(self.agent, optimizer)

@@ -162,7 +162,8 @@ class TformerTrajEncoder(TrajEncoder):
     """A causal Transformer (see `nets.transformer`); acting attends to the last `max_seq_len` timesteps.
 
     attention_type: `CausalAttention`, `SlidingWindowAttention` or `SlidingSinkAttention`.
-    pos_emb: "fixed" sinusoid of the timestep's index, "learnable" up to `max_time_idx` (later ones share the last), or "rope".
+    pos_emb: "fixed" sinusoid of the timestep's index, "learnable" up to `max_time_idx` (later ones share the last), or
+        "rope".
     """
 
     def __init__(
@@ -185,13 +186,19 @@ class TformerTrajEncoder(TrajEncoder):
         attention_type: type[Attention] = CausalAttention,
     ):
         super().__init__(tstep_dim, max_seq_len)
+        attention = attention_type()
+        if attention.num_sinks >= max_seq_len:
+            raise ValueError(
+                f"{type(attention).__name__}.sink_size={attention.num_sinks} must be below max_seq_len={max_seq_len}, "
+                "the number of timesteps that acting remembers"
+            )
         self.tformer = Transformer(
             d_inp=tstep_dim,
             d_model=d_model,
             d_ff=d_ff,
             n_heads=n_heads,
             n_layers=n_layers,
-            attention=attention_type(),
+            attention=attention,
             pos_emb=pos_emb,
             max_time_idx=max_time_idx,
             dropout_emb=dropout_emb,

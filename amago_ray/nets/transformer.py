@@ -25,7 +25,7 @@ PositionEmbedding = Literal["fixed", "learnable", "rope"]
 
 
 class SigmaReparamLinear(nn.Module):
-    """y = x (gamma W / sigma(W))^T + b, where sigma(W) = u^T W v is W's largest singular value (arXiv 2303.06296, eq. 5).
+    """y = x (gamma W / sigma(W))^T + b, with sigma(W) = u^T W v the largest singular value of W (arXiv 2303.06296).
 
     u and v start as the true singular vectors and follow W by one power iteration per training step.
     """
@@ -68,9 +68,7 @@ def sinusoid(time_idx: Tensor, d_model: int) -> Tensor:
 
 def rope_tables(time_idx: Tensor, d_head: int) -> tuple[Tensor, Tensor]:
     """Cosine and sine (B, 1, L, d_head) that `rotate` uses: half-split rotary positions (arXiv 2104.09864)."""
-    frequency = 10_000.0 ** (
-        -torch.arange(0, d_head, 2, device=time_idx.device, dtype=torch.float32) / d_head
-    )
+    frequency = 10_000.0 ** (-torch.arange(0, d_head, 2, device=time_idx.device, dtype=torch.float32) / d_head)
     angle = (time_idx.unsqueeze(-1) * frequency).unsqueeze(1)
     cos, sin = angle.cos(), angle.sin()
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
@@ -339,7 +337,7 @@ class Transformer(nn.Module):
         self.norm = Normalization(norm, d_model)
 
     def initial_cache(self, num_envs: int, num_slots: int) -> KeyValueCache:
-        """An empty cache on this module's device, in its dtype."""
+        """An empty cache on this module's device, in its dtype. num_slots: more than the attention has sinks."""
         shape = (len(self.layers), num_envs, self.n_heads, num_slots, self.d_model // self.n_heads)
         weight = self.inp.weight
         # Zeros, not empty: a masked NaN would still poison a matrix product.
@@ -362,8 +360,7 @@ class Transformer(nn.Module):
             slot_B, age_BS, index_BS = cache.advance()
             row_B = torch.arange(len(slot_B), device=slot_B.device)
             steps = [
-                CacheStep(k, v, row_B, slot_B, age_BS, index_BS)
-                for k, v in zip(cache.keys, cache.values, strict=True)
+                CacheStep(k, v, row_B, slot_B, age_BS, index_BS) for k, v in zip(cache.keys, cache.values, strict=True)
             ]
         for layer, step in zip(self.layers, steps, strict=True):
             x_BLD = layer(x_BLD, rope, step)

@@ -170,8 +170,10 @@ class ReplayReader:
                     down += 1
             if sizes.any():
                 return sizes
-            if not down or time.monotonic() > deadline:
+            if not down:
                 raise ReplayEmpty("the replay buffer is empty: no rollout has finished yet")
+            if time.monotonic() > deadline:
+                raise ReplayEmpty(f"{down} of {len(sizes)} replay shards are down, and no other one holds anything")
             time.sleep(RETRY_INTERVAL_S)
 
     def _ask(self, number: int, count: int, sizes: np.ndarray, attempt: int) -> list[Pending[Batch]]:

@@ -1,0 +1,155 @@
+"""What every pool of environments is: the interface, the arrays, the checks, and the count of failures."""
+
+from __future__ import annotations
+
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from amago_ray.data import ActionSpec, ObsSpec
+from amago_ray.envs.amago_env import env_name_of
+from amago_ray.envs.spaces import ActionConverter, ObsConverter
+
+LOG_PREFIX = "AMAGO_LOG_METRIC"
+
+_RESET_RESULT = "reset must return (observation, info), as in gymnasium"
+
+
+class EnvFailure(RuntimeError):
+    """One environment failed too many times in a row."""
+
+
+@dataclass(slots=True)
+class Transition:
+    """Result of one step of all N environments.
+
+    obs: arrays (N, ...) after the step; where a rollout ended, its final observation. rewards: (N,) float32.
+    terminated, truncated: (N,) bool. failed: (N,) bool, the environment broke; `begin` rebuilds it.
+    stepped: (N,) bool, False where there was no transition: the environment failed, or was only resetting. Such rows
+    have zero reward and did not end.
+    infos: the logged `info` entries, by row, under their names without `LOG_PREFIX`.
+    """
+
+    obs: dict[str, np.ndarray]
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    stepped: np.ndarray
+    failed: np.ndarray
+    infos: dict[int, dict[str, float]] = field(default_factory=dict)
+
+
+class Pool(ABC):
+    """What both kinds of pool share: the arrays, the checks of numbers, and the count of failures.
+
+    num_envs: N. env_names: current name of each environment (a rollout's name changes in `begin`). failures: how many
+    there were. last_failure: traceback of the newest one.
+    """
+
+    def __init__(self, env: Any, num_envs: int, max_failures_in_a_row: int) -> None:
+        self.num_envs = num_envs
+        self.max_failures_in_a_row = max_failures_in_a_row
+        self.failures = 0
+        self.last_failure = ""
+        self.env_names: list[str] = [""] * num_envs
+        self._observation, self._action = converters(env)
+        self.obs_spec: ObsSpec = self._observation.spec
+        self.action_spec: ActionSpec = self._action.spec
+        self._obs = self._observation.empty(num_envs)
+        self._real_obs = {name: column for name, column in self._obs.items() if column.dtype.kind == "f"}
+        self._rewards = np.zeros(num_envs, np.float32)
+        self._terminated, self._truncated, self._stepped, self._failed, self._fresh = np.zeros((5, num_envs), bool)
+
+    @abstractmethod
+    def reset(self) -> dict[str, np.ndarray]:
+        """Start a rollout in every environment. Returns their observations (N, ...)."""
+
+    @abstractmethod
+    def step(self, actions: np.ndarray) -> Transition:
+        """Take stored actions (N, ...), one in each environment. Raises EnvFailure at the limit of failures."""
+
+    @abstractmethod
+    def begin(self, ended: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Start new rollouts where they `ended` (N,) bool or failed. To be called after every step.
+
+        Returns the observations (N, ...) to act on, and `fresh` (N,) bool, where these start a rollout. A rollout that
+        had not ended where `fresh` is True was lost to a failure. Raises EnvFailure at the limit of failures.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the environments."""
+
+    def _transition(self, infos: dict[int, dict[str, float]]) -> Transition:
+        return Transition(
+            self._obs, self._rewards, self._terminated, self._truncated, self._stepped, self._failed, infos
+        )
+
+    def _not_finite(self) -> dict[int, str]:
+        """What is NaN or infinite, by row."""
+        found: dict[int, str] = {}
+        if not np.isfinite(self._rewards).all():
+            found |= {int(row): "its reward is not finite" for row in np.flatnonzero(~np.isfinite(self._rewards))}
+        for name, column in self._real_obs.items():
+            finite = np.isfinite(column)
+            if not finite.all():
+                bad = ~finite.reshape(self.num_envs, -1).all(axis=1)
+                found |= {int(row): f"its observation {name!r} is not finite" for row in np.flatnonzero(bad)}
+        return found
+
+    def _fail(self, rows: int | slice, error: Exception, failures_in_a_row: int) -> None:
+        """Mark `rows` failed and leave zeros in them. Raises EnvFailure at the limit."""
+        self.failures += 1
+        self.last_failure = "".join(traceback.format_exception(error))
+        if failures_in_a_row >= self.max_failures_in_a_row:
+            name = self.env_names[rows if isinstance(rows, int) else 0]
+            raise EnvFailure(
+                f"environment {name} failed {failures_in_a_row} times in a row, "
+                f"the last time with:\n{self.last_failure}"
+            ) from error
+        self._failed[rows] = True
+        for column in (*self._obs.values(), self._rewards, self._terminated, self._truncated):
+            column[rows] = 0
+
+
+def converters(env: Any) -> tuple[ObsConverter, ActionConverter]:
+    """Converters of the spaces of `env`, which is found to have gymnasium's interface."""
+    name = env_name_of(env)
+    prefix = "single_" if isinstance(env, VectorEnv) else ""
+    needed = ("reset", "step", f"{prefix}observation_space", f"{prefix}action_space")
+    if missing := [attribute for attribute in needed if not hasattr(env, attribute)]:
+        raise TypeError(f"{name} has no {', '.join(missing)}: an environment must be a gymnasium Env or VectorEnv")
+    try:
+        return ObsConverter(getattr(env, needed[2])), ActionConverter(getattr(env, needed[3]))
+    except ValueError as error:
+        raise ValueError(f"environment {name}: {error}") from error
+
+
+def reset_env(env: Any, seed: int | None, options: dict[str, Any] | None = None) -> Any:
+    """The observation after a reset. Raises TypeError if it is not gymnasium's pair."""
+    result = env.reset(seed=seed) if options is None else env.reset(options=options)
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+        raise TypeError(_RESET_RESULT)
+    return result[0]
+
+
+def logged(info: dict[str, Any]) -> dict[str, str]:
+    """The keys of an `info` that are to be logged, and under which name."""
+    keys = [key for key in info if isinstance(key, str) and key.startswith(LOG_PREFIX)]
+    return {key: key.removeprefix(LOG_PREFIX).lstrip(" _:/") for key in keys}
+
+
+def env_seeds(seed: int, env_index: int) -> Iterator[int]:
+    """Endless seeds below 2^31: for the environment as first built, then for each time that it is rebuilt."""
+    for build in count():
+        yield int(np.random.SeedSequence(seed, spawn_key=(env_index, build)).generate_state(1)[0] >> 1)
+
+
+def vector_env_in_list(env: VectorEnv) -> TypeError:
+    return TypeError(f"{env_name_of(env)} is a VectorEnv: it can be make_env's only environment, not one of a list")

@@ -1,0 +1,110 @@
+"""From an experiment's settings and the size of a cluster to the processes of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from amago_ray import config
+from amago_ray.envs.pool import MakeEnv
+from amago_ray.learner.learner import LearnerConfig
+from amago_ray.replay.shard import ReplayConfig
+from amago_ray.rollout.worker import RolloutConfig
+from amago_ray.topology import ClusterSize, TopologyConfig
+
+if TYPE_CHECKING:
+    from amago_ray.experiment import Experiment
+
+ROLLOUT_GPU_SHARE = 0.1  # of one GPU, for each worker that acts on a GPU
+ENVS_PER_WORKER = 8  # what one worker can step together at good speed; sets the default number of workers
+
+
+def plan(experiment: Experiment, cluster: ClusterSize, incarnation: int = 0) -> TopologyConfig:
+    """Which processes there will be, and with what. Raises ValueError when there are fewer GPUs than learners."""
+    x = experiment
+    device = learner_device(x.num_learners, x.learner_device, cluster.gpus)
+    cpus, shards = int(cluster.cpus), x.num_replay_shards
+    default_workers = min(max(cpus - x.num_learners, 1), -(-x.parallel_actors // ENVS_PER_WORKER))
+    workers = x.num_rollout_workers or default_workers
+    learner_cpus = x.learner_cpus
+    if learner_cpus is None:
+        # On a machine of its own, a learner that takes turns with the workers may have every core when it is its turn.
+        takes_turns = x.schedule == "alternate" or (x.schedule == "auto" and device == "cpu")
+        free = cpus if takes_turns else cpus - workers
+        learner_cpus = max(free // x.num_learners, 1) if cluster.local else 1
+    return TopologyConfig(
+        agent_spec=x.agent_spec,
+        rollout=deal_environments(
+            x, x.make_train_env, x.parallel_actors, workers, x.seed, x.sample_actions_train, explore=True
+        ),
+        validation=deal_environments(
+            x, x.make_val_env, x.parallel_actors, workers, x.seed + 1, x.sample_actions_val, explore=False
+        ),
+        replay=ReplayConfig(
+            max_seq_len=x.max_seq_len,
+            padded_sampling=x.padded_sampling,
+            capacity_bytes=int(x.replay_capacity_gb * 1e9 / shards),
+            capacity_trajectories=-(-(x.replay_capacity_trajectories or 1 << 60) // shards),
+            seed=x.seed,
+        ),
+        num_replay_shards=shards,
+        learner=LearnerConfig(
+            device=device,
+            learning_rate=x.learning_rate,
+            l2_coeff=x.l2_coeff,
+            lr_warmup_steps=x.lr_warmup_steps,
+            grad_clip=x.grad_clip,
+            batches_per_update=x.batches_per_update,
+            mixed_precision=x.mixed_precision,
+            log_interval=x.log_interval,
+            seed=x.seed,
+        ),
+        num_learners=x.num_learners,
+        batch_size=x.batch_size,
+        gin_config=config.snapshot(),
+        incarnation=incarnation,
+        worker_gpus=ROLLOUT_GPU_SHARE if x.rollout_device == "cuda" else 0.0,
+        learner_cpus=float(learner_cpus),
+        learner_gpus=1.0 if device == "cuda" else 0.0,
+    )
+
+
+def deal_environments(
+    experiment: Experiment,
+    make_env: MakeEnv,
+    num_envs: int,
+    num_workers: int,
+    seed: int,
+    sample_actions: bool,
+    explore: bool,
+) -> tuple[RolloutConfig, ...]:
+    """`num_envs` environments dealt out over `num_workers` workers, as evenly as it goes."""
+    shares = [num_envs // num_workers + (i < num_envs % num_workers) for i in range(num_workers)]
+    return tuple(
+        RolloutConfig(
+            make_env=make_env,
+            num_envs=share,
+            first_env=sum(shares[:i]),
+            seed=seed,
+            traj_save_len=experiment.traj_save_len or 8 * experiment.max_seq_len,
+            exploration_type=experiment.exploration_wrapper_type if explore else None,
+            sample_actions=sample_actions,
+            device=experiment.rollout_device,
+        )
+        for i, share in enumerate(shares)
+    )
+
+
+def learner_device(num_learners: int, device: str, gpus: float) -> str:
+    """Where the learners run, "cpu" or "cuda". Raises ValueError when there are fewer GPUs than learners."""
+    if device == "auto":
+        device = "cuda" if gpus >= 1 else "cpu"
+        if num_learners > max(gpus, 1):
+            raise ValueError(
+                f"Experiment.num_learners={num_learners}: each learner needs a GPU of its own and there are {gpus:g}; "
+                "lower num_learners, or set learner_device='cpu' to run the group on CPUs"
+            )
+    if device == "cuda" and num_learners > gpus:
+        raise ValueError(
+            f"Experiment.num_learners={num_learners}: each learner needs a GPU of its own and there are {gpus:g}"
+        )
+    return device
