@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from amago_ray import losses
 from amago_ray.data import ActionKind, ActionSpec, ObsSpec
 from amago_ray.nets.distributions import ActionDistribution
-from amago_ray.nets.heads import Actor, NCritics
+from amago_ray.nets.heads import Actor, ActorHead, CriticEnsemble, NCritics
 from amago_ray.nets.scaling import PopArt
 from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder, TstepEncoder
@@ -103,7 +103,7 @@ class AgentSpec:
 class Policy(nn.Module):
     """The half of the agent that acts: observation, previous action and reward -> state -> action."""
 
-    def __init__(self, tstep_encoder: TstepEncoder, traj_encoder: TrajEncoder, actor: nn.Module):
+    def __init__(self, tstep_encoder: TstepEncoder, traj_encoder: TrajEncoder, actor: ActorHead):
         super().__init__()
         self.tstep_encoder = tstep_encoder
         self.traj_encoder = traj_encoder
@@ -152,6 +152,8 @@ class Agent(nn.Module):
     critic_loss_weight: weight of the critic loss beside the actor loss.
     """
 
+    gammas: Tensor
+
     def __init__(
         self,
         obs_spec: ObsSpec,
@@ -159,8 +161,8 @@ class Agent(nn.Module):
         max_seq_len: int,
         tstep_encoder_type: type[TstepEncoder] = FFTstepEncoder,
         traj_encoder_type: type[TrajEncoder] = TformerTrajEncoder,
-        actor_type: type[nn.Module] = Actor,
-        critic_type: type[nn.Module] = NCritics,
+        actor_type: type[ActorHead] = Actor,
+        critic_type: Callable[..., CriticEnsemble] = NCritics,
         num_critics: int = 4,
         num_critics_td: int = 2,
         online_coeff: float = 1.0,

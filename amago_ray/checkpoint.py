@@ -21,7 +21,7 @@ RUN_STATE = "run_state.json"
 class RunDirectory:
     """Paths and atomic writes of one run."""
 
-    def __init__(self, ckpt_base_dir: str | Path, run_name: str):
+    def __init__(self, ckpt_base_dir: str | os.PathLike[str], run_name: str):
         self.run_name = run_name
         self.root = Path(ckpt_base_dir).expanduser().resolve() / run_name
         self.config = self.root / "config.txt"

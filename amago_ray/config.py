@@ -1,4 +1,4 @@
-"""gin: loading configurations, with mistakes answered by the nearest known name, and carrying them to other processes."""
+"""gin: load configurations, answer mistakes with the nearest known name, carry settings to other processes."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def _literal(value: Any) -> str | None:
         name = value.__name__
         return f"@{name}" if name in configurable_names() and gin.get_configurable(name) is value else None
     if isinstance(value, (list, tuple)):
-        items = [_literal(item) for item in value]
-        return f"[{', '.join(items)}]" if None not in items else None
+        items = [text for item in value if (text := _literal(item)) is not None]
+        return f"[{', '.join(items)}]" if len(items) == len(value) else None
     return repr(value) if value is None or isinstance(value, (str, int, float, bool)) else None
 
 

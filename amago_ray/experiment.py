@@ -15,7 +15,7 @@ from typing import Any, Literal
 import gin
 
 from amago_ray import config
-from amago_ray.agent import Agent, AgentSpec
+from amago_ray.agent import Agent
 from amago_ray.calls import RemoteCall, wait_any
 from amago_ray.checkpoint import RunDirectory, write_atomically
 from amago_ray.data import EpisodeResult, LearnReport, ReplayReport, RolloutReport, Weights
@@ -99,7 +99,7 @@ class Experiment:
     run_name: str
     make_train_env: MakeEnv
     max_seq_len: int
-    make_val_env: MakeEnv | None = None
+    make_val_env: MakeEnv = None  # type: ignore[assignment]  # None stands for the training environments' makers
     ckpt_base_dir: str | os.PathLike[str] = "runs"
 
     tstep_encoder_type: type[TstepEncoder] | None = None

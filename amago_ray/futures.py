@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class ProcessDied(RuntimeError):
-    """The process that was asked is gone or unreachable; asking again may find its successor. Never raised for a bug."""
+    """The process that was asked is gone or unreachable; asking again may find its successor. Never means a bug."""
 
 
 class CallTimeout(RuntimeError):

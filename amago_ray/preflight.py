@@ -90,6 +90,7 @@ def _check_class(name: str, value: Any, base: type, optional: bool = False) -> N
 
 def _subclasses(base: type) -> list[type]:
     found = [] if inspect.isabstract(base) else [base]
+    child: type
     for child in base.__subclasses__():
         found += _subclasses(child)
     return found
@@ -154,6 +155,6 @@ def check_same_weights(saved: Mapping[str, list[int]], now: Mapping[str, list[in
         if saved.get(name) != now.get(name):
             before, after = (tuple(x[name]) if name in x else "absent" for x in (saved, now))
             raise ValueError(
-                f"resume: the configuration no longer matches the saved weights: {name} was {before} and is {after} now; "
+                f"resume: the configuration no longer matches the saved weights: {name} was {before}, now {after}; "
                 "resume with the run's own config.txt, or choose another run_name"
             )

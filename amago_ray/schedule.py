@@ -77,7 +77,7 @@ class CollectSummary:
 
 @dataclass
 class EpochResult:
-    """What one epoch did. learned is None where there was nothing to learn from; collected None where none was asked."""
+    """What one epoch did. collected, learned: None where it was not the time for it, or nothing was stored yet."""
 
     collected: CollectSummary | None
     learned: LearnReport | None
@@ -144,7 +144,7 @@ class Collection:
         for worker, (_, _, started) in self._in_flight.items():
             if now - started > self._timeout_s:
                 self._message(
-                    f"rollout worker {worker} has not answered for {self._timeout_s:g} s (call_timeout_s): restarting it"
+                    f"rollout worker {worker} is silent for {self._timeout_s:g} s (call_timeout_s): restarting it"
                 )
                 self._topology.restart_worker(worker)
                 self._in_flight[worker] = (*self._in_flight[worker][:2], now)

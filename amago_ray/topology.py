@@ -8,7 +8,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -78,7 +78,8 @@ class RolloutActor:
         if ray.get_runtime_context().was_current_actor_reconstructed:
             self._incarnation = time.time_ns()  # Ray does not say how often it restarted this actor; time never repeats
         self._writer = ReplayWriter([RemoteShard(shard, i) for i, shard in enumerate(shards)])
-        self._training = self._validation = None
+        self._training: RolloutWorker | None = None
+        self._validation: RolloutWorker | None = None
 
     def collect(self, timesteps: int, weights: Weights, exploration_steps: int) -> RolloutReport:
         if self._training is None:
@@ -177,12 +178,18 @@ class Topology:
 
     def __init__(self, topology: TopologyConfig):
         self.config = topology
-        shard_class = ray.remote(ReplayShard).options(num_cpus=0, memory=topology.shard_memory_bytes, max_restarts=-1)
-        self._shards = [shard_class.remote(topology.replay, i) for i in range(topology.num_replay_shards)]
-        worker_class = ray.remote(RolloutActor).options(
+        shard_class: Any = ray.remote(ReplayShard).options(
+            num_cpus=0, memory=topology.shard_memory_bytes, max_restarts=-1
+        )
+        self._shards: list[ActorHandle] = [
+            shard_class.remote(topology.replay, i) for i in range(topology.num_replay_shards)
+        ]
+        worker_class: Any = ray.remote(RolloutActor).options(
             num_cpus=topology.worker_cpus, num_gpus=topology.worker_gpus, max_restarts=-1
         )
-        self._workers = [worker_class.remote(topology, i, self._shards) for i in range(len(topology.rollout))]
+        self._workers: list[ActorHandle] = [
+            worker_class.remote(topology, i, self._shards) for i in range(len(topology.rollout))
+        ]
         self._learners: list[ActorHandle] = []
         self.rebuild_learners()
 
@@ -195,7 +202,8 @@ class Topology:
 
     def collect(self, worker: int, timesteps: int, weights: RemoteCall[Weights], exploration_steps: int) -> RemoteCall:
         """Start one chunk of collection on one worker; the answer is a `RolloutReport`."""
-        ref = self._workers[worker].collect.remote(timesteps, weights.ref, exploration_steps)
+        actor: Any = self._workers[worker]
+        ref = actor.collect.remote(timesteps, weights.ref, exploration_steps)
         return RemoteCall(ref, f"rollout worker {worker}")
 
     def restart_worker(self, worker: int) -> None:
@@ -213,7 +221,7 @@ class Topology:
 
     def test(
         self,
-        rollouts: list[RolloutConfig],
+        rollouts: Sequence[RolloutConfig],
         weights: RemoteCall[Weights],
         steps_per_env: int | None,
         episodes_per_env: int | None,
@@ -221,7 +229,7 @@ class Topology:
         """One function per entry of `rollouts` (at most one per worker) that starts its share of a test."""
         return [
             partial(self._evaluation, i, worker.test, rollout, weights.ref, steps_per_env, episodes_per_env)
-            for i, (worker, rollout) in enumerate(zip(self._workers, rollouts))  # noqa: B905 (fewer rollouts is fine)
+            for i, (worker, rollout) in enumerate(zip(self._workers, rollouts))  # there may be fewer rollouts
         ]
 
     @staticmethod
@@ -230,7 +238,9 @@ class Topology:
 
     def commit(self, timeout_s: float) -> list[ReplayReport]:
         """Make what was pushed visible on every shard. A shard that is just restarting has nothing to commit."""
-        calls = [RemoteCall(s.commit.remote(), f"replay shard {i}") for i, s in enumerate(self._shards)]
+        calls: list[RemoteCall] = [
+            RemoteCall(s.commit.remote(), f"replay shard {i}") for i, s in enumerate(self._shards)
+        ]
         reports = []
         for call in calls:
             with contextlib.suppress(ProcessDied):
@@ -252,7 +262,9 @@ class Topology:
     def on_learners(self, method: str, argument: str, first_only: bool = False, timeout_s: float = 600.0) -> None:
         """Call `save_state`, `load_state`, `save_agent` or `load_agent` on the group and wait."""
         learners = self._learners[:1] if first_only else self._learners
-        calls = [RemoteCall(getattr(a, method).remote(argument), f"learner {i}") for i, a in enumerate(learners)]
+        calls: list[RemoteCall] = [
+            RemoteCall(getattr(a, method).remote(argument), f"learner {i}") for i, a in enumerate(learners)
+        ]
         for call in calls:
             call.result(timeout_s)
 
@@ -261,12 +273,14 @@ class Topology:
         for actor in self._learners:
             ray.kill(actor)
         topology = self.config
-        learner_class = ray.remote(LearnerActor).options(
+        learner_class: Any = ray.remote(LearnerActor).options(
             num_cpus=topology.learner_cpus, num_gpus=topology.learner_gpus, max_concurrency=2
         )
         self._learners = [learner_class.remote(topology, i, self._shards) for i in range(topology.num_learners)]
-        address = RemoteCall(self._learners[0].address.remote(), "learner 0").result(START_TIMEOUT_S)
-        calls = [RemoteCall(a.build.remote(address), f"learner {i}") for i, a in enumerate(self._learners)]
+        address: tuple[str, int] = RemoteCall(self._learners[0].address.remote(), "learner 0").result(START_TIMEOUT_S)
+        calls: list[RemoteCall] = [
+            RemoteCall(a.build.remote(address), f"learner {i}") for i, a in enumerate(self._learners)
+        ]
         for call in calls:
             call.result(START_TIMEOUT_S)
 

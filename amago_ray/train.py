@@ -89,7 +89,7 @@ def train(arguments: Sequence[str]) -> None:
 
 
 def load_experiment(configs: Sequence[str | Path], bindings: Sequence[str]) -> Experiment:
-    """The experiment that gin files and bindings describe. Raises ValueError where they leave a required setting out."""
+    """The experiment that gin files and bindings describe. Raises ValueError where a required setting is left out."""
     config.load(configs, bindings)
     from amago_ray import Experiment
 
@@ -97,7 +97,7 @@ def load_experiment(configs: Sequence[str | Path], bindings: Sequence[str]) -> E
     missing = [name for name in required if not config.is_bound("Experiment", name)]
     if missing:
         raise ValueError(f"the configuration lacks {', '.join(f'Experiment.{name}' for name in missing)}")
-    return Experiment()
+    return Experiment()  # type: ignore[call-arg]  # gin fills them in
 
 
 def compare(trained: dict[str, float], random: dict[str, float]) -> str:

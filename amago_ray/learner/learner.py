@@ -98,7 +98,7 @@ class Learner:
         if staleness:
             report["Weight Staleness (versions)"] = float(np.mean(staleness))
             report["Padding (fraction of batch)"] = float(np.mean(padding))
-        report["Learning Rate"] = self._schedule.get_last_lr()[0]
+        report["Learning Rate"] = float(self._schedule.get_last_lr()[0])
         return LearnReport(
             updates=self.updates_done - updates_before,
             total_updates=self.updates_done,

@@ -10,7 +10,7 @@ from amago_ray.data import ActionSpec
 
 
 def action_vector(stored: Tensor, spec: ActionSpec) -> Tensor:
-    """Stored actions (..., *spec.shape) to float32 vectors (..., spec.vector_size): one-hots end to end, or as they are."""
+    """Stored actions (..., *spec.shape) as float32 vectors (..., spec.vector_size): categories as one-hots."""
     if spec.kind == "discrete":
         return F.one_hot(stored.long(), spec.vector_size).float()
     if spec.kind == "multidiscrete":

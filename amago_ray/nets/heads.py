@@ -7,6 +7,7 @@ vector, H hidden width, P parameters of one action distribution, O outputs of on
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import gin
 import torch
@@ -20,12 +21,40 @@ from amago_ray.nets.scaling import symlog
 MAX_CRITIC_ACTION = 0.999  # bounds the actions that enter a critic, so that a saturated tanh keeps a gradient
 
 
-@gin.configurable
-class Actor(nn.Module):
-    """One MLP that outputs the parameters of one action distribution per discount factor.
+class ActorHead(nn.Module, ABC):
+    """Base class of actors: state embedding to one action distribution per discount factor. Define `params`.
 
     policy_output_type: family of the distribution; by default the one that fits the action space.
     """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_spec: ActionSpec,
+        num_gammas: int,
+        policy_output_type: type[PolicyOutput] | None = None,
+    ):
+        super().__init__()
+        self.state_dim, self.num_gammas = state_dim, num_gammas
+        self.policy_output = (policy_output_type or default_policy_output(action_spec))(action_spec)
+
+    @abstractmethod
+    def params(self, state: Tensor, main_gamma_only: bool) -> Tensor:
+        """Distribution parameters (..., G * P) of states (..., D), gamma by gamma; (..., P) for the main one alone."""
+
+    def forward(self, state_BLD: Tensor) -> ActionDistribution:
+        """Distributions of batch shape (B, L, G); any leading dimensions in place of (B, L)."""
+        params = self.params(state_BLD, main_gamma_only=False).float()
+        return self.policy_output(params.unflatten(-1, (self.num_gammas, self.policy_output.num_params)))
+
+    def main_gamma(self, state_BD: Tensor) -> ActionDistribution:
+        """The distribution of the last gamma alone, batch shape (B,): all that acting needs."""
+        return self.policy_output(self.params(state_BD, main_gamma_only=True).float())
+
+
+@gin.configurable
+class Actor(ActorHead):
+    """One MLP for all discount factors."""
 
     def __init__(
         self,
@@ -38,23 +67,15 @@ class Actor(nn.Module):
         dropout_p: float = 0.0,
         policy_output_type: type[PolicyOutput] | None = None,
     ):
-        super().__init__()
-        self.policy_output = (policy_output_type or default_policy_output(action_spec))(action_spec)
-        self.num_gammas = num_gammas
+        super().__init__(state_dim, action_spec, num_gammas, policy_output_type)
         num_outputs = num_gammas * self.policy_output.num_params
         self.base = MLP(state_dim, d_hidden, n_layers, num_outputs, activation=activation, dropout_p=dropout_p)
 
-    def forward(self, state_BLD: Tensor) -> ActionDistribution:
-        """Distributions of batch shape (B, L, G); any leading dimensions in place of (B, L)."""
-        params = self.base(state_BLD).float()
-        return self.policy_output(params.unflatten(-1, (self.num_gammas, self.policy_output.num_params)))
-
-    def main_gamma(self, state_BD: Tensor) -> ActionDistribution:
-        """The distribution of the last gamma alone, batch shape (B,): all that acting needs."""
-        hidden = self.base.hidden(state_BD)
+    def params(self, state: Tensor, main_gamma_only: bool) -> Tensor:
+        if not main_gamma_only:
+            return self.base(state)
         out, num_params = self.base.out_layer, self.policy_output.num_params
-        params = nn.functional.linear(hidden, out.weight[-num_params:], out.bias[-num_params:])
-        return self.policy_output(params.float())
+        return nn.functional.linear(self.base.hidden(state), out.weight[-num_params:], out.bias[-num_params:])
 
 
 class EnsembleLinear(nn.Module):
@@ -82,6 +103,8 @@ class CriticEnsemble(nn.Module):
     probabilities as "action" give the exact expectation. All others: a critic maps [s, gamma feature, a] to O outputs;
     its first layer is a sum of three products, of which `prepare` computes the part that depends on s.
     """
+
+    gamma_feature: Tensor
 
     def __init__(
         self,

@@ -30,6 +30,9 @@ class SigmaReparamLinear(nn.Module):
     u and v start as the true singular vectors and follow W by one power iteration per training step.
     """
 
+    u: Tensor
+    v: Tensor
+
     def __init__(self, d_in: int, d_out: int, bias: bool = True):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d_out, d_in))
@@ -206,7 +209,8 @@ class KeyValueCache:
         age_BS[(index_BS < sinks) & (slots >= sinks)] = -1
         age_BS[index_BS < 0] = -1
         device = self.keys.device
-        return tuple(torch.from_numpy(x).to(device, non_blocking=True) for x in (slot_B, age_BS, index_BS))
+        slot, age, index = (torch.from_numpy(x).to(device, non_blocking=True) for x in (slot_B, age_BS, index_BS))
+        return slot, age, index
 
 
 class AttentionLayer(nn.Module):
