@@ -8,6 +8,7 @@ import math
 import os
 import socket
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -70,14 +71,14 @@ class TopologyConfig:
 class RolloutActor:
     """A worker process: training environments, and validation environments that are built when first needed."""
 
-    def __init__(self, topology: TopologyConfig, worker: int, shards: list[ActorHandle]):
+    def __init__(self, topology: TopologyConfig, worker: int, shard_names: list[str]):
         torch.set_num_threads(1)  # a small policy on several threads spends its time waiting for them
         config.restore(topology.gin_config)
         self._topology, self._worker = topology, worker
         self._incarnation = topology.incarnation
         if ray.get_runtime_context().was_current_actor_reconstructed:
             self._incarnation = time.time_ns()  # Ray does not say how often it restarted this actor; time never repeats
-        self._writer = ReplayWriter([RemoteShard(shard, i) for i, shard in enumerate(shards)])
+        self._writer = ReplayWriter(find_shards(shard_names))
         self._training: RolloutWorker | None = None
         self._validation: RolloutWorker | None = None
 
@@ -114,9 +115,9 @@ class RolloutActor:
 class LearnerActor:
     """A learner process. Built in two steps, because the members of a group must know the first one's address."""
 
-    def __init__(self, topology: TopologyConfig, rank: int, shards: list[ActorHandle]):
+    def __init__(self, topology: TopologyConfig, rank: int, shard_names: list[str]):
         config.restore(topology.gin_config)
-        self._topology, self._rank, self._shards = topology, rank, shards
+        self._topology, self._rank, self._shards = topology, rank, find_shards(shard_names)
         self._num_threads = max(int(topology.learner_cpus), 1)
 
     def address(self) -> tuple[str, int]:
@@ -138,7 +139,7 @@ class LearnerActor:
                 "WORLD_SIZE": str(world_size),
             }
         reader = ReplayReader(
-            [RemoteShard(shard, i) for i, shard in enumerate(self._shards)],
+            self._shards,
             self._topology.batch_size,
             self._topology.learner.seed,
             self._rank,
@@ -169,6 +170,11 @@ class LearnerActor:
         self._learner.load_agent(path)
 
 
+def find_shards(names: list[str]) -> list[RemoteShard]:
+    """The replay shards of this run, by the names of their actors."""
+    return [RemoteShard(ray.get_actor(name), i) for i, name in enumerate(names)]
+
+
 class Topology:
     """The processes of a run, started and reachable.
 
@@ -178,17 +184,22 @@ class Topology:
 
     def __init__(self, topology: TopologyConfig):
         self.config = topology
-        shard_class: Any = ray.remote(ReplayShard).options(
-            num_cpus=0, memory=topology.shard_memory_bytes, max_restarts=-1
-        )
+        # Others look the shards up by name: Ray cannot restart an actor whose constructor was given handles. The prefix
+        # keeps runs that share a Ray instance apart.
+        prefix = uuid.uuid4().hex
+        shard_class: Any = ray.remote(ReplayShard)
+        self._shard_names = [f"{prefix}-shard-{i}" for i in range(topology.num_replay_shards)]
         self._shards: list[ActorHandle] = [
-            shard_class.remote(topology.replay, i) for i in range(topology.num_replay_shards)
+            shard_class.options(name=name, num_cpus=0, memory=topology.shard_memory_bytes, max_restarts=-1).remote(
+                topology.replay, i
+            )
+            for i, name in enumerate(self._shard_names)
         ]
         worker_class: Any = ray.remote(RolloutActor).options(
             num_cpus=topology.worker_cpus, num_gpus=topology.worker_gpus, max_restarts=-1
         )
         self._workers: list[ActorHandle] = [
-            worker_class.remote(topology, i, self._shards) for i in range(len(topology.rollout))
+            worker_class.remote(topology, i, self._shard_names) for i in range(len(topology.rollout))
         ]
         self._learners: list[ActorHandle] = []
         self.rebuild_learners()
@@ -276,7 +287,7 @@ class Topology:
         learner_class: Any = ray.remote(LearnerActor).options(
             num_cpus=topology.learner_cpus, num_gpus=topology.learner_gpus, max_concurrency=2
         )
-        self._learners = [learner_class.remote(topology, i, self._shards) for i in range(topology.num_learners)]
+        self._learners = [learner_class.remote(topology, i, self._shard_names) for i in range(topology.num_learners)]
         address: tuple[str, int] = RemoteCall(self._learners[0].address.remote(), "learner 0").result(START_TIMEOUT_S)
         calls: list[RemoteCall] = [
             RemoteCall(a.build.remote(address), f"learner {i}") for i, a in enumerate(self._learners)

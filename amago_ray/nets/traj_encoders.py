@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from amago_ray.nets.feedforward import Normalization, activation
+from amago_ray.nets.recurrent import gru_sequence
 from amago_ray.nets.transformer import Attention, CausalAttention, KeyValueCache, PositionEmbedding, Transformer
 
 
@@ -142,7 +143,7 @@ class GRUTrajEncoder(TrajEncoder):
         return self.out.out_features
 
     def forward(self, seq_BLD: Tensor, time_idx_BL: Tensor) -> Tensor:
-        return self.out_norm(self.out(self.rnn(seq_BLD)[0]))
+        return self.out_norm(self.out(gru_sequence(self.rnn, seq_BLD)))
 
     def initial_memory(self, num_envs: int) -> Tensor:
         """Hidden states, (layers, B, d_hidden)."""

@@ -1,0 +1,87 @@
+"""The recurrent half of a GRU layer over whole sequences, with its backward pass written out.
+
+On CPUs, PyTorch's GRU runs some ten small operations per timestep and differentiates them one by one, weight gradients
+included. Here the backward loop is four operations per timestep and every weight gradient is one matrix product over
+all timesteps. (On GPUs cuDNN does the same and more, and is used there.)
+
+Shape letters: L timesteps, B sequences, H hidden width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+class GRURecurrence(torch.autograd.Function):
+    """h_t = (1 - z_t) n_t + z_t h_{t-1}, from gates_x = x W_ih^T + b_ih that were computed for all t at once.
+
+    With the gate order of `torch.nn.GRU` (reset, update, new):
+    [r z] = sigmoid(gates_x + h W_hh^T + b_hh), n = tanh(gates_x + r * (h W_hh^T + b_hh)).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gates_LBG: Tensor, weight_GH: Tensor, bias_G: Tensor) -> Tensor:
+        """gates (L, B, 3H), weight (3H, H), bias (3H,) -> hidden states (L, B, H), from h = 0."""
+        length, batch, width = gates_LBG.shape[0], gates_LBG.shape[1], weight_GH.shape[1]
+        hidden = gates_LBG.new_empty(length + 1, batch, width)
+        hidden[0] = 0.0
+        recurrent = torch.empty_like(gates_LBG)
+        reset_update = gates_LBG.new_empty(length, batch, 2 * width)
+        new = gates_LBG.new_empty(length, batch, width)
+        weight_HG = weight_GH.t()
+        for gates, rec, rz, n, h, h_next in zip(gates_LBG, recurrent, reset_update, new, hidden[:-1], hidden[1:]):
+            torch.addmm(bias_G, h, weight_HG, out=rec)
+            torch.add(gates[:, : 2 * width], rec[:, : 2 * width], out=rz).sigmoid_()
+            torch.addcmul(gates[:, 2 * width :], rz[:, :width], rec[:, 2 * width :], out=n).tanh_()
+            torch.lerp(n, h, rz[:, width:], out=h_next)
+        ctx.save_for_backward(weight_GH, hidden, recurrent, reset_update, new)
+        return hidden[1:]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_LBH: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        weight_GH, hidden, recurrent, reset_update, new = ctx.saved_tensors
+        length, batch, width = grad_LBH.shape
+        reset, update = reset_update[..., :width], reset_update[..., width:]
+        # What a gradient at h_t is multiplied with on its way to each pre-activation: known before the loop starts.
+        to_new = (1 - update) * (1 - new.square())
+        factors_LB4H = torch.stack(
+            (
+                to_new * recurrent[..., 2 * width :] * reset * (1 - reset),
+                (hidden[:-1] - new) * update * (1 - update),
+                to_new * reset,
+                to_new,
+            ),
+            dim=2,
+        )
+        grads_LB4H = torch.empty_like(factors_LB4H)
+        grad_h = torch.zeros_like(grad_LBH[0])
+        for t in range(length - 1, -1, -1):
+            grad_h = grad_h + grad_LBH[t]
+            torch.mul(grad_h.unsqueeze(1), factors_LB4H[t], out=grads_LB4H[t])
+            grad_h = torch.addmm(grad_h * update[t], grads_LB4H[t].view(batch, -1)[:, : 3 * width], weight_GH)
+        grad_recurrent = grads_LB4H[:, :, :3].reshape(length * batch, 3 * width)
+        # The new gate sees gates_x directly, not through r: its own factor is the fourth.
+        grad_gates = torch.cat((grads_LB4H[:, :, :2], grads_LB4H[:, :, 3:]), dim=2).view(length, batch, 3 * width)
+        grad_weight = grad_recurrent.t() @ hidden[:-1].reshape(length * batch, width)
+        return grad_gates, grad_weight, grad_recurrent.sum(dim=0)
+
+
+def gru_sequence(rnn: nn.GRU, x_BLD: Tensor) -> Tensor:
+    """What `rnn(x)[0]` computes for a batch-first GRU that starts from zeros: (B, L, D) -> (B, L, H)."""
+    if x_BLD.device.type != "cpu":
+        return rnn(x_BLD)[0]
+    x_LBD = x_BLD.transpose(0, 1)
+    for layer in range(rnn.num_layers):
+        w_ih, w_hh, b_ih, b_hh = (
+            getattr(rnn, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        # Under autocast the large product runs in low precision; the recurrence itself stays in float32.
+        gates_LBG = F.linear(x_LBD, w_ih, b_ih).to(w_hh.dtype).contiguous()
+        x_LBD = GRURecurrence.apply(gates_LBG, w_hh, b_hh)
+    return x_LBD.transpose(0, 1)
