@@ -32,11 +32,14 @@ class LearnerDied(ProcessDied):
 
 @dataclass
 class CollectSummary:
-    """One epoch's collection, summed over workers."""
+    """One epoch's collection, summed over workers.
+
+    Which worker reports first does not matter: rollouts are kept by worker, and exploration is averaged over workers.
+    """
 
     timesteps: int = 0
     frames_by_env: dict[str, int] = field(default_factory=dict)
-    episodes: list[EpisodeResult] = field(default_factory=list)
+    episodes_by_worker: dict[int, list[EpisodeResult]] = field(default_factory=dict)
     trajectories: int = 0
     act_s: float = 0.0
     step_s: float = 0.0
@@ -45,24 +48,30 @@ class CollectSummary:
     wall_s: float = 0.0
     env_failures: int = 0
     worker_deaths: int = 0
-    exploration: dict[str, float] = field(default_factory=dict)
+    exploration_by_worker: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def episodes(self) -> list[EpisodeResult]:
+        """All finished rollouts, worker by worker: averages of floats depend on the order."""
+        return [episode for _, episodes in sorted(self.episodes_by_worker.items()) for episode in episodes]
 
     def add(self, report: RolloutReport) -> None:
         self.timesteps += report.timesteps
         for name, frames in report.frames_by_env.items():
             self.frames_by_env[name] = self.frames_by_env.get(name, 0) + frames
-        self.episodes += report.episodes
+        self.episodes_by_worker.setdefault(report.worker, []).extend(report.episodes)
         self.trajectories += report.trajectories
         self.act_s += report.act_s
         self.step_s += report.step_s
         self.wait_s += report.wait_s
         self.busy_s += report.total_s
         self.env_failures += report.env_failures
-        self.exploration |= report.exploration
+        self.exploration_by_worker[report.worker] = report.exploration
 
     def metrics(self) -> dict[str, float]:
         """Rates and shares of the workers' time, for the log."""
         busy = max(self.busy_s, 1e-9)
+        exploration = [latest for _, latest in sorted(self.exploration_by_worker.items())]
         return {
             "Frames per Second": self.timesteps / max(self.wall_s, 1e-9),
             "Trajectories": self.trajectories,
@@ -71,7 +80,10 @@ class CollectSummary:
             "Time Waiting for Replay (fraction)": self.wait_s / busy,
             "Environment Failures": self.env_failures,
             "Worker Deaths": self.worker_deaths,
-            **{f"Exploration {name}": value for name, value in self.exploration.items()},
+            **{
+                f"Exploration {name}": sum(latest[name] for latest in exploration) / len(exploration)
+                for name in (exploration[0] if exploration else ())
+            },
         }
 
 

@@ -206,8 +206,7 @@ class KeyValueCache:
         newest_BS = new_B[:, None] - (new_B[:, None] - slots) % ring
         index_BS = np.where(slots < sinks, slots, newest_BS)
         age_BS = new_B[:, None] - index_BS
-        age_BS[(index_BS < sinks) & (slots >= sinks)] = -1
-        age_BS[index_BS < 0] = -1
+        age_BS[(index_BS < sinks) & (slots >= sinks)] = -1  # a ring slot that nothing was written to yet
         device = self.keys.device
         slot, age, index = (torch.from_numpy(x).to(device, non_blocking=True) for x in (slot_B, age_BS, index_BS))
         return slot, age, index

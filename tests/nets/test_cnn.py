@@ -1,0 +1,101 @@
+"""Image trunks: sizes, layouts, and the random-shift augmentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from amago_ray.nets.cnn import CNN, DrQCNN, DrQv2Aug, GridworldCNN, IMPALAishCNN, NatureishCNN
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+TRUNKS = [NatureishCNN, GridworldCNN, IMPALAishCNN, DrQCNN]
+
+
+def test_gridworld_cnn_equals_the_reference() -> None:
+    arrays = np.load(GOLDEN / "agent_discrete_cnn_gru.npz")
+    state = {
+        k.removeprefix("state/tstep_encoder."): torch.from_numpy(arrays[k]) for k in arrays if k.startswith("state/")
+    }
+    images = torch.from_numpy(arrays["batch/obs/observation"])
+    cnn = GridworldCNN(images.shape[2:], channels_first=False, channels=(4, 4, 4))
+    cnn.load_state_dict({k.removeprefix("cnn."): v for k, v in state.items() if k.startswith("cnn.")})
+    assert cnn.output_size == 4356
+
+    image = F.linear(cnn(images), state["img_features.weight"], state["img_features.bias"])
+    rl2 = torch.from_numpy(arrays["batch/rl2s"])
+    rl2 = F.linear(rl2.sign() * rl2.abs().log1p(), state["rl2_features.weight"], state["rl2_features.bias"])
+    merged = F.linear(F.leaky_relu(torch.cat((image, rl2), dim=-1)), state["merge.weight"], state["merge.bias"])
+    out = F.layer_norm(merged, (10,), state["out_norm.norm.weight"], state["out_norm.norm.bias"])
+    torch.testing.assert_close(out, torch.from_numpy(arrays["eval/tstep_emb"]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_layouts_leading_dimensions_and_dtypes_agree(trunk: type[CNN]) -> None:
+    torch.manual_seed(0)
+    last = trunk((40, 36, 3), channels_first=False)
+    first = trunk((3, 40, 36), channels_first=True)
+    first.load_state_dict(last.state_dict())
+    assert first.output_size == last.output_size
+    images = torch.randint(256, (2, 3, 40, 36, 3), dtype=torch.uint8)
+    out = last(images)
+    assert out.shape == (2, 3, last.output_size)
+    torch.testing.assert_close(first(images.movedim(-1, -3)), out, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(last(images / 128 - 1), out)
+    torch.testing.assert_close(last(images[0, 0]), out[0, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_nature_sizes() -> None:
+    cnn = NatureishCNN((84, 84, 4), channels_first=False)
+    assert cnn.output_size == 64 * 7 * 7
+    assert [cnn.conv1.out_channels, cnn.conv2.out_channels, cnn.conv3.out_channels] == [32, 64, 64]
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match=r"img_shape=\(8, 8, 3\) is too small for NatureishCNN"):
+        _ = NatureishCNN((8, 8, 3), channels_first=False).output_size
+    with pytest.raises(ValueError, match="3 dimensions"):
+        NatureishCNN((84, 84), channels_first=False)
+    with pytest.raises(ValueError, match="3 widths"):
+        GridworldCNN((8, 8, 3), channels_first=False, channels=(4, 4))
+    with pytest.raises(ValueError, match="fraction=75"):
+        DrQv2Aug(fraction=75)
+
+
+def shift_of(before: torch.Tensor, after: torch.Tensor, pad: int) -> tuple[int, int]:
+    """The only (rows, columns) that takes one image (H, W, C) to the other, the border repeated."""
+    padded = F.pad(before.movedim(-1, 0).float()[None], (pad, pad, pad, pad), mode="replicate")[0].movedim(0, -1)
+    height, width = before.shape[:2]
+    found = [
+        (y - pad, x - pad)
+        for y in range(2 * pad + 1)
+        for x in range(2 * pad + 1)
+        if torch.equal(padded[y : y + height, x : x + width], after.float())
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_augmentation_shifts_whole_sequences() -> None:
+    torch.manual_seed(0)
+    images = torch.randint(256, (64, 2, 6, 7, 1), dtype=torch.uint8)
+    shifted = DrQv2Aug(pad=2)(images)
+    assert shifted.dtype == torch.uint8 and shifted.shape == images.shape
+    shifts = [shift_of(images[b, 0], shifted[b, 0], pad=2) for b in range(64)]
+    assert shifts == [shift_of(images[b, 1], shifted[b, 1], pad=2) for b in range(64)]
+    assert {y for y, _ in shifts} == {x for _, x in shifts} == {-2, -1, 0, 1, 2}
+    moved = sum(shift != (0, 0) for shift in shifts) / 64
+    assert 0.55 < moved < 0.9  # 0.75 x 24/25 in expectation
+
+
+def test_augmentation_layouts_agree_and_evaluation_is_untouched() -> None:
+    images = torch.randn(5, 2, 8, 8, 3)
+    torch.manual_seed(1)
+    last = DrQv2Aug()(images)
+    torch.manual_seed(1)
+    first = DrQv2Aug(channels_first=True)(images.movedim(-1, -3))
+    assert torch.equal(first.movedim(-3, -1), last)
+    assert DrQv2Aug().eval()(images) is images

@@ -1,0 +1,191 @@
+"""Every family equals the reference's numbers, samples what it scores, and passes gradients where it should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from amago_ray.data import ActionSpec
+from amago_ray.nets.distributions import (
+    GMM,
+    Beta,
+    Discrete,
+    Multibinary,
+    Multidiscrete,
+    PolicyOutput,
+    TanhGaussian,
+    default_policy_output,
+)
+
+PARTS = np.load(Path(__file__).parents[1] / "golden" / "parts.npz")
+DISCRETE = ActionSpec("discrete", (), "int64", 5, (5,))
+CONTINUOUS = ActionSpec("continuous", (3,), "float32", 3)
+MULTIBINARY = ActionSpec("multibinary", (4,), "int8", 4)
+MULTIDISCRETE = ActionSpec("multidiscrete", (2,), "int64", 6, (4, 2))
+FAMILIES: list[tuple[type[PolicyOutput], ActionSpec]] = [
+    (Discrete, DISCRETE),
+    (Multidiscrete, MULTIDISCRETE),
+    (Multibinary, MULTIBINARY),
+    (TanhGaussian, CONTINUOUS),
+    (Beta, CONTINUOUS),
+    (GMM, CONTINUOUS),
+]
+by_family = pytest.mark.parametrize("family, spec", FAMILIES, ids=lambda x: getattr(x, "__name__", ""))
+
+
+def part(name: str) -> torch.Tensor:
+    return torch.from_numpy(PARTS[f"dist/{name}"])
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("family, spec", [pair for pair in FAMILIES if pair[0] is not Multidiscrete])  # ours alone
+def test_log_prob_and_mean_equal_the_reference(family: type[PolicyOutput], spec: ActionSpec) -> None:
+    name = family.__name__
+    params, action, expected = part(f"{name}/params"), part(f"{name}/action"), part(f"{name}/log_prob")
+    policy = family(spec)
+    assert policy.num_params == params.shape[-1]
+    dist = policy(params)
+    if family is Discrete:
+        action, expected = torch.nn.functional.one_hot(action, 5).float(), expected.unsqueeze(-1)
+    raw = dist.log_prob_dims(action)
+    close(raw, expected)
+    reduced = raw.mean(dim=-1, keepdim=True) if family is Multibinary else raw.sum(dim=-1, keepdim=True)
+    close(dist.log_prob(action), reduced)
+    if f"dist/{name}/mean" in PARTS:
+        close(dist.mean, part(f"{name}/mean"))
+
+
+def test_discrete_equals_the_reference() -> None:
+    policy = Discrete(DISCRETE)
+    dist = policy(part("Discrete/params"))
+    close(dist.probs, part("Discrete/probs"))
+    close(dist.entropy().squeeze(-1), part("Discrete/entropy"))
+    close(policy.action_from_buffer(part("Discrete/action_from_buffer_in")), part("Discrete/action_from_buffer_out"))
+
+
+def test_discrete_normaliser_takes_no_gradient() -> None:
+    logits = torch.tensor([2.0, 1.0, -0.5, -9.0], requires_grad=True)
+    spec = ActionSpec("discrete", (), "int64", 4, (4,))
+    probs = Discrete(spec)(logits).probs
+    softmax = logits.detach().softmax(dim=-1)
+    total = softmax.clamp(0.001, 0.99).sum()
+    (grad,) = torch.autograd.grad(probs[0], logits)
+    one_hot = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    close(grad, softmax[0] * (one_hot - softmax) / total)
+    (clipped,) = torch.autograd.grad(Discrete(spec)(logits).probs[3], logits)
+    assert clipped.eq(0).all()
+
+
+def test_multidiscrete_is_independent_discretes() -> None:
+    torch.manual_seed(0)
+    params = torch.randn(3, 2, 6)
+    policy = Multidiscrete(MULTIDISCRETE)
+    dist = policy(params)
+    parts = [
+        Discrete(ActionSpec("discrete", (), "int64", n, (n,)))(p) for n, p in zip((4, 2), params.split((4, 2), -1))
+    ]
+    action = dist.sample()
+    taken = action.split((4, 2), dim=-1)
+    log_probs = torch.cat([p.log_prob(a) for p, a in zip(parts, taken)], dim=-1)
+    close(dist.log_prob_dims(action), log_probs)
+    close(dist.log_prob(action), log_probs.sum(dim=-1, keepdim=True))
+    close(dist.entropy(), parts[0].entropy() + parts[1].entropy())
+    close(dist.mode, torch.cat([p.mode for p in parts], dim=-1))
+    softened = policy.action_from_buffer(action)
+    close(softened.split((4, 2), dim=-1)[1].sum(dim=-1), torch.ones(3, 2))
+    assert softened.min() > 0 and torch.equal(softened.split((4, 2), -1)[0].argmax(-1), taken[0].argmax(-1))
+
+
+@by_family
+def test_shapes_and_ranges(family: type[PolicyOutput], spec: ActionSpec) -> None:
+    torch.manual_seed(0)
+    policy = family(spec)
+    dist = policy(3 * torch.randn(7, 5, 2, policy.num_params))
+    size = spec.vector_size
+    assert dist.mean.shape == dist.mode.shape == (7, 5, 2, size)
+    for action in (dist.sample(), dist.mode, *([dist.rsample()] if policy.has_rsample else [])):
+        assert action.shape == (7, 5, 2, size)
+        assert dist.log_prob(action).shape == dist.entropy().shape == (7, 5, 2, 1)
+        assert dist.log_prob(action).isfinite().all() and dist.entropy().isfinite().all()
+        if spec.kind == "continuous":
+            assert action.abs().max() <= 1
+        else:
+            assert set(action.unique().tolist()) <= {0.0, 1.0}
+        if spec.kind == "discrete":
+            assert action.sum(dim=-1).eq(1).all()
+    one_gamma = dist.sample()[:, :, :1]
+    assert dist.log_prob(one_gamma).shape == (7, 5, 2, 1)
+    close(dist.log_prob(one_gamma), dist.log_prob(one_gamma.expand(7, 5, 2, size)))
+
+
+@by_family
+def test_samples_follow_the_distribution(family: type[PolicyOutput], spec: ActionSpec) -> None:
+    torch.manual_seed(0)
+    policy = family(spec)
+    params = 0.5 * torch.randn(policy.num_params)
+    dist = policy(params.expand(20_000, -1))
+    entropy = dist.entropy()[0] if family in (Discrete, Multidiscrete, Multibinary, Beta) else dist.entropy().mean()
+    for action in [dist.sample(), *([dist.rsample()] if policy.has_rsample else [])]:
+        if family not in (TanhGaussian, GMM):  # whose means are of the centres
+            torch.testing.assert_close(action.mean(dim=0), dist.mean[0], rtol=0, atol=0.02)
+        surprise = -dist.log_prob_dims(action).sum(dim=-1).mean()
+        # clipping actions in log_prob makes the ends look likelier than they are
+        torch.testing.assert_close(surprise, entropy.squeeze(), rtol=0.05, atol=0.05)
+
+
+@by_family
+def test_gradients_reach_the_parameters(family: type[PolicyOutput], spec: ActionSpec) -> None:
+    torch.manual_seed(0)
+    policy = family(spec)
+    params = torch.randn(6, policy.num_params, requires_grad=True)
+    dist = policy(params)
+    assert not dist.sample().requires_grad
+    (grad,) = torch.autograd.grad(dist.log_prob(dist.sample()).sum(), params, retain_graph=True)
+    assert grad.isfinite().all() and grad.abs().sum() > 0
+    if policy.has_rsample:
+        weights = torch.randn(spec.vector_size)
+        (grad,) = torch.autograd.grad((dist.rsample() * weights).sum(), params)
+        assert grad.isfinite().all() and grad.abs().sum() > 0
+    else:
+        with pytest.raises(NotImplementedError, match="no differentiable samples"):
+            dist.rsample()
+
+
+def test_straight_through_gradient_points_to_the_better_category() -> None:
+    torch.manual_seed(0)
+    logits = torch.zeros(2000, 5, requires_grad=True)
+    action = Discrete(DISCRETE)(logits).rsample()
+    assert set(action.detach().round(decimals=5).unique().tolist()) == {0.0, 1.0}
+    (grad,) = torch.autograd.grad(action[:, 3].sum(), logits)
+    assert grad.mean(dim=0)[3] > 0 and (grad.mean(dim=0)[[0, 1, 2, 4]] < 0).all()
+
+
+def test_gmm_mode_is_the_heaviest_component() -> None:
+    params = torch.zeros(35)
+    params[6:9] = torch.tensor([0.1, -0.2, 0.3])  # the loc of mode 2
+    params[32] = 3.0
+    close(GMM(CONTINUOUS)(params).mode, torch.tanh(params[6:9]))
+
+
+def test_defaults_and_errors() -> None:
+    for spec, family in ((DISCRETE, Discrete), (CONTINUOUS, TanhGaussian), (MULTIBINARY, Multibinary)):
+        assert default_policy_output(spec) is family
+    assert default_policy_output(MULTIDISCRETE) is Multidiscrete
+    assert [family.is_discrete for family, _ in FAMILIES] == [True] + [False] * 5
+    assert [family.has_rsample for family, _ in FAMILIES] == [True] * 5 + [False]
+    with pytest.raises(ValueError, match="TanhGaussian fits continuous actions, but the environment's are discrete"):
+        TanhGaussian(DISCRETE)
+    with pytest.raises(ValueError, match="clip_prob_low=0.0"):
+        Discrete(DISCRETE, clip_prob_low=0.0)
+    with pytest.raises(ValueError, match="inside"):
+        Beta(CONTINUOUS, clip_actions_on_log_prob=(-1.0, 1.0))
+    with pytest.raises(ValueError, match="std_low=2"):
+        TanhGaussian(CONTINUOUS, std_low=2.0, std_high=1.0)
+    with pytest.raises(ValueError, match="gmm_modes=0"):
+        GMM(CONTINUOUS, gmm_modes=0)

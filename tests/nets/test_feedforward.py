@@ -1,0 +1,61 @@
+"""Normalisations equal the reference's numbers; activations and MLPs do what their names say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from amago_ray.nets.feedforward import MLP, Normalization, activation
+
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "parts.npz")
+
+
+@pytest.mark.parametrize("method", ["layer", "rmsnorm", "unitball", "hypersphere", "simnorm"])
+def test_normalization_equals_the_reference(method: str) -> None:
+    x = torch.from_numpy(GOLDEN["layers/x"])
+    expected = torch.from_numpy(GOLDEN[f"layers/norm/{method}"])
+    torch.testing.assert_close(Normalization(method, x.shape[-1])(x), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_normalization_parameters_and_none() -> None:
+    assert set(Normalization("layer", 4).state_dict()) == {"norm.weight", "norm.bias"}
+    assert set(Normalization("rmsnorm", 4).state_dict()) == {"norm.weight"}
+    x = torch.randn(3, 4)
+    assert Normalization("none", 4)(x) is x
+    assert Normalization("hypersphere", 4)(torch.zeros(4)).isfinite().all()
+
+
+def test_unknown_names_are_rejected_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match="'leakyrelu' is unknown; did you mean 'leaky_relu'"):
+        activation("leakyrelu")
+    with pytest.raises(ValueError, match="'layernorm' is unknown; did you mean 'layer'"):
+        Normalization("layernorm", 8)
+    with pytest.raises(ValueError, match="multiple of 8, not 12"):
+        Normalization("simnorm", 12)
+    with pytest.raises(ValueError, match="n_layers=0"):
+        MLP(3, 8, 0, 2)
+
+
+def test_mlp_is_its_layers_in_order() -> None:
+    torch.manual_seed(0)
+    mlp = MLP(3, 8, 3, 2, activation="tanh")
+    assert len(mlp.layers) == 2
+    x = torch.randn(5, 7, 3)
+    hidden = mlp.in_layer(x).tanh()
+    for layer in mlp.layers:
+        hidden = layer(hidden).tanh()
+    torch.testing.assert_close(mlp.hidden(x), hidden)
+    torch.testing.assert_close(mlp(x), mlp.out_layer(hidden))
+
+
+def test_mlp_drops_hidden_units_in_training_only() -> None:
+    torch.manual_seed(0)
+    mlp = MLP(3, 1000, 1, 2, activation="relu", dropout_p=0.5)
+    x = torch.randn(1, 3)
+    kept = F.relu(mlp.in_layer(x)) > 0
+    assert 0.4 < (mlp.hidden(x)[kept] == 0).float().mean() < 0.6
+    assert not (mlp.eval().hidden(x)[kept] == 0).any()

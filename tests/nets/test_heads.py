@@ -1,0 +1,138 @@
+"""Actor and critic heads equal a deliberately naive reading of what they compute."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from amago_ray.data import ActionSpec
+from amago_ray.nets.heads import MAX_CRITIC_ACTION, Actor, NCritics
+
+K, B, L, D, C = 3, 2, 4, 5, 3
+GAMMAS = torch.tensor([0.0, 0.9, 0.999])
+G = len(GAMMAS)
+SPECS = {
+    "discrete": ActionSpec("discrete", (), "int64", 4, (4,)),
+    "continuous": ActionSpec("continuous", (2,), "float32", 2),
+    "multibinary": ActionSpec("multibinary", (3,), "int8", 3),
+    "multidiscrete": ActionSpec("multidiscrete", (2,), "int64", 5, (2, 3)),
+}
+by_kind = pytest.mark.parametrize("kind", SPECS)
+torch.set_num_threads(1)
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def build_critics(kind: str, n_layers: int = 2) -> NCritics:
+    torch.manual_seed(0)
+    return NCritics(D, SPECS[kind], GAMMAS, C, n_layers=n_layers, d_hidden=7)
+
+
+def inputs(kind: str) -> tuple[Tensor, Tensor]:
+    """A state (B, L, D) and actions (K, B, L, G, A), some of them outside of what critics accept."""
+    torch.manual_seed(1)
+    return torch.randn(B, L, D), torch.randn(K, B, L, G, SPECS[kind].vector_size)
+
+
+def naive_values(critics: NCritics, state_BLD: Tensor, action_KBLGA: Tensor) -> Tensor:
+    """Each critic, gamma and action by itself, (K, B, L, C, G, 1)."""
+    layers = [critics.inp_layer, *critics.core_layers, critics.output_layer]
+
+    def mlp(critic: int, x: Tensor) -> Tensor:
+        for i, layer in enumerate(layers):
+            x = x @ layer.weight[critic] + layer.bias[critic, 0]
+            x = F.leaky_relu(x) if i < len(layers) - 1 else x
+        return x
+
+    values = state_BLD.new_zeros(K, B, L, C, G, 1)
+    for k in range(K):
+        for c in range(C):
+            for g, gamma in enumerate(GAMMAS):
+                action = action_KBLGA[k, :, :, g]
+                if critics.action_input:
+                    horizon = torch.log(1.0 / (1.0 - gamma) + 1.0).expand(B, L, 1)
+                    action = action.clamp(-MAX_CRITIC_ACTION, MAX_CRITIC_ACTION)
+                    values[k, :, :, c, g] = mlp(c, torch.cat((state_BLD, horizon, action), dim=-1))
+                else:
+                    table = mlp(c, state_BLD).view(B, L, G, -1)
+                    values[k, :, :, c, g, 0] = (table[:, :, g] * action).sum(dim=-1)
+    return values
+
+
+def gradients(out: Tensor, wrt: list[Tensor]) -> list[Tensor]:
+    """Of a sum in which every output counts differently."""
+    torch.manual_seed(2)
+    return list(torch.autograd.grad((out * torch.randn(out.shape)).sum(), wrt))
+
+
+@by_kind
+@pytest.mark.parametrize("n_layers", [1, 2, 3])
+def test_values_and_gradients_equal_a_naive_loop(kind: str, n_layers: int) -> None:
+    critics, (state, action) = build_critics(kind, n_layers), inputs(kind)
+    state.requires_grad_()
+    action.requires_grad_()
+    wrt = [state, action, *critics.parameters()]
+    actual, expected = critics.values(critics.prepare(state), action), naive_values(critics, state, action)
+    assert actual.shape == (K, B, L, C, G, 1)
+    close(actual, expected)
+    for ours, naive in zip(gradients(actual, wrt), gradients(expected, wrt), strict=True):
+        assert naive.abs().max() > 0
+        close(ours, naive)
+
+
+@by_kind
+def test_frozen_values_pass_gradient_to_actions_alone(kind: str) -> None:
+    critics, (state, action) = build_critics(kind), inputs(kind)
+    state.requires_grad_()
+    action.requires_grad_()
+    prepared = critics.prepare(state)
+    frozen, free = critics.values(prepared, action, frozen=True), critics.values(prepared, action)
+    torch.testing.assert_close(frozen, free)
+    torch.manual_seed(2)
+    (frozen * torch.randn(frozen.shape)).sum().backward()
+    assert state.grad is None
+    assert [name for name, p in critics.named_parameters() if p.grad is not None] == []
+    close(action.grad, gradients(naive_values(critics, state, action), [action])[0])
+
+
+@by_kind
+def test_one_action_may_stand_for_all_gammas(kind: str) -> None:
+    critics, (state, action) = build_critics(kind), inputs(kind)
+    prepared = critics.prepare(state)
+    shared = action[:1, :, :, :1]
+    close(critics.values(prepared, shared), critics.values(prepared, shared.expand(1, B, L, G, -1)))
+
+
+def test_a_one_hot_picks_its_entry_of_the_table() -> None:
+    critics, (state, _) = build_critics("discrete"), inputs("discrete")
+    table_BLCGA = critics.prepare(state)
+    assert table_BLCGA.shape == (B, L, C, G, 4)
+    taken = torch.randint(4, (B, L))
+    values = critics.values(table_BLCGA, F.one_hot(taken, 4).float()[None, :, :, None])
+    assert values[0, 1, 2, 0, 1, 0] == table_BLCGA[1, 2, 0, 1, taken[1, 2]]
+
+
+def test_critics_are_independent_at_the_start() -> None:
+    critics, (state, action) = build_critics("continuous"), inputs("continuous")
+    values = critics.values(critics.prepare(state), action)
+    for one, other in pairwise(range(C)):
+        assert (values[:, :, :, one] - values[:, :, :, other]).abs().mean() > 1e-2
+
+
+@by_kind
+def test_main_gamma_equals_the_last_gamma(kind: str) -> None:
+    torch.manual_seed(0)
+    actor, state = Actor(D, SPECS[kind], num_gammas=G, d_hidden=9), torch.randn(B, L, D)
+    whole, main = actor(state), actor.main_gamma(state.reshape(B * L, D))
+    assert whole.mean.shape == (B, L, G, SPECS[kind].vector_size)
+    close(main.mean, whole.mean[:, :, -1].reshape(B * L, -1))
+    assert (whole.mean[:, :, -1] - whole.mean[:, :, 0]).abs().max() > 1e-3
+    torch.testing.assert_close(main.mode, whole.mode[:, :, -1].reshape(B * L, -1))
+    actions = whole.sample()[:, :, -1]
+    close(main.log_prob(actions.reshape(B * L, -1)), whole.log_prob(actions.unsqueeze(2))[:, :, -1].reshape(-1, 1))
