@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,11 +53,13 @@ class ReplayShard:
         self._seen = SeenIds()
         self._staged: list[Trajectory] = []
         self._inserted = self._repeated = self._sampled = 0
+        self._life = time.time_ns()
 
     def push(self, packed: PackedTrajectories) -> int:
         """Store trajectories; returns how many were new. Repeats are recognised by their identity."""
         new = 0
         for trajectory in packed.unpack():
+            self._store.check_fits(trajectory)
             if self._seen.add(trajectory.id):
                 self._staged.append(trajectory)
                 new += 1
@@ -108,6 +111,7 @@ class ReplayShard:
     def report(self) -> ReplayReport:
         return ReplayReport(
             shard=self.shard,
+            life=self._life,
             trajectories=len(self._store),
             timesteps=self._store.num_transitions,
             bytes=self._store.num_bytes,

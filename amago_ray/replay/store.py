@@ -38,14 +38,18 @@ class TrajectoryStore:
         """Transitions of the trajectories at `indices`, (B,) int64."""
         return np.array([self[i].num_transitions for i in indices], dtype=np.int64)
 
-    def append(self, trajectory: Trajectory) -> None:
-        """Add the newest trajectory, evicting the oldest as needed. Raises ValueError when it alone is too large."""
+    def check_fits(self, trajectory: Trajectory) -> None:
+        """Raises ValueError for a trajectory that is too large for the whole store."""
         if trajectory.num_bytes > self.capacity_bytes:
             raise ValueError(
                 f"one trajectory of {trajectory.num_bytes:,} bytes ({trajectory.num_transitions:,} timesteps of "
                 f"{trajectory.env_name!r}) does not fit a shard of {self.capacity_bytes:,} bytes: "
                 "raise Experiment.replay_capacity_gb or lower Experiment.traj_save_len"
             )
+
+    def append(self, trajectory: Trajectory) -> None:
+        """Add the newest trajectory, evicting the oldest as needed. Raises ValueError when it alone is too large."""
+        self.check_fits(trajectory)
         self._entries.append(trajectory)
         self.num_bytes += trajectory.num_bytes
         self.num_transitions += trajectory.num_transitions

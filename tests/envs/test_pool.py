@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -14,6 +17,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from amago_ray.envs.amago_env import AMAGOEnv
 from amago_ray.envs.pool import EnvFailure, EnvPool, VectorEnvPool, check_env, make_pool
+
+ROOT = Path(__file__).parents[2]
 
 
 class Counting(gym.Env):
@@ -378,3 +383,10 @@ def test_check_env_says_what_is_wrong_in_one_line(make_env: Any, message: str) -
     with pytest.raises((ValueError, TypeError), match=message) as caught:
         check_env(make_env)
     assert "\n" not in str(caught.value)
+
+
+def test_the_environments_that_ship_with_the_package_need_no_import() -> None:
+    # Elsewhere in this process they may have been imported already.
+    code = "from amago_ray.envs.pool import make_pool; print(make_pool('amago_ray/TMaze-v0', 1, 0, 0).num_envs)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.strip() == "1", result.stderr

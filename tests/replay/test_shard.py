@@ -1,0 +1,141 @@
+"""One shard: what is pushed is stored once, shown in a fixed order, and sampled evenly."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+from ring_cases import assert_same_batch, assert_uniform, make_shards, stored_ids, trajectory
+
+from amago_ray.data import Trajectory
+from amago_ray.replay.packing import pack
+from amago_ray.replay.shard import ReplayConfig, ReplayEmpty, ReplayShard
+
+
+def filled(trajectories: list[Trajectory], **settings: object) -> ReplayShard:
+    (shard,) = make_shards(1, **settings)
+    shard.push(pack(trajectories))
+    shard.commit()
+    return shard
+
+
+def test_what_is_pushed_is_visible_after_commit() -> None:
+    (shard,) = make_shards(1)
+    assert shard.push(pack([trajectory(0), trajectory(1, length=3)])) == 2
+    assert shard.num_trajectories() == 0
+    with pytest.raises(ReplayEmpty, match="replay shard 0 is empty"):
+        shard.sample(1, 1, (0,))
+    report = shard.commit()
+    assert shard.num_trajectories() == report.trajectories == report.inserted == 2
+    assert report.timesteps == 8 and report.bytes == (6 + 4) * 25
+    shard.sample(5, 2, (0,))
+    assert shard.report().sampled == 5 and shard.report().evicted == shard.report().repeated == 0
+
+
+def test_repeated_pushes_are_stored_once() -> None:
+    (shard,) = make_shards(1)
+    message = pack([trajectory(0), trajectory(1)])
+    assert shard.push(message) == 2
+    assert shard.push(message) == 0
+    shard.commit()
+    assert shard.push(message) == 0  # also after it became visible
+    assert shard.push(pack([trajectory(1), trajectory(2), trajectory(1, worker=1)])) == 2
+    report = shard.commit()
+    assert stored_ids([shard]) == [(0, 0, 0), (0, 0, 1), (0, 0, 2), (1, 0, 1)]
+    assert (report.inserted, report.repeated) == (4, 5)
+
+
+def test_order_does_not_depend_on_arrival() -> None:
+    sent = [trajectory(1, worker=0), trajectory(0, worker=1), trajectory(0, worker=0, incarnation=2), trajectory(0)]
+    samples = []
+    for order in permutations(sent):
+        (shard,) = make_shards(1)
+        for t in order:
+            shard.push(pack([t]))
+        shard.commit()
+        assert stored_ids([shard]) == [(0, 0, 0), (0, 0, 1), (0, 2, 0), (1, 0, 0)]
+        samples.append(shard.sample(16, 4, (3,)))
+    for other in samples[1:]:
+        assert_same_batch(samples[0], other)
+
+
+def test_equal_names_give_equal_draws() -> None:
+    shard = filled([trajectory(i, length=12) for i in range(30)])
+    first = shard.sample(64, 30, (0, 1, 2, 3))
+    other = shard.sample(64, 30, (0, 1, 2, 4))
+    assert_same_batch(first, shard.sample(64, 30, (0, 1, 2, 3)))
+    assert not np.array_equal(first.ids, other.ids)
+    assert not np.array_equal(first.first_time_idx, other.first_time_idx)
+
+
+def test_shards_and_seeds_draw_apart() -> None:
+    draws = set()
+    for shard, seed in ((0, 0), (1, 0), (0, 1)):
+        replay = ReplayShard(ReplayConfig(4, seed=seed), shard)
+        replay.push(pack([trajectory(i) for i in range(100)]))
+        replay.commit()
+        draws.add(tuple(replay.sample(20, 100, (5,)).ids[:, 2]))
+    assert len(draws) == 3
+
+
+def test_trajectories_are_equally_likely_whatever_their_length() -> None:
+    shard = filled([trajectory(i, length=1 + 3 * i) for i in range(20)])
+    batch = shard.sample(8000, 20, (0,))
+    assert_uniform(np.bincount(batch.ids[:, 2], minlength=20))
+
+
+@pytest.mark.parametrize("padded_sampling", ["none", "both", "left", "right"])
+def test_a_sample_is_slices_of_what_was_stored(padded_sampling: str) -> None:
+    stored = [
+        trajectory(i, length=2 + i, worker=i % 2, first_time_idx=100 * i, weight_version=7 * i) for i in range(10)
+    ]
+    shard = filled(stored, max_seq_len=5, padded_sampling=padded_sampling)
+    batch = shard.sample(300, 40, (0,))
+    assert batch.num_sequences == 300 and batch.lengths.max() == 5
+    assert (batch.shard == 0).all() and batch.probability.tolist() == [1 / 40] * 300
+    by_id = {(t.id.worker, t.id.incarnation, t.id.sequence): t for t in stored}
+    stops = np.cumsum(batch.lengths + 1)
+    assert all(len(column) == stops[-1] for column in batch.columns.values())
+    for i, stop in enumerate(stops):
+        t = by_id[tuple(batch.ids[i].tolist())]
+        rows = slice(stop - batch.lengths[i] - 1, stop)
+        start = batch.first_time_idx[i] - t.first_time_idx
+        assert batch.weight_version[i] == t.weight_version
+        for name, column in t.columns.items():
+            np.testing.assert_array_equal(batch.columns[name][rows], column[start : start + batch.lengths[i] + 1])
+
+
+def test_dtypes_and_copies() -> None:
+    sent = trajectory(0)
+    message = pack([sent, trajectory(1)])
+    shard = filled([sent, trajectory(1)])
+    for name, column in message.columns.items():
+        assert shard.sample(3, 1, (0,)).columns[name].dtype == column.dtype == sent.columns[name].dtype
+    shard = make_shards(1)[0]
+    shard.push(message)
+    shard.commit()
+    message.columns["reward"][:] = -1  # a message may be a view of memory that is reused
+    assert (shard.sample(10, 1, (0,)).columns["reward"] >= 0).all()
+
+
+def test_capacity_is_kept_at_commit() -> None:
+    shard = filled([trajectory(i) for i in range(10)], capacity_trajectories=4)
+    assert [sequence for _, _, sequence in stored_ids([shard])] == [6, 7, 8, 9]
+    assert shard.report().evicted == 6 and shard.report().inserted == 10
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ValueError, match="padded_sampling='all'"):
+        ReplayConfig(4, padded_sampling="all")
+
+
+def test_packing_there_and_back() -> None:
+    sent = [trajectory(0, length=1), trajectory(3, length=6, truncated=True, first_time_idx=6, weight_version=2)]
+    for a, b in zip(sent, pack(sent).unpack(), strict=True):
+        assert (a.id, a.env_name, a.first_time_idx, a.truncated, a.weight_version) == (
+            (b.id, b.env_name, b.first_time_idx, b.truncated, b.weight_version)
+        )
+        for name, column in a.columns.items():
+            np.testing.assert_array_equal(column, b.columns[name])
+            assert b.columns[name].base is None

@@ -1,0 +1,405 @@
+"""A worker on Counting environments: no step is lost, repeated or credited to another, whatever the environments do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from ring_cases import (
+    Recorded,
+    assert_rollouts_whole,
+    assert_same_trajectories,
+    counting,
+    rollouts_of,
+    tiny_agent,
+)
+
+from amago_ray.data import ActionKind, Weights
+from amago_ray.envs.builtin.action_spaces import make_action_space
+from amago_ray.envs.builtin.counting import Counting, misaligned
+from amago_ray.envs.exploration import EpsilonGreedy
+from amago_ray.envs.pool import EnvFailure
+from amago_ray.envs.spaces import action_spec, sample_actions
+from amago_ray.learner.batches import training_batch
+from amago_ray.nets.actions import action_vector
+from amago_ray.nets.traj_encoders import GRUTrajEncoder, TformerTrajEncoder
+from amago_ray.replay.packing import pack
+from amago_ray.replay.shard import ReplayConfig, ReplayShard
+from amago_ray.rollout.worker import PreviousStep, TorchRandomStream
+from amago_ray.weights import flatten_state
+
+KINDS = get_args(ActionKind)
+
+
+def stored_transitions(steps: int, episode_length: int, traj_save_len: int) -> int:
+    """Of `steps` steps of one environment, those in finished trajectories."""
+    whole, rest = divmod(steps, episode_length)
+    return whole * episode_length + rest // traj_save_len * traj_save_len
+
+
+@pytest.mark.parametrize("num_envs", [1, 4])
+@pytest.mark.parametrize("terminate", [True, False], ids=["terminated", "truncated"])
+@pytest.mark.parametrize(("episode_length", "traj_save_len"), [(3, 5), (5, 5), (12, 5), (10, 5), (1, 1)])
+def test_nothing_is_lost_repeated_or_misaligned(
+    episode_length: int, traj_save_len: int, terminate: bool, num_envs: int
+) -> None:
+    run = Recorded(counting(episode_length, terminate), num_envs=num_envs, traj_save_len=traj_save_len, worker=4)
+    reports = [run.worker.collect(timesteps) for timesteps in (1, 7 * num_envs, 29 * num_envs + 1)]
+    steps_per_env = 1 + 7 + 30
+    assert [report.timesteps for report in reports] == [num_envs, 7 * num_envs, 30 * num_envs]
+    assert all(report.frames_by_env == {"Counting": report.timesteps} for report in reports)
+    assert_rollouts_whole(run.written, episode_length, traj_save_len, terminate, unfinished=num_envs)
+    stored = sum(t.num_transitions for t in run.written)
+    assert stored == num_envs * stored_transitions(steps_per_env, episode_length, traj_save_len)
+    assert len({env for env, _ in rollouts_of(run.written)}) == num_envs
+    assert [(t.id.worker, t.id.incarnation, t.id.sequence) for t in run.written] == [
+        (4, 0, i) for i in range(len(run.written))
+    ]
+    assert sum(report.trajectories for report in reports) == len(run.written)
+    episodes = [episode for report in reports for episode in report.episodes]
+    assert len(episodes) == num_envs * (steps_per_env // episode_length)
+    assert {episode.length for episode in episodes} <= {episode_length}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_action_comes_back_as_it_was_stored(kind: ActionKind) -> None:
+    run = Recorded(counting(9, action=kind, random_lengths=True), exploration_type=EpsilonGreedy)
+    run.worker.collect(200)
+    assert_rollouts_whole(run.written, 9, 5, True, unfinished=2)
+    actions = np.concatenate([t.columns["action"][1:] for t in run.written])
+    assert len(np.unique(actions, axis=0)) > 1
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("terminate", [True, False])
+def test_vector_envs_give_the_same_tables(mode: AutoresetMode, terminate: bool) -> None:
+    def make(num_envs: int) -> SyncVectorEnv:
+        return SyncVectorEnv([counting(7, terminate)] * num_envs, autoreset_mode=mode)
+
+    vector = Recorded(make, num_envs=3, agent=tiny_agent(counting(7)))
+    report = vector.worker.collect(3 * 40)
+    assert_rollouts_whole(vector.written, 7, 5, terminate, unfinished=3)
+    resting = 3 * (40 // 8) if mode is AutoresetMode.NEXT_STEP else 0
+    assert report.timesteps == report.frames_by_env["Counting"] == 3 * 40 - resting
+    steps = 40 - resting // 3
+    assert sum(t.num_transitions for t in vector.written) == 3 * stored_transitions(steps, 7, 5)
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        partial(GRUTrajEncoder, d_hidden=8, n_layers=1, d_output=8),
+        partial(TformerTrajEncoder, d_model=8, n_heads=2, d_ff=8, n_layers=1),
+    ],
+    ids=["GRU", "Transformer"],
+)
+def test_acting_sees_what_training_will_see(encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two environments whose rollouts end at different times, so that one's memory is cleared while the other's is not.
+    lengths = (5, 7)
+    make_env = [counting(length, env_id=i) for i, length in enumerate(lengths)]
+    agent = tiny_agent(make_env, encoder)
+    run = Recorded(make_env, agent=agent, traj_save_len=7)
+    policy, states = run.worker._policy, []
+    act = policy.actor.main_gamma
+    monkeypatch.setattr(policy.actor, "main_gamma", lambda state: (states.append(state.clone()), act(state))[1])
+    run.worker.collect(2 * 35)
+    assert len(run.written) == 7 + 5
+    for t in run.written:
+        env, rollout = (int(t.columns[f"obs.{key}"][0, 0]) for key in ("env_id", "rollout"))
+        shard = ReplayShard(ReplayConfig(max_seq_len=7), 0)
+        shard.push(pack([t]))
+        shard.commit()
+        batch = training_batch(shard.sample(1, 1, (0,)), agent.action_spec, torch.device("cpu"))
+        with torch.no_grad():
+            in_training = policy.encode(batch.obs, batch.rl2, batch.time_idx, batch.timestep_mask)[0]
+        acted = torch.stack([states[rollout * lengths[env] + i][env] for i in range(lengths[env])])
+        torch.testing.assert_close(in_training[:-1], acted, atol=1e-4, rtol=1e-4)
+    assert torch.stack(states).flatten(0, 1).std(dim=0).max() > 1e-2  # states differ at all
+
+
+# Weights
+
+
+def test_weight_versions_are_those_of_the_first_action() -> None:
+    episode_length, steps_per_chunk = 7, 4
+    run = Recorded(counting(episode_length), num_envs=1)
+    buffer = flatten_state(run.agent.build().policy)
+    for version in range(10):
+        run.worker.set_weights(Weights(version, buffer))
+        report = run.worker.collect(steps_per_chunk)
+        assert report.weight_version == version
+    for t in run.written:
+        first_step = int(t.columns["obs.rollout"][0, 0]) * episode_length + t.first_time_idx
+        assert t.weight_version == first_step // steps_per_chunk
+    assert len({t.weight_version for t in run.written}) > 5
+
+
+def test_weights_are_taken_once_per_version_and_decide_the_actions() -> None:
+    run = Recorded(counting(5), sample_actions=False)
+    other = run.agent.build().policy
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+        other.actor.base.out_layer.bias[-3:] = torch.tensor([0.0, 0.0, 9.0])  # always action 2
+    run.worker.set_weights(Weights(5, flatten_state(other)))
+    run.worker.set_weights(Weights(5, np.zeros(3, np.float32)))  # the version in use: not even looked at
+    run.worker.collect(20)
+    assert all((t.columns["action"][1:] == 2).all() for t in run.written)
+    with pytest.raises(ValueError, match="configurations differ"):
+        run.worker.set_weights(Weights(6, np.zeros(3, np.float32)))
+
+
+# Failures
+
+
+class Breaking(Counting):
+    """Fails in step 4 of its second rollout, unless it was built to replace one that did."""
+
+    built = 0
+
+    def __init__(self, episode_length: int):
+        super().__init__(episode_length)
+        self._breaks = Breaking.built == 1  # the second of a worker's environments
+        Breaking.built += 1
+
+    def step(self, action: Any) -> Any:
+        if self._breaks and (self._rollout, self._step) == (1, 3):
+            raise RuntimeError("the simulator fell over")
+        return super().step(action)
+
+
+@pytest.mark.parametrize("traj_save_len", [2, 10])
+def test_a_failure_costs_only_the_unfinished_trajectory_of_its_environment(traj_save_len: int) -> None:
+    settings = {"num_envs": 3, "traj_save_len": traj_save_len, "agent": tiny_agent(counting(6))}
+    whole = Recorded(counting(6), **settings)
+    whole.worker.collect(3 * 30)
+    Breaking.built = 0
+    broken = Recorded(partial(Breaking, 6), **settings)
+    report = broken.worker.collect(3 * 30)
+    assert report.env_failures == 1 and Breaking.built == 4
+    assert report.timesteps == report.frames_by_env["Counting"] == 3 * 30 - 1
+    expected, found = rollouts_of(whole.written), rollouts_of(broken.written)
+    first, second, third = sorted({env for env, _ in expected}, key=lambda env: min_sequence(whole, env))
+    (rebuilt,) = {env for env, _ in found} - {first, second, third}
+    for env in (first, third):  # the siblings' rollouts are all there
+        assert [key for key in found if key[0] == env] == [key for key in expected if key[0] == env]
+    assert [rollout for env, rollout in found if env == second] == ([0, 1] if traj_save_len == 2 else [0])
+    assert sum(t.num_transitions for t in found[second, 0]) == 6
+    if traj_save_len == 2:
+        assert [t.first_time_idx for t in found[second, 1]] == [0]  # the piece that had been finished
+    # 6 + 3 steps and the failed one went before: 20 are left for the new environment.
+    assert sum(t.num_transitions for t in broken.written if t.columns["obs.env_id"][0, 0] == rebuilt) == (
+        stored_transitions(20, 6, traj_save_len)
+    )
+    assert_rollouts_whole(broken.written, 6, traj_save_len, True, unfinished=4)
+    assert len(report.episodes) == 5 + 5 + 1 + 3 and {episode.length for episode in report.episodes} == {6}
+
+
+def min_sequence(run: Recorded, env_id: int) -> int:
+    return min(t.id.sequence for t in run.written if t.columns["obs.env_id"][0, 0] == env_id)
+
+
+class Hopeless(Counting):
+    def step(self, action: Any) -> Any:
+        raise RuntimeError("never works")
+
+
+def test_too_many_failures_stop_the_worker() -> None:
+    run = Recorded(partial(Hopeless, 6), agent=tiny_agent(counting(6)))
+    with pytest.raises(EnvFailure, match="never works"):
+        run.worker.collect(100)
+
+
+# Seeds
+
+
+def collected(make_env: Callable[[], Counting], timesteps: int = 120, **settings: Any) -> Recorded:
+    run = Recorded(make_env, **settings)
+    run.worker.collect(timesteps)
+    return run
+
+
+def test_equal_configurations_make_equal_trajectories() -> None:
+    make = counting(9, random_lengths=True)
+    settings = {"num_envs": 3, "exploration_type": partial(EpsilonGreedy, eps_start=0.5)}
+    first = collected(make, **settings)
+    torch.manual_seed(5)  # whatever else the process draws
+    np.random.seed(5)
+    second = collected(make, **settings)
+    assert_same_trajectories(first.written, second.written)
+    for other in ({"seed": 1}, {"first_env": 3}, {"incarnation": 1}):
+        run = collected(make, **settings | other)
+        actions = [np.concatenate([t.columns["action"] for t in r.written])[:80].tolist() for r in (first, run)]
+        assert actions[0] != actions[1], other
+        assert not {env for env, _ in rollouts_of(first.written)} & {env for env, _ in rollouts_of(run.written)}, other
+
+
+def test_chunks_do_not_change_what_is_collected() -> None:
+    make = counting(9, random_lengths=True)
+    whole = collected(make, 240, exploration_type=EpsilonGreedy)
+    chunks = Recorded(make, exploration_type=EpsilonGreedy)
+    for timesteps in (2, 38, 100, 100):
+        chunks.worker.collect(timesteps)
+    assert_same_trajectories(whole.written, chunks.written)
+
+
+def test_it_does_not_matter_how_workers_share_the_environments() -> None:
+    def streams(num_workers: int) -> list[list[int]]:
+        """The lengths of the rollouts of each of 6 environments, in the order of environments."""
+        found = []
+        for worker in range(num_workers):
+            num_envs = 6 // num_workers
+            run = Recorded(
+                counting(9, random_lengths=True),
+                worker,
+                num_envs=num_envs,
+                first_env=worker * num_envs,
+                traj_save_len=9,
+            )
+            run.worker.collect(100 * num_envs)
+            lengths: dict[int, list[int]] = {}
+            for (env_id, _), pieces in sorted(rollouts_of(run.written).items()):
+                lengths.setdefault(env_id, []).append(int(pieces[0].columns["obs.length"][0, 0]))
+            found += [(env_id, lengths[env_id][:10]) for env_id in lengths]
+        return sorted(found)
+
+    together = streams(1)
+    assert len(together) == 6 and together == streams(3) == streams(6)
+
+
+# What the policy is told of the step before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_previous_step_is_what_training_makes_of_the_stored_action(kind: ActionKind) -> None:
+    spec = action_spec(make_action_space(kind, 4))
+    rng = np.random.default_rng(0)
+    previous = PreviousStep(3, spec)
+    assert previous.rl2.shape == (3, 1 + spec.vector_size) and not previous.rl2.any()
+    for _ in range(10):
+        actions, rewards = sample_actions(spec, 3, rng), rng.standard_normal(3).astype(np.float32)
+        previous.set(actions, rewards)
+        np.testing.assert_array_equal(previous.rl2[:, 0], rewards)
+        np.testing.assert_array_equal(previous.rl2[:, 1:], action_vector(torch.from_numpy(actions), spec).numpy())
+        assert previous.rl2.dtype == np.float32
+    previous.begin(np.array([True, False, True]))
+    assert not previous.rl2[[0, 2]].any() and previous.rl2[1].any()
+
+
+class Told(Counting):
+    """Keeps the actions that it was given, by rollout."""
+
+    taken: list[list[int]] = []
+
+    def reset(self, **kwargs: Any) -> Any:
+        Told.taken.append([])
+        return super().reset(**kwargs)
+
+    def step(self, action: Any) -> Any:
+        Told.taken[-1].append(int(action))
+        return super().step(action)
+
+
+def taken(seed: int, exploration_type: Any, agent: Any) -> list[list[int]]:
+    """The actions of one evaluated environment."""
+    run = Recorded(
+        partial(Told, 8, env_id=0),
+        num_envs=1,
+        seed=seed,
+        agent=agent,
+        sample_actions=False,
+        exploration_type=exploration_type,
+    )
+    Told.taken = []
+    run.worker.evaluate(steps_per_env=40, episodes_per_env=None)
+    return Told.taken
+
+
+def test_validation_acts_by_the_policy_alone_and_stores_nothing() -> None:
+    agent = tiny_agent(counting(8))
+    # Environment and policy are deterministic here: where nothing explores, seeds make no difference.
+    assert taken(0, None, agent) == taken(1, None, agent)
+    assert taken(0, EpsilonGreedy, agent) != taken(1, EpsilonGreedy, agent)
+    run = Recorded(counting(8), agent=agent)
+    worker = type(run.worker)(run.worker.config, agent)  # as for validation: without a place to write to
+    report = worker.evaluate(steps_per_env=40, episodes_per_env=None)
+    assert run.written == [] and report.exploration == {} and report.wait_s == 0
+    assert report.timesteps == 80 and len(report.episodes) == 10
+
+
+def test_evaluation_starts_anew_and_counts_whole_rollouts_only() -> None:
+    run = Recorded(counting(8), num_envs=3)
+    first = run.worker.evaluate(steps_per_env=11, episodes_per_env=None)
+    second = run.worker.evaluate(steps_per_env=15, episodes_per_env=None)
+    assert (first.timesteps, second.timesteps) == (33, 45)
+    for report in (first, second):  # one rollout each: what the first had begun is not continued in the second
+        assert [episode.length for episode in report.episodes] == [8] * 3
+    assert all(misaligned(t.columns, t.first_time_idx, 8) == [] for t in run.written)
+
+
+@pytest.mark.parametrize(("steps", "episodes", "expected"), [(None, 2, 16), (100, 2, 16), (5, 2, 5), (5, None, 5)])
+def test_evaluation_ends_at_the_first_limit(steps: int | None, episodes: int | None, expected: int) -> None:
+    run = Recorded(counting(8), num_envs=2)
+    assert run.worker.evaluate(steps, episodes).timesteps == 2 * expected
+
+
+def test_evaluation_by_rollouts_waits_for_every_environment() -> None:
+    run = Recorded(counting(20, random_lengths=True), num_envs=4)
+    run.worker.evaluate(None, episodes_per_env=3)
+    found = rollouts_of(run.written)
+    finished = [pieces[-1].columns["terminated"][-1] for pieces in found.values()]
+    assert sum(finished) >= 12
+
+
+def test_flush_is_called_at_the_end_of_a_chunk_and_its_waits_are_reported() -> None:
+    waited = iter([1.5, 1.5, 4.0])
+    run = Recorded(counting(8))
+    worker = type(run.worker)(run.worker.config, run.agent, write=run.written.append, flush=lambda: next(waited))
+    assert [worker.collect(10).wait_s for _ in range(3)] == [1.5, 0.0, 2.5]
+
+
+def test_exploration_goes_on_where_it_is_told_to() -> None:
+    run = Recorded(counting(8), exploration_type=partial(EpsilonGreedy, steps_anneal=100, randomize_eps=False))
+    run.worker.set_exploration_steps(50)
+    run.worker.set_exploration_steps(10)  # never back
+    report = run.worker.collect(2)
+    assert report.exploration["eps"] == pytest.approx(1 - 0.95 * 0.5)
+
+
+# Random numbers
+
+
+def test_a_stream_neither_disturbs_nor_is_disturbed() -> None:
+    torch.manual_seed(0)
+    expected_outer = torch.rand(4).tolist()
+    expected_inner = torch.rand(6, generator=torch.Generator().manual_seed(7)).tolist()
+    torch.manual_seed(0)
+    stream, inner, outer = TorchRandomStream(7), [], []
+    for i in range(4):
+        with stream:
+            inner += torch.rand(3).tolist() if i in (0, 2) else []
+        outer.append(float(torch.rand(1)))
+    assert outer == expected_outer
+    assert inner == expected_inner
+
+
+def test_a_stream_gives_the_outer_state_back_after_an_error() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    with pytest.raises(KeyError), TorchRandomStream(7):
+        torch.rand(5)
+        raise KeyError
+    assert torch.rand(1) == expected
+
+
+def test_acting_leaves_the_global_random_state_alone() -> None:
+    run = Recorded(counting(8), exploration_type=EpsilonGreedy)
+    before = torch.get_rng_state()
+    run.worker.collect(20)
+    assert torch.equal(before, torch.get_rng_state())
