@@ -184,9 +184,10 @@ class RolloutReport:
 
 @dataclass(frozen=True)
 class ReplayReport:
-    """What one shard holds, and what it has done since it started."""
+    """What one shard holds, and what it has done since it started. life: another number after every start."""
 
     shard: int
+    life: int
     trajectories: int
     timesteps: int
     bytes: int

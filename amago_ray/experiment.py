@@ -9,148 +9,50 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import gin
 
 from amago_ray import config
-from amago_ray.agent import Agent
 from amago_ray.calls import RemoteCall, wait_any
 from amago_ray.checkpoint import RunDirectory, write_atomically
 from amago_ray.data import EpisodeResult, LearnReport, ReplayReport, RolloutReport, Weights
 from amago_ray.display import Display
-from amago_ray.envs.exploration import EpsilonGreedy, ExplorationWrapper
 from amago_ray.envs.pool import MakeEnv
 from amago_ray.futures import ProcessDied
-from amago_ray.learner.learner import MixedPrecision
 from amago_ray.metrics import AVERAGE_RETURN, MetricsLog, Progress, WandbOptions, summarize_episodes
-from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
-from amago_ray.nets.tstep_encoders import TstepEncoder
 from amago_ray.plan import deal_environments, plan
 from amago_ray.preflight import check_same_weights, check_settings, probe, weight_shapes
-from amago_ray.replay.sampling import PaddedSampling
 from amago_ray.schedule import (
     MAX_DEATHS_IN_A_ROW,
     Collection,
     CollectSummary,
     EpochResult,
-    LearnerDied,
     Learning,
-    ScheduleName,
     make_schedule,
     run_jobs,
+    silent_worker,
 )
-from amago_ray.topology import Topology, check_resources, connect, disconnect
+from amago_ray.settings import ExperimentSettings
+from amago_ray.topology import START_TIMEOUT_S, LearnerDied, Topology, check_resources, connect, disconnect
+
+T = TypeVar("T")
 
 
 @gin.configurable
 @dataclass
-class Experiment:
+class Experiment(ExperimentSettings):
     """Trains an agent on Ray: on this machine, or on the cluster that it is submitted to.
 
         with Experiment(run_name="lake", make_train_env="amago_ray/MetaFrozenLake-v0", max_seq_len=128) as experiment:
             experiment.learn()
             print(experiment.evaluate_test("amago_ray/MetaFrozenLake-v0", timesteps=1000))
 
-    Every setting can be given here or in gin (`Experiment.batch_size = 32`). A misspelt one is refused.
-
-    Task
-        run_name: folder of the run, under ckpt_base_dir.
-        make_train_env, make_val_env: a gymnasium id, a function that returns a gymnasium.Env or VectorEnv, or a list of
-            them dealt out over the environments. Validation uses the training environments' makers by default.
-        max_seq_len: longest training sequence and the Transformer's context, in timesteps.
-        ckpt_base_dir: where runs are kept.
-    Agent
-        tstep_encoder_type: by default a CNN for a single image, else `FFTstepEncoder`.
-        traj_encoder_type, agent_type: the sequence model and the learning algorithm.
-    Each epoch
-        epochs: how many. parallel_actors: environments, over all workers.
-        train_timesteps_per_epoch: steps in each of them. val_timesteps_per_epoch: the same in validation; None runs
-            each validation environment until it has finished one rollout.
-        train_batches_per_epoch: batches that each learner takes. batches_per_update: gradient accumulation.
-        batch_size: sequences per batch and learner.
-        start_learning_at_epoch, start_collecting_at_epoch: first epoch that does either.
-        val_interval, ckpt_interval: epochs between validations, and between saved training states.
-    Data
-        traj_save_len: longest stored trajectory, in timesteps; by default 8 x max_seq_len. padded_sampling: "none",
-            "both", "left" or "right" (see `replay.sampling`). replay_capacity_gb: over all shards.
-            replay_capacity_trajectories: likewise; None for no limit.
-    Optimiser
-        learning_rate, lr_warmup_steps (linear, in updates), grad_clip (norm), l2_coeff (AdamW's weight decay),
-        mixed_precision: "no", "bf16" or "fp16".
-    Acting
-        exploration_wrapper_type: None for none. sample_actions_train, sample_actions_val: draw actions from the policy,
-        or take its mode.
-    Logging
-        log_to_wandb, wandb_project, wandb_entity, wandb_group_name, wandb_mode ("online", "offline").
-        log_interval: batches between two that are measured in detail. verbose: show progress. seed: of everything.
-    Distribution
-        num_rollout_workers: processes that share the environments; by default one per free core, at most one per
-            8 environments. num_replay_shards, num_learners: processes. learner_device: "auto" takes a GPU where there
-            is one. rollout_device: "cpu" or "cuda". learner_cpus: cores of one learner; by default those that the
-            workers leave free on a machine of its own, 1 on a cluster.
-        schedule: "alternate" collects, then learns; "overlap" learns while the next epoch's data come in; "auto" is
-            "overlap" where the learner has a GPU of its own.
-        ray_address: None is the cluster that the job was submitted to, else a Ray of its own on this machine.
-        call_timeout_s: a process that is silent for so long counts as hung and is restarted.
+    The settings are those of `settings.ExperimentSettings`; each can be given here or in gin
+    (`Experiment.batch_size = 32`). A misspelt one is refused.
     """
-
-    run_name: str
-    make_train_env: MakeEnv
-    max_seq_len: int
-    make_val_env: MakeEnv = None  # type: ignore[assignment]  # None stands for the training environments' makers
-    ckpt_base_dir: str | os.PathLike[str] = "runs"
-
-    tstep_encoder_type: type[TstepEncoder] | None = None
-    traj_encoder_type: type[TrajEncoder] = TformerTrajEncoder
-    agent_type: type[Agent] = Agent
-
-    epochs: int = 1000
-    parallel_actors: int = 12
-    train_timesteps_per_epoch: int = 1000
-    val_timesteps_per_epoch: int | None = None
-    train_batches_per_epoch: int = 1000
-    batches_per_update: int = 1
-    batch_size: int = 24
-    start_learning_at_epoch: int = 0
-    start_collecting_at_epoch: int = 0
-    val_interval: int = 20
-    ckpt_interval: int = 50
-
-    traj_save_len: int | None = None
-    padded_sampling: PaddedSampling = "none"
-    replay_capacity_gb: float = 4.0
-    replay_capacity_trajectories: int | None = None
-
-    learning_rate: float = 1e-4
-    lr_warmup_steps: int = 500
-    grad_clip: float = 1.0
-    l2_coeff: float = 1e-3
-    mixed_precision: MixedPrecision = "no"
-
-    exploration_wrapper_type: Callable[..., ExplorationWrapper] | None = EpsilonGreedy
-    sample_actions_train: bool = True
-    sample_actions_val: bool = True
-
-    log_to_wandb: bool = False
-    wandb_project: str = "amago_ray"
-    wandb_entity: str | None = None
-    wandb_group_name: str | None = None
-    wandb_mode: Literal["online", "offline"] | None = None
-    log_interval: int = 20
-    verbose: bool = True
-    seed: int = 0
-
-    num_rollout_workers: int | None = None
-    num_replay_shards: int = 1
-    num_learners: int = 1
-    learner_device: Literal["auto", "cpu", "cuda"] = "auto"
-    rollout_device: Literal["cpu", "cuda"] = "cpu"
-    learner_cpus: int | None = None
-    schedule: ScheduleName = "auto"
-    ray_address: str | None = None
-    call_timeout_s: float = 600.0
 
     def __new__(cls, *args: Any, **settings: Any) -> Experiment:
         config.reject_unknown_arguments(cls.__init__, settings, "Experiment")
@@ -165,6 +67,9 @@ class Experiment:
         self._metrics: MetricsLog | None = None
         self._display = Display(self.run_name, self.epochs, enabled=False)
         self._weights: RemoteCall[Weights] | None = None
+        self._replay: list[ReplayReport] = []
+        self._shard_lives: dict[int, int] = {}
+        self._workers_down: set[int] = set()
         self._weight_version = 0
         self._incarnation = 0
 
@@ -181,12 +86,13 @@ class Experiment:
         self.agent_spec = probe(self)
         state = self._open_directory(resume, overwrite)
         wandb = self._wandb_options(state.get("wandb_run_id"))
-        cluster = connect(self.ray_address, lambda machine: plan(self, machine).num_cpus)
+        cluster = connect(self.ray_address, lambda machine: plan(self, self.agent_spec, machine).num_cpus)
         self._ray_started_here = cluster.started_here
         try:
-            topology = plan(self, cluster, self._incarnation)
+            topology = plan(self, self.agent_spec, cluster, self._incarnation)
             check_resources(topology, cluster)
             self._topology = Topology(topology)
+            self.commit()
             self._schedule = make_schedule(self.schedule, self, self._topology.config.learner.device)
             if state:
                 self._restore(state)
@@ -203,18 +109,11 @@ class Experiment:
         """Run the remaining epochs: collect, learn, publish, and keep what must be kept."""
         self.start()
         started = time.monotonic() - self.progress.wall_s
-        deaths = 0
         with Display(self.run_name, self.epochs, self.verbose) as self._display:
             while self.progress.epoch + 1 < self.epochs:
                 epoch = self.progress.epoch + 1
                 self._display.start_epoch(epoch, self._frames_wanted(epoch), self._batches_wanted(epoch))
-                try:
-                    result = self._schedule.run_epoch(epoch, last=epoch + 1 == self.epochs)
-                except LearnerDied as death:
-                    deaths += 1
-                    self._revive_learners(death, deaths)
-                    continue
-                deaths = 0
+                result = self._despite_deaths(partial(self._schedule.run_epoch, epoch, last=epoch + 1 == self.epochs))
                 self.progress.epoch, self.progress.wall_s = epoch, time.monotonic() - started
                 summary = self._log_epoch(result)
                 if self._is_due(epoch, self.val_interval):
@@ -222,9 +121,9 @@ class Experiment:
                     self._log("val", validation)
                     summary["val_return"] = validation.get(AVERAGE_RETURN, float("nan"))
                 self._display.finish_epoch(summary)
-                self._save_latest()
+                self._despite_deaths(self._save_latest)
                 if self._is_due(epoch, self.ckpt_interval):
-                    self._save(epoch)
+                    self._despite_deaths(partial(self._save, epoch))
         self._display = Display(self.run_name, self.epochs, enabled=False)
 
     def validate(self) -> list[EpisodeResult]:
@@ -306,6 +205,7 @@ class Experiment:
             exploration_steps=steps_before,
             timeout_s=self.call_timeout_s,
             message=self._display.message,
+            down=self._workers_down,
         )
 
     def start_learning(self, epoch: int) -> Learning | None:
@@ -315,11 +215,11 @@ class Experiment:
             return None
         if not any(report.trajectories for report in self._replay):
             self._display.message(
-                f"epoch {epoch + 1}: no rollout has finished yet, so there is nothing to learn from; "
+                f"epoch {epoch + 1}: replay holds no finished rollout, so there is nothing to learn from; "
                 "lower traj_save_len or raise train_timesteps_per_epoch to learn from the first epoch on"
             )
             return None
-        return Learning(self._running, batches)
+        return Learning(self._running, batches, self.call_timeout_s, self._display.message)
 
     def run(self, collection: Collection | None, learning: Learning | None) -> None:
         """Drive what was started to its end, showing progress."""
@@ -343,10 +243,14 @@ class Experiment:
     def commit(self) -> list[ReplayReport]:
         """Make what the workers stored visible to the learners."""
         self._replay = self._running.commit(self.call_timeout_s)
+        for report in self._replay:
+            if self._shard_lives.setdefault(report.shard, report.life) != report.life:
+                self._display.message(f"replay shard {report.shard} died and Ray restarted it: what it held is lost")
+                self._shard_lives[report.shard] = report.life
         return self._replay
 
     def publish(self) -> None:
-        """Broadcast the learners' weights; workers fetch them with their next call."""
+        """Broadcast the learners' weights; workers fetch them with their next call. Raises LearnerDied."""
         self._weight_version += 1
         self._weights = self._running.publish(self._weight_version)
 
@@ -372,23 +276,29 @@ class Experiment:
         return epoch % interval == 0 or epoch + 1 == self.epochs
 
     def _evaluate(self, starters: Sequence[Callable[[], RemoteCall[RolloutReport]]]) -> list[EpisodeResult]:
-        """Run one evaluation per worker, again where the worker died over it; results in the order of the workers."""
+        """Run one evaluation per worker, again where the worker died or hung; results in the order of the workers."""
         calls = [start() for start in starters]
+        started = [time.monotonic() for _ in calls]
         reports: list[RolloutReport | None] = [None] * len(calls)
-        deaths = 0
+        away_since: dict[int, float] = {}
         while None in reports:
             wait_any([call for call, report in zip(calls, reports) if report is None], timeout_s=0.2)
             for i, call in enumerate(calls):
-                if reports[i] is not None or not call.done():
+                if reports[i] is not None:
+                    continue
+                if not call.done():
+                    if time.monotonic() - started[i] > self.call_timeout_s:
+                        self._display.message(silent_worker(i, self.call_timeout_s))
+                        self._running.restart_worker(i)
+                        started[i] = time.monotonic()
                     continue
                 try:
                     reports[i] = call.result(self.call_timeout_s)
                 except ProcessDied:
-                    deaths += 1
-                    if deaths > MAX_DEATHS_IN_A_ROW:
+                    if time.monotonic() - away_since.setdefault(i, time.monotonic()) > START_TIMEOUT_S:
                         raise
                     time.sleep(0.5)  # Ray is restarting the worker and refuses calls until it is back
-                    calls[i] = starters[i]()
+                    calls[i], started[i] = starters[i](), time.monotonic()
             self._display.update()
         return [episode for report in reports if report is not None for episode in report.episodes]
 
@@ -460,10 +370,21 @@ class Experiment:
         self._weight_version = state["weight_version"]
         self._running.on_learners("load_state", str(self.directory.training_state(self.progress.epoch)))
 
-    def _revive_learners(self, death: LearnerDied, deaths: int) -> None:
+    def _despite_deaths(self, work: Callable[[], T]) -> T:
+        """Do `work`, and again, with a new learner group, when a learner dies over it."""
+        death: LearnerDied | None = None
+        for _ in range(MAX_DEATHS_IN_A_ROW):
+            try:
+                if death is not None:
+                    self._revive_learners(death)
+                return work()
+            except LearnerDied as error:
+                death = error
+        assert death is not None
+        raise death
+
+    def _revive_learners(self, death: LearnerDied) -> None:
         """Rebuild the learner group from the newest training state, or from the initial weights if there is none."""
-        if deaths > MAX_DEATHS_IN_A_ROW:
-            raise death
         saved = self.directory.saved_epochs()
         since = f"the training state of epoch {saved[-1] + 1}" if saved else "the initial weights"
         self._display.message(f"{death}; going on from {since}")

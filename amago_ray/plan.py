@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from amago_ray import config
+from amago_ray.agent import AgentSpec
 from amago_ray.envs.pool import MakeEnv
 from amago_ray.learner.learner import LearnerConfig
 from amago_ray.replay.shard import ReplayConfig
 from amago_ray.rollout.worker import RolloutConfig
+from amago_ray.settings import ExperimentSettings
 from amago_ray.topology import ClusterSize, TopologyConfig
-
-if TYPE_CHECKING:
-    from amago_ray.experiment import Experiment
 
 ROLLOUT_GPU_SHARE = 0.1  # of one GPU, for each worker that acts on a GPU
 ENVS_PER_WORKER = 8  # what one worker can step together at good speed; sets the default number of workers
 
 
-def plan(experiment: Experiment, cluster: ClusterSize, incarnation: int = 0) -> TopologyConfig:
+def plan(
+    settings: ExperimentSettings, agent_spec: AgentSpec, cluster: ClusterSize, incarnation: int = 0
+) -> TopologyConfig:
     """Which processes there will be, and with what. Raises ValueError when there are fewer GPUs than learners."""
-    x = experiment
+    x = settings
     device = learner_device(x.num_learners, x.learner_device, cluster.gpus)
     cpus, shards = int(cluster.cpus), x.num_replay_shards
     default_workers = min(max(cpus - x.num_learners, 1), -(-x.parallel_actors // ENVS_PER_WORKER))
@@ -32,7 +31,7 @@ def plan(experiment: Experiment, cluster: ClusterSize, incarnation: int = 0) -> 
         free = cpus if takes_turns else cpus - workers
         learner_cpus = max(free // x.num_learners, 1) if cluster.local else 1
     return TopologyConfig(
-        agent_spec=x.agent_spec,
+        agent_spec=agent_spec,
         rollout=deal_environments(
             x, x.make_train_env, x.parallel_actors, workers, x.seed, x.sample_actions_train, explore=True
         ),
@@ -69,7 +68,7 @@ def plan(experiment: Experiment, cluster: ClusterSize, incarnation: int = 0) -> 
 
 
 def deal_environments(
-    experiment: Experiment,
+    settings: ExperimentSettings,
     make_env: MakeEnv,
     num_envs: int,
     num_workers: int,
@@ -85,10 +84,10 @@ def deal_environments(
             num_envs=share,
             first_env=sum(shares[:i]),
             seed=seed,
-            traj_save_len=experiment.traj_save_len or 8 * experiment.max_seq_len,
-            exploration_type=experiment.exploration_wrapper_type if explore else None,
+            traj_save_len=settings.traj_save_len or 8 * settings.max_seq_len,
+            exploration_type=settings.exploration_wrapper_type if explore else None,
             sample_actions=sample_actions,
-            device=experiment.rollout_device,
+            device=settings.rollout_device,
         )
         for i, share in enumerate(shares)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -17,10 +17,7 @@ from amago_ray.learner.learner import MixedPrecision
 from amago_ray.nets.traj_encoders import TrajEncoder
 from amago_ray.nets.tstep_encoders import CNNTstepEncoder, FFTstepEncoder, TstepEncoder
 from amago_ray.replay.sampling import check_padded_sampling
-from amago_ray.schedule import check_schedule
-
-if TYPE_CHECKING:
-    from amago_ray.experiment import Experiment
+from amago_ray.settings import ExperimentSettings, ScheduleName
 
 AT_LEAST_ONE = (
     "max_seq_len",
@@ -46,35 +43,33 @@ OPTIONAL_AT_LEAST_ONE = (
 )
 
 
-def check_settings(experiment: Experiment) -> None:
+def check_settings(settings: ExperimentSettings) -> None:
     """Raises ValueError or TypeError for a value that can be seen to be wrong without starting anything."""
     for names, minimum in ((AT_LEAST_ONE, 1), (AT_LEAST_ZERO, 0), (OPTIONAL_AT_LEAST_ONE, 1)):
         for name in names:
-            value = getattr(experiment, name)
+            value = getattr(settings, name)
             if value is None and names is OPTIONAL_AT_LEAST_ONE:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
                 raise ValueError(f"Experiment.{name}={value!r}: it must be an integer of {minimum} or more")
     for name in POSITIVE_NUMBERS:
-        value = getattr(experiment, name)
+        value = getattr(settings, name)
         if not isinstance(value, (int, float)) or value <= 0:
             raise ValueError(f"Experiment.{name}={value!r}: it must be a number above 0")
-    if not experiment.run_name or "/" in experiment.run_name:
+    if not settings.run_name or "/" in settings.run_name:
+        raise ValueError(f"Experiment.run_name={settings.run_name!r}: it names a folder, so it takes text without '/'")
+    _check_class("tstep_encoder_type", settings.tstep_encoder_type, TstepEncoder, optional=True)
+    _check_class("traj_encoder_type", settings.traj_encoder_type, TrajEncoder)
+    _check_class("agent_type", settings.agent_type, Agent)
+    check_padded_sampling(settings.padded_sampling)
+    _check_choice("schedule", settings.schedule, get_args(ScheduleName))
+    _check_choice("mixed_precision", settings.mixed_precision, get_args(MixedPrecision))
+    _check_choice("learner_device", settings.learner_device, ("auto", "cpu", "cuda"))
+    _check_choice("rollout_device", settings.rollout_device, ("cpu", "cuda"))
+    workers = settings.num_rollout_workers
+    if workers is not None and workers > settings.parallel_actors:
         raise ValueError(
-            f"Experiment.run_name={experiment.run_name!r}: it names a folder, so it takes text without '/'"
-        )
-    _check_class("tstep_encoder_type", experiment.tstep_encoder_type, TstepEncoder, optional=True)
-    _check_class("traj_encoder_type", experiment.traj_encoder_type, TrajEncoder)
-    _check_class("agent_type", experiment.agent_type, Agent)
-    check_padded_sampling(experiment.padded_sampling)
-    check_schedule(experiment.schedule)
-    _check_choice("mixed_precision", experiment.mixed_precision, get_args(MixedPrecision))
-    _check_choice("learner_device", experiment.learner_device, ("auto", "cpu", "cuda"))
-    _check_choice("rollout_device", experiment.rollout_device, ("cpu", "cuda"))
-    workers = experiment.num_rollout_workers
-    if workers is not None and workers > experiment.parallel_actors:
-        raise ValueError(
-            f"Experiment.num_rollout_workers={workers}: there are only parallel_actors={experiment.parallel_actors} "
+            f"Experiment.num_rollout_workers={workers}: there are only parallel_actors={settings.parallel_actors} "
             "environments to share"
         )
 
@@ -107,15 +102,15 @@ def infer_tstep_encoder(obs_spec: ObsSpec) -> type[TstepEncoder]:
     return CNNTstepEncoder if len(specs) == 1 and len(specs[0].shape) == 3 else FFTstepEncoder
 
 
-def probe(experiment: Experiment) -> AgentSpec:
+def probe(settings: ExperimentSettings) -> AgentSpec:
     """Try the environments, the networks and the exploration once, here, where errors are easy to read.
 
     Returns how to build the agent. Raises what the environments raise, and ValueError where validation environments
     have other spaces than training environments.
     """
-    obs_spec, action_spec, _ = check_env(experiment.make_train_env)
-    if experiment.make_val_env is not experiment.make_train_env:
-        val_obs, val_action, _ = check_env(experiment.make_val_env)
+    obs_spec, action_spec, _ = check_env(settings.make_train_env)
+    if settings.make_val_env is not settings.make_train_env:
+        val_obs, val_action, _ = check_env(settings.make_val_env)
         if (val_obs, val_action) != (obs_spec, action_spec):
             raise ValueError(
                 f"make_val_env has other spaces than make_train_env: {val_obs}, {val_action} "
@@ -124,14 +119,14 @@ def probe(experiment: Experiment) -> AgentSpec:
     spec = AgentSpec(
         obs_spec=obs_spec,
         action_spec=action_spec,
-        max_seq_len=experiment.max_seq_len,
-        tstep_encoder_type=experiment.tstep_encoder_type or infer_tstep_encoder(obs_spec),
-        traj_encoder_type=experiment.traj_encoder_type,
-        agent_type=experiment.agent_type,
-        seed=experiment.seed,
+        max_seq_len=settings.max_seq_len,
+        tstep_encoder_type=settings.tstep_encoder_type or infer_tstep_encoder(obs_spec),
+        traj_encoder_type=settings.traj_encoder_type,
+        agent_type=settings.agent_type,
+        seed=settings.seed,
     )
-    if experiment.exploration_wrapper_type is not None:
-        experiment.exploration_wrapper_type(1, action_spec, experiment.seed)
+    if settings.exploration_wrapper_type is not None:
+        settings.exploration_wrapper_type(1, action_spec, settings.seed)
     _check_forward(spec.build(), obs_spec, action_spec)
     return spec
 

@@ -11,23 +11,19 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 from amago_ray.calls import RemoteCall, wait_any
 from amago_ray.data import EpisodeResult, LearnReport, ReplayReport, RolloutReport, Weights
 from amago_ray.futures import ProcessDied
-from amago_ray.topology import Topology
-
-ScheduleName = Literal["auto", "alternate", "overlap"]
+from amago_ray.replay.shard import ReplayEmpty
+from amago_ray.settings import ScheduleName
+from amago_ray.topology import LearnerDied, Topology
 
 CHUNK_S = 2.0  # how long one call of a worker should take
 MAX_DEATHS_IN_A_ROW = 10
 RETRY_INTERVAL_S = 0.5
 POLL_INTERVAL_S = 0.1
-
-
-class LearnerDied(ProcessDied):
-    """A member of the learner group is gone; the group must be rebuilt."""
 
 
 @dataclass
@@ -111,11 +107,18 @@ class Job(Protocol):
         ...
 
 
+def silent_worker(worker: int, timeout_s: float) -> str:
+    """What is said when a worker hangs."""
+    return f"rollout worker {worker} is silent for {timeout_s:g} s (call_timeout_s): restarting it"
+
+
 class Collection:
     """An epoch's quota of timesteps. Every worker does its own share; what a dead worker leaves, the others take over.
 
     timesteps_per_env: quota of each environment. exploration_steps: steps that each has behind it.
     timeout_s: a worker that needs longer for one chunk is killed and restarted.
+    down: workers that are known to be away, kept up to date, so that a death is told and counted once however long the
+        restart takes.
     """
 
     def __init__(
@@ -126,8 +129,9 @@ class Collection:
         exploration_steps: int,
         timeout_s: float,
         message: Callable[[str], None],
+        down: set[int],
     ):
-        self._topology, self._weights = topology, weights
+        self._topology, self._weights, self._down = topology, weights, down
         self._exploration_steps, self._timeout_s, self._message = exploration_steps, timeout_s, message
         workers = range(topology.num_workers)
         self._share = [timesteps_per_env * topology.num_envs(w) for w in workers]
@@ -155,9 +159,7 @@ class Collection:
                 self._start(worker, now)
         for worker, (_, _, started) in self._in_flight.items():
             if now - started > self._timeout_s:
-                self._message(
-                    f"rollout worker {worker} is silent for {self._timeout_s:g} s (call_timeout_s): restarting it"
-                )
+                self._message(silent_worker(worker, self._timeout_s))
                 self._topology.restart_worker(worker)
                 self._in_flight[worker] = (*self._in_flight[worker][:2], now)
         return [call for call, _, _ in self._in_flight.values()]
@@ -184,6 +186,7 @@ class Collection:
             self._on_death(worker, timesteps, death)
             return
         self._deaths[worker] = 0
+        self._down.discard(worker)
         self.summary.add(report)
         self.summary.wall_s = time.monotonic() - self._started
         num_envs = self._topology.num_envs(worker)
@@ -191,7 +194,8 @@ class Collection:
         self._chunk[worker] = max(num_envs, int(speed * CHUNK_S) // num_envs * num_envs)
 
     def _on_death(self, worker: int, timesteps: int, death: ProcessDied) -> None:
-        if self._deaths[worker] == 0:
+        if worker not in self._down:
+            self._down.add(worker)
             self._message(f"rollout worker {worker} died; Ray restarts it, the others take over meanwhile ({death})")
             self.summary.worker_deaths += 1
         self._deaths[worker] += 1
@@ -203,14 +207,19 @@ class Collection:
 
 
 class Learning:
-    """An epoch's batches on the learner group."""
+    """An epoch's batches on the learner group.
 
-    def __init__(self, topology: Topology, num_batches: int):
-        self._topology = topology
+    timeout_s: a group that makes no progress for longer counts as dead. Learning ends early, without a report, when all
+    that was stored went down with its shards.
+    """
+
+    def __init__(self, topology: Topology, num_batches: int, timeout_s: float, message: Callable[[str], None]):
+        self._topology, self._timeout_s, self._message = topology, timeout_s, message
         self.total = num_batches
         self._in_flight = topology.train(num_batches)
         self._progress: RemoteCall[int] | None = None
         self._first: int | None = None
+        self._heard = time.monotonic()
         self.done = 0
         self.report: LearnReport | None = None
 
@@ -222,7 +231,9 @@ class Learning:
         return list(self._in_flight)
 
     def poll_progress(self) -> None:
-        """Refresh `done` without waiting."""
+        """Refresh `done` without waiting. Raises LearnerDied when it has stood still for `timeout_s`."""
+        if not self.finished and time.monotonic() - self._heard > self._timeout_s:
+            raise LearnerDied(f"the learner made no progress for {self._timeout_s:g} s (call_timeout_s)")
         if self._progress is None:
             self._progress = self._topology.learn_progress()
         elif self._progress.done():
@@ -231,7 +242,8 @@ class Learning:
             except ProcessDied:
                 return  # the call to `train` tells
             self._first = batches if self._first is None else self._first
-            self.done = batches - self._first
+            if batches - self._first > self.done:
+                self.done, self._heard = batches - self._first, time.monotonic()
             self._progress = None
 
     def take(self, call: RemoteCall) -> None:
@@ -239,6 +251,12 @@ class Learning:
             report = call.result()
         except ProcessDied as death:
             raise LearnerDied(str(death)) from death
+        except ReplayEmpty as empty:
+            if len(self._in_flight) > 1:  # the others wait for this learner's gradients
+                raise LearnerDied(f"a learner found nothing to learn from: {empty}") from empty
+            self._message(f"learning ends early in this epoch: {empty}")
+            self._in_flight.clear()
+            return
         self._in_flight.remove(call)
         self.report = self.report or report
         if self.finished:
@@ -316,12 +334,6 @@ class Overlap(Schedule):
         self._epochs.publish()
         self._ahead = (epoch + 1, following)
         return EpochResult(collection.summary if collection else None, learning.report if learning else None, replay)
-
-
-def check_schedule(name: str) -> None:
-    """Raises ValueError for a name that is none of `ScheduleName`."""
-    if name not in get_args(ScheduleName):
-        raise ValueError(f"Experiment.schedule={name!r}: use one of {', '.join(map(repr, get_args(ScheduleName)))}")
 
 
 def make_schedule(name: ScheduleName, epochs: Epochs, learner_device: str) -> Schedule:

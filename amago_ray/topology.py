@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import torch
@@ -27,6 +27,8 @@ from amago_ray.learner.learner import Learner, LearnerConfig
 from amago_ray.replay.client import ReplayReader, ReplayWriter
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
 from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
+
+T = TypeVar("T")
 
 START_TIMEOUT_S = 300.0
 SHARD_MEMORY_OVERHEAD = 1.2  # Python objects and messages in flight, on top of a shard's stored bytes
@@ -66,6 +68,10 @@ class TopologyConfig:
     @property
     def shard_memory_bytes(self) -> int:
         return int(self.replay.capacity_bytes * SHARD_MEMORY_OVERHEAD)
+
+
+class LearnerDied(ProcessDied):
+    """A member of the learner group is gone; the group must be rebuilt."""
 
 
 class RolloutActor:
@@ -154,8 +160,9 @@ class LearnerActor:
     def progress(self) -> int:
         return self._learner.progress()
 
-    def publish(self, version: int) -> Weights:
-        return self._learner.publish(version)
+    def publish(self, version: int) -> tuple[Weights, int]:
+        """Two results, so that the driver can wait for the small one and never fetch the other."""
+        return self._learner.publish(version), version
 
     def save_state(self, folder: str) -> None:
         self._learner.save_state(folder)
@@ -267,20 +274,26 @@ class Topology:
         return RemoteCall(self._learners[0].progress.remote(), "learner 0")
 
     def publish(self, version: int) -> RemoteCall[Weights]:
-        """The weights that act now, as a reference: nodes fetch them once each, this process never."""
-        return RemoteCall(self._learners[0].publish.remote(version), "learner 0")
+        """The weights that act now, as a reference: nodes fetch them once each, this process never.
+
+        Raises LearnerDied. Workers that were handed weights which never came would fail in the learner's place.
+        """
+        learner: Any = self._learners[0]
+        weights, done = learner.publish.options(num_returns=2).remote(version)
+        _learner_result(RemoteCall[int](done, "learner 0"))
+        return RemoteCall(weights, "learner 0")
 
     def on_learners(self, method: str, argument: str, first_only: bool = False, timeout_s: float = 600.0) -> None:
-        """Call `save_state`, `load_state`, `save_agent` or `load_agent` on the group and wait."""
+        """Call `save_state`, `load_state`, `save_agent` or `load_agent` on the group and wait. Raises LearnerDied."""
         learners = self._learners[:1] if first_only else self._learners
         calls: list[RemoteCall] = [
             RemoteCall(getattr(a, method).remote(argument), f"learner {i}") for i, a in enumerate(learners)
         ]
         for call in calls:
-            call.result(timeout_s)
+            _learner_result(call, timeout_s)
 
     def rebuild_learners(self) -> None:
-        """Start the learner group, ending the one that was there. Its weights are the initial ones."""
+        """Start the learner group, with initial weights, ending the one that was there. Raises LearnerDied."""
         for actor in self._learners:
             ray.kill(actor)
         topology = self.config
@@ -288,17 +301,26 @@ class Topology:
             num_cpus=topology.learner_cpus, num_gpus=topology.learner_gpus, max_concurrency=2
         )
         self._learners = [learner_class.remote(topology, i, self._shard_names) for i in range(topology.num_learners)]
-        address: tuple[str, int] = RemoteCall(self._learners[0].address.remote(), "learner 0").result(START_TIMEOUT_S)
+        first: RemoteCall[tuple[str, int]] = RemoteCall(self._learners[0].address.remote(), "learner 0")
+        address = _learner_result(first, START_TIMEOUT_S)
         calls: list[RemoteCall] = [
             RemoteCall(a.build.remote(address), f"learner {i}") for i, a in enumerate(self._learners)
         ]
         for call in calls:
-            call.result(START_TIMEOUT_S)
+            _learner_result(call, START_TIMEOUT_S)
 
     def close(self) -> None:
         """End every process of the run."""
         for actor in (*self._learners, *self._workers, *self._shards):
             ray.kill(actor)
+
+
+def _learner_result(call: RemoteCall[T], timeout_s: float | None = None) -> T:
+    """The answer of a learner. Raises LearnerDied where the call raises ProcessDied."""
+    try:
+        return call.result(timeout_s)
+    except ProcessDied as death:
+        raise LearnerDied(str(death)) from death
 
 
 @dataclass(frozen=True)

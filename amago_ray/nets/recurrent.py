@@ -44,7 +44,7 @@ class GRURecurrence(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_LBH: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad_LBH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weight_GH, hidden, recurrent, reset_update, new = ctx.saved_tensors
         length, batch, width = grad_LBH.shape
         reset, update = reset_update[..., :width], reset_update[..., width:]

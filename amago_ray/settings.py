@@ -1,0 +1,120 @@
+"""The settings of an experiment: their names, types, defaults and meaning."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from amago_ray.agent import Agent
+from amago_ray.envs.exploration import EpsilonGreedy, ExplorationWrapper
+from amago_ray.envs.pool import MakeEnv
+from amago_ray.learner.learner import MixedPrecision
+from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
+from amago_ray.nets.tstep_encoders import TstepEncoder
+from amago_ray.replay.sampling import PaddedSampling
+
+ScheduleName = Literal["auto", "alternate", "overlap"]
+
+
+@dataclass
+class ExperimentSettings:
+    """Every setting of an experiment, with its default.
+
+    Task
+        run_name: folder of the run, under ckpt_base_dir.
+        make_train_env, make_val_env: a gymnasium id, a function that returns a gymnasium.Env or VectorEnv, or a list of
+            them dealt out over the environments. Validation uses the training environments' makers by default.
+        max_seq_len: longest training sequence and the Transformer's context, in timesteps.
+        ckpt_base_dir: where runs are kept.
+    Agent
+        tstep_encoder_type: by default a CNN for a single image, else `FFTstepEncoder`.
+        traj_encoder_type, agent_type: the sequence model and the learning algorithm.
+    Each epoch
+        epochs: how many. parallel_actors: environments, over all workers.
+        train_timesteps_per_epoch: steps in each of them. val_timesteps_per_epoch: the same in validation; None runs
+            each validation environment until it has finished one rollout.
+        train_batches_per_epoch: batches that each learner takes. batches_per_update: gradient accumulation.
+        batch_size: sequences per batch and learner.
+        start_learning_at_epoch, start_collecting_at_epoch: first epoch that does either.
+        val_interval, ckpt_interval: epochs between validations, and between saved training states.
+    Data
+        traj_save_len: longest stored trajectory, in timesteps; by default 8 x max_seq_len. padded_sampling: "none",
+            "both", "left" or "right" (see `replay.sampling`). replay_capacity_gb: over all shards.
+            replay_capacity_trajectories: likewise; None for no limit.
+    Optimiser
+        learning_rate, lr_warmup_steps (linear, in updates), grad_clip (norm), l2_coeff (AdamW's weight decay),
+        mixed_precision: "no", "bf16" or "fp16".
+    Acting
+        exploration_wrapper_type: None for none. sample_actions_train, sample_actions_val: draw actions from the policy,
+        or take its mode.
+    Logging
+        log_to_wandb, wandb_project, wandb_entity, wandb_group_name, wandb_mode ("online", "offline").
+        log_interval: batches between two that are measured in detail. verbose: show progress. seed: of everything.
+    Distribution
+        num_rollout_workers: processes that share the environments; by default one per free core, at most one per
+            8 environments. num_replay_shards, num_learners: processes. learner_device: "auto" takes a GPU where there
+            is one. rollout_device: "cpu" or "cuda". learner_cpus: cores of one learner; by default those that the
+            workers leave free on a machine of its own, 1 on a cluster.
+        schedule: "alternate" collects, then learns; "overlap" learns while the next epoch's data come in; "auto" is
+            "overlap" where the learner has a GPU of its own.
+        ray_address: None is the cluster that the job was submitted to, else a Ray of its own on this machine.
+        call_timeout_s: a process that is silent for so long counts as hung and is restarted.
+    """
+
+    run_name: str
+    make_train_env: MakeEnv
+    max_seq_len: int
+    make_val_env: MakeEnv = None  # type: ignore[assignment]  # None stands for the training environments' makers
+    ckpt_base_dir: str | os.PathLike[str] = "runs"
+
+    tstep_encoder_type: type[TstepEncoder] | None = None
+    traj_encoder_type: type[TrajEncoder] = TformerTrajEncoder
+    agent_type: type[Agent] = Agent
+
+    epochs: int = 1000
+    parallel_actors: int = 12
+    train_timesteps_per_epoch: int = 1000
+    val_timesteps_per_epoch: int | None = None
+    train_batches_per_epoch: int = 1000
+    batches_per_update: int = 1
+    batch_size: int = 24
+    start_learning_at_epoch: int = 0
+    start_collecting_at_epoch: int = 0
+    val_interval: int = 20
+    ckpt_interval: int = 50
+
+    traj_save_len: int | None = None
+    padded_sampling: PaddedSampling = "none"
+    replay_capacity_gb: float = 4.0
+    replay_capacity_trajectories: int | None = None
+
+    learning_rate: float = 1e-4
+    lr_warmup_steps: int = 500
+    grad_clip: float = 1.0
+    l2_coeff: float = 1e-3
+    mixed_precision: MixedPrecision = "no"
+
+    exploration_wrapper_type: Callable[..., ExplorationWrapper] | None = EpsilonGreedy
+    sample_actions_train: bool = True
+    sample_actions_val: bool = True
+
+    log_to_wandb: bool = False
+    wandb_project: str = "amago_ray"
+    wandb_entity: str | None = None
+    wandb_group_name: str | None = None
+    wandb_mode: Literal["online", "offline"] | None = None
+    log_interval: int = 20
+    verbose: bool = True
+    seed: int = 0
+
+    num_rollout_workers: int | None = None
+    num_replay_shards: int = 1
+    num_learners: int = 1
+    learner_device: Literal["auto", "cpu", "cuda"] = "auto"
+    rollout_device: Literal["cpu", "cuda"] = "cpu"
+    learner_cpus: int | None = None
+    schedule: ScheduleName = "auto"
+    ray_address: str | None = None
+    call_timeout_s: float = 600.0
