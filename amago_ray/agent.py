@@ -48,6 +48,8 @@ class TrainingBatch:
 
     obs: name -> (B, L+1, ...). rl2: (B, L+1, 1+A) previous reward and action vector. time_idx: (B, L+1) int64.
     actions: (B, L, A) action vectors. rewards: (B, L). terminated: (B, L) float. mask: (B, L) bool, real transitions.
+    real_rows: (N,) int64, where `mask` is true in a flat view of (B, L). Found from `mask` when it is not given, which
+        on a GPU waits for the device.
     """
 
     obs: dict[str, Tensor]
@@ -57,6 +59,18 @@ class TrainingBatch:
     rewards: Tensor
     terminated: Tensor
     mask: Tensor
+    real_rows: Tensor | None = None
+
+    def real(self, x_BL: Tensor) -> Tensor:
+        """The real transitions of x (B, L, ...), as (1, N, ...)."""
+        rows = self.mask.flatten().nonzero().squeeze(1) if self.real_rows is None else self.real_rows
+        return x_BL.flatten(0, 1)[rows].unsqueeze(0)
+
+    def padded(self, x_1N: Tensor) -> Tensor:
+        """The inverse of `real`, with zeros in the padding."""
+        rows = self.mask.flatten().nonzero().squeeze(1) if self.real_rows is None else self.real_rows
+        flat = x_1N.new_zeros(self.mask.numel(), *x_1N.shape[2:]).index_copy(0, rows, x_1N.squeeze(0))
+        return flat.unflatten(0, self.mask.shape)
 
     @property
     def timestep_mask(self) -> Tensor:
@@ -226,43 +240,48 @@ class Agent(nn.Module):
         return not (self.fake_filter and self.online_coeff == 0)
 
     def forward(self, batch: TrainingBatch, log: bool = False) -> AgentLoss:
-        """The loss of one batch. Updates PopArt and input statistics as it goes when in training mode."""
+        """The loss of one batch. Updates PopArt and input statistics as it goes when in training mode.
+
+        Only the encoders see padded sequences. Actor and critics compute on the N real transitions of the batch, laid
+        out as (B, L) = (1, N).
+        """
         metrics: dict[str, Tensor] = {}
         state = self.policy.encode(batch.obs, batch.rl2, batch.time_idx, batch.timestep_mask)
-        s_BLD, next_BLD = state[:, :-1], state[:, 1:].detach()
+        s_BLD, next_BLD = batch.real(state[:, :-1]), batch.real(state[:, 1:].detach())
+        taken_BLA = batch.real(batch.actions)
         dist = self.policy.actor(s_BLD)
-        action_BLA = self.policy.actor.policy_output.action_from_buffer(batch.actions)
+        action_BLA = self.policy.actor.policy_output.action_from_buffer(taken_BLA)
 
         if self.uses_critics:
             target_BLG = self.td_target(next_BLD, batch)
             if self.training:
-                self.popart.update(target_BLG.unsqueeze(-1), batch.mask[:, :, None, None])
+                self.popart.update(target_BLG.unsqueeze(-1))
             prepared = self.critics.prepare(s_BLD)
             q_out = self.critics.values(prepared, action_BLA[None, :, :, None])[0]
-            critic_loss = losses.masked_mean(self.critic_error(q_out, target_BLG), batch.mask)
+            critic_loss = self.critic_error(q_out, target_BLG).mean()
             pi_KBLGA = self.draw(dist, self.num_actions_pi, differentiable=self.online_coeff > 0)
             value_out = self.critics.values(prepared, pi_KBLGA, frozen=True)
-            actor_BLG = self.actor_objective(dist, batch.actions, q_out.detach(), value_out, batch.mask, metrics, log)
+            actor_BLG = self.actor_objective(dist, taken_BLA, q_out.detach(), value_out, metrics, log)
             if log:
-                self._log_values(q_out, target_BLG, batch.mask, metrics)
+                self._log_values(q_out, target_BLG, metrics)
         else:
             critic_loss = s_BLD.new_zeros(())
-            log_prob_BLG = dist.log_prob(batch.actions.unsqueeze(2)).squeeze(-1)
+            log_prob_BLG = dist.log_prob(taken_BLA.unsqueeze(2)).squeeze(-1)
             actor_BLG = self.offline_coeff * losses.filtered_behavior_cloning(
                 log_prob_BLG, torch.ones_like(log_prob_BLG)
             )
-        actor_loss = losses.masked_mean(actor_BLG, batch.mask)
+        actor_loss = actor_BLG.mean()
         loss = actor_loss + self.critic_loss_weight * critic_loss
         if log:
             entropy_BLG = dist.entropy().squeeze(-1)
             for g, gamma in enumerate(self.gamma_names):
-                metrics[f"Policy Entropy (gamma={gamma})"] = losses.masked_mean(entropy_BLG[:, :, g], batch.mask)
+                metrics[f"Policy Entropy (gamma={gamma})"] = entropy_BLG[:, :, g].mean()
             metrics |= {"Total Loss": loss, "Actor Loss": actor_loss, "Critic Loss": critic_loss}
         return AgentLoss(loss, actor_loss, critic_loss, metrics)
 
     @torch.no_grad()
     def td_target(self, next_BLD: Tensor, batch: TrainingBatch) -> Tensor:
-        """n-step TD targets (B, L, G), in units of scaled reward, from the state after each transition."""
+        """n-step TD targets (1, N, G), in units of scaled reward, from the states (1, N, D) after each transition."""
         actor = self.target_actor if self.use_target_actor else self.policy.actor
         action_KBLGA = self.draw(actor(next_BLD), self.num_actions_td, differentiable=False)
         q_KBLCGO = self.target_critics.values(self.target_critics.prepare(next_BLD), action_KBLGA)
@@ -270,8 +289,15 @@ class Agent(nn.Module):
         reduced_BLCG = self.td_ensemble(q_BLCG)
         q_next_BLG = reduced_BLCG.amin(dim=2) if self.online_coeff > 0 else reduced_BLCG.mean(dim=2)
         reward_BL1 = self.reward_multiplier * batch.rewards.unsqueeze(-1)
-        return losses.n_step_target(
-            reward_BL1, batch.terminated.unsqueeze(-1), q_next_BLG, self.gammas, batch.mask, self.n_step
+        return batch.real(
+            losses.n_step_target(
+                reward_BL1,
+                batch.terminated.unsqueeze(-1),
+                batch.padded(q_next_BLG),
+                self.gammas,
+                batch.mask,
+                self.n_step,
+            )
         )
 
     def target_scalars(self, q_BLCGO: Tensor) -> Tensor:
@@ -310,7 +336,6 @@ class Agent(nn.Module):
         taken_BLA: Tensor,
         q_BLCGO: Tensor,
         value_KBLCGO: Tensor,
-        mask_BL: Tensor,
         metrics: dict[str, Tensor],
         log: bool,
     ) -> Tensor:
@@ -324,13 +349,13 @@ class Agent(nn.Module):
             weight_BLG = torch.ones_like(log_prob_BLG) if self.fake_filter else self.filter(advantage_BLG)
             objective = objective + self.offline_coeff * losses.filtered_behavior_cloning(log_prob_BLG, weight_BLG)
             if log:
-                approved = losses.masked_mean((weight_BLG > 1e-3).float(), mask_BL)
+                approved = (weight_BLG > 1e-3).float().mean()
                 metrics["Pct. of Actions Approved by Filter (All Gammas)"] = 100.0 * approved
-                main = losses.masked_mean((weight_BLG[..., -1] > 1e-3).float(), mask_BL)
+                main = (weight_BLG[..., -1] > 1e-3).float().mean()
                 metrics[f"Pct. of Actions Approved by Filter (gamma={self.gamma_names[-1]})"] = 100.0 * main
-                metrics["Mean Filter Weight"] = losses.masked_mean(weight_BLG, mask_BL)
-                metrics["Mean Advantage"] = losses.masked_mean(advantage_BLG, mask_BL)
-                metrics["Mean Action Logprob"] = losses.masked_mean(log_prob_BLG, mask_BL)
+                metrics["Mean Filter Weight"] = weight_BLG.mean()
+                metrics["Mean Advantage"] = advantage_BLG.mean()
+                metrics["Mean Action Logprob"] = log_prob_BLG.mean()
         return objective
 
     @torch.no_grad()
@@ -340,16 +365,14 @@ class Agent(nn.Module):
             torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.tau)
 
     @torch.no_grad()
-    def _log_values(self, q_BLCGO: Tensor, target_BLG: Tensor, mask_BL: Tensor, metrics: dict[str, Tensor]) -> None:
+    def _log_values(self, q_BLCGO: Tensor, target_BLG: Tensor, metrics: dict[str, Tensor]) -> None:
         q_BLCG = self.target_scalars(q_BLCGO).squeeze(-1)
         spread_BLG = q_BLCG.std(dim=2, correction=0)
         for g, gamma in enumerate(self.gamma_names):
-            metrics[f"Q(s,a) (gamma={gamma})"] = losses.masked_mean(q_BLCG[..., g], mask_BL)
-            metrics[f"Q(s,a) Ensemble Std (gamma={gamma})"] = losses.masked_mean(spread_BLG[..., g], mask_BL)
-            metrics[f"TD Target (gamma={gamma})"] = losses.masked_mean(target_BLG[..., g], mask_BL)
-        real = mask_BL.unsqueeze(-1)
-        metrics["TD Target Min"] = target_BLG.masked_fill(~real, torch.inf).amin()
-        metrics["TD Target Max"] = target_BLG.masked_fill(~real, -torch.inf).amax()
+            metrics[f"Q(s,a) (gamma={gamma})"] = q_BLCG[..., g].mean()
+            metrics[f"Q(s,a) Ensemble Std (gamma={gamma})"] = spread_BLG[..., g].mean()
+            metrics[f"TD Target (gamma={gamma})"] = target_BLG[..., g].mean()
+        metrics["TD Target Min"], metrics["TD Target Max"] = target_BLG.aminmax()
         if self.popart.enabled:
             for g, gamma in enumerate(self.gamma_names):
                 metrics[f"PopArt mu (gamma={gamma})"] = self.popart.mu[g, 0]

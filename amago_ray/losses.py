@@ -12,13 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def masked_mean(x: Tensor, mask_BL: Tensor) -> Tensor:
-    """Mean of x (B, L, ...) over the real transitions of `mask_BL` and over all trailing dimensions."""
-    per_step_BL = x.flatten(2).mean(dim=-1) if x.dim() > 2 else x
-    mask_BL = mask_BL.to(per_step_BL.dtype)
-    return (per_step_BL * mask_BL).sum() / (mask_BL.sum() + 1e-5)
-
-
 def n_step_target(
     reward_BLG: Tensor, done_BLG: Tensor, q_next_BLG: Tensor, gamma_G: Tensor, mask_BL: Tensor, n: int
 ) -> Tensor:

@@ -120,23 +120,7 @@ def test_n_step_target_equals_a_plain_loop(
             np.testing.assert_allclose(target[b, :length, g], expected, rtol=1e-9, atol=1e-9)
 
 
-# --- means and errors ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("trailing", [(), (3,), (2, 3)])
-def test_masked_mean_is_the_mean_of_real_transitions(trailing: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(4, 5, *trailing, requires_grad=True)
-    mask_BL = torch.arange(5) < torch.tensor([5, 1, 3, 2]).unsqueeze(1)
-    mean = losses.masked_mean(x, mask_BL)
-    torch.testing.assert_close(mean, x[mask_BL].mean(), rtol=1e-5, atol=1e-6)
-    mean.backward()
-    expected = mask_BL.reshape(4, 5, *[1] * len(trailing)).float() / (11 * np.prod(trailing))
-    torch.testing.assert_close(x.grad, expected.expand_as(x), rtol=1e-5, atol=1e-8)
-
-
-def test_masked_mean_of_nothing_is_zero() -> None:
-    assert losses.masked_mean(torch.randn(2, 3, 4), torch.zeros(2, 3, dtype=torch.bool)) == 0.0
+# --- errors ------------------------------------------------------------------------------------------------
 
 
 def test_critic_mse_compares_every_critic_with_one_target_per_gamma() -> None:

@@ -30,11 +30,13 @@ def training_batch(batch: Batch, action_spec: ActionSpec, device: torch.device) 
     columns = {name: pad(column, row_mask) for name, column in batch.columns.items()}
     time_idx = torch.from_numpy(batch.first_time_idx[:, None] + row)
     mask = torch.from_numpy(row_mask[:, 1:])
+    real_rows = torch.from_numpy(np.flatnonzero(row_mask[:, 1:]))
     if device.type == "cuda":
         # Pinned memory makes the copies asynchronous, so that they overlap with the update that is running.
         columns = {name: column.pin_memory().to(device, non_blocking=True) for name, column in columns.items()}
         time_idx = time_idx.pin_memory().to(device, non_blocking=True)
         mask = mask.pin_memory().to(device, non_blocking=True)
+        real_rows = real_rows.pin_memory().to(device, non_blocking=True)
     previous_action = action_vector(columns[ACTION], action_spec)  # (B, L+1, A)
     # At the start of a rollout there is no previous action, and a stored 0 must not become a one-hot.
     previous_action = previous_action * (time_idx > 0).unsqueeze(-1)
@@ -47,6 +49,7 @@ def training_batch(batch: Batch, action_spec: ActionSpec, device: torch.device) 
         rewards=reward[:, 1:],
         terminated=columns[TERMINATED][:, 1:].float(),
         mask=mask,
+        real_rows=real_rows,
     )
 
 
