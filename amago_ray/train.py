@@ -9,14 +9,14 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amago_ray import config
 from amago_ray.envs.pool import EnvFailure
-from amago_ray.metrics import AVERAGE_RETURN, summarize_episodes
+from amago_ray.metrics import AVERAGE_RETURN, read_metrics, summarize_episodes
 
 if TYPE_CHECKING:
     from amago_ray.experiment import Experiment
@@ -118,11 +118,29 @@ def plot(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="amago-ray plot", description="draw the learning curves of runs as a PNG")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, such as runs/tmaze")
     parser.add_argument("--out", type=Path, help="the PNG; by default curves.png in the first run's folder")
+    parser.add_argument(
+        "--reached", type=float, metavar="RETURN", help="also say when each run's return first got this high"
+    )
     options = parser.parse_args(arguments)
     from amago_ray.plotting import plot_runs
 
     with in_one_line():
         print(plot_runs(options.runs, options.out or options.runs[0] / "curves.png"))
+        for run in options.runs if options.reached is not None else ():
+            for section, what in (("collect", "training (exploring)"), ("val", "validation")):
+                print(f"{run.name}: {what} return {reached(read_metrics(run), section, options.reached)}")
+
+
+def reached(rows: Sequence[Mapping[str, Any]], section: str, target: float) -> str:
+    """When the mean return of a section of the metrics log first got to `target`."""
+    key = f"{section}/{AVERAGE_RETURN}"
+    for row in rows:
+        if row.get(key) is not None and row[key] >= target:
+            return (
+                f"reached {target:g} after {row['wall_s']:.0f} s of training, {row['total_frames']:,} frames and "
+                f"{row['gradient_steps']:,} updates"
+            )
+    return f"never reached {target:g}"
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -155,7 +173,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         print(f"{name:60} {value:10.3f}")
     if options.gif:
         with in_one_line():
-            print(record_gif(spec, weights, experiment.make_val_env, options.gif, options.seed))
+            print(record_gif(spec, weights, experiment.make_val_env, options.gif, options.seed, not options.greedy))
 
 
 def experiment_weights(run: Path, epoch: int | None) -> Path:

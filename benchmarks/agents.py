@@ -1,0 +1,85 @@
+"""The agents that are measured: every sequence model, in the size of the demo and in AMAGO's default size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gin
+
+from amago_ray.agent import Agent, AgentSpec
+from amago_ray.data import ActionSpec, ArraySpec, ObsSpec
+from amago_ray.nets.traj_encoders import FFTrajEncoder, GRUTrajEncoder, TformerTrajEncoder, TrajEncoder
+from amago_ray.nets.tstep_encoders import FFTstepEncoder
+
+ENCODERS: dict[str, type[TrajEncoder]] = {
+    "FF": FFTrajEncoder,
+    "GRU": GRUTrajEncoder,
+    "Transformer": TformerTrajEncoder,
+}
+
+ACTIONS = {
+    "discrete": ActionSpec("discrete", (), "int64", 5, (5,)),
+    "continuous": ActionSpec("continuous", (4,), "float32", 4),
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """bindings: gin settings, all others are defaults. batch_size: sequences. max_seq_len: transitions of a sequence.
+    obs_width: numbers per observation."""
+
+    bindings: tuple[str, ...]
+    batch_size: int
+    max_seq_len: int
+    obs_width: int
+
+    @property
+    def obs_spec(self) -> ObsSpec:
+        return {"observation": ArraySpec((self.obs_width,), "float32")}
+
+
+SIZES = {
+    # As configs/meta_frozen_lake.gin and, for the Transformer, configs/tmaze.gin.
+    "demo": Size(
+        bindings=(
+            "FFTrajEncoder.d_model = 64",
+            "GRUTrajEncoder.d_hidden = 64",
+            "GRUTrajEncoder.n_layers = 1",
+            "GRUTrajEncoder.d_output = 64",
+            "TformerTrajEncoder.d_model = 64",
+            "TformerTrajEncoder.n_heads = 4",
+            "TformerTrajEncoder.d_ff = 128",
+            "TformerTrajEncoder.n_layers = 2",
+            "TformerTrajEncoder.dropout_ff = 0.0",
+            "TformerTrajEncoder.dropout_emb = 0.0",
+            "FFTstepEncoder.d_hidden = 64",
+            "FFTstepEncoder.d_output = 64",
+            "Actor.d_hidden = 64",
+            "NCritics.d_hidden = 64",
+            "Agent.gamma = 0.97",
+            "Multigammas.discrete = [0.7, 0.9]",
+            "Multigammas.continuous = [0.7, 0.9]",
+        ),
+        batch_size=24,
+        max_seq_len=48,
+        obs_width=4,
+    ),
+    "default": Size(bindings=(), batch_size=24, max_seq_len=128, obs_width=32),
+}
+
+
+def configured_spec(
+    size: Size, encoder: str, action_spec: ActionSpec, obs_spec: ObsSpec | None = None, agent_type: type[Agent] = Agent
+) -> AgentSpec:
+    """The agent of this size, whose settings become gin's whole configuration: build it before asking for the next."""
+    gin.clear_config()
+    gin.parse_config(list(size.bindings))
+    return AgentSpec(
+        obs_spec=obs_spec or size.obs_spec,
+        action_spec=action_spec,
+        max_seq_len=size.max_seq_len,
+        tstep_encoder_type=FFTstepEncoder,
+        traj_encoder_type=ENCODERS[encoder],
+        agent_type=agent_type,
+        seed=0,
+    )

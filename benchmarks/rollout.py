@@ -1,0 +1,175 @@
+"""Frames per second of a rollout worker, against the least that acting takes.
+
+The bare loop below calls the same policy and steps as many of the same environments, in the same process and in turn
+with the worker. It keeps what the policy needs (observation, previous action and reward, memory) and nothing else: no
+exploration, no trajectories, no statistics, no checks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from functools import partial
+from itertools import product
+
+import gymnasium as gym
+import measure
+import numpy as np
+import torch
+from agents import ENCODERS, SIZES, configured_spec
+from measure import Column, Row, Table
+
+from amago_ray.agent import AgentSpec
+from amago_ray.data import RolloutReport
+from amago_ray.envs.builtin import MetaFrozenLake
+from amago_ray.envs.exploration import EpsilonGreedy
+from amago_ray.envs.pool import EnvMaker, check_env
+from amago_ray.futures import Pending, Ready
+from amago_ray.replay.client import ReplayWriter
+from amago_ray.replay.packing import PackedTrajectories
+from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
+
+ENVS: dict[str, EnvMaker] = {
+    "MetaFrozenLake": partial(MetaFrozenLake, size=3, k_episodes=5),
+    "CartPole": partial(gym.make, "CartPole-v1"),
+}
+NUM_ENVS = (1, 8, 24)
+RUN_S = 0.25  # about how long one timed run takes
+
+CASE = (Column("policy", "policy"), Column("env", "environment"), Column("num_envs", "envs"))
+TABLES = (
+    Table(
+        "Frames per second: a rollout worker and the bare loop of policy and environments",
+        (
+            *CASE,
+            Column("worker_frames_per_s", "worker", ",.0f"),
+            Column("bare_frames_per_s", "bare loop", ",.0f"),
+            Column("ratio", "worker / bare loop", ".2f"),
+            Column("runs", "runs"),
+        ),
+    ),
+    Table(
+        "Where the time goes, in microseconds per frame",
+        (
+            *CASE,
+            Column("act_us", "worker: act", ".1f"),
+            Column("step_us", "step and record", ".1f"),
+            Column("rest_us", "rest", ".1f"),
+            Column("bare_act_us", "bare loop: act", ".1f"),
+            Column("bare_step_us", "step", ".1f"),
+            Column("bare_rest_us", "rest", ".1f"),
+        ),
+    ),
+)
+
+
+class BareLoop:
+    """One policy and N environments with float observations and discrete actions, written straight down."""
+
+    def __init__(self, make_env: EnvMaker, num_envs: int, spec: AgentSpec):
+        self.envs = [make_env() for _ in range(num_envs)]
+        self.policy = spec.build().policy.eval()
+        self.obs = np.stack([env.reset(seed=i)[0] for i, env in enumerate(self.envs)]).astype(np.float32)
+        self.rl2 = np.zeros((num_envs, 1 + spec.action_spec.vector_size), np.float32)
+        self.time_idx = np.zeros(num_envs, np.int64)
+        self.ended = np.zeros(num_envs, bool)
+        self.memory = self.policy.initial_memory(num_envs)
+        self.act_s = self.step_s = self.total_s = 0.0
+
+    def run(self, steps: int) -> None:
+        started = time.perf_counter()
+        for _ in range(steps):
+            before_act = time.perf_counter()
+            vector, self.memory = self.policy.act(
+                {"observation": torch.from_numpy(self.obs)},
+                torch.from_numpy(self.rl2),
+                torch.from_numpy(self.time_idx),
+                self.memory,
+                sample=True,
+            )
+            actions = vector.argmax(dim=-1).tolist()
+            before_step = time.perf_counter()
+            self.rl2[:, 1:] = vector.numpy()
+            self.time_idx += 1
+            self.ended[:] = False
+            for i, (env, action) in enumerate(zip(self.envs, actions)):
+                self.obs[i], self.rl2[i, 0], terminated, truncated, _ = env.step(action)
+                if terminated or truncated:
+                    self.ended[i] = True
+                    self.obs[i] = env.reset()[0]
+            if self.ended.any():
+                self.rl2[self.ended] = 0.0
+                self.time_idx[self.ended] = 0
+                self.memory = self.policy.reset_memory(self.memory, self.ended)
+            self.act_s += before_step - before_act
+            self.step_s += time.perf_counter() - before_step
+        self.total_s += time.perf_counter() - started
+
+
+class Nowhere:
+    """A shard that acknowledges everything and keeps nothing: packing is the worker's work, storing is not."""
+
+    def push(self, packed: PackedTrajectories) -> Pending[int]:
+        return Ready(len(packed))
+
+
+def measure_case(policy: str, env: str, num_envs: int, seconds: float, run_s: float) -> Row:
+    make_env = ENVS[env]
+    obs_spec, action_spec, _ = check_env(make_env)
+    size = SIZES["demo"]
+    spec = configured_spec(size, policy, action_spec, obs_spec)
+    writer = ReplayWriter([Nowhere()])
+
+    def flush() -> float:
+        writer.flush()
+        return writer.wait_s
+
+    config = RolloutConfig(make_env, num_envs, 0, 0, traj_save_len=512, exploration_type=EpsilonGreedy)
+    worker = RolloutWorker(config, spec, write=writer.write, flush=flush)
+    bare = BareLoop(make_env, num_envs, spec)
+    steps = 20 * measure.calls_within(lambda: bare.run(20), run_s)
+    frames = steps * num_envs
+    reports: list[RolloutReport] = []
+    bare.act_s = bare.step_s = bare.total_s = 0.0
+    timings = measure.interleaved(
+        {"worker": lambda: reports.append(worker.collect(frames)), "bare": lambda: bare.run(steps)}, seconds
+    )
+    worker.close()
+    runs = len(timings["worker"].seconds)
+    act_s, step_s, total_s = (sum(getattr(r, name) for r in reports) for name in ("act_s", "step_s", "total_s"))
+    us = 1e6 / (frames * len(reports))  # the first round, which warms up, counts in the shares of both
+    return {
+        "policy": policy,
+        "env": env,
+        "num_envs": num_envs,
+        "runs": runs,
+        "frames_per_run": frames,
+        "worker_frames_per_s": timings["worker"].spread(frames),
+        "bare_frames_per_s": timings["bare"].spread(frames),
+        "ratio": measure.ratio(timings["bare"], timings["worker"]),
+        "act_us": act_s * us,
+        "step_us": step_s * us,
+        "rest_us": (total_s - act_s - step_s) * us,
+        "bare_act_us": bare.act_s * us,
+        "bare_step_us": bare.step_s * us,
+        "bare_rest_us": (bare.total_s - bare.act_s - bare.step_s) * us,
+    }
+
+
+def run(options: argparse.Namespace) -> tuple[Row, list[Row]]:
+    cases = list(product(ENCODERS, ENVS, NUM_ENVS))
+    if options.quick:
+        cases = [("GRU", "MetaFrozenLake", 8), ("FF", "CartPole", 1)]
+    rows = []
+    for policy, env, num_envs in cases:
+        name = f"{policy} {env} {num_envs}"
+        if options.only in name:
+            measure.say(name)
+            seconds, run_s = (0.2, 0.05) if options.quick else (options.seconds, RUN_S)
+            rows.append(measure_case(policy, env, num_envs, seconds, run_s))
+    return {}, rows
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # as in worker processes
+    measure.main(measure.parser("rollout", __doc__, seconds=7.0).parse_args(), TABLES, run)

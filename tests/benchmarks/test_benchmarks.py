@@ -1,0 +1,159 @@
+"""The benchmarks run, briefly, and write what they promise; what they share measures what it says."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from amago_ray.nets.recurrent import gru_sequence
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+COMMON = {"benchmark", "date", "revision", "machine", "quick", "seconds_per_case", "total_s", "rows"}
+MACHINE = {"cpu", "cores", "device", "torch", "numpy", "python", "torch_threads", "load_average"}
+# name -> (more options, facts about the run, positive numbers of every row, ranges of every row)
+EXPECTED: dict[str, tuple[list[str], set[str], set[str], set[str]]] = {
+    "rollout": (
+        [],
+        set(),
+        {"num_envs", "runs", "act_us", "step_us", "rest_us", "bare_act_us", "bare_step_us"},
+        {"worker_frames_per_s", "bare_frames_per_s", "ratio"},
+    ),
+    "learner": (
+        ["--threads", "1", "--only", "GRU"],
+        {"precision", "float32_flops_per_s", "bfloat16_flops_per_s"},
+        {"parameters", "runs", "train_ratio", "padding", "flops_per_update", "flops_per_s", "fraction_of_matrix_rate"},
+        {"updates_per_s", "train_updates_per_s"},
+    ),
+    "replay": (
+        ["--only", "10,000"],
+        {"memcpy_bytes_per_s", "peak_resident_bytes"},
+        {"num_shards", "runs", "push_bytes_per_s", "push_copy_bytes_per_s", "sample_bytes_per_s", "sample_steps_per_s"},
+        {"push_trajectories_per_s", "push_ratio", "sample_sequences_per_s", "sample_ratio"},
+    ),
+}
+
+
+@pytest.fixture
+def measure(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("measure")
+
+
+# The benchmarks also run where PyTorch is and Ray, wandb and rich are not: here these three cannot be imported.
+RUN_WITHOUT_RAY = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(("ray", "wandb", "rich")))
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run(name: str, *options: str) -> str:
+    """What the benchmark prints to its standard output."""
+    command = [sys.executable, "-c", RUN_WITHOUT_RAY, (BENCHMARKS / f"{name}.py").as_posix(), *options]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_quick_run_writes_its_results(name: str, tmp_path: Path) -> None:
+    more, facts, numbers, ranges = EXPECTED[name]
+    printed = run(name, "--quick", "--out", str(tmp_path), *more)
+    result = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
+    assert COMMON | facts <= set(result)
+    assert set(result["machine"]) == MACHINE
+    assert result["benchmark"] == name and result["quick"] and result["rows"]
+    for row in result["rows"]:
+        assert all(row[key] > 0 for key in numbers), row
+        assert all(0 < row[key]["min"] <= row[key]["median"] <= row[key]["max"] for key in ranges), row
+    assert "A --quick run" in printed
+
+
+def test_recorded_results_are_printed_as_markdown(
+    measure: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = measure.Table("Title", (measure.Column("name", "name"),))
+    options = measure.parser("made_up", "", seconds=1.0).parse_args(["--markdown", "--out", str(tmp_path)])
+
+    def must_not_run(options: object) -> None:
+        raise AssertionError("--markdown measures nothing")
+
+    with pytest.raises(SystemExit, match="nothing is recorded"):
+        measure.main(options, [table], must_not_run)
+    recorded = {"date": "2000-01-01", "revision": "abc", "machine": measure.machine(), "quick": False}
+    (tmp_path / "made_up.json").write_text(json.dumps({**recorded, "rows": [{"name": "a"}]}), encoding="utf-8")
+    measure.main(options, [table], must_not_run)
+    printed = capsys.readouterr().out
+    assert "**Title**\n\n| name |\n| :-- |\n| a |\n\n2000-01-01, revision abc; " in printed
+
+
+def test_subjects_take_turns(measure: ModuleType) -> None:
+    calls: list[str] = []
+    timings = measure.interleaved(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")},
+        seconds=0.0,
+        min_rounds=3,
+        before={"b": lambda: calls.append("before b")},
+    )
+    assert calls == ["a", "before b", "b"] * 4  # one round warms up
+    assert [len(timing.seconds) for timing in timings.values()] == [3, 3]
+
+
+def test_ratios_are_of_medians_with_the_range_over_rounds(measure: ModuleType) -> None:
+    slow, fast = measure.Timing((2.0, 8.0, 4.0)), measure.Timing((1.0, 2.0, 4.0))
+    assert measure.ratio(slow, fast) == {"median": 2.0, "min": 1.0, "max": 4.0}
+    assert fast.spread(work=8.0) == {"median": 4.0, "min": 2.0, "max": 8.0}
+
+
+def test_tables_align_and_turn_into_markdown(measure: ModuleType) -> None:
+    columns = (
+        measure.Column("name", "name"),
+        measure.Column("rate", "GB/s", ".1f", scale=1e9),
+        measure.Column("x", "x"),
+    )
+    table = measure.Table("Title", columns)
+    rows = [{"name": "a", "rate": 1.5e9}, {"name": "long", "rate": {"median": 2e9, "min": 1e9, "max": 3e9}, "x": 7}]
+    assert table.render(rows) == ("Title\n\nname           GB/s  x\na               1.5  -\nlong  2.0 (1.0-3.0)  7")
+    assert table.render(rows, markdown=True) == (
+        "**Title**\n\n| name | GB/s | x |\n| :-- | --: | --: |\n| a | 1.5 | - |\n| long | 2.0 (1.0-3.0) | 7 |"
+    )
+
+
+def test_operations_of_the_gru_are_counted(measure: ModuleType) -> None:
+    """Its recurrence writes into given memory (out=) inside an autograd.Function; every product is counted once."""
+    B, L, D, H = 3, 5, 8, 16
+    rnn, x = nn.GRU(D, H, batch_first=True), torch.randn(B, L, D, requires_grad=True)
+    forward = 2 * B * L * (D * 3 * H + H * 3 * H)
+    assert measure.count_flops(lambda: gru_sequence(rnn, x)) == forward
+    # Backward: as much again for the gradient of each product's input, and of its weight.
+    assert measure.count_flops(lambda: gru_sequence(rnn, x).sum().backward()) == 3 * forward
+
+
+def test_operations_of_fused_attention_are_counted_on_cpus(measure: ModuleType) -> None:
+    B, H, L, K = 2, 4, 16, 8
+    q = torch.randn(B, H, L, K, requires_grad=True)
+
+    def attend() -> torch.Tensor:
+        return nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True)
+
+    forward = 2 * (2 * B * H * L * L * K)  # q k^T, and its product with v
+    assert measure.count_flops(attend) == forward
+    # PyTorch's convention for backward: q k^T again, and the gradients of q, k, v and of the attention weights.
+    assert measure.count_flops(lambda: attend().sum().backward()) == forward + 5 * forward // 2
+
+
+def test_operations_of_cudnn_recurrent_networks_follow_their_matrices(measure: ModuleType) -> None:
+    formula = measure._uncounted_by_torch()[torch.ops.aten._cudnn_rnn]
+    x, weights = (5, 3, 8), [(48, 8), (48, 16), (48,), (48,)]
+    assert formula(x, weights) == 2 * 15 * (48 * 8 + 48 * 16)
