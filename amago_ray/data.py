@@ -67,6 +67,13 @@ class ActionSpec:
     nvec: tuple[int, ...] = ()
 
 
+def row_bytes(obs_spec: ObsSpec, action_spec: ActionSpec) -> int:
+    """Bytes of one row of a trajectory's table."""
+    arrays = [*((spec.shape, spec.dtype) for spec in obs_spec.values()), (action_spec.shape, action_spec.dtype)]
+    stored = sum(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize for shape, dtype in arrays)
+    return stored + np.dtype(np.float32).itemsize + np.dtype(bool).itemsize  # reward, terminated
+
+
 @dataclass(frozen=True, order=True)
 class TrajectoryId:
     """Who made a trajectory: worker index, which life of that worker, and its running number. Unique in a run."""

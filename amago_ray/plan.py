@@ -28,7 +28,8 @@ def plan(
     if learner_cpus is None:
         # On a machine of its own, a learner that takes turns with the workers may have every core when it is its turn.
         takes_turns = x.schedule == "alternate" or (x.schedule == "auto" and device == "cpu")
-        free = cpus if takes_turns else cpus - workers
+        # One core is left to replay, prefetching and the driver: threads that wait for a core stall all the others.
+        free = cpus - 1 if takes_turns else cpus - workers - 1
         learner_cpus = max(free // x.num_learners, 1) if cluster.local else 1
     return TopologyConfig(
         agent_spec=agent_spec,

@@ -15,7 +15,7 @@ import pytest
 # import one another. Names are the files and folders directly under amago_ray/.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"data"}),
-    frozenset({"config", "futures"}),
+    frozenset({"allocator", "config", "futures"}),
     frozenset({"nets"}),
     frozenset({"losses"}),
     frozenset({"agent"}),

@@ -42,6 +42,15 @@ class SigmaReparamLinear(nn.Module):
         left, _, right = torch.linalg.svd(self.weight.detach(), full_matrices=False)
         self.register_buffer("u", left[:, 0].contiguous())
         self.register_buffer("v", right[0].contiguous())
+        self._folded: tuple[tuple[int, ...], Tensor] | None = None
+
+    def _folded_weight(self) -> Tensor:
+        """The effective weight, kept until something writes into what it is made of: acting reuses it at every step."""
+        versions = (self.weight._version, self.gamma._version, self.u._version, self.v._version)
+        if self._folded is None or self._folded[0] != versions or self._folded[1].device != self.weight.device:
+            sigma = torch.dot(self.u, self.weight.float() @ self.v)
+            self._folded = (versions, self.weight * (self.gamma / sigma))
+        return self._folded[1]
 
     @torch.no_grad()
     def _power_iteration(self) -> None:
@@ -50,6 +59,8 @@ class SigmaReparamLinear(nn.Module):
         self.v.copy_(F.normalize(self.u @ weight, dim=0))
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.training and not torch.is_grad_enabled():
+            return F.linear(x, self._folded_weight(), self.bias)
         if self.training:
             self._power_iteration()
         # Copies, because the next power iteration writes into the buffers before backward may have read them.

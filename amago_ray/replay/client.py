@@ -15,6 +15,8 @@ from amago_ray.replay.packing import PackedTrajectories, pack
 from amago_ray.replay.shard import ReplayEmpty, ReplayShard
 
 RETRY_INTERVAL_S = 0.2
+REQUEST_BYTES = 16 << 20
+IN_FLIGHT_BYTES = 512 << 20
 
 
 class ShardHandle(Protocol):
@@ -104,6 +106,15 @@ class ReplayWriter:
                 pending = self._shards[shard].push(packed)
         self._in_flight.popleft()
         self.wait_s += time.monotonic() - started
+
+
+def request_size(batch_bytes: int) -> tuple[int, int]:
+    """(batches per request, requests in flight) that spare calls where batches are small and memory where not.
+
+    batch_bytes: the most that one batch can hold.
+    """
+    batches = min(max(REQUEST_BYTES // batch_bytes, 1), 4)
+    return batches, min(max(IN_FLIGHT_BYTES // (batches * batch_bytes), 1), 3)
 
 
 class ReplayReader:

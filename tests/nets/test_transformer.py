@@ -24,6 +24,7 @@ from amago_ray.nets.transformer import (
     rotate,
     sinusoid,
 )
+from amago_ray.weights import flatten_state, load_flat_state
 
 PARTS = np.load(Path(__file__).parents[1] / "golden" / "parts.npz")
 POSITIONS = ["fixed", "learnable", "rope"]
@@ -318,3 +319,20 @@ def test_settings_are_checked() -> None:
     }.items():
         with pytest.raises(ValueError, match=setting):
             build_it()
+
+
+def test_folded_weights_follow_what_they_are_made_of() -> None:
+    """Acting keeps the effective weight between steps; new weights and a new gamma must not meet an old one."""
+    torch.manual_seed(0)
+    layer, other = SigmaReparamLinear(5, 4).eval(), SigmaReparamLinear(5, 4).eval()
+    x = torch.randn(3, 5)
+    with torch.no_grad():
+        before = layer(x)
+        load_flat_state(layer, flatten_state(other))
+        torch.testing.assert_close(layer(x), other(x))
+        assert not torch.allclose(before, layer(x))
+        layer.gamma.mul_(2.0)
+        torch.testing.assert_close(layer(x) - layer.bias, 2 * (other(x) - other.bias))
+    unfolded = layer(x)  # where gradients are wanted nothing is kept
+    assert unfolded.requires_grad
+    torch.testing.assert_close(unfolded - layer.bias, 2 * (other(x) - other.bias))
