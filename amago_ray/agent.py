@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from amago_ray import losses
+from amago_ray.config import reject_unknown_arguments
 from amago_ray.data import ActionKind, ActionSpec, ObsSpec
 from amago_ray.nets.distributions import ActionDistribution
-from amago_ray.nets.heads import Actor, ActorHead, CriticEnsemble, NCritics
+from amago_ray.nets.heads import Actor, ActorHead, CriticEnsemble, NCritics, NCriticsTwoHot
 from amago_ray.nets.scaling import PopArt
 from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder, TstepEncoder
@@ -285,7 +286,7 @@ class Agent(nn.Module):
         actor = self.target_actor if self.use_target_actor else self.policy.actor
         action_KBLGA = self.draw(actor(next_BLD), self.num_actions_td, differentiable=False)
         q_KBLCGO = self.target_critics.values(self.target_critics.prepare(next_BLD), action_KBLGA)
-        q_BLCG = self.target_scalars(q_KBLCGO.mean(dim=0)).squeeze(-1)
+        q_BLCG = self.target_scalars(q_KBLCGO).mean(dim=0).squeeze(-1)
         reduced_BLCG = self.td_ensemble(q_BLCG)
         q_next_BLG = reduced_BLCG.amin(dim=2) if self.online_coeff > 0 else reduced_BLCG.mean(dim=2)
         reward_BL1 = self.reward_multiplier * batch.rewards.unsqueeze(-1)
@@ -300,9 +301,9 @@ class Agent(nn.Module):
             )
         )
 
-    def target_scalars(self, q_BLCGO: Tensor) -> Tensor:
-        """Critic outputs as returns (B, L, C, G, 1), in units of scaled reward."""
-        return self.popart.denormalize(q_BLCGO)
+    def target_scalars(self, q: Tensor) -> Tensor:
+        """Critic outputs (..., G, O) as returns (..., G, 1), in units of scaled reward."""
+        return self.popart.denormalize(q)
 
     def td_ensemble(self, q_BLCG: Tensor) -> Tensor:
         """A random subset of critics, drawn with replacement for every timestep and gamma (REDQ, arXiv 2101.05982)."""
@@ -377,3 +378,57 @@ class Agent(nn.Module):
             for g, gamma in enumerate(self.gamma_names):
                 metrics[f"PopArt mu (gamma={gamma})"] = self.popart.mu[g, 0]
                 metrics[f"PopArt sigma (gamma={gamma})"] = self.popart.sigma[g, 0]
+
+
+@gin.configurable
+class MultiTaskAgent(Agent):
+    """An `Agent` for tasks whose returns differ by orders of magnitude (AMAGO-2, arXiv 2411.11188).
+
+    Critics classify returns into bins instead of regressing them, and the actor only clones what the critics approve
+    of, so no loss term scales with a task's rewards. Every action space enters the critics as an action vector.
+
+    The settings are those of `Agent`, with the defaults below; they are read as `MultiTaskAgent.*` first, then as
+    `Agent.*`. critic_type: must have a `bins` (see `NCriticsTwoHot`).
+    """
+
+    critics: NCriticsTwoHot
+
+    def __init__(
+        self,
+        obs_spec: ObsSpec,
+        action_spec: ActionSpec,
+        max_seq_len: int,
+        critic_type: Callable[..., CriticEnsemble] = NCriticsTwoHot,
+        online_coeff: float = 0.0,
+        offline_coeff: float = 1.0,
+        num_actions_for_value_in_actor_loss: int = 3,
+        **settings: Any,
+    ):
+        reject_unknown_arguments(Agent.__init__, settings, "MultiTaskAgent")
+        super().__init__(
+            obs_spec,
+            action_spec,
+            max_seq_len,
+            critic_type=critic_type,
+            online_coeff=online_coeff,
+            offline_coeff=offline_coeff,
+            num_actions_for_value_in_actor_loss=num_actions_for_value_in_actor_loss,
+            **settings,
+        )
+
+    def target_scalars(self, q: Tensor) -> Tensor:
+        """Bin logits (..., G, O) decoded to returns (..., G, 1): already in units of scaled reward."""
+        return self.critics.bins.decode(q)
+
+    def critic_error(self, q_BLCGO: Tensor, target_BLG: Tensor) -> Tensor:
+        """Cross-entropy (B, L, C, G) of every critic against one label per gamma."""
+        label_BL1GO = self.critics.bins.encode(target_BLG.unsqueeze(-1)).unsqueeze(2)
+        return -(label_BL1GO * q_BLCGO.log_softmax(dim=-1)).sum(dim=-1)
+
+    def advantage(self, q_BLCGO: Tensor, value_KBLCGO: Tensor) -> Tensor:
+        return super().advantage(self.target_scalars(q_BLCGO), self.target_scalars(value_KBLCGO.detach()))
+
+    def dpg_objective(self, value_KBLCGO: Tensor) -> Tensor:
+        """- min over critics of the decoded Q(s, a ~ pi), in units of PopArt's standard deviation, (B, L, G)."""
+        least_BLG1 = self.target_scalars(value_KBLCGO).mean(dim=0).amin(dim=2)
+        return -self.popart.normalize_target(least_BLG1).squeeze(-1)

@@ -36,7 +36,7 @@ def bind(bindings: dict) -> None:
     """Make `bindings` the whole gin configuration. Every case binds all heads, used or not."""
     lines = [f"{name} = {value if str(value).startswith('@') else repr(value)}" for name, value in bindings.items()]
     gin.clear_config()
-    gin.parse_config(lines, skip_unknown=["ResidualActor", "NCriticsTwoHot"])
+    gin.parse_config(lines, skip_unknown=["ResidualActor"])
 
 
 def action_spec(kind: str, size: int) -> ActionSpec:

@@ -8,7 +8,7 @@ import torch
 from golden_cases import build_agent, group, load, training_batch
 from torch import Tensor
 
-from amago_ray.agent import Agent
+from amago_ray.agent import Agent, MultiTaskAgent
 from amago_ray.amago_weights import convert_amago_entries, convert_amago_weights
 from amago_ray.nets.distributions import ActionDistribution
 
@@ -21,18 +21,33 @@ AGENT_CASES = [
     "agent_discrete_transformer",
     "agent_discrete_transformer_rope_nstep3",
     "agent_offline_only_gru",
+    "multitask_continuous_transformer",
+    "multitask_discrete_gru",
+    "multitask_discrete_hlgauss_exp",
 ]
 LOSS_RTOL, GRAD_RTOL = 1e-5, 1e-4
 
 
-class WithoutDraws(Agent):
+class WithoutDraws:
     """The golden numbers were made with two random draws taken out; this takes out the same two."""
 
     def td_ensemble(self, q_BLCG: Tensor) -> Tensor:
         return q_BLCG
 
     def draw(self, dist: ActionDistribution, num: int, differentiable: bool) -> Tensor:
-        return dist.probs.unsqueeze(0) if self.exact_expectation else dist.mean.unsqueeze(0).expand(num, *[-1] * 4)
+        action = dist.probs if self.action_spec.kind == "discrete" else dist.mean
+        return action.unsqueeze(0).expand(1 if self.exact_expectation else num, *[-1] * 4)
+
+
+class AgentWithoutDraws(WithoutDraws, Agent):
+    pass
+
+
+class MultiTaskAgentWithoutDraws(WithoutDraws, MultiTaskAgent):
+    pass
+
+
+AGENT_TYPES = {"agent": AgentWithoutDraws, "multitask": MultiTaskAgentWithoutDraws}
 
 
 def check_gradients(agent: Agent, expected: dict[str, Tensor]) -> None:
@@ -48,7 +63,7 @@ def check_gradients(agent: Agent, expected: dict[str, Tensor]) -> None:
 def test_training_step(name: str) -> None:
     meta, arrays = load(name)
     batch = training_batch(arrays)
-    agent = build_agent(meta, arrays, WithoutDraws, {k: v.numpy() for k, v in batch.obs.items()}).train()
+    agent = build_agent(meta, arrays, AGENT_TYPES[meta["agent"]], {k: v.numpy() for k, v in batch.obs.items()}).train()
 
     out = agent(batch, log=True)
     out.loss.backward()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import gin
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from amago_ray.data import ActionSpec
 from amago_ray.nets.distributions import ActionDistribution, PolicyOutput, default_policy_output
 from amago_ray.nets.feedforward import MLP, activation
-from amago_ray.nets.scaling import symlog
+from amago_ray.nets.scaling import TwoHot, symlog
 
 MAX_CRITIC_ACTION = 0.999  # bounds the actions that enter a critic, so that a saturated tanh keeps a gradient
 
@@ -207,3 +208,52 @@ class NCritics(CriticEnsemble):
             activation_name=activation,
             dropout_p=dropout_p,
         )
+
+
+@gin.configurable
+class NCriticsTwoHot(CriticEnsemble):
+    """Critics that classify returns into bins (see `scaling.TwoHot`); every action space enters as an action vector.
+
+    min_return, max_return: range of the bins in units of scaled reward; unset it spans -1e5 to 1e5, with a warning.
+    label_type: "twohot" or "hlgauss". init_value: return that a fresh critic predicts; None leaves it to chance.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_spec: ActionSpec,
+        gammas: Tensor,
+        num_critics: int,
+        n_layers: int = 2,
+        d_hidden: int = 256,
+        activation: str = "leaky_relu",
+        dropout_p: float = 0.0,
+        output_bins: int = 128,
+        min_return: float | None = None,
+        max_return: float | None = None,
+        use_symlog: bool = True,
+        label_type: Literal["twohot", "hlgauss"] = "twohot",
+        init_value: float | None = None,
+    ):
+        super().__init__(
+            state_dim,
+            action_spec,
+            gammas,
+            num_critics,
+            num_outputs=output_bins,
+            action_input=True,
+            n_layers=n_layers,
+            d_hidden=d_hidden,
+            activation_name=activation,
+            dropout_p=dropout_p,
+        )
+        self.bins = TwoHot(output_bins, min_return, max_return, use_symlog, label_type)
+        if init_value is not None:
+            self._start_at(init_value)
+
+    @torch.no_grad()
+    def _start_at(self, value: float) -> None:
+        """Make the last layer ignore its input and predict `value`."""
+        label = self.bins.encode(torch.tensor([value]))
+        self.output_layer.weight.zero_()
+        self.output_layer.bias.copy_(label.clamp(min=1e-6).log().expand_as(self.output_layer.bias))
