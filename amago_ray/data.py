@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -104,7 +105,7 @@ class Trajectory:
     def num_transitions(self) -> int:
         return len(self.columns[REWARD]) - 1
 
-    @property
+    @cached_property
     def num_bytes(self) -> int:
         return sum(column.nbytes for column in self.columns.values())
 
