@@ -99,13 +99,18 @@ def _literal(value: Any) -> str | None:
 def explain(error: Exception) -> str:
     """One line for a gin error: the offending name and the nearest known one."""
     text = str(error)
-    if match := re.search(r"No configurable matching '?([\w.]+)'?", text):
+    if match := re.search(r"No configurable matching (?:reference )?'?@?(?:[\w.]+/)*([\w.]+)", text):
         name = match.group(1)
         return f"no configurable is named {name!r}{nearest(name.split('.')[-1], configurable_names())}"
     if match := re.search(r"Configurable '?([\w.]+)'? doesn't have a parameter named '?(\w+)'?", text):
         owner, name = match.groups()
-        parameters = inspect.signature(gin.get_configurable(owner)).parameters
+        configurable = gin.get_configurable(owner)
+        # Of a class that has a `__new__` of its own, the signature would be that one's.
+        signature = inspect.signature(configurable.__init__ if inspect.isclass(configurable) else configurable)
+        parameters = [known for known in signature.parameters if known != "self"]
         return f"{owner} has no setting {name!r}{nearest(name, parameters)}"
+    if isinstance(error, SyntaxError) and error.text:
+        text = f"{text}: {error.text.strip()!r}"
     return " ".join(text.split())
 
 
@@ -126,7 +131,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def reject_unknown_arguments(function: Any, arguments: Iterable[str], owner: str) -> None:
     """Raises TypeError for arguments that `function` does not take, naming the nearest that it does."""
-    parameters = inspect.signature(function).parameters
+    parameters = [known for known in inspect.signature(function).parameters if known != "self"]
     for name in arguments:
         if name not in parameters:
             raise TypeError(f"{owner} has no setting {name!r}{nearest(name, parameters)}")

@@ -75,11 +75,12 @@ def evaluate_policy(
 
 
 class FrameRecorder(gym.Wrapper):
-    """Keeps a picture of every timestep in `frames`: a list of (H, W, 3) uint8."""
+    """Keeps a picture of every timestep of its first rollout in `frames`: a list of (H, W, 3) uint8."""
 
     def __init__(self, env: gym.Env, frames: list[np.ndarray]):
         super().__init__(env)
         self._frames = frames
+        self._finished = False  # an evaluation resets an environment once more after its last rollout
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         result = self.env.reset(**kwargs)
@@ -89,21 +90,24 @@ class FrameRecorder(gym.Wrapper):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         result = self.env.step(action)
         self._keep()
+        self._finished |= bool(result[2] or result[3])
         return result
 
     def _keep(self) -> None:
-        if len(self._frames) < MAX_GIF_FRAMES:
+        if not self._finished and len(self._frames) < MAX_GIF_FRAMES:
             self._frames.append(np.asarray(self.env.render(), dtype=np.uint8))
 
 
-def record_gif(spec: AgentSpec, weights: Weights, make_env: MakeEnv, out: Path, seed: int = 0) -> Path:
+def record_gif(
+    spec: AgentSpec, weights: Weights, make_env: MakeEnv, out: Path, seed: int = 0, sample_actions: bool = True
+) -> Path:
     """One rollout of a policy as an animated GIF. Raises ValueError when the environment cannot render."""
     frames: list[np.ndarray] = []
 
     def make() -> gym.Env:
         return FrameRecorder(_renderable(make_env), frames)
 
-    evaluate_policy(spec, weights, make, episodes=1, seed=seed)
+    evaluate_policy(spec, weights, make, episodes=1, seed=seed, sample_actions=sample_actions)
     first, *others = (Image.fromarray(frame) for frame in frames)
     out.parent.mkdir(parents=True, exist_ok=True)
     first.save(out, save_all=True, append_images=others, duration=GIF_FRAME_MS, loop=0)

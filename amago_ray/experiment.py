@@ -36,9 +36,26 @@ from amago_ray.schedule import (
     silent_worker,
 )
 from amago_ray.settings import ExperimentSettings
-from amago_ray.topology import START_TIMEOUT_S, LearnerDied, Topology, check_resources, connect, disconnect
+from amago_ray.topology import (
+    START_TIMEOUT_S,
+    LearnerDied,
+    Topology,
+    check_resources,
+    check_sendable,
+    connect,
+    disconnect,
+)
 
 T = TypeVar("T")
+
+SENT_TO_WORKERS = (
+    "make_train_env",
+    "make_val_env",
+    "tstep_encoder_type",
+    "traj_encoder_type",
+    "agent_type",
+    "exploration_wrapper_type",
+)
 
 
 @gin.configurable
@@ -83,6 +100,7 @@ class Experiment(ExperimentSettings):
         """
         if self._topology is not None:
             return self
+        check_sendable({name: getattr(self, name) for name in SENT_TO_WORKERS})
         self.agent_spec = probe(self)
         state = self._open_directory(resume, overwrite)
         wandb = self._wandb_options(state.get("wandb_run_id"))
@@ -172,6 +190,13 @@ class Experiment(ExperimentSettings):
         except RuntimeError as error:
             raise ValueError(f"{path} does not fit this configuration: {str(error).splitlines()[0]}") from error
         self.publish()
+
+    def create_directory(self) -> None:
+        """Make the run's folder, with the configuration that runs the same again. `start` does this too."""
+        self.directory.create()
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        text = config.record("Experiment", settings | {"ckpt_base_dir": str(self.ckpt_base_dir)})
+        write_atomically(self.directory.config, lambda path: path.write_text(text))
 
     def close(self) -> None:
         """End the processes of this run, and Ray where the run started it."""
@@ -412,10 +437,7 @@ class Experiment(ExperimentSettings):
         if state:
             check_same_weights(state["weight_shapes"], weight_shapes(self.agent_spec.build()))
             self._incarnation = state["incarnation"] + 1
-        self.directory.create()
-        settings = {field.name: getattr(self, field.name) for field in fields(self)}
-        text = config.record("Experiment", settings | {"ckpt_base_dir": str(self.ckpt_base_dir)})
-        write_atomically(self.directory.config, lambda path: path.write_text(text))
+        self.create_directory()
         return state
 
     def _wandb_options(self, run_id: str | None) -> WandbOptions | None:

@@ -9,22 +9,24 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import ray
 import torch
+from ray import cloudpickle
 from ray.actor import ActorHandle
 
 from amago_ray import config
 from amago_ray.agent import AgentSpec
+from amago_ray.allocator import keep_freed_memory
 from amago_ray.calls import RemoteCall, RemoteShard
-from amago_ray.data import LearnReport, ReplayReport, RolloutReport, Weights
+from amago_ray.data import LearnReport, ReplayReport, RolloutReport, Weights, row_bytes
 from amago_ray.futures import ProcessDied
 from amago_ray.learner.learner import Learner, LearnerConfig
-from amago_ray.replay.client import ReplayReader, ReplayWriter
+from amago_ray.replay.client import ReplayReader, ReplayWriter, request_size
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
 from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
 
@@ -74,10 +76,19 @@ class LearnerDied(ProcessDied):
     """A member of the learner group is gone; the group must be rebuilt."""
 
 
+class ShardActor(ReplayShard):
+    """A replay process."""
+
+    def __init__(self, replay: ReplayConfig, shard: int):
+        keep_freed_memory()
+        super().__init__(replay, shard)
+
+
 class RolloutActor:
     """A worker process: training environments, and validation environments that are built when first needed."""
 
     def __init__(self, topology: TopologyConfig, worker: int, shard_names: list[str]):
+        keep_freed_memory()
         torch.set_num_threads(1)  # a small policy on several threads spends its time waiting for them
         config.restore(topology.gin_config)
         self._topology, self._worker = topology, worker
@@ -122,6 +133,7 @@ class LearnerActor:
     """A learner process. Built in two steps, because the members of a group must know the first one's address."""
 
     def __init__(self, topology: TopologyConfig, rank: int, shard_names: list[str]):
+        keep_freed_memory()
         config.restore(topology.gin_config)
         self._topology, self._rank, self._shards = topology, rank, find_shards(shard_names)
         self._num_threads = max(int(topology.learner_cpus), 1)
@@ -144,11 +156,16 @@ class LearnerActor:
                 "LOCAL_RANK": "0",  # Ray shows every learner only its own GPU
                 "WORLD_SIZE": str(world_size),
             }
+        spec = self._topology.agent_spec
+        batch_rows = self._topology.batch_size * (spec.max_seq_len + 1)
+        batches_per_request, max_in_flight = request_size(batch_rows * row_bytes(spec.obs_spec, spec.action_spec))
         reader = ReplayReader(
             self._shards,
             self._topology.batch_size,
             self._topology.learner.seed,
             self._rank,
+            batches_per_request,
+            max_in_flight,
         )
         learner = self._topology.learner
         self._learner = Learner(learner, self._topology.agent_spec, reader.batches, self._rank, world_size)
@@ -194,7 +211,7 @@ class Topology:
         # Others look the shards up by name: Ray cannot restart an actor whose constructor was given handles. The prefix
         # keeps runs that share a Ray instance apart.
         prefix = uuid.uuid4().hex
-        shard_class: Any = ray.remote(ReplayShard)
+        shard_class: Any = ray.remote(ShardActor)
         self._shard_names = [f"{prefix}-shard-{i}" for i in range(topology.num_replay_shards)]
         self._shards: list[ActorHandle] = [
             shard_class.options(name=name, num_cpus=0, memory=topology.shard_memory_bytes, max_restarts=-1).remote(
@@ -376,6 +393,18 @@ def check_resources(topology: TopologyConfig, cluster: ClusterSize) -> None:
     ):
         if wanted > there:
             raise ValueError(f"the run needs {wanted:g} {what} and Ray has {there:.3g}: lower Experiment.{settings}")
+
+
+def check_sendable(settings: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming the setting, for what cannot be sent to other processes."""
+    for name, value in settings.items():
+        try:
+            cloudpickle.dumps(value)
+        except Exception as error:  # whatever pickling a user's object may raise
+            raise ValueError(
+                f"Experiment.{name}={value!r} cannot be sent to other processes ({error}): define it in a module of "
+                "its own where it is gin-configurable, and let it hold no locks, files or open connections"
+            ) from error
 
 
 def disconnect() -> None:
