@@ -1,0 +1,108 @@
+"""Fixtures that several test files share: one Ray for the whole session, and networks small enough for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gin
+import pytest
+
+from amago_ray import config
+
+if TYPE_CHECKING:
+    from amago_ray import Experiment
+
+TESTS = Path(__file__).parent
+TINY_NETWORKS = (
+    "FFTstepEncoder.n_layers = 1",
+    "FFTstepEncoder.d_hidden = 16",
+    "FFTstepEncoder.d_output = 16",
+    "GRUTrajEncoder.n_layers = 1",
+    "GRUTrajEncoder.d_hidden = 16",
+    "GRUTrajEncoder.d_output = 16",
+    "Actor.n_layers = 1",
+    "Actor.d_hidden = 16",
+    "NCritics.n_layers = 1",
+    "NCritics.d_hidden = 16",
+    "Agent.num_critics = 2",
+    "Multigammas.discrete = [0.9]",
+    "Multigammas.continuous = [0.9]",
+)
+
+
+@pytest.fixture(autouse=True)
+def clean_gin() -> Iterator[None]:
+    """No test sees what another one configured."""
+    gin.clear_config()
+    yield
+    gin.clear_config()
+
+
+@pytest.fixture
+def tiny_networks() -> None:
+    """Networks of width 16 from here on, bound in gin as a user would."""
+    config.load([], TINY_NETWORKS)
+
+
+@pytest.fixture(scope="session")
+def ray_instance() -> Iterator[None]:
+    """The one Ray of all in-process tests: `Experiment` uses it and leaves it running.
+
+    Its processes can import what lies in tests/, as they can import a user's own modules.
+    """
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS.parent), str(TESTS)]))
+        ray.init(
+            address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="error",
+            object_store_memory=200_000_000,
+        )  # fmt: skip
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture
+def make_experiment(ray_instance: None, tiny_networks: None, tmp_path: Path) -> Iterator[Callable[..., Experiment]]:
+    """Makes experiments of seconds, in `tmp_path`, and closes them after the test."""
+    from amago_ray import Experiment
+    from amago_ray.envs.builtin import Counting
+    from amago_ray.nets.traj_encoders import GRUTrajEncoder
+
+    made: list[Experiment] = []
+
+    def make(**changes: Any) -> Experiment:
+        settings: dict[str, Any] = {
+            "run_name": "run",
+            "ckpt_base_dir": tmp_path,
+            "make_train_env": partial(Counting, 6),
+            "traj_encoder_type": GRUTrajEncoder,
+            "max_seq_len": 8,
+            "parallel_actors": 4,
+            "train_timesteps_per_epoch": 24,
+            "train_batches_per_epoch": 6,
+            "batch_size": 4,
+            "epochs": 3,
+            "val_interval": 2,
+            "ckpt_interval": 2,
+            "lr_warmup_steps": 100,
+            "log_interval": 2,
+            "replay_capacity_gb": 0.02,
+            "num_rollout_workers": 2,
+            "num_replay_shards": 2,
+            "learner_cpus": 1,
+            "schedule": "alternate",
+            "call_timeout_s": 60.0,
+            "verbose": False,
+        }
+        experiment = Experiment(**(settings | changes))
+        made.append(experiment)
+        return experiment
+
+    yield make
+    for experiment in made:
+        experiment.close()

@@ -1,0 +1,118 @@
+"""Environments and agents that fail on order, in a module that the processes of a run can import.
+
+An *order* is a file with the id of a process in it. Whoever finds it takes it away, so that it is carried out once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import gin
+import gymnasium as gym
+
+from amago_ray.agent import Agent, AgentLoss, TrainingBatch
+from amago_ray.envs.builtin import Counting
+
+
+def taken_order(order: Path, mine_only: bool = False) -> int | None:
+    """The process id in an order that is there, which this call takes away. mine_only: leave those of others alone."""
+    try:
+        pid = int(order.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    if mine_only and pid != os.getpid():
+        return None
+    try:
+        order.unlink()
+    except FileNotFoundError:  # another process was faster
+        return None
+    return pid
+
+
+def give_order(order: Path, pid: int) -> None:
+    temporary = order.with_suffix(".tmp")
+    temporary.write_text(str(pid))
+    temporary.replace(order)
+
+
+class KillsInStep(gym.Wrapper):
+    """Counting that kills the process named in an order, possibly its own, when it is `steps` into a new life."""
+
+    def __init__(self, order: Path, steps: int = 30):
+        super().__init__(Counting(6))
+        self._order, self._steps = order, steps
+
+    def step(self, action: Any) -> Any:
+        self._steps -= 1
+        if self._steps <= 0 and (pid := taken_order(self._order)):
+            os.kill(pid, signal.SIGKILL)
+        return self.env.step(action)
+
+
+class HangsInStep(gym.Wrapper):
+    """Counting that never comes back from a step when its process is named in an order."""
+
+    def __init__(self, order: Path):
+        super().__init__(Counting(6))
+        self._order = order
+
+    def step(self, action: Any) -> Any:
+        if taken_order(self._order, mine_only=True):
+            threading.Event().wait()
+        return self.env.step(action)
+
+
+class RaisesNowAndThen(gym.Wrapper):
+    """Counting that raises at every `every`-th step, but not in process `healthy_in`."""
+
+    def __init__(self, every: int, healthy_in: int):
+        super().__init__(Counting(6))
+        self._every, self._healthy = every, os.getpid() == healthy_in
+        self._steps = 0
+
+    def step(self, action: Any) -> Any:
+        self._steps += 1
+        if not self._healthy and self._steps % self._every == 0:
+            raise ZeroDivisionError("the simulator crashed")
+        return self.env.step(action)
+
+
+@gin.configurable
+class FaultyAgent(Agent):
+    """An agent whose learner dies or hangs in `forward`, or dies while it is saved, or kills another, as an order says.
+
+    order: path of the order. where: "forward", "save", "hang" or "kill".
+    """
+
+    def __init__(self, *args: Any, order: str = "", where: str = "forward", **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._order, self._where = Path(order), where
+
+    def forward(self, batch: TrainingBatch, log: bool = False) -> AgentLoss:
+        if self._where == "forward":
+            self._obey()
+        elif self._where == "hang" and taken_order(self._order, mine_only=True):
+            threading.Event().wait()
+        elif self._where == "kill" and (pid := taken_order(self._order)):
+            os.kill(pid, signal.SIGKILL)
+        return super().forward(batch, log)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        if self._where == "save":
+            self._obey()
+        return super().state_dict(*args, **kwargs)
+
+    def _obey(self) -> None:
+        if taken_order(self._order, mine_only=True):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class BuggyAgent(Agent):
+    """An agent with a bug in its loss."""
+
+    def forward(self, batch: TrainingBatch, log: bool = False) -> AgentLoss:
+        return super().forward(batch, log=log / 0)

@@ -1,0 +1,238 @@
+"""What dies is replaced and the run goes on to its end; what is a bug stops it at once, with its traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import TESTS, TINY_NETWORKS
+from system.faults import BuggyAgent, FaultyAgent, HangsInStep, KillsInStep, RaisesNowAndThen, give_order
+from system.processes import assert_gone, pids_of, wait_until
+
+from amago_ray import config
+from amago_ray.envs.pool import EnvFailure
+from amago_ray.metrics import read_metrics
+
+
+def column(experiment: Any, section: str, name: str) -> list[Any]:
+    rows = read_metrics(experiment.directory.root)
+    return [row[name] for row in rows if row["section"] == section]
+
+
+def finish(experiment: Any, epochs: int = 3) -> None:
+    """Learn to the end, and see that every epoch was done and no process is left."""
+    experiment.learn()
+    assert column(experiment, "collect", "epoch") == list(range(epochs))
+    failed = column(experiment, "collect", "collect/Environment Failures")  # a step that failed is no frame
+    frames = [96 * (epoch + 1) - sum(failed[: epoch + 1]) for epoch in range(epochs)]
+    assert column(experiment, "collect", "total_frames") == frames
+    assert experiment.directory.latest_policy.is_file()
+    assert experiment.directory.saved_epochs()[-1] == epochs - 1
+    last = pids_of(experiment)
+    experiment.close()
+    assert_gone(last.values())
+
+
+@pytest.mark.parametrize(
+    ("victim", "num_workers", "num_shards", "message"),
+    [
+        ("worker 0", 2, 1, "rollout worker 0 died; Ray restarts it"),
+        ("shard 1", 1, 2, "replay shard 1 died and Ray restarted it"),
+        ("shard 0", 1, 1, "replay shard 0 died and Ray restarted it"),
+    ],
+)
+def test_a_process_killed_while_collecting_is_replaced(
+    make_experiment: Callable[..., Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    victim: str,
+    num_workers: int,
+    num_shards: int,
+    message: str,
+) -> None:
+    order = tmp_path / "order"
+    experiment = make_experiment(
+        make_train_env=partial(KillsInStep, order),
+        make_val_env=partial(KillsInStep, order, steps=10**9),
+        num_rollout_workers=num_workers,
+        num_replay_shards=num_shards,
+        verbose=True,
+    )
+    experiment.start()
+    pids = pids_of(experiment)
+    give_order(order, pids[victim])
+    finish(experiment)
+    assert not order.exists()
+    assert_gone(pids.values())
+    assert message in capsys.readouterr().out
+    if victim == "worker 0":
+        assert sum(column(experiment, "collect", "collect/Worker Deaths")) == 1
+
+
+@pytest.mark.parametrize("where", ["forward", "save", "hang"])
+def test_a_learner_that_dies_or_hangs_is_rebuilt(
+    make_experiment: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    order = tmp_path / "order"
+    config.load([], [f"FaultyAgent.where = {where!r}", f"FaultyAgent.order = {str(order)!r}"])
+    experiment = make_experiment(
+        agent_type=FaultyAgent,
+        schedule="overlap" if where == "forward" else "alternate",
+        call_timeout_s=4.0,
+        num_rollout_workers=1,
+        num_replay_shards=1,
+        verbose=True,
+    )
+    experiment.start()
+    pids = pids_of(experiment)
+    give_order(order, pids["learner 0"])
+    finish(experiment)
+    assert not order.exists()
+    assert_gone(pids.values())
+    message = "no progress for 4 s (call_timeout_s)" if where == "hang" else "learner 0"
+    out = capsys.readouterr().out
+    assert message in out and "going on from the initial weights" in out
+
+
+def test_learning_ends_early_when_all_that_was_stored_is_lost(
+    make_experiment: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The only shard dies while the learner is in the middle of an epoch; the next epoch has data again."""
+    order = tmp_path / "order"
+    config.load([], ["FaultyAgent.where = 'kill'", f"FaultyAgent.order = {str(order)!r}"])
+    experiment = make_experiment(
+        agent_type=FaultyAgent, num_rollout_workers=1, num_replay_shards=1, train_batches_per_epoch=60, verbose=True
+    )
+    experiment.start()
+    give_order(order, pids_of(experiment)["shard 0"])
+    finish(experiment)
+    assert not order.exists()
+    assert column(experiment, "train", "epoch") == [1, 2]
+    first, second = column(experiment, "train", "gradient_steps")
+    assert 61 <= first < 120 and second == first + 60
+    out = capsys.readouterr().out
+    assert "learning ends early in this epoch" in out and "replay shard 0 died and Ray restarted it" in out
+
+
+def test_a_worker_that_hangs_is_restarted(
+    make_experiment: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In collection, and in validation."""
+    collecting, validating = tmp_path / "collecting", tmp_path / "validating"
+    experiment = make_experiment(
+        make_train_env=partial(HangsInStep, collecting),
+        make_val_env=partial(HangsInStep, validating),
+        call_timeout_s=4.0,
+        verbose=True,
+    )
+    experiment.start()
+    pids = pids_of(experiment)
+    give_order(collecting, pids["worker 1"])
+    give_order(validating, pids["worker 0"])
+    finish(experiment)
+    assert not collecting.exists() and not validating.exists()
+    assert_gone(pids.values())
+    out = capsys.readouterr().out
+    for worker in (0, 1):
+        assert f"rollout worker {worker} is silent for 4 s (call_timeout_s): restarting it" in out
+
+
+def test_environments_that_raise_are_rebuilt_until_they_do_nothing_else(make_experiment: Callable[..., Any]) -> None:
+    experiment = make_experiment(
+        make_train_env=partial(RaisesNowAndThen, 20, os.getpid()), num_rollout_workers=1, num_replay_shards=1
+    )
+    finish(experiment)
+    # Each of 4 environments is asked for 24 steps three times, less those that raised; every 20th of a life raises.
+    assert sum(column(experiment, "collect", "collect/Environment Failures")) >= 4
+
+    experiment = make_experiment(
+        run_name="hopeless",
+        make_train_env=partial(RaisesNowAndThen, 1, os.getpid()),
+        num_rollout_workers=1,
+        num_replay_shards=1,
+    )
+    with pytest.raises(EnvFailure, match="times in a row") as failure:
+        experiment.learn()
+    assert "ZeroDivisionError: the simulator crashed" in str(failure.value)
+    assert "faults.py" in str(failure.value)
+
+
+def test_a_bug_in_the_learner_is_raised_at_once(make_experiment: Callable[..., Any]) -> None:
+    experiment = make_experiment(agent_type=BuggyAgent, num_rollout_workers=1, num_replay_shards=1)
+    experiment.start()
+    pids = pids_of(experiment)
+    with pytest.raises(ZeroDivisionError) as bug:
+        experiment.learn()
+    notes = "\n".join(bug.value.__notes__)
+    assert "faults.py" in notes and "log=log / 0" in notes
+    assert column(experiment, "collect", "epoch") == []
+    experiment.close()
+    assert_gone(pids.values())
+
+
+def test_a_killed_run_is_resumed_by_the_same_command(tmp_path: Path) -> None:
+    bindings = (
+        *TINY_NETWORKS,
+        "Experiment.run_name = 'killed'",
+        f"Experiment.ckpt_base_dir = {str(tmp_path)!r}",
+        "Experiment.make_train_env = @Counting",
+        "Experiment.traj_encoder_type = @GRUTrajEncoder",
+        "Experiment.max_seq_len = 8",
+        "Experiment.parallel_actors = 2",
+        "Experiment.train_timesteps_per_epoch = 20",
+        "Experiment.train_batches_per_epoch = 4",
+        "Experiment.batch_size = 4",
+        "Experiment.ckpt_interval = 1",
+        "Experiment.replay_capacity_gb = 0.02",
+    )
+    file = tmp_path / "killed.gin"
+    file.write_text("\n".join(bindings) + "\n")
+    # More epochs than there is time for: the run cannot finish before it is killed.
+    command = [sys.executable, "-m", "amago_ray.train", "--config", str(file), "--no-final-test"]
+    run = subprocess.Popen(
+        [*command, "--set", "Experiment.epochs = 100000"],
+        cwd=TESTS.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        states = tmp_path / "killed" / "ckpts" / "training_states"
+
+        def third_state_is_there() -> bool:
+            assert run.poll() is None, run.communicate()[0]
+            return (states / "killed_epoch_2" / "run_state.json").is_file()
+
+        wait_until(third_state_is_there, "no training state was written", timeout_s=120)
+        family = {child.pid: child.cmdline()[0] for child in psutil.Process(run.pid).children(recursive=True)}
+    finally:
+        run.kill()
+        run.communicate()
+    # Two of Ray's own processes notice only after a minute.
+    slow = [pid for pid, name in family.items() if name in ("ray::RuntimeEnvAgent", "ray::DashboardAgent")]
+    assert len(family) - len(slow) >= 5  # two of Ray's at least, a worker, a shard and a learner
+    assert_gone(family.keys() - set(slow))
+    for pid in slow:
+        os.kill(pid, signal.SIGKILL)
+
+    done = len({row["epoch"] for row in read_metrics(tmp_path / "killed")})
+    epochs = done + 2
+    resumed = subprocess.run(
+        [*command, "--resume", "--set", f"Experiment.epochs = {epochs}"],
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    rows = read_metrics(tmp_path / "killed")
+    assert [row["epoch"] for row in rows if row["section"] == "collect"] == list(range(epochs))
+    assert [row["gradient_steps"] for row in rows if row["section"] == "train"] == [4 * (e + 1) for e in range(epochs)]

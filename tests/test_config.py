@@ -1,0 +1,155 @@
+"""gin: what is bound where, what wins, what is recorded, and what a mistake is answered with."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import gin
+import pytest
+from conftest import TESTS
+
+from amago_ray import Experiment, config
+from amago_ray.agent import Agent, Multigammas
+from amago_ray.config import nearest, record, reject_unknown_arguments, restore, snapshot
+from amago_ray.envs.builtin import Counting, TMaze
+from amago_ray.nets.traj_encoders import GRUTrajEncoder
+
+
+def test_the_nearest_name() -> None:
+    assert nearest("batchsize", ["epochs", "batch_size"]) == "; did you mean 'batch_size'?"
+    assert nearest("zzz", ["b", "a"]) == "; known: a, b"
+    assert nearest("zzz", [f"name{i}" for i in range(100)]) == "", "too many to list"
+
+
+def test_arguments_that_a_function_does_not_take() -> None:
+    reject_unknown_arguments(TMaze.__init__, ["corridor_length", "penalty"], "TMaze")
+    with pytest.raises(TypeError, match=r"TMaze has no setting 'coridor_length'; did you mean 'corridor_length'\?"):
+        reject_unknown_arguments(TMaze.__init__, ["coridor_length"], "TMaze")
+    with pytest.raises(TypeError) as unlike:
+        reject_unknown_arguments(TMaze.__init__, ["zzz"], "TMaze")
+    assert "corridor_length" in str(unlike.value) and "self" not in str(unlike.value)
+
+
+@pytest.mark.parametrize(
+    ("binding", "answer"),
+    [
+        ("GRUTrajEncodr.d_hidden = 3", r"no configurable is named 'GRUTrajEncodr'; did you mean 'GRUTrajEncoder'\?"),
+        ("Experiment.traj_encoder_type = @GRUTrajEncodr", r"'GRUTrajEncodr'; did you mean 'GRUTrajEncoder'\?"),
+        ("Agent.gama = 0.9", r"Agent has no setting 'gama'; did you mean 'gamma'\?"),
+        ("Experiment.epoch = 9", r"Experiment has no setting 'epoch'; did you mean 'epochs'\?"),
+        ("Agent.gamma 0.9", r"Couldn't parse .*: 'Agent.gamma 0.9'"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(binding: str, answer: str) -> None:
+    with pytest.raises(ValueError, match=answer) as error:
+        config.load([], [binding])
+    assert "\n" not in str(error.value)
+
+
+def test_a_mistake_in_a_file_names_the_file_and_the_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.gin").write_text("Agent.gamma = 0.9\nAgent.tau 0.1\n")
+    with pytest.raises(ValueError, match=r"bad\.gin.*line 2.*'Agent.tau 0.1'"):
+        config.load([tmp_path / "bad.gin"])
+    with pytest.raises(ValueError, match=r"--config .*none\.gin: there is no such file"):
+        config.load([tmp_path / "none.gin"])
+
+
+def test_later_ones_win(tmp_path: Path) -> None:
+    (tmp_path / "a.gin").write_text("Agent.gamma = 0.1\nAgent.tau = 0.1\nAgent.n_step = 1\n")
+    (tmp_path / "b.gin").write_text("Agent.tau = 0.2\nAgent.n_step = 2\n")
+    config.load([tmp_path / "a.gin", tmp_path / "b.gin"], ["Agent.n_step = 3", "Agent.n_step = 4"])
+    assert [gin.query_parameter(f"Agent.{name}") for name in ("gamma", "tau", "n_step")] == [0.1, 0.2, 4]
+    assert config.is_bound("Agent", "tau") and not config.is_bound("Agent", "num_critics")
+
+
+def test_a_snapshot_carries_everything_over() -> None:
+    bindings = [
+        "Multigammas.discrete = [0.5, 0.9]",
+        "Experiment.make_train_env = @TMaze",
+        "TMaze.corridor_length = 7",
+        "TMaze.penalty = None",
+        "Experiment.run_name = 'with \\'quotes\\' and a long, long, long, long, long, long, long, long, long name'",
+        "length = 3",
+        "eval/TMaze.corridor_length = %length",
+    ]
+    config.load([], bindings)
+    before = snapshot()
+    gin.clear_config()
+    config.load([], ["Agent.gamma = 0.5"])
+    restore(before)
+    assert snapshot() == before
+    assert Multigammas().discrete == [0.5, 0.9]
+    assert TMaze().corridor_length == 7
+    with gin.config_scope("eval"):
+        assert TMaze().corridor_length == 3
+    assert not config.is_bound("Agent", "gamma"), "what was there before is gone"
+
+
+def test_a_snapshot_is_restored_where_the_experiment_is_unknown() -> None:
+    """A process of the run knows no Experiment, and needs no Ray for its configuration."""
+    config.load([], ["Experiment.epochs = 3", "TMaze.corridor_length = 7"])
+    code = (
+        "import sys; from amago_ray import config; config.restore(sys.argv[1]);"
+        "from amago_ray.envs.builtin import TMaze; assert 'amago_ray.experiment' not in sys.modules;"
+        "print(TMaze().corridor_length)"
+    )
+    result = subprocess.run([sys.executable, "-c", code, snapshot()], cwd=TESTS.parent, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "7\n"
+
+
+def test_the_record_of_settings_given_in_python(tmp_path: Path) -> None:
+    config.load([], ["Counting.episode_length = 4"])
+    Counting()  # in use from here on, with its defaults
+    text = record(
+        "Experiment",
+        {
+            "run_name": "it's",
+            "make_train_env": lambda: Counting(6),
+            "make_val_env": [Counting, "CartPole-v1"],
+            "traj_encoder_type": GRUTrajEncoder,
+            "tstep_encoder_type": None,
+            "exploration_wrapper_type": partial(Agent),
+            "learning_rate": 1e-4,
+            "log_to_wandb": False,
+        },
+    )
+    lines = text.splitlines()
+    assert 'Experiment.run_name = "it\'s"' in lines
+    assert "Experiment.make_val_env = [@Counting, 'CartPole-v1']" in lines
+    assert "Experiment.traj_encoder_type = @GRUTrajEncoder" in lines
+    assert "Experiment.tstep_encoder_type = None" in lines
+    assert "Experiment.learning_rate = 0.0001" in lines and "Experiment.log_to_wandb = False" in lines
+    assert "Counting.episode_length = 4" in lines
+    assert "Counting.random_lengths = False" in lines, "defaults in use are recorded too"
+    for name in ("make_train_env", "exploration_wrapper_type"):
+        (line,) = (line for line in lines if f"Experiment.{name}" in line)
+        assert line.startswith(f"# Experiment.{name} was given in Python: ")
+
+    (tmp_path / "config.txt").write_text(text)
+    gin.clear_config()
+    config.load([tmp_path / "config.txt"])
+    assert gin.query_parameter("Experiment.run_name") == "it's"
+    assert Counting().episode_length == 4
+
+
+def test_an_experiment_made_in_python_records_its_lambda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Enough(Exception):
+        pass
+
+    def connect(*args: object) -> None:
+        raise Enough
+
+    monkeypatch.setattr("amago_ray.experiment.connect", connect)
+    experiment = Experiment(
+        run_name="a", ckpt_base_dir=tmp_path, make_train_env=lambda: Counting(6), max_seq_len=4, batch_size=7
+    )
+    with pytest.raises(Enough):
+        experiment.start()
+    lines = (tmp_path / "a" / "config.txt").read_text().splitlines()
+    assert "Experiment.batch_size = 7" in lines
+    assert f"Experiment.ckpt_base_dir = {str(tmp_path)!r}" in lines
+    assert any(line.startswith("# Experiment.make_train_env was given in Python: <function") for line in lines)
