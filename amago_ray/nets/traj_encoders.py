@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from amago_ray.nets.feedforward import Normalization, activation
+from amago_ray.nets.mamba import MambaBlock, MambaMemory
 from amago_ray.nets.recurrent import gru_sequence
 from amago_ray.nets.transformer import Attention, CausalAttention, KeyValueCache, PositionEmbedding, Transformer
 
@@ -227,6 +228,60 @@ class TformerTrajEncoder(TrajEncoder):
     def reset_memory(self, memory: KeyValueCache, mask_B: np.ndarray) -> KeyValueCache:
         memory.reset(mask_B)
         return memory
+
+
+@gin.configurable
+class MambaTrajEncoder(TrajEncoder):
+    """A stack of Mamba blocks (see `nets.mamba`); memory is of one size however long the rollout."""
+
+    def __init__(
+        self,
+        tstep_dim: int,
+        max_seq_len: int,
+        d_model: int = 256,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        n_layers: int = 3,
+        norm: str = "layer",
+    ):
+        super().__init__(tstep_dim, max_seq_len)
+        self.inp = nn.Linear(tstep_dim, d_model)
+        self.mambas = nn.ModuleList(MambaBlock(d_model, d_state, d_conv, expand, norm) for _ in range(n_layers))
+        self.out_norm = Normalization(norm, d_model)
+        self.d_conv = d_conv
+        self.d_state = d_state
+        self.d_inner = int(expand * d_model)
+
+    @property
+    def emb_dim(self) -> int:
+        return self.inp.out_features
+
+    def forward(self, seq_BLD: Tensor, time_idx_BL: Tensor) -> Tensor:
+        x = self.inp(seq_BLD)
+        for block in self.mambas:
+            x = block(x)
+        return self.out_norm(x)
+
+    def initial_memory(self, num_envs: int) -> MambaMemory:
+        """Zeros in float32, whatever precision the layers compute in."""
+        windows, states = (
+            tuple(torch.zeros(num_envs, n, self.d_inner, device=self.inp.weight.device) for _ in self.mambas)
+            for n in (self.d_conv, self.d_state)
+        )
+        return MambaMemory(windows, states)
+
+    def step(self, seq_BD: Tensor, time_idx_B: Tensor, memory: MambaMemory) -> tuple[Tensor, MambaMemory]:
+        x, windows, states = self.inp(seq_BD), [], []
+        for block, window, state in zip(self.mambas, memory.window_BWD, memory.state_BND, strict=True):
+            assert isinstance(block, MambaBlock)
+            x, window, state = block.step(x, window, state)
+            windows.append(window)
+            states.append(state)
+        return self.out_norm(x), MambaMemory(tuple(windows), tuple(states))
+
+    def reset_memory(self, memory: MambaMemory, mask_B: np.ndarray) -> MambaMemory:
+        return memory.reset(mask_B)
 
 
 _activation = activation  # `activation` is also the name of a setting of the encoders

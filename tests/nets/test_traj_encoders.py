@@ -16,6 +16,7 @@ from amago_ray.nets.traj_encoders import (
     FFTrajEncoder,
     GRUTrajEncoder,
     IdentityTrajEncoder,
+    MambaTrajEncoder,
     TformerTrajEncoder,
     TrajEncoder,
 )
@@ -27,8 +28,9 @@ ENCODERS: dict[str, Callable[..., TrajEncoder]] = {
     "ff": partial(FFTrajEncoder, d_model=8, n_layers=2),
     "gru": partial(GRUTrajEncoder, d_hidden=6, n_layers=2, d_output=8),
     "tformer": small_tformer,
+    "mamba": partial(MambaTrajEncoder, d_model=8, n_layers=2),
 }
-WITH_MEMORY = ["gru", "tformer"]
+WITH_MEMORY = ["gru", "tformer", "mamba"]
 TSTEP_DIM, MAX_SEQ_LEN = 8, 12
 torch.set_num_threads(1)
 
