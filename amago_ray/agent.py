@@ -10,7 +10,8 @@ C critics, G discount factors (the main gamma is always the last), A action vect
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from amago_ray import losses
-from amago_ray.config import reject_unknown_arguments
+from amago_ray.config import nearest, reject_unknown_arguments
 from amago_ray.data import ActionKind, ActionSpec, ObsSpec
 from amago_ray.nets.distributions import ActionDistribution
-from amago_ray.nets.heads import Actor, ActorHead, CriticEnsemble, NCritics, NCriticsTwoHot
+from amago_ray.nets.heads import NO_OBS, Actor, ActorHead, CriticEnsemble, NCritics, NCriticsTwoHot
 from amago_ray.nets.scaling import PopArt
 from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder, TstepEncoder
@@ -67,16 +68,30 @@ class TrainingBatch:
         rows = self.mask.flatten().nonzero().squeeze(1) if self.real_rows is None else self.real_rows
         return x_BL.flatten(0, 1)[rows].unsqueeze(0)
 
-    def padded(self, x_1N: Tensor) -> Tensor:
-        """The inverse of `real`, with zeros in the padding."""
+    def padded(self, x_1N: Tensor, fill: float = 0.0) -> Tensor:
+        """The inverse of `real`, with `fill` in the padding."""
         rows = self.mask.flatten().nonzero().squeeze(1) if self.real_rows is None else self.real_rows
-        flat = x_1N.new_zeros(self.mask.numel(), *x_1N.shape[2:]).index_copy(0, rows, x_1N.squeeze(0))
+        flat = x_1N.new_full((self.mask.numel(), *x_1N.shape[2:]), fill).index_copy(0, rows, x_1N.squeeze(0))
         return flat.unflatten(0, self.mask.shape)
 
     @property
     def timestep_mask(self) -> Tensor:
         """(B, L+1) bool: a sequence of l transitions has l + 1 real timesteps."""
         return nn.functional.pad(self.mask, (1, 0), value=True)
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """The N real transitions of a batch, as actor and critics see them, laid out as (B, L) = (1, N).
+
+    state, next_state: (1, N, D) before and after each, the latter without gradient. taken: (1, N, A) action vectors.
+    dist: the policy's distributions of batch shape (1, N, G).
+    """
+
+    state: Tensor
+    next_state: Tensor
+    taken: Tensor
+    dist: ActionDistribution
 
 
 @dataclass(frozen=True)
@@ -116,19 +131,33 @@ class AgentSpec:
 
 
 class Policy(nn.Module):
-    """The half of the agent that acts: observation, previous action and reward -> state -> action."""
+    """The half of the agent that acts: observation, previous action and reward -> state -> action.
 
-    def __init__(self, tstep_encoder: TstepEncoder, traj_encoder: TrajEncoder, actor: ActorHead):
+    actor_obs_names: observation arrays that the actor sees beside the state.
+    """
+
+    def __init__(
+        self,
+        tstep_encoder: TstepEncoder,
+        traj_encoder: TrajEncoder,
+        actor: ActorHead,
+        actor_obs_names: tuple[str, ...] = (),
+    ):
         super().__init__()
         self.tstep_encoder = tstep_encoder
         self.traj_encoder = traj_encoder
         self.actor = actor
+        self.actor_obs_names = actor_obs_names
 
     def encode(
         self, obs: Mapping[str, Tensor], rl2: Tensor, time_idx: Tensor, timestep_mask: Tensor | None = None
     ) -> Tensor:
         """State embeddings (B, L, D) of whole sequences."""
         return self.traj_encoder(self.tstep_encoder(obs, rl2, timestep_mask), time_idx)
+
+    def actor_obs(self, obs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Those arrays of an observation that the actor sees."""
+        return {name: obs[name] for name in self.actor_obs_names} if self.actor_obs_names else NO_OBS
 
     def initial_memory(self, num_envs: int) -> Any:
         return self.traj_encoder.initial_memory(num_envs)
@@ -146,8 +175,16 @@ class Policy(nn.Module):
         """
         embedding = self.tstep_encoder({k: v.unsqueeze(1) for k, v in obs.items()}, rl2.unsqueeze(1)).squeeze(1)
         state, memory = self.traj_encoder.step(embedding, time_idx, memory)
-        dist = self.actor.main_gamma(state)
+        dist = self.actor.main_gamma(state, self.actor_obs(obs))
         return (dist.sample() if sample else dist.mode), memory
+
+
+def _check_obs_names(setting: str, names: tuple[str, ...], obs_spec: ObsSpec) -> None:
+    if isinstance(names, str):
+        raise ValueError(f"{setting}={names!r}: write a tuple of names, {(names,)!r}")
+    for name in names:
+        if name not in obs_spec:
+            raise ValueError(f"{setting}={names!r}: no observation is named {name!r}{nearest(name, obs_spec)}")
 
 
 @gin.configurable
@@ -165,6 +202,8 @@ class Agent(nn.Module):
     popart: normalise values (arXiv 1809.04474). use_target_actor: TD targets act by the slow copy of the actor.
     use_multigamma: train the auxiliary gammas. n_step: length of the TD returns.
     critic_loss_weight: weight of the critic loss beside the actor loss.
+    pass_obs_keys_to_actor: names of observation arrays that the actor sees as they are, beside the state (see
+        `ActorHead`): an action mask, say.
     """
 
     gammas: Tensor
@@ -194,6 +233,7 @@ class Agent(nn.Module):
         use_multigamma: bool = True,
         n_step: int = 1,
         critic_loss_weight: float = 10.0,
+        pass_obs_keys_to_actor: tuple[str, ...] = (),
     ):
         super().__init__()
         name = type(self).__name__
@@ -203,6 +243,7 @@ class Agent(nn.Module):
             raise ValueError(f"{name}.num_critics_td={num_critics_td}: choose 1 to num_critics={num_critics}")
         if n_step < 1:
             raise ValueError(f"{name}.n_step={n_step}: it must be 1 or more")
+        _check_obs_names(f"{name}.pass_obs_keys_to_actor", pass_obs_keys_to_actor, obs_spec)
         self.action_spec = action_spec
         self.num_critics_td = num_critics_td
         self.online_coeff, self.offline_coeff = online_coeff, offline_coeff
@@ -223,7 +264,7 @@ class Agent(nn.Module):
         traj_encoder = traj_encoder_type(tstep_dim=tstep_encoder.emb_dim, max_seq_len=max_seq_len)
         state_dim = traj_encoder.emb_dim
         actor = actor_type(state_dim=state_dim, action_spec=action_spec, num_gammas=len(gammas))
-        self.policy = Policy(tstep_encoder, traj_encoder, actor)
+        self.policy = Policy(tstep_encoder, traj_encoder, actor, tuple(pass_obs_keys_to_actor))
         self.critics = critic_type(
             state_dim=state_dim, action_spec=action_spec, gammas=self.gammas, num_critics=num_critics
         )
@@ -247,31 +288,25 @@ class Agent(nn.Module):
         out as (B, L) = (1, N).
         """
         metrics: dict[str, Tensor] = {}
-        state = self.policy.encode(batch.obs, batch.rl2, batch.time_idx, batch.timestep_mask)
-        s_BLD, next_BLD = batch.real(state[:, :-1]), batch.real(state[:, 1:].detach())
-        taken_BLA = batch.real(batch.actions)
-        dist = self.policy.actor(s_BLD)
-        action_BLA = self.policy.actor.policy_output.action_from_buffer(taken_BLA)
-
+        real = self.encode(batch)
+        dist = real.dist
         if self.uses_critics:
-            target_BLG = self.td_target(next_BLD, batch)
+            target_BLG = self.td_target(real.next_state, batch)
             if self.training:
                 self.popart.update(target_BLG.unsqueeze(-1))
-            prepared = self.critics.prepare(s_BLD)
-            q_out = self.critics.values(prepared, action_BLA[None, :, :, None])[0]
-            critic_loss = self.critic_error(q_out, target_BLG).mean()
-            pi_KBLGA = self.draw(dist, self.num_actions_pi, differentiable=self.online_coeff > 0)
-            value_out = self.critics.values(prepared, pi_KBLGA, frozen=True)
-            actor_BLG = self.actor_objective(dist, taken_BLA, q_out.detach(), value_out, metrics, log)
+            q_out, value_out = self.judge(real)
+            critic_BLCG = self.critic_error(q_out, target_BLG)
+            critic_loss = losses.masked_mean(critic_BLCG, self._real_mask(self.critic_mask(batch), batch))
+            actor_BLG = self.actor_objective(dist, real.taken, q_out.detach(), value_out, metrics, log)
             if log:
                 self._log_values(q_out, target_BLG, metrics)
         else:
-            critic_loss = s_BLD.new_zeros(())
-            log_prob_BLG = dist.log_prob(taken_BLA.unsqueeze(2)).squeeze(-1)
+            critic_loss = real.state.new_zeros(())
+            log_prob_BLG = dist.log_prob(real.taken.unsqueeze(2)).squeeze(-1)
             actor_BLG = self.offline_coeff * losses.filtered_behavior_cloning(
                 log_prob_BLG, torch.ones_like(log_prob_BLG)
             )
-        actor_loss = actor_BLG.mean()
+        actor_loss = losses.masked_mean(actor_BLG, self._real_mask(self.actor_mask(batch), batch))
         loss = actor_loss + self.critic_loss_weight * critic_loss
         if log:
             entropy_BLG = dist.entropy().squeeze(-1)
@@ -280,11 +315,85 @@ class Agent(nn.Module):
             metrics |= {"Total Loss": loss, "Actor Loss": actor_loss, "Critic Loss": critic_loss}
         return AgentLoss(loss, actor_loss, critic_loss, metrics)
 
+    def get_values(self, batch: TrainingBatch) -> dict[str, Tensor]:
+        """What the agent makes of stored data, name -> (B, L, G) with NaN in the padding; nothing is left changed.
+
+        "q": Q(s, a), and "value": V(s), means over the ensemble. "target": TD targets of Q. These three are returns in
+            units of scaled reward.
+        "advantage": A(s, a), and "filter_weight": the weight that filtered behaviour cloning gives it. For `Agent`
+            advantages are in the units of raw critic outputs, as in its loss.
+
+        Computed in evaluation mode. Actions and critics are drawn as for the loss, and asking again draws the same.
+        Raises ValueError where no critic is trained.
+        """
+        if not self.uses_critics:
+            raise ValueError("get_values: with fake_filter and online_coeff=0 this agent trains no critics")
+        with self._looking_only():
+            real = self.encode(batch)
+            target_BLG = self.td_target(real.next_state, batch)
+            q_out, value_out = self.judge(real)
+            advantage_BLG = self.advantage(q_out, value_out)
+            values = {
+                "q": self.target_scalars(q_out).mean(dim=2).squeeze(-1),
+                "value": self.target_scalars(value_out).mean(dim=(0, 3)).squeeze(-1),
+                "advantage": advantage_BLG,
+                "filter_weight": self.filter_weight(advantage_BLG),
+                "target": target_BLG,
+            }
+            return {name: batch.padded(value, fill=torch.nan) for name, value in values.items()}
+
+    @contextmanager
+    def _looking_only(self) -> Iterator[None]:
+        """In evaluation mode, without gradient; afterwards modes and random states are what they were."""
+        modes = [(module, module.training) for module in self.modules()]
+        devices = [self.gammas.device] if self.gammas.is_cuda else []
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=devices):
+                self.eval()
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def actor_mask(self, batch: TrainingBatch) -> Tensor | None:
+        """(B, L) bool, transitions that the actor loss counts; override it to leave some out. None: all real ones.
+
+        What is true in the padding does not matter. PopArt and logged means go on counting every real transition.
+        """
+        return None
+
+    def critic_mask(self, batch: TrainingBatch) -> Tensor | None:
+        """As `actor_mask`, for the critic loss."""
+        return None
+
+    @staticmethod
+    def _real_mask(mask_BL: Tensor | None, batch: TrainingBatch) -> Tensor | None:
+        return None if mask_BL is None else batch.real(mask_BL)
+
+    def encode(self, batch: TrainingBatch) -> Transitions:
+        """States and policy of the real transitions of a batch."""
+        state = self.policy.encode(batch.obs, batch.rl2, batch.time_idx, batch.timestep_mask)
+        before, after = batch.real(state[:, :-1]), batch.real(state[:, 1:].detach())
+        obs = {name: batch.real(x[:, :-1]) for name, x in self.policy.actor_obs(batch.obs).items()}
+        return Transitions(before, after, batch.real(batch.actions), self.policy.actor(before, obs))
+
+    def judge(self, real: Transitions) -> tuple[Tensor, Tensor]:
+        """Critic outputs for the actions taken, (1, N, C, G, O), and for those of the policy, (K, 1, N, C, G, O).
+
+        The latter pass gradient to the policy's actions alone.
+        """
+        prepared = self.critics.prepare(real.state)
+        taken_BLA = self.policy.actor.policy_output.action_from_buffer(real.taken)
+        q_out = self.critics.values(prepared, taken_BLA[None, :, :, None])[0]
+        pi_KBLGA = self.draw(real.dist, self.num_actions_pi, differentiable=self.online_coeff > 0)
+        return q_out, self.critics.values(prepared, pi_KBLGA, frozen=True)
+
     @torch.no_grad()
     def td_target(self, next_BLD: Tensor, batch: TrainingBatch) -> Tensor:
         """n-step TD targets (1, N, G), in units of scaled reward, from the states (1, N, D) after each transition."""
         actor = self.target_actor if self.use_target_actor else self.policy.actor
-        action_KBLGA = self.draw(actor(next_BLD), self.num_actions_td, differentiable=False)
+        obs = {name: batch.real(x[:, 1:]) for name, x in self.policy.actor_obs(batch.obs).items()}
+        action_KBLGA = self.draw(actor(next_BLD, obs), self.num_actions_td, differentiable=False)
         q_KBLCGO = self.target_critics.values(self.target_critics.prepare(next_BLD), action_KBLGA)
         q_BLCG = self.target_scalars(q_KBLCGO).mean(dim=0).squeeze(-1)
         reduced_BLCG = self.td_ensemble(q_BLCG)
@@ -327,6 +436,10 @@ class Agent(nn.Module):
         """A(s, a) = mean over critics of Q(s, a) minus that of V(s), (B, L, G), on raw critic outputs."""
         return (q_BLCGO.mean(dim=2) - value_KBLCGO.detach().mean(dim=(0, 3))).squeeze(-1)
 
+    def filter_weight(self, advantage_BLG: Tensor) -> Tensor:
+        """Weight (B, L, G) of each transition in behaviour cloning."""
+        return torch.ones_like(advantage_BLG) if self.fake_filter else self.filter(advantage_BLG)
+
     def dpg_objective(self, value_KBLCGO: Tensor) -> Tensor:
         """- min over critics of Q(s, a ~ pi), normalised, (B, L, G); gradient flows to the action only."""
         return -self.popart(value_KBLCGO.mean(dim=0).amin(dim=2)).squeeze(-1)
@@ -347,7 +460,7 @@ class Agent(nn.Module):
         if self.offline_coeff > 0:
             log_prob_BLG = dist.log_prob(taken_BLA.unsqueeze(2)).squeeze(-1)
             advantage_BLG = self.advantage(q_BLCGO, value_KBLCGO)
-            weight_BLG = torch.ones_like(log_prob_BLG) if self.fake_filter else self.filter(advantage_BLG)
+            weight_BLG = self.filter_weight(advantage_BLG)
             objective = objective + self.offline_coeff * losses.filtered_behavior_cloning(log_prob_BLG, weight_BLG)
             if log:
                 approved = (weight_BLG > 1e-3).float().mean()

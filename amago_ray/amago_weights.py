@@ -53,17 +53,26 @@ def convert_amago_weights(state: Mapping[str, Tensor], agent: Agent) -> dict[str
     Raises ValueError that names the weights that are missing, left over, or of another shape than `agent` has.
     """
     own = agent.state_dict()
-    kept = {name: value for name, value in state.items() if not name.startswith("maximized_critics.")}
-    converted = convert_amago_entries(kept, agent)
-    missing, left_over = sorted(own.keys() - converted.keys()), sorted(converted.keys() - own.keys())
+    plain = {name.removeprefix("module."): value for name, value in state.items()}  # a prefix of several processes
+    kept = {name: value for name, value in plain.items() if not name.startswith("maximized_critics.")}
+    names = {_our_name(name) for name in kept}
+    missing, left_over = sorted(own.keys() - names), sorted(names - own.keys())
     if missing or left_over:
         raise ValueError(
             f"AMAGO weights do not fit this configuration: missing {missing[:5]}, not expected {left_over[:5]} "
             f"({len(missing)} and {len(left_over)} in all); check the encoder and agent types"
         )
-    wrong = [
-        f"{k}: {tuple(v.shape)}, not {tuple(own[k].shape)}" for k, v in converted.items() if v.shape != own[k].shape
-    ]
+    converted: dict[str, Tensor] = {}
+    wrong = []
+    for theirs, value in kept.items():
+        name = _our_name(theirs)
+        try:
+            converted |= convert_amago_entries({theirs: value}, agent)
+        except (RuntimeError, IndexError):  # a shape that has no place in our layout
+            wrong.append(f"{name}: {tuple(value.shape)} in AMAGO's layout, for {tuple(own[name].shape)} in ours")
+            continue
+        if converted[name].shape != own[name].shape:
+            wrong.append(f"{name}: {tuple(converted[name].shape)}, not {tuple(own[name].shape)}")
     if wrong:
         raise ValueError(f"AMAGO weights do not fit this configuration: {'; '.join(wrong[:5])} ({len(wrong)} in all)")
     return converted

@@ -10,7 +10,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from PIL import Image
 
 from amago_ray.agent import AgentSpec
@@ -19,7 +18,7 @@ from amago_ray.envs.pool import MakeEnv, make_pool
 from amago_ray.envs.spaces import sample_actions
 from amago_ray.rollout.statistics import EpisodeStatistics
 from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
-from amago_ray.weights import flatten_state
+from amago_ray.weights import flatten_state, read_state_dict
 
 GIF_FRAME_MS = 120
 MAX_GIF_FRAMES = 1000
@@ -47,11 +46,9 @@ def load_policy_weights(spec: AgentSpec, path: Path) -> Weights:
 
     Raises ValueError when there is no such file or it is of another architecture than `spec`.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file of policy weights")
-    agent = spec.build()
+    state, agent = read_state_dict(path), spec.build()
     try:
-        agent.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        agent.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit this configuration: {' '.join(str(error).split())[:300]}") from error
     return Weights(0, flatten_state(agent.policy))

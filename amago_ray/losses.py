@@ -35,6 +35,14 @@ def critic_mse(q_BLCG: Tensor, target_BLG: Tensor) -> Tensor:
     return (q_BLCG - target_BLG.unsqueeze(2)).square()
 
 
+def masked_mean(x: Tensor, mask_BL: Tensor | None) -> Tensor:
+    """Mean of x (B, L, ...) where `mask_BL` (bool) is true, 0 where it is true nowhere; None stands for everywhere."""
+    if mask_BL is None:
+        return x.mean()
+    mask = mask_BL.view(*mask_BL.shape, *[1] * (x.dim() - 2)).expand_as(x)
+    return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
+
+
 def filtered_behavior_cloning(log_prob_BLG: Tensor, weight_BLG: Tensor) -> Tensor:
     """- f(A) log pi(a | s), (B, L, G); the weight takes no gradient (CRR, arXiv 2006.15134, eq. 1)."""
     return -weight_BLG.detach() * log_prob_BLG

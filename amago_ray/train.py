@@ -1,4 +1,4 @@
-"""Command line: train from a gin configuration, look at a run, evaluate it.
+"""Command line: train from a gin configuration, look at a run, evaluate it, make one of AMAGO's weights.
 
 Runs as `python -m amago_ray.train`, as the command `amago-ray`, and as a plain script, which is what a cluster submits.
 """
@@ -33,6 +33,7 @@ examples:
   amago-ray --config configs/tmaze.gin --resume         go on after a crash or Ctrl-C
   amago-ray plot runs/tmaze runs/tmaze50                learning curves as a PNG
   amago-ray evaluate runs/tmaze --gif tmaze.gif         returns of the newest policy, and a look at it
+  amago-ray import-amago policy_epoch_9.pt --config a.gin --out runs/a    a run of weights that AMAGO 3.x saved
 other commands: {commands}; each has its own --help
 """
 
@@ -70,14 +71,23 @@ def train(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on from the run's newest complete training state")
     parser.add_argument("--overwrite", action="store_true", help="start anew where a run of this name exists")
+    parser.add_argument(
+        "--init-from", type=Path, metavar="FILE", help="start from the weights in a policy.pt or policy_epoch_n.pt"
+    )
     parser.add_argument("--no-final-test", action="store_true", help="skip the comparison at the end")
     options = parser.parse_args(arguments)
+    if options.init_from and options.resume:
+        raise Mistake("--init-from begins a run and --resume goes on with one: leave out either")
 
     with in_one_line():
         experiment = load_experiment(options.config, options.set)
+        if options.init_from:
+            check_initial_weights(experiment, options.init_from, options.overwrite)
     with experiment:
         with in_one_line():
             experiment.start(resume=options.resume, overwrite=options.overwrite)
+            if options.init_from:
+                experiment.load_policy(options.init_from)
         experiment.learn()
         print(f"\nThe run is in {experiment.directory.root}")
         if not options.no_final_test:
@@ -98,6 +108,16 @@ def load_experiment(configs: Sequence[str | Path], bindings: Sequence[str]) -> E
     if missing:
         raise ValueError(f"the configuration lacks {', '.join(f'Experiment.{name}' for name in missing)}")
     return Experiment()  # type: ignore[call-arg]  # gin fills them in
+
+
+def check_initial_weights(experiment: Experiment, path: Path, overwrite: bool) -> None:
+    """Raises ValueError, before anything starts or is removed, for weights that the run could not begin with."""
+    from amago_ray.evaluation import load_policy_weights
+    from amago_ray.preflight import probe
+
+    load_policy_weights(probe(experiment), path)
+    if overwrite and experiment.directory.root in path.resolve().parents:
+        raise ValueError(f"--overwrite would remove --init-from {path}: choose another run_name")
 
 
 def compare(trained: dict[str, float], random: dict[str, float]) -> str:
@@ -182,6 +202,45 @@ def experiment_weights(run: Path, epoch: int | None) -> Path:
     return ckpts / "latest" / "policy.pt" if epoch is None else ckpts / "policy_weights" / f"policy_epoch_{epoch}.pt"
 
 
+def import_amago(arguments: Sequence[str]) -> None:
+    """Make a run of policy weights that AMAGO saved."""
+    parser = argparse.ArgumentParser(
+        prog="amago-ray import-amago",
+        description="make a run of policy weights that AMAGO 3.x saved, to evaluate it or to train on from it",
+    )
+    parser.add_argument("weights", type=Path, metavar="FILE", help="policy_epoch_N.pt of AMAGO's ckpts/policy_weights")
+    parser.add_argument(
+        "--config", action="append", required=True, metavar="FILE", help="gin file that describes the same agent"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="'NAME = VALUE'", help="one gin binding")
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run to make")
+    options = parser.parse_args(arguments)
+    import torch
+
+    from amago_ray.amago_weights import convert_amago_weights
+    from amago_ray.checkpoint import write_atomically
+    from amago_ray.preflight import probe
+    from amago_ray.weights import read_state_dict
+
+    out = options.out
+    folder = [f"Experiment.run_name = {out.name!r}", f"Experiment.ckpt_base_dir = {str(out.parent)!r}"]
+    with in_one_line():
+        if out.exists():
+            raise ValueError(f"--out {out}: this exists already; name a folder to be made")
+        experiment = load_experiment(options.config, [*options.set, *folder])
+        agent = probe(experiment).build()
+        agent.load_state_dict(convert_amago_weights(read_state_dict(options.weights), agent))
+        experiment.create_directory()
+        directory = experiment.directory
+        for path in (directory.latest_policy, directory.policy_epoch(0)):
+            write_atomically(path, lambda temporary: torch.save(agent.state_dict(), temporary))
+    print(
+        f"{out} is made. To evaluate it, and to train on from it:\n"
+        f"  amago-ray evaluate {out}\n"
+        f"  amago-ray --config {out / 'config.txt'} --init-from {experiment_weights(out, None)}"
+    )
+
+
 def _environment(name: str | None) -> list[str]:
     """Bindings that put a gymnasium id, or what gin knows by a name, in place of the environments of a run."""
     if name is None:
@@ -190,7 +249,11 @@ def _environment(name: str | None) -> list[str]:
     return [f"Experiment.make_train_env = {value}", f"Experiment.make_val_env = {value}"]
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"plot": plot, "evaluate": evaluate}
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "plot": plot,
+    "evaluate": evaluate,
+    "import-amago": import_amago,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,10 +1,28 @@
-"""A module's state as one flat buffer, for broadcasting."""
+"""A module's state as one flat buffer, for broadcasting, and as a file."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The weights in a PyTorch file, on the CPU. Raises ValueError for any other file; runs no code of it."""
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file of policy weights")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).partition("\n")[0] or "it is cut off"
+        raise ValueError(f"{path} is not a file of PyTorch weights: {reason}") from error
+    if not (isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values())):
+        raise ValueError(f"{path} does not hold a state dict of policy weights")
+    return dict(state)
 
 
 def flatten_state(module: nn.Module) -> np.ndarray:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import gin
+import gymnasium as gym
 import numpy as np
 import torch
 
-import amago_ray.nets.cnn
 from amago_ray.agent import Agent, TrainingBatch
 from amago_ray.amago_weights import convert_amago_weights
 from amago_ray.data import ActionSpec, ArraySpec
@@ -36,7 +37,27 @@ def bind(bindings: dict) -> None:
     """Make `bindings` the whole gin configuration. Every case binds all heads, used or not."""
     lines = [f"{name} = {value if str(value).startswith('@') else repr(value)}" for name, value in bindings.items()]
     gin.clear_config()
-    gin.parse_config(lines, skip_unknown=["ResidualActor"])
+    gin.parse_config(lines)
+
+
+@gin.configurable
+class GoldenShapes(gym.Env):
+    """Rollouts of 5 random observations, with the spaces of the agents in the rollout files."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    action_space = gym.spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self._time = 0
+        return self._observe(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self._time += 1
+        return self._observe(), float(action == 0), self._time == 5, False, {}
+
+    def _observe(self) -> np.ndarray:
+        return self.np_random.standard_normal(3).astype(np.float32)
 
 
 def action_spec(kind: str, size: int) -> ActionSpec:
@@ -45,8 +66,10 @@ def action_spec(kind: str, size: int) -> ActionSpec:
     return ActionSpec("continuous", (size,), "float32", size)
 
 
-def build_agent(meta: dict, arrays: dict[str, np.ndarray], agent_type: type[Agent], obs: dict[str, np.ndarray]) -> Agent:
-    """The agent of a golden case with its weights loaded; `obs` gives observation shapes after two leading dimensions."""
+def build_agent(
+    meta: dict, arrays: dict[str, np.ndarray], agent_type: type[Agent], obs: dict[str, np.ndarray]
+) -> Agent:
+    """The agent of a golden case with its weights; `obs` gives observation shapes after two leading dimensions."""
     bind(meta["gin"])
     agent = agent_type(
         obs_spec={k: ArraySpec(v.shape[2:], str(v.dtype)) for k, v in obs.items()},

@@ -4,116 +4,41 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from agent_cases import (
+    ACTION_SPECS,
+    LENGTHS,
+    OBS_SPEC,
+    B,
+    G,
+    L,
+    actor,
+    build,
+    ff,
+    fill_padding,
+    gru,
+    make_batch,
+    state_of,
+    tformer,
+    train,
+    tstep_encoder,
+)
 from torch import Tensor
 
-from amago_ray.agent import AUXILIARY_GAMMAS, Agent, AgentSpec, TrainingBatch
-from amago_ray.data import ActionSpec, ArraySpec
-from amago_ray.nets.actions import action_vector
+from amago_ray.agent import AUXILIARY_GAMMAS, Agent, AgentSpec, MultiTaskAgent
 from amago_ray.nets.distributions import GMM
-from amago_ray.nets.heads import Actor, NCritics
-from amago_ray.nets.traj_encoders import FFTrajEncoder, GRUTrajEncoder, TformerTrajEncoder, TrajEncoder
-from amago_ray.nets.tstep_encoders import FFTstepEncoder
+from amago_ray.nets.traj_encoders import TrajEncoder
 
-ACTION_SPECS = {
-    "discrete": ActionSpec("discrete", (), "int64", 4, (4,)),
-    "continuous": ActionSpec("continuous", (2,), "float32", 2),
-    "multibinary": ActionSpec("multibinary", (3,), "int8", 3),
-    "multidiscrete": ActionSpec("multidiscrete", (2,), "int64", 5, (2, 3)),
-}
-OBS_SPEC = {"x": ArraySpec((3,), "float32"), "n": ArraySpec((), "int64", (4,))}
-LENGTHS, L = [8, 3, 1, 5], 8
-B, G = len(LENGTHS), len(AUXILIARY_GAMMAS) + 1
-
-tstep_encoder = partial(FFTstepEncoder, n_layers=1, d_hidden=16, d_output=12)
-tformer = partial(TformerTrajEncoder, d_model=16, n_heads=2, d_ff=24, n_layers=1, dropout_ff=0.0, dropout_emb=0.0)
-gru = partial(GRUTrajEncoder, d_hidden=16, n_layers=1, d_output=12)
-ff = partial(FFTrajEncoder, d_model=16)
-actor = partial(Actor, n_layers=1, d_hidden=16)
-critics = partial(NCritics, n_layers=1, d_hidden=16)
 by_kind = pytest.mark.parametrize("kind", ACTION_SPECS)
-torch.set_num_threads(1)
-
-
-def build(kind: str, traj_encoder: Callable[..., TrajEncoder] = gru, **settings: object) -> Agent:
-    torch.manual_seed(0)
-    return Agent(
-        OBS_SPEC,
-        ACTION_SPECS[kind],
-        max_seq_len=L,
-        tstep_encoder_type=tstep_encoder,
-        traj_encoder_type=traj_encoder,
-        **{"actor_type": actor, "critic_type": critics, **settings},
-    )
-
-
-def stored_actions(spec: ActionSpec, shape: tuple[int, ...]) -> Tensor:
-    if spec.kind == "continuous":
-        return torch.rand(*shape, *spec.shape) * 2 - 1
-    nvec = torch.tensor(spec.nvec or [2] * spec.vector_size)
-    return (torch.rand(*shape, *spec.shape, dtype=torch.float64) * nvec.view(spec.shape)).long()
-
-
-def make_batch(kind: str, seed: int = 0) -> TrainingBatch:
-    """B sequences of `LENGTHS` transitions, zeros in the padding."""
-    torch.manual_seed(seed)
-    spec, mask = ACTION_SPECS[kind], torch.arange(L) < torch.tensor(LENGTHS).unsqueeze(1)
-    batch = TrainingBatch(
-        obs={"x": torch.randn(B, L + 1, 3), "n": torch.randint(4, (B, L + 1))},
-        rl2=torch.randn(B, L + 1, 1 + spec.vector_size),
-        time_idx=torch.arange(L + 1).expand(B, -1),
-        actions=action_vector(stored_actions(spec, (B, L)), spec),
-        rewards=torch.randn(B, L),
-        terminated=(torch.rand(B, L) < 0.2).float(),
-        mask=mask,
-    )
-    return fill_padding(batch, 0.0)
-
-
-def fill_padding(batch: TrainingBatch, value: float) -> TrainingBatch:
-    """`value` in every padded entry, a valid one where entries are categories or indices."""
-
-    def fill(x: Tensor, mask: Tensor) -> Tensor:
-        return torch.where(mask.reshape(*mask.shape, *[1] * (x.dim() - 2)), x, value)
-
-    steps = batch.timestep_mask
-    return dataclasses.replace(
-        batch,
-        obs={
-            "x": fill(batch.obs["x"], steps),
-            "n": torch.where(steps, batch.obs["n"], int(value) % 4),
-        },
-        rl2=fill(batch.rl2, steps),
-        time_idx=torch.where(steps, batch.time_idx, int(abs(value))),
-        actions=fill(batch.actions, batch.mask),
-        rewards=fill(batch.rewards, batch.mask),
-        terminated=fill(batch.terminated, batch.mask),
-    )
-
-
-def state_of(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
+by_agent = pytest.mark.parametrize("agent_type", [Agent, MultiTaskAgent])
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------
-
-
-def train(agent: Agent, parameters: Iterable[Tensor], batch: TrainingBatch, lr: float) -> np.ndarray:
-    """(total, actor, critic) loss of each of 50 updates on one batch."""
-    optimizer, history = torch.optim.AdamW(parameters, lr=lr), []
-    for _ in range(50):
-        out = agent(batch)
-        optimizer.zero_grad()
-        out.loss.backward()
-        optimizer.step()
-        agent.update_targets()
-        history.append([out.loss.item(), out.actor_loss.item(), out.critic_loss.item()])
-    return np.array(history)
 
 
 @by_kind
@@ -139,8 +64,9 @@ def test_online_actor_climbs_the_critics(kind: str) -> None:
 
 
 @by_kind
-def test_every_trained_parameter_gets_gradient_and_no_other(kind: str) -> None:
-    agent = build(kind, fbc_filter_func=torch.ones_like).train()
+@by_agent
+def test_every_trained_parameter_gets_gradient_and_no_other(kind: str, agent_type: type[Agent]) -> None:
+    agent = build(kind, agent_type=agent_type, fbc_filter_func=torch.ones_like).train()
     agent(make_batch(kind)).loss.backward()
     idle = [n for n, p in agent.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert idle == []
@@ -151,10 +77,13 @@ def test_every_trained_parameter_gets_gradient_and_no_other(kind: str) -> None:
 @by_kind
 @pytest.mark.parametrize("n_step", [1, 3])
 @pytest.mark.parametrize("traj_encoder", [gru, tformer], ids=["gru", "tformer"])
-def test_padding_never_matters(kind: str, n_step: int, traj_encoder: Callable[..., TrajEncoder]) -> None:
+@by_agent
+def test_padding_never_matters(
+    kind: str, n_step: int, traj_encoder: Callable[..., TrajEncoder], agent_type: type[Agent]
+) -> None:
     results = []
     for garbage in (0.0, 1e3, -777.0):
-        agent = build(kind, traj_encoder, n_step=n_step).train()
+        agent = build(kind, traj_encoder, agent_type, n_step=n_step).train()
         batch = fill_padding(make_batch(kind), garbage)
         torch.manual_seed(1)  # the same draws of critics and actions
         out = agent(batch, log=True)

@@ -15,11 +15,11 @@ import pytest
 # import one another. Names are the files and folders directly under amago_ray/.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"data"}),
-    frozenset({"allocator", "config", "futures"}),
+    frozenset({"allocator", "config", "futures", "weights"}),
     frozenset({"nets"}),
     frozenset({"losses"}),
     frozenset({"agent"}),
-    frozenset({"amago_weights", "envs", "weights", "checkpoint", "metrics"}),
+    frozenset({"amago_weights", "envs", "checkpoint", "metrics"}),
     frozenset({"rollout", "replay", "learner"}),
     frozenset({"settings", "evaluation", "calls", "display", "plotting"}),
     frozenset({"topology"}),

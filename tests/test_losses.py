@@ -21,6 +21,26 @@ def part(name: str) -> Tensor:
     return torch.from_numpy(PARTS[name])
 
 
+# --- means -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trailing", [(), (5,), (2, 5)])
+def test_masked_mean(trailing: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x, mask = torch.randn(3, 4, *trailing), torch.rand(3, 4) < 0.5
+    torch.testing.assert_close(losses.masked_mean(x, mask), x[mask].mean())
+    assert losses.masked_mean(x, None) == x.mean()
+    torch.testing.assert_close(losses.masked_mean(x, torch.ones_like(mask)), x.mean())
+
+
+def test_masked_mean_of_nothing_is_zero_and_garbage_does_not_come_through() -> None:
+    x = torch.tensor([[torch.nan, 2.0]], requires_grad=True)
+    assert losses.masked_mean(x, torch.tensor([[False, False]])) == 0.0
+    mean = losses.masked_mean(x, torch.tensor([[False, True]]))
+    mean.backward()
+    assert mean == 2.0 and x.grad.tolist() == [[0.0, 1.0]]
+
+
 # --- filters ---------------------------------------------------------------------------------------------------------
 
 

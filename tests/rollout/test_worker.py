@@ -106,7 +106,9 @@ def test_acting_sees_what_training_will_see(encoder: Any, monkeypatch: pytest.Mo
     run = Recorded(make_env, agent=agent, traj_save_len=7)
     policy, states = run.worker._policy, []
     act = policy.actor.main_gamma
-    monkeypatch.setattr(policy.actor, "main_gamma", lambda state: (states.append(state.clone()), act(state))[1])
+    monkeypatch.setattr(
+        policy.actor, "main_gamma", lambda state, obs: (states.append(state.clone()), act(state, obs))[1]
+    )
     run.worker.collect(2 * 35)
     assert len(run.written) == 7 + 5
     for t in run.written:
