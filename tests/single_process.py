@@ -25,9 +25,16 @@ torch.set_num_threads(1)
 
 
 def small_agent_spec(
-    make_env: Any, traj_encoder_type: Any, max_seq_len: int, width: int = 32, seed: int = 0, **agent_settings: Any
+    make_env: Any,
+    traj_encoder_type: Any,
+    max_seq_len: int,
+    width: int = 32,
+    seed: int = 0,
+    agent_type: type[Agent] = Agent,
+    critic_type: Any = NCritics,
+    **agent_settings: Any,
 ) -> AgentSpec:
-    """An `Agent` with heads and timestep encoder of one hidden layer. traj_encoder_type may be a partial."""
+    """An agent with heads and timestep encoder of one hidden layer. traj_encoder_type may be a partial."""
     obs_spec, action_spec, _ = check_env(make_env)
     return AgentSpec(
         obs_spec=obs_spec,
@@ -36,9 +43,9 @@ def small_agent_spec(
         tstep_encoder_type=partial(FFTstepEncoder, n_layers=1, d_hidden=width, d_output=width),
         traj_encoder_type=traj_encoder_type,
         agent_type=partial(
-            Agent,
+            agent_type,
             actor_type=partial(Actor, n_layers=1, d_hidden=width),
-            critic_type=partial(NCritics, n_layers=1, d_hidden=width),
+            critic_type=partial(critic_type, n_layers=1, d_hidden=width),
             **agent_settings,
         ),
         seed=seed,

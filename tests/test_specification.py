@@ -21,12 +21,29 @@ CHOICES = {
         tstep_encoder_type=CNNTstepEncoder,
     )
 """,
+    "trajectory encoder": """
+    from amago.nets.traj_encoders import MambaTrajEncoder
+
+    experiment = amago.Experiment(
+        ...,
+        traj_encoder_type=MambaTrajEncoder,
+    )
+""",
+    "agent": """
+    from amago.agent import MultiTaskAgent
+
+    experiment = amago.Experiment(
+        ...,
+        agent_type=MultiTaskAgent,
+    )
+""",
 }
 
 IMPORTS = [
     "from amago.nets.tstep_encoders import TstepEncoder, FFTstepEncoder, CNNTstepEncoder",
-    "from amago.nets.traj_encoders import TrajEncoder, FFTrajEncoder, GRUTrajEncoder, TformerTrajEncoder",
-    "from amago.agent import Agent",
+    "from amago.nets.traj_encoders import TrajEncoder, FFTrajEncoder, GRUTrajEncoder",
+    "from amago.nets.traj_encoders import MambaTrajEncoder, TformerTrajEncoder",
+    "from amago.agent import Agent, MultiTaskAgent",
     "from amago.experiment import Experiment",
     "import amago; amago.Experiment",
 ]
@@ -58,7 +75,7 @@ def test_names_are_where_the_specification_has_them(line: str) -> None:
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_choosing_the_parts(name: str) -> None:
-    rest = {"run_name": "a", "max_seq_len": 8}
+    rest = {"run_name": "a", "max_seq_len": 8} | ({} if "make_env" in CHOICES[name] else {"make_train_env": Counting})
     names: dict[str, Any] = {"make_env": Counting, "rest": rest}
     exec(runnable(CHOICES[name]), names)
     assert names["experiment"].make_train_env is Counting
