@@ -33,7 +33,7 @@ lint: .venv/.installed  ## check style, format and types
 
 bench: .venv/.installed  ## measure rollout, learner and replay
 	$(BIN)/python benchmarks/rollout.py
-	$(BIN)/python benchmarks/learner.py
+	$(BIN)/python benchmarks/learner.py --threads 1 --seconds 1
 	$(BIN)/python benchmarks/replay.py
 
 clean:  ## remove caches and build products; .venv and runs stay

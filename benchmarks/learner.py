@@ -16,6 +16,7 @@ import torch
 from agents import ACTIONS, ENCODERS, SIZES, Size, configured_spec
 from measure import Column, MatrixProduct, Row, Table
 
+from amago_ray.allocator import keep_freed_memory
 from amago_ray.data import ActionSpec, LearnReport, Trajectory, TrajectoryId
 from amago_ray.learner.batches import training_batch
 from amago_ray.learner.learner import Learner, LearnerConfig
@@ -171,4 +172,5 @@ if __name__ == "__main__":
     arguments.add_argument("--precision", choices=tuple(DTYPES), default="no", help="mixed precision (%(default)s)")
     parsed = arguments.parse_args()
     torch.set_num_threads(parsed.threads)
+    keep_freed_memory()  # as in learner processes
     measure.main(parsed, TABLES, run, parsed.device)

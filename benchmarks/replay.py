@@ -16,6 +16,7 @@ import measure
 import numpy as np
 from measure import Column, Row, Table
 
+from amago_ray.allocator import keep_freed_memory
 from amago_ray.data import Batch, Trajectory, TrajectoryId
 from amago_ray.replay.client import LocalShard, ReplayReader, ReplayWriter
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
@@ -215,4 +216,5 @@ def run(options: argparse.Namespace) -> tuple[Row, list[Row]]:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as in shard and learner processes
     measure.main(measure.parser("replay", __doc__, seconds=8.0).parse_args(), TABLES, run)
