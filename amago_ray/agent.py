@@ -1,7 +1,7 @@
 """`Agent`: off-policy actor-critic RL on top of a sequence model (AMAGO, arXiv 2310.09971).
 
-`Policy` is the half that acts: timestep encoder, sequence model, actor. It is what rollout workers hold and what is
-broadcast to them. `Agent` adds critics, target networks and value scales, and turns a batch into a loss.
+Around a `policy.Policy`, the half that acts, `Agent` puts critics, target networks and value scales, and turns a batch
+into a loss.
 
 Shape letters: B sequences, L transitions of a training sequence (L + 1 timesteps), D state width, K sampled actions,
 C critics, G discount factors (the main gamma is always the last), A action vector.
@@ -10,13 +10,12 @@ C critics, G discount factors (the main gamma is always the last), A action vect
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import gin
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,10 +23,11 @@ from amago_ray import losses
 from amago_ray.config import nearest, reject_unknown_arguments
 from amago_ray.data import ActionKind, ActionSpec, ObsSpec
 from amago_ray.nets.distributions import ActionDistribution
-from amago_ray.nets.heads import NO_OBS, Actor, ActorHead, CriticEnsemble, NCritics, NCriticsTwoHot
+from amago_ray.nets.heads import Actor, ActorHead, CriticEnsemble, NCritics, NCriticsTwoHot
 from amago_ray.nets.scaling import PopArt
 from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder, TstepEncoder
+from amago_ray.policy import Policy, TrainingBatch
 
 AUXILIARY_GAMMAS = (0.1, 0.9, 0.95, 0.97, 0.99, 0.995)
 
@@ -42,42 +42,6 @@ class Multigammas:
 
     def for_actions(self, kind: ActionKind) -> tuple[float, ...]:
         return tuple(self.discrete if kind == "discrete" else self.continuous)
-
-
-@dataclass(frozen=True)
-class TrainingBatch:
-    """Padded sequences on the learner's device: what `Agent.forward` consumes.
-
-    obs: name -> (B, L+1, ...). rl2: (B, L+1, 1+A) previous reward and action vector. time_idx: (B, L+1) int64.
-    actions: (B, L, A) action vectors. rewards: (B, L). terminated: (B, L) float. mask: (B, L) bool, real transitions.
-    real_rows: (N,) int64, where `mask` is true in a flat view of (B, L). Found from `mask` when it is not given, which
-        on a GPU waits for the device.
-    """
-
-    obs: dict[str, Tensor]
-    rl2: Tensor
-    time_idx: Tensor
-    actions: Tensor
-    rewards: Tensor
-    terminated: Tensor
-    mask: Tensor
-    real_rows: Tensor | None = None
-
-    def real(self, x_BL: Tensor) -> Tensor:
-        """The real transitions of x (B, L, ...), as (1, N, ...)."""
-        rows = self.mask.flatten().nonzero().squeeze(1) if self.real_rows is None else self.real_rows
-        return x_BL.flatten(0, 1)[rows].unsqueeze(0)
-
-    def padded(self, x_1N: Tensor, fill: float = 0.0) -> Tensor:
-        """The inverse of `real`, with `fill` in the padding."""
-        rows = self.mask.flatten().nonzero().squeeze(1) if self.real_rows is None else self.real_rows
-        flat = x_1N.new_full((self.mask.numel(), *x_1N.shape[2:]), fill).index_copy(0, rows, x_1N.squeeze(0))
-        return flat.unflatten(0, self.mask.shape)
-
-    @property
-    def timestep_mask(self) -> Tensor:
-        """(B, L+1) bool: a sequence of l transitions has l + 1 real timesteps."""
-        return nn.functional.pad(self.mask, (1, 0), value=True)
 
 
 @dataclass(frozen=True)
@@ -128,55 +92,6 @@ class AgentSpec:
                 tstep_encoder_type=self.tstep_encoder_type,
                 traj_encoder_type=self.traj_encoder_type,
             )
-
-
-class Policy(nn.Module):
-    """The half of the agent that acts: observation, previous action and reward -> state -> action.
-
-    actor_obs_names: observation arrays that the actor sees beside the state.
-    """
-
-    def __init__(
-        self,
-        tstep_encoder: TstepEncoder,
-        traj_encoder: TrajEncoder,
-        actor: ActorHead,
-        actor_obs_names: tuple[str, ...] = (),
-    ):
-        super().__init__()
-        self.tstep_encoder = tstep_encoder
-        self.traj_encoder = traj_encoder
-        self.actor = actor
-        self.actor_obs_names = actor_obs_names
-
-    def encode(
-        self, obs: Mapping[str, Tensor], rl2: Tensor, time_idx: Tensor, timestep_mask: Tensor | None = None
-    ) -> Tensor:
-        """State embeddings (B, L, D) of whole sequences."""
-        return self.traj_encoder(self.tstep_encoder(obs, rl2, timestep_mask), time_idx)
-
-    def actor_obs(self, obs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Those arrays of an observation that the actor sees."""
-        return {name: obs[name] for name in self.actor_obs_names} if self.actor_obs_names else NO_OBS
-
-    def initial_memory(self, num_envs: int) -> Any:
-        return self.traj_encoder.initial_memory(num_envs)
-
-    def reset_memory(self, memory: Any, mask_B: np.ndarray) -> Any:
-        return self.traj_encoder.reset_memory(memory, mask_B)
-
-    @torch.inference_mode()
-    def act(
-        self, obs: Mapping[str, Tensor], rl2: Tensor, time_idx: Tensor, memory: Any, sample: bool
-    ) -> tuple[Tensor, Any]:
-        """Action vectors (B, A) for one timestep of B environments, by the main gamma, and the new memory.
-
-        obs: name -> (B, ...). rl2: (B, 1+A). time_idx: (B,). sample: draw from the policy, else its mode.
-        """
-        embedding = self.tstep_encoder({k: v.unsqueeze(1) for k, v in obs.items()}, rl2.unsqueeze(1)).squeeze(1)
-        state, memory = self.traj_encoder.step(embedding, time_idx, memory)
-        dist = self.actor.main_gamma(state, self.actor_obs(obs))
-        return (dist.sample() if sample else dist.mode), memory
 
 
 def _check_obs_names(setting: str, names: tuple[str, ...], obs_spec: ObsSpec) -> None:

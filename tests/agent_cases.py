@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amago_ray.agent import AUXILIARY_GAMMAS, Agent, MultiTaskAgent, TrainingBatch
+from amago_ray.agent import AUXILIARY_GAMMAS, Agent, MultiTaskAgent
 from amago_ray.data import ActionSpec, ArraySpec
 from amago_ray.nets.actions import action_vector
 from amago_ray.nets.heads import Actor, NCritics, NCriticsTwoHot
 from amago_ray.nets.traj_encoders import FFTrajEncoder, GRUTrajEncoder, TformerTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder
+from amago_ray.policy import TrainingBatch
 
 torch.set_num_threads(1)
 

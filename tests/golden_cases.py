@@ -11,11 +11,12 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from amago_ray.agent import Agent, TrainingBatch
+from amago_ray.agent import Agent
 from amago_ray.amago_weights import convert_amago_weights
 from amago_ray.data import ActionSpec, ArraySpec
 from amago_ray.nets.traj_encoders import FFTrajEncoder, GRUTrajEncoder, TformerTrajEncoder
 from amago_ray.nets.tstep_encoders import CNNTstepEncoder, FFTstepEncoder
+from amago_ray.policy import TrainingBatch
 
 GOLDEN = Path(__file__).parent / "golden"
 TSTEP_ENCODERS = {"ff": FFTstepEncoder, "cnn": CNNTstepEncoder}

@@ -11,10 +11,11 @@ import torch
 from agent_cases import ACTION_SPECS, LENGTHS, B, G, L, build, fill_padding, gru, make_batch, state_of, tformer, train
 from torch import Tensor
 
-from amago_ray.agent import Agent, MultiTaskAgent, TrainingBatch
+from amago_ray.agent import Agent, MultiTaskAgent
 from amago_ray.losses import exp_filter
 from amago_ray.nets.heads import NO_OBS, Actor
 from amago_ray.nets.traj_encoders import TrajEncoder
+from amago_ray.policy import TrainingBatch
 
 by_kind = pytest.mark.parametrize("kind", ACTION_SPECS)
 by_agent = pytest.mark.parametrize("agent_type", [Agent, MultiTaskAgent])

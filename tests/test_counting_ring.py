@@ -13,11 +13,12 @@ import pytest
 import torch
 from ring_cases import assert_rollouts_whole, assert_uniform, counting, make_shards, stored_ids, tiny_agent
 
-from amago_ray.agent import AgentSpec, TrainingBatch
+from amago_ray.agent import AgentSpec
 from amago_ray.data import Batch, RolloutReport
 from amago_ray.envs.exploration import EpsilonGreedy
 from amago_ray.learner.batches import Prefetcher, training_batch
 from amago_ray.nets.actions import action_vector
+from amago_ray.policy import TrainingBatch
 from amago_ray.replay.client import LocalShard, ReplayReader, ReplayWriter
 from amago_ray.replay.sampling import PaddedSampling
 from amago_ray.replay.shard import ReplayShard

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from amago_ray.agent import TrainingBatch
 from amago_ray.data import ACTION, OBS_PREFIX, REWARD, TERMINATED, ActionSpec, Batch
 from amago_ray.nets.actions import action_vector
+from amago_ray.policy import TrainingBatch
 
 
 def pad(column: np.ndarray, mask: np.ndarray) -> torch.Tensor:

@@ -13,9 +13,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
-from amago_ray.agent import Agent, AgentSpec, TrainingBatch
+from amago_ray.agent import Agent, AgentSpec
 from amago_ray.data import Batch, LearnReport, Weights
 from amago_ray.learner.batches import Prefetcher, training_batch
+from amago_ray.policy import TrainingBatch
 from amago_ray.weights import flatten_state
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
