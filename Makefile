@@ -20,7 +20,7 @@ help:  ## show this list
 	@touch $@
 
 demo: .venv/.installed  ## train MetaFrozenLake on Ray, two minutes on two cores, and draw its curves
-	$(BIN)/python -m amago_ray.train --config configs/meta_frozen_lake.gin
+	$(BIN)/python -m amago_ray.train --config configs/meta_frozen_lake.gin --overwrite
 	$(BIN)/amago-ray plot runs/meta_frozen_lake
 
 test: .venv/.installed  ## run all tests
