@@ -122,6 +122,8 @@ class RolloutWorker:
 
         Either may be None; where both are given, the first to be reached ends the evaluation.
         """
+        if not (steps_per_env or episodes_per_env):
+            raise ValueError("an evaluation needs steps_per_env, episodes_per_env, or both, of 1 or more")
         self._obs = {}
         return self._run(steps_per_env, episodes_per_env)
 
