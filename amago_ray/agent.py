@@ -29,6 +29,8 @@ from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder, TstepEncoder
 from amago_ray.policy import Policy, TrainingBatch
 
+PRIORITY_OF_LARGEST = 0.9
+LEAST_PRIORITY = 1e-3  # so that nothing that was learned well is never drawn again
 AUXILIARY_GAMMAS = (0.1, 0.9, 0.95, 0.97, 0.99, 0.995)
 
 
@@ -60,12 +62,16 @@ class Transitions:
 
 @dataclass(frozen=True)
 class AgentLoss:
-    """Scalars of one batch; `loss` is the one to minimise. `metrics` is empty unless it was asked for."""
+    """Scalars of one batch; `loss` is the one to minimise. `metrics` is empty unless it was asked for.
+
+    priority: (B,) of the sequences, where the batch was drawn by priority and critics are trained.
+    """
 
     loss: Tensor
     actor_loss: Tensor
     critic_loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    priority: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -203,24 +209,31 @@ class Agent(nn.Module):
         out as (B, L) = (1, N).
         """
         metrics: dict[str, Tensor] = {}
+        priority_B = None
         real = self.encode(batch)
         dist = real.dist
         if self.uses_critics:
             target_BLG = self.td_target(real.next_state, batch)
             if self.training:
                 self.popart.update(target_BLG.unsqueeze(-1))
-            q_out, value_out = self.judge(real)
+            q_out, value = self.judge(real)
             critic_BLCG = self.critic_error(q_out, target_BLG)
+            if batch.weight is not None:
+                priority_B = self.priority(critic_BLCG.detach(), batch)
+                critic_BLCG = critic_BLCG * self._sequence_weight(batch)[..., None, None]
             critic_loss = losses.masked_mean(critic_BLCG, self._real_mask(self.critic_mask(batch), batch))
-            actor_BLG = self.actor_objective(dist, real.taken, q_out.detach(), value_out, metrics, log)
+            q_BLCG1 = self.scalars(q_out.detach())
+            actor_BLG = self.actor_objective(dist, real.taken, q_BLCG1, value, metrics, log)
             if log:
-                self._log_values(q_out, target_BLG, metrics)
+                self._log_values(q_BLCG1, target_BLG, metrics)
         else:
             critic_loss = real.state.new_zeros(())
             log_prob_BLG = dist.log_prob(real.taken.unsqueeze(2)).squeeze(-1)
             actor_BLG = self.offline_coeff * losses.filtered_behavior_cloning(
                 log_prob_BLG, torch.ones_like(log_prob_BLG)
             )
+        if batch.weight is not None:
+            actor_BLG = actor_BLG * self._sequence_weight(batch)[..., None]
         actor_loss = losses.masked_mean(actor_BLG, self._real_mask(self.actor_mask(batch), batch))
         loss = actor_loss + self.critic_loss_weight * critic_loss
         if log:
@@ -228,7 +241,27 @@ class Agent(nn.Module):
             for g, gamma in enumerate(self.gamma_names):
                 metrics[f"Policy Entropy (gamma={gamma})"] = entropy_BLG[:, :, g].mean()
             metrics |= {"Total Loss": loss, "Actor Loss": actor_loss, "Critic Loss": critic_loss}
-        return AgentLoss(loss, actor_loss, critic_loss, metrics)
+        return AgentLoss(loss, actor_loss, critic_loss, metrics, priority_B)
+
+    @staticmethod
+    def _sequence_weight(batch: TrainingBatch) -> Tensor:
+        """(1, N): the weight of the sequence that each real transition is in."""
+        assert batch.weight is not None
+        return batch.real(batch.weight.unsqueeze(1).expand_as(batch.mask))
+
+    def priority(self, critic_BLCG: Tensor, batch: TrainingBatch) -> Tensor:
+        """How much is still to be learned from each sequence, (B,): the larger, the more often replay draws it.
+
+        A mixture of the largest and the mean error over its transitions, each the mean over critics and gammas
+        (R2D2, Kapturowski et al. 2019, section 2.3). critic_BLCG: `critic_error` of the real transitions.
+        """
+        error_BL = batch.padded(self.td_error(critic_BLCG).mean(dim=(2, 3)))
+        mean_B = error_BL.sum(dim=1) / batch.mask.sum(dim=1).clamp(min=1)
+        return PRIORITY_OF_LARGEST * error_BL.amax(dim=1) + (1 - PRIORITY_OF_LARGEST) * mean_B + LEAST_PRIORITY
+
+    def td_error(self, critic_BLCG: Tensor) -> Tensor:
+        """The size of each critic's error, from `critic_error`."""
+        return critic_BLCG.sqrt()
 
     def get_values(self, batch: TrainingBatch) -> dict[str, Tensor]:
         """What the agent makes of stored data, name -> (B, L, G) with NaN in the padding; nothing is left changed.
@@ -246,11 +279,12 @@ class Agent(nn.Module):
         with self._looking_only():
             real = self.encode(batch)
             target_BLG = self.td_target(real.next_state, batch)
-            q_out, value_out = self.judge(real)
-            advantage_BLG = self.advantage(q_out, value_out)
+            q_out, value = self.judge(real)
+            q = self.scalars(q_out)
+            advantage_BLG = self.advantage(q, value)
             values = {
-                "q": self.target_scalars(q_out).mean(dim=2).squeeze(-1),
-                "value": self.target_scalars(value_out).mean(dim=(0, 3)).squeeze(-1),
+                "q": self.returns(q).mean(dim=2).squeeze(-1),
+                "value": self.returns(value).mean(dim=(0, 3)).squeeze(-1),
                 "advantage": advantage_BLG,
                 "filter_weight": self.filter_weight(advantage_BLG),
                 "target": target_BLG,
@@ -287,13 +321,13 @@ class Agent(nn.Module):
 
     def encode(self, batch: TrainingBatch) -> Transitions:
         """States and policy of the real transitions of a batch."""
-        state = self.policy.encode(batch.obs, batch.rl2, batch.time_idx, batch.timestep_mask)
-        before, after = batch.real(state[:, :-1]), batch.real(state[:, 1:].detach())
-        obs = {name: batch.real(x[:, :-1]) for name, x in self.policy.actor_obs(batch.obs).items()}
+        state = self.policy.encode(batch.obs, batch.rl2, batch.time_idx, batch.timestep_mask, batch.packing)
+        before, after = batch.before(state), batch.after(state.detach())
+        obs = {name: batch.before(x) for name, x in self.policy.actor_obs(batch.obs).items()}
         return Transitions(before, after, batch.real(batch.actions), self.policy.actor(before, obs))
 
     def judge(self, real: Transitions) -> tuple[Tensor, Tensor]:
-        """Critic outputs for the actions taken, (1, N, C, G, O), and for those of the policy, (K, 1, N, C, G, O).
+        """Critic outputs for the actions taken, (1, N, C, G, O), and scalars for the policy's, (K, 1, N, C, G, 1).
 
         The latter pass gradient to the policy's actions alone.
         """
@@ -301,16 +335,18 @@ class Agent(nn.Module):
         taken_BLA = self.policy.actor.policy_output.action_from_buffer(real.taken)
         q_out = self.critics.values(prepared, taken_BLA[None, :, :, None])[0]
         pi_KBLGA = self.draw(real.dist, self.num_actions_pi, differentiable=self.online_coeff > 0)
-        return q_out, self.critics.values(prepared, pi_KBLGA, frozen=True)
+        return q_out, self.critics.values(prepared, pi_KBLGA, frozen=True, read=self.scalars)
 
     @torch.no_grad()
     def td_target(self, next_BLD: Tensor, batch: TrainingBatch) -> Tensor:
         """n-step TD targets (1, N, G), in units of scaled reward, from the states (1, N, D) after each transition."""
         actor = self.target_actor if self.use_target_actor else self.policy.actor
-        obs = {name: batch.real(x[:, 1:]) for name, x in self.policy.actor_obs(batch.obs).items()}
+        obs = {name: batch.after(x) for name, x in self.policy.actor_obs(batch.obs).items()}
         action_KBLGA = self.draw(actor(next_BLD, obs), self.num_actions_td, differentiable=False)
-        q_KBLCGO = self.target_critics.values(self.target_critics.prepare(next_BLD), action_KBLGA)
-        q_BLCG = self.target_scalars(q_KBLCGO).mean(dim=0).squeeze(-1)
+        q_KBLCG1 = self.target_critics.values(
+            self.target_critics.prepare(next_BLD), action_KBLGA, frozen=True, read=self.scalars
+        )
+        q_BLCG = self.returns(q_KBLCG1).mean(dim=0).squeeze(-1)
         reduced_BLCG = self.td_ensemble(q_BLCG)
         q_next_BLG = reduced_BLCG.amin(dim=2) if self.online_coeff > 0 else reduced_BLCG.mean(dim=2)
         reward_BL1 = self.reward_multiplier * batch.rewards.unsqueeze(-1)
@@ -325,9 +361,13 @@ class Agent(nn.Module):
             )
         )
 
-    def target_scalars(self, q: Tensor) -> Tensor:
-        """Critic outputs (..., G, O) as returns (..., G, 1), in units of scaled reward."""
-        return self.popart.denormalize(q)
+    def scalars(self, q: Tensor) -> Tensor:
+        """Critic outputs (..., G, O) as one number each, (..., G, 1), on the critics' own scale."""
+        return q
+
+    def returns(self, scalars: Tensor) -> Tensor:
+        """`scalars` (..., G, 1) in units of scaled reward."""
+        return self.popart.denormalize(scalars)
 
     def td_ensemble(self, q_BLCG: Tensor) -> Tensor:
         """A random subset of critics, drawn with replacement for every timestep and gamma (REDQ, arXiv 2101.05982)."""
@@ -347,34 +387,34 @@ class Agent(nn.Module):
         normalised_BLG = self.popart.normalize_target(target_BLG.unsqueeze(-1)).squeeze(-1)
         return losses.critic_mse(self.popart(q_BLCGO).squeeze(-1), normalised_BLG)
 
-    def advantage(self, q_BLCGO: Tensor, value_KBLCGO: Tensor) -> Tensor:
-        """A(s, a) = mean over critics of Q(s, a) minus that of V(s), (B, L, G), on raw critic outputs."""
-        return (q_BLCGO.mean(dim=2) - value_KBLCGO.detach().mean(dim=(0, 3))).squeeze(-1)
+    def advantage(self, q_BLCG1: Tensor, value_KBLCG1: Tensor) -> Tensor:
+        """A(s, a) = mean over critics of Q(s, a) minus that of V(s), (B, L, G), in `scalars`."""
+        return (q_BLCG1.mean(dim=2) - value_KBLCG1.detach().mean(dim=(0, 3))).squeeze(-1)
 
     def filter_weight(self, advantage_BLG: Tensor) -> Tensor:
         """Weight (B, L, G) of each transition in behaviour cloning."""
         return torch.ones_like(advantage_BLG) if self.fake_filter else self.filter(advantage_BLG)
 
-    def dpg_objective(self, value_KBLCGO: Tensor) -> Tensor:
+    def dpg_objective(self, value_KBLCG1: Tensor) -> Tensor:
         """- min over critics of Q(s, a ~ pi), normalised, (B, L, G); gradient flows to the action only."""
-        return -self.popart(value_KBLCGO.mean(dim=0).amin(dim=2)).squeeze(-1)
+        return -self.popart(value_KBLCG1.mean(dim=0).amin(dim=2)).squeeze(-1)
 
     def actor_objective(
         self,
         dist: ActionDistribution,
         taken_BLA: Tensor,
-        q_BLCGO: Tensor,
-        value_KBLCGO: Tensor,
+        q_BLCG1: Tensor,
+        value_KBLCG1: Tensor,
         metrics: dict[str, Tensor],
         log: bool,
     ) -> Tensor:
         """Weighted sum (B, L, G) of the DPG and the filtered-BC objective."""
-        objective = torch.zeros_like(value_KBLCGO[0, :, :, 0, :, 0])
+        objective = torch.zeros_like(value_KBLCG1[0, :, :, 0, :, 0])
         if self.online_coeff > 0:
-            objective = objective + self.online_coeff * self.dpg_objective(value_KBLCGO)
+            objective = objective + self.online_coeff * self.dpg_objective(value_KBLCG1)
         if self.offline_coeff > 0:
             log_prob_BLG = dist.log_prob(taken_BLA.unsqueeze(2)).squeeze(-1)
-            advantage_BLG = self.advantage(q_BLCGO, value_KBLCGO)
+            advantage_BLG = self.advantage(q_BLCG1, value_KBLCG1)
             weight_BLG = self.filter_weight(advantage_BLG)
             objective = objective + self.offline_coeff * losses.filtered_behavior_cloning(log_prob_BLG, weight_BLG)
             if log:
@@ -394,8 +434,8 @@ class Agent(nn.Module):
             torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.tau)
 
     @torch.no_grad()
-    def _log_values(self, q_BLCGO: Tensor, target_BLG: Tensor, metrics: dict[str, Tensor]) -> None:
-        q_BLCG = self.target_scalars(q_BLCGO).squeeze(-1)
+    def _log_values(self, q_BLCG1: Tensor, target_BLG: Tensor, metrics: dict[str, Tensor]) -> None:
+        q_BLCG = self.returns(q_BLCG1).squeeze(-1)
         spread_BLG = q_BLCG.std(dim=2, correction=0)
         for g, gamma in enumerate(self.gamma_names):
             metrics[f"Q(s,a) (gamma={gamma})"] = q_BLCG[..., g].mean()
@@ -403,9 +443,11 @@ class Agent(nn.Module):
             metrics[f"TD Target (gamma={gamma})"] = target_BLG[..., g].mean()
         metrics["TD Target Min"], metrics["TD Target Max"] = target_BLG.aminmax()
         if self.popart.enabled:
+            # A copy: metrics are fetched later, and the statistics move in place.
+            mu, sigma = self.popart.mu.clone(), self.popart.sigma
             for g, gamma in enumerate(self.gamma_names):
-                metrics[f"PopArt mu (gamma={gamma})"] = self.popart.mu[g, 0]
-                metrics[f"PopArt sigma (gamma={gamma})"] = self.popart.sigma[g, 0]
+                metrics[f"PopArt mu (gamma={gamma})"] = mu[g, 0]
+                metrics[f"PopArt sigma (gamma={gamma})"] = sigma[g, 0]
 
 
 @gin.configurable
@@ -444,19 +486,24 @@ class MultiTaskAgent(Agent):
             **settings,
         )
 
-    def target_scalars(self, q: Tensor) -> Tensor:
-        """Bin logits (..., G, O) decoded to returns (..., G, 1): already in units of scaled reward."""
+    def scalars(self, q: Tensor) -> Tensor:
+        """Bin logits (..., G, O) decoded to returns (..., G, 1)."""
         return self.critics.bins.decode(q)
+
+    def returns(self, scalars: Tensor) -> Tensor:
+        """Decoded bins are in units of scaled reward already."""
+        return scalars
 
     def critic_error(self, q_BLCGO: Tensor, target_BLG: Tensor) -> Tensor:
         """Cross-entropy (B, L, C, G) of every critic against one label per gamma."""
         label_BL1GO = self.critics.bins.encode(target_BLG.unsqueeze(-1)).unsqueeze(2)
         return -(label_BL1GO * q_BLCGO.log_softmax(dim=-1)).sum(dim=-1)
 
-    def advantage(self, q_BLCGO: Tensor, value_KBLCGO: Tensor) -> Tensor:
-        return super().advantage(self.target_scalars(q_BLCGO), self.target_scalars(value_KBLCGO.detach()))
+    def td_error(self, critic_BLCG: Tensor) -> Tensor:
+        """The cross-entropy itself, which has no scale of rewards."""
+        return critic_BLCG
 
-    def dpg_objective(self, value_KBLCGO: Tensor) -> Tensor:
+    def dpg_objective(self, value_KBLCG1: Tensor) -> Tensor:
         """- min over critics of the decoded Q(s, a ~ pi), in units of PopArt's standard deviation, (B, L, G)."""
-        least_BLG1 = self.target_scalars(value_KBLCGO).mean(dim=0).amin(dim=2)
+        least_BLG1 = value_KBLCG1.mean(dim=0).amin(dim=2)
         return -self.popart.normalize_target(least_BLG1).squeeze(-1)

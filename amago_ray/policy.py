@@ -17,18 +17,22 @@ import torch
 from torch import Tensor, nn
 
 from amago_ray.nets.heads import NO_OBS, ActorHead
+from amago_ray.nets.packing import Packing
 from amago_ray.nets.traj_encoders import TrajEncoder
 from amago_ray.nets.tstep_encoders import TstepEncoder
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Padded sequences on the learner's device: what `Agent.forward` consumes.
+    """Sequences on the learner's device: what `Agent.forward` consumes.
 
-    obs: name -> (B, L+1, ...). rl2: (B, L+1, 1+A) previous reward and action vector. time_idx: (B, L+1) int64.
+    What belongs to timesteps is padded to (B, L+1, ...), or, with a `packing`, laid end to end as (1, R, ...).
+    obs: name -> timesteps. rl2: timesteps x (1+A), previous reward and action vector. time_idx: timesteps, int64.
+    What belongs to transitions is always padded.
     actions: (B, L, A) action vectors. rewards: (B, L). terminated: (B, L) float. mask: (B, L) bool, real transitions.
     real_rows: (N,) int64, where `mask` is true in a flat view of (B, L). Found from `mask` when it is not given, which
         on a GPU waits for the device.
+    weight: (B,) of each sequence in the loss; None for equal ones. Where it is given, the loss comes with priorities.
     """
 
     obs: dict[str, Tensor]
@@ -39,6 +43,16 @@ class TrainingBatch:
     terminated: Tensor
     mask: Tensor
     real_rows: Tensor | None = None
+    weight: Tensor | None = None
+    packing: Packing | None = None
+
+    def before(self, x: Tensor) -> Tensor:
+        """Of timesteps x, (B, L+1, ...) or packed, those that real transitions start from, as (1, N, ...)."""
+        return self.real(x[:, :-1]) if self.packing is None else x[:, self.packing.start_N]
+
+    def after(self, x: Tensor) -> Tensor:
+        """As `before`, those that real transitions lead to."""
+        return self.real(x[:, 1:]) if self.packing is None else x[:, self.packing.start_N + 1]
 
     def real(self, x_BL: Tensor) -> Tensor:
         """The real transitions of x (B, L, ...), as (1, N, ...)."""
@@ -52,8 +66,10 @@ class TrainingBatch:
         return flat.unflatten(0, self.mask.shape)
 
     @property
-    def timestep_mask(self) -> Tensor:
-        """(B, L+1) bool: a sequence of l transitions has l + 1 real timesteps."""
+    def timestep_mask(self) -> Tensor | None:
+        """(B, L+1) bool: a sequence of l transitions has l + 1 real timesteps. None where all are real (packed)."""
+        if self.packing is not None:
+            return None
         return nn.functional.pad(self.mask, (1, 0), value=True)
 
 
@@ -77,10 +93,18 @@ class Policy(nn.Module):
         self.actor_obs_names = actor_obs_names
 
     def encode(
-        self, obs: Mapping[str, Tensor], rl2: Tensor, time_idx: Tensor, timestep_mask: Tensor | None = None
+        self,
+        obs: Mapping[str, Tensor],
+        rl2: Tensor,
+        time_idx: Tensor,
+        timestep_mask: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
-        """State embeddings (B, L, D) of whole sequences."""
-        return self.traj_encoder(self.tstep_encoder(obs, rl2, timestep_mask), time_idx)
+        """State embeddings (B, L, D) of whole sequences; (1, R, D) of packed ones."""
+        embedding = self.tstep_encoder(obs, rl2, timestep_mask)
+        if packing is None:
+            return self.traj_encoder(embedding, time_idx)
+        return self.traj_encoder.forward_packed(embedding, time_idx, packing)
 
     def actor_obs(self, obs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Those arrays of an observation that the actor sees."""

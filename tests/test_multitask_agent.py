@@ -121,7 +121,7 @@ def test_the_value_is_the_mean_over_actions() -> None:
     q, value = torch.randn(2, 3, 4, G, 31), torch.randn(5, 2, 3, 4, G, 31)
     decode = agent.critics.bins.decode
     expected = decode(q).squeeze(-1).mean(dim=2) - decode(value).squeeze(-1).mean(dim=(0, 3))
-    torch.testing.assert_close(agent.advantage(q, value), expected)
+    torch.testing.assert_close(agent.advantage(agent.scalars(q), agent.scalars(value)), expected)
 
 
 # --- critics ---------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Literal
 
@@ -21,6 +21,8 @@ from amago_ray.nets.distributions import ActionDistribution, PolicyOutput, defau
 from amago_ray.nets.feedforward import MLP, Normalization, activation
 from amago_ray.nets.scaling import TwoHot, symlog
 
+# Numbers in a hidden layer of all critics, of which one part of the states is computed at a time without gradient.
+CPU_PART, DEVICE_PART = 2**20, 2**27
 MAX_CRITIC_ACTION = 0.999  # bounds the actions that enter a critic, so that a saturated tanh keeps a gradient
 NO_OBS: Mapping[str, Tensor] = MappingProxyType({})
 
@@ -215,32 +217,56 @@ class CriticEnsemble(nn.Module):
         values_CNO = self._after_first_layer(first_CNH, frozen=False).float()
         return values_CNO.transpose(0, 1).reshape(B, L, len(weight_CDH), self.num_gammas, -1)
 
-    def values(self, prepared: Tensor, action_KBLGA: Tensor, frozen: bool = False) -> Tensor:
+    def values(
+        self,
+        prepared: Tensor,
+        action_KBLGA: Tensor,
+        frozen: bool = False,
+        read: Callable[[Tensor], Tensor] = lambda outputs: outputs,
+    ) -> Tensor:
         """Outputs for K actions per state and gamma, (K, B, L, C, G, O); O is 1 for discrete actions.
 
         action_KBLGA: action vectors; K and G may be 1 to stand for all.
         frozen: no gradient to the critics' parameters or the state, only to the action.
+        read: what is wanted of the outputs, (..., O) -> (..., O'). Where no gradient is, outputs and hidden layers are
+            only ever held for a part of the states.
         """
         if frozen:
             prepared = prepared.detach()
         if not self.action_input:
-            return (prepared * action_KBLGA.unsqueeze(-3)).sum(dim=-1, keepdim=True)
-        first = self._action_first_layer(prepared, action_KBLGA, frozen)  # (C, K, B, L, G, H)
-        C, K, B, L, G, H = first.shape
-        out_CNO = self._after_first_layer(first.reshape(C, -1, H), frozen).float()
-        return out_CNO.view(C, K, B, L, G, self.num_outputs).permute(1, 2, 3, 0, 4, 5)
+            return read((prepared * action_KBLGA.unsqueeze(-3)).sum(dim=-1, keepdim=True))
+        B, L = prepared.shape[:2]
+        prepared_NCH, action_KNGA = prepared.flatten(0, 1), action_KBLGA.flatten(1, 2)
+        if torch.is_grad_enabled() and (not frozen or action_KBLGA.requires_grad):
+            q_KNCGO = read(self._outputs(prepared_NCH, action_KNGA, frozen))
+        else:
+            q_KNCGO = self._outputs_by_parts(prepared_NCH, action_KNGA, read)
+        return q_KNCGO.unflatten(1, (B, L))
 
-    def _action_first_layer(self, prepared_BLCH: Tensor, action_KBLGA: Tensor, frozen: bool) -> Tensor:
-        weight = self.inp_layer.weight.detach() if frozen else self.inp_layer.weight
-        gamma_CGH = self.gamma_feature.view(1, -1, 1) * weight[:, self.state_dim : self.state_dim + 1]
-        weight_CAH = weight[:, self.state_dim + 1 :]
-        action_KBLGA = action_KBLGA.clamp(-MAX_CRITIC_ACTION, MAX_CRITIC_ACTION)
-        flat_NA = action_KBLGA.reshape(-1, action_KBLGA.shape[-1])
-        action_part = (flat_NA @ weight_CAH.transpose(0, 1).reshape(flat_NA.shape[1], -1)).view(
-            *action_KBLGA.shape[:-1], *weight_CAH.shape[::2]
-        )  # (K, B, L, G, C, H)
-        state_part = prepared_BLCH.permute(2, 0, 1, 3).unsqueeze(1).unsqueeze(-2)  # (C, 1, B, L, 1, H)
-        return state_part + gamma_CGH[:, None, None, None] + action_part.permute(4, 0, 1, 2, 3, 5)
+    @torch.no_grad()
+    def _outputs_by_parts(self, prepared_NCH: Tensor, action_KNGA: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `read` makes of `_outputs`; hidden layers hold PART numbers at a time, which stay in a CPU's cache."""
+        numbers = prepared_NCH[:1].numel() * len(action_KNGA) * self.num_gammas
+        size = max((DEVICE_PART if prepared_NCH.is_cuda else CPU_PART) // max(numbers, 1), 1)
+        parts = zip(prepared_NCH.split(size), action_KNGA.split(size, dim=1), strict=True)
+        return torch.cat([read(self._outputs(p, a, frozen=True)) for p, a in parts], dim=1)
+
+    def _outputs(self, prepared_NCH: Tensor, action_KNGA: Tensor, frozen: bool) -> Tensor:
+        """Outputs (K, N, C, G, O) for N states."""
+        K, N, G = len(action_KNGA), len(prepared_NCH), self.num_gammas
+        weight_CIH = self.inp_layer.weight[:, self.state_dim :]
+        weight_CIH = weight_CIH.detach() if frozen else weight_CIH
+        action_KNGA = action_KNGA.clamp(-MAX_CRITIC_ACTION, MAX_CRITIC_ACTION).expand(-1, -1, G, -1)
+        gamma_KNG1 = self.gamma_feature.to(action_KNGA.dtype).view(G, 1).expand(K, N, G, 1)
+        inputs_RI = torch.cat((gamma_KNG1, action_KNGA), dim=-1).flatten(0, 2)
+        C, I, H = weight_CIH.shape
+        first_CRH = torch.bmm(inputs_RI.expand(C, -1, I), weight_CIH.to(inputs_RI.dtype))
+        first = first_CRH.view(C, K, N, G, H)
+        state_part = prepared_NCH.transpose(0, 1)[:, None, :, None]
+        # A sum in place needs no second buffer of the size of everything.
+        first = first + state_part if torch.is_grad_enabled() else first.add_(state_part)
+        out_CRO = self._after_first_layer(first.view(C, K * N * G, H), frozen).float()
+        return out_CRO.view(C, K, N, G, self.num_outputs).permute(1, 2, 0, 3, 4)
 
     def _after_first_layer(self, first_CNH: Tensor, frozen: bool) -> Tensor:
         x = self.dropout(self.activation(first_CNH))

@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from amago_ray.nets.feedforward import Normalization
+from amago_ray.nets.packing import Packing
 
 MAX_CHUNK = 32  # timesteps that are scanned one after the other; chunks are scanned side by side
 # Numbers in a buffer of the scan. On a CPU few enough that it stays in the cache, elsewhere many, for wide kernels.
@@ -269,9 +270,15 @@ class Mamba(nn.Module):
         dt, B, C = self.x_proj(u).split((self.dt_rank, self.d_state, self.d_state), dim=-1)
         return F.linear(dt, self.dt_proj.weight), B, C
 
-    def forward(self, x_BLM: Tensor) -> Tensor:
-        """(B, L, d_model) -> (B, L, d_model)"""
-        x_BLD, z_BLD = self.in_proj(x_BLM).chunk(2, dim=-1)
+    def forward(self, x_BLM: Tensor, packing: Packing | None = None) -> Tensor:
+        """(B, L, d_model) -> (B, L, d_model), or (1, R, d_model) of packed sequences to the same."""
+        if packing is not None:
+            x_1RD, z_1RD = self.in_proj(x_BLM).chunk(2, dim=-1)
+            return self.out_proj(packing.pack(self._mix(packing.pad(x_1RD), packing.pad(z_1RD))))
+        return self.out_proj(self._mix(*self.in_proj(x_BLM).chunk(2, dim=-1)))
+
+    def _mix(self, x_BLD: Tensor, z_BLD: Tensor) -> Tensor:
+        """Convolution, scan and gate: all between the two projections, (B, L, D)."""
         x_BLD = F.pad(x_BLD, (0, 0, self.conv1d.kernel_size[0] - 1, 0))
         u_BLD = F.silu(self._convolution(x_BLD)).to(z_BLD.dtype)
         dt_BLD, B_BLN, C_BLN = self._selection(u_BLD)
@@ -285,9 +292,9 @@ class Mamba(nn.Module):
             y_BDL = kernels.selective_scan(
                 u_BDL, dt_BDL, A_DN, B_BNL, C_BNL, self.D.float(), z=z_BDL, delta_bias=bias_D, delta_softplus=True
             )
-            return self.out_proj(y_BDL.transpose(1, 2))
+            return y_BDL.transpose(1, 2)
         y_BLD = selective_scan(u_BLD, F.softplus(dt_BLD + bias_D), A_DN, B_BLN, C_BLN)
-        return self.out_proj(torch.addcmul(y_BLD, u_BLD, self.D) * F.silu(z_BLD))
+        return torch.addcmul(y_BLD, u_BLD, self.D) * F.silu(z_BLD)
 
     def step(self, x_BM: Tensor, window_BWD: Tensor, state_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, d_model) -> (B, d_model), and the window and state that include it. The kernel writes into `state`."""
@@ -317,8 +324,8 @@ class MambaBlock(nn.Module):
         self.norm = Normalization(norm, d_model)
         self.mamba = Mamba(d_model, d_state, d_conv, expand)
 
-    def forward(self, x_BLM: Tensor) -> Tensor:
-        return x_BLM + self.mamba(self.norm(x_BLM))
+    def forward(self, x_BLM: Tensor, packing: Packing | None = None) -> Tensor:
+        return x_BLM + self.mamba(self.norm(x_BLM), packing)
 
     def step(self, x_BM: Tensor, window_BWD: Tensor, state_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y_BM, window_BWD, state_BND = self.mamba.step(self.norm(x_BM), window_BWD, state_BND)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from amago_ray.nets.packing import Packing
+
 
 class GRURecurrence(torch.autograd.Function):
     """h_t = (1 - z_t) n_t + z_t h_{t-1}, from gates_x = x W_ih^T + b_ih that were computed for all t at once.
@@ -72,16 +74,20 @@ class GRURecurrence(torch.autograd.Function):
         return grad_gates, grad_weight, grad_recurrent.sum(dim=0)
 
 
-def gru_sequence(rnn: nn.GRU, x_BLD: Tensor) -> Tensor:
-    """What `rnn(x)[0]` computes for a batch-first GRU that starts from zeros: (B, L, D) -> (B, L, H)."""
-    if x_BLD.device.type != "cpu":
-        return rnn(x_BLD)[0]
-    x_LBD = x_BLD.transpose(0, 1)
+def gru_sequence(rnn: nn.GRU, x: Tensor, packing: Packing | None = None) -> Tensor:
+    """What `rnn(x)[0]` computes for a batch-first GRU that starts from zeros: (B, L, D) -> (B, L, H).
+
+    packing: of sequences that lie end to end, (1, R, D) -> (1, R, H).
+    """
+    if x.device.type != "cpu":
+        return rnn(x)[0] if packing is None else packing.pack(rnn(packing.pad(x))[0])
     for layer in range(rnn.num_layers):
         w_ih, w_hh, b_ih, b_hh = (
             getattr(rnn, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
         # Under autocast the large product runs in low precision; the recurrence itself stays in float32.
-        gates_LBG = F.linear(x_LBD, w_ih, b_ih).to(w_hh.dtype).contiguous()
-        x_LBD = GRURecurrence.apply(gates_LBG, w_hh, b_hh)
-    return x_LBD.transpose(0, 1)
+        gates = F.linear(x, w_ih, b_ih).to(w_hh.dtype)
+        gates_BLG = gates if packing is None else packing.pad(gates)
+        hidden_BLH = GRURecurrence.apply(gates_BLG.transpose(0, 1).contiguous(), w_hh, b_hh).transpose(0, 1)
+        x = hidden_BLH if packing is None else packing.pack(hidden_BLH)
+    return x

@@ -22,10 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from amago_ray.nets.attention import Attention, CausalAttention
 from amago_ray.nets.feedforward import Normalization, activation
 from amago_ray.nets.mamba import MambaBlock, MambaMemory
+from amago_ray.nets.packing import Packing
 from amago_ray.nets.recurrent import gru_sequence
-from amago_ray.nets.transformer import Attention, CausalAttention, KeyValueCache, PositionEmbedding, Transformer
+from amago_ray.nets.transformer import KeyValueCache, PositionEmbedding, Transformer
 
 
 class TrajEncoder(nn.Module, ABC):
@@ -47,6 +49,13 @@ class TrajEncoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, seq_BLD: Tensor, time_idx_BL: Tensor) -> Tensor:
         """Map (B, L, tstep_dim) to (B, L, emb_dim). Causal: output t depends on inputs 0..t only."""
+
+    def forward_packed(self, seq_1RD: Tensor, time_idx_1R: Tensor, packing: Packing) -> Tensor:
+        """Map sequences that lie end to end, (1, R, tstep_dim), to (1, R, emb_dim).
+
+        The same as `forward` on padded sequences, which is what it is unless a subclass does better.
+        """
+        return packing.pack(self.forward(packing.pad(seq_1RD), packing.pad(time_idx_1R)))
 
     def initial_memory(self, num_envs: int) -> Any:
         """Memory of `num_envs` environments at the start of their rollouts, on the module's device."""
@@ -71,6 +80,9 @@ class IdentityTrajEncoder(TrajEncoder):
 
     def forward(self, seq_BLD: Tensor, time_idx_BL: Tensor) -> Tensor:
         return seq_BLD
+
+    def forward_packed(self, seq_1RD: Tensor, time_idx_1R: Tensor, packing: Packing) -> Tensor:
+        return seq_1RD
 
 
 class FeedForwardBlock(nn.Module):
@@ -120,6 +132,9 @@ class FFTrajEncoder(TrajEncoder):
             x = block(x)
         return self.out_norm(self.dropout(self.traj_last(x)))
 
+    def forward_packed(self, seq_1RD: Tensor, time_idx_1R: Tensor, packing: Packing) -> Tensor:
+        return self.forward(seq_1RD, time_idx_1R)
+
 
 @gin.configurable
 class GRUTrajEncoder(TrajEncoder):
@@ -145,6 +160,9 @@ class GRUTrajEncoder(TrajEncoder):
 
     def forward(self, seq_BLD: Tensor, time_idx_BL: Tensor) -> Tensor:
         return self.out_norm(self.out(gru_sequence(self.rnn, seq_BLD)))
+
+    def forward_packed(self, seq_1RD: Tensor, time_idx_1R: Tensor, packing: Packing) -> Tensor:
+        return self.out_norm(self.out(gru_sequence(self.rnn, seq_1RD, packing)))
 
     def initial_memory(self, num_envs: int) -> Tensor:
         """Hidden states, (layers, B, d_hidden)."""
@@ -179,6 +197,7 @@ class TformerTrajEncoder(TrajEncoder):
         dropout_ff: float = 0.05,
         dropout_emb: float = 0.05,
         dropout_qkv: float = 0.0,
+        dropout_attn: float = 0.0,
         activation: str = "leaky_relu",
         norm: str = "layer",
         normformer_norms: bool = True,
@@ -206,6 +225,7 @@ class TformerTrajEncoder(TrajEncoder):
             dropout_emb=dropout_emb,
             dropout_ff=dropout_ff,
             dropout_qkv=dropout_qkv,
+            dropout_attn=dropout_attn,
             activation_name=activation,
             norm=norm,
             normformer_norms=normformer_norms,
@@ -218,6 +238,9 @@ class TformerTrajEncoder(TrajEncoder):
 
     def forward(self, seq_BLD: Tensor, time_idx_BL: Tensor) -> Tensor:
         return self.tformer(seq_BLD, time_idx_BL)
+
+    def forward_packed(self, seq_1RD: Tensor, time_idx_1R: Tensor, packing: Packing) -> Tensor:
+        return self.tformer(seq_1RD, time_idx_1R, packing=packing)
 
     def initial_memory(self, num_envs: int) -> KeyValueCache:
         return self.tformer.initial_cache(num_envs, num_slots=self.max_seq_len)
@@ -258,9 +281,15 @@ class MambaTrajEncoder(TrajEncoder):
         return self.inp.out_features
 
     def forward(self, seq_BLD: Tensor, time_idx_BL: Tensor) -> Tensor:
-        x = self.inp(seq_BLD)
+        return self._forward(seq_BLD, None)
+
+    def forward_packed(self, seq_1RD: Tensor, time_idx_1R: Tensor, packing: Packing) -> Tensor:
+        return self._forward(seq_1RD, packing)
+
+    def _forward(self, x: Tensor, packing: Packing | None) -> Tensor:
+        x = self.inp(x)
         for block in self.mambas:
-            x = block(x)
+            x = block(x, packing)
         return self.out_norm(x)
 
     def initial_memory(self, num_envs: int) -> MambaMemory:

@@ -9,17 +9,17 @@ Shape letters: B sequences (or environments), L timesteps, S cache slots, H head
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
-import gin
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amago_ray.nets.attention import Attention
 from amago_ray.nets.feedforward import Normalization, activation
+from amago_ray.nets.packing import Packing
 
 PositionEmbedding = Literal["fixed", "learnable", "rope"]
 
@@ -95,94 +95,6 @@ def rotate(x_BHLK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x_BHLK * cos + swapped * sin).to(x_BHLK.dtype)
 
 
-class Attention(nn.Module, ABC):
-    """Which earlier timesteps a timestep may look at, over whole sequences and over a cache.
-
-    A subclass says `visible(age, index)`; everything else follows from it. Both attention paths use PyTorch's fused
-    scaled-dot-product attention unless logits are clipped, which no fused kernel offers.
-    """
-
-    logit_clip: float | None = None
-    num_sinks: int = 0
-
-    @abstractmethod
-    def visible(self, age: Tensor, index: Tensor) -> Tensor | None:
-        """Boolean: may a query see a key that is `age` >= 0 timesteps older and is the `index`-th of its sequence?
-
-        None means that everything in the past is visible.
-        """
-
-    def sequence(self, q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, dropout_p: float = 0.0) -> Tensor:
-        """Causal attention over whole sequences, (B, H, L, K) -> (B, H, L, K)."""
-        length = q_BHLK.shape[2]
-        position = torch.arange(length, device=q_BHLK.device)
-        age_LL = position.unsqueeze(1) - position.unsqueeze(0)
-        visible_LL = self.visible(age_LL, position.unsqueeze(0))
-        if visible_LL is None and self.logit_clip is None:
-            return F.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK, dropout_p=dropout_p, is_causal=True)
-        causal_LL = age_LL >= 0
-        return self._masked(
-            q_BHLK, k_BHLK, v_BHLK, causal_LL if visible_LL is None else causal_LL & visible_LL, dropout_p
-        )
-
-    def cached(self, q_BH1K: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, age_BS: Tensor, index_BS: Tensor) -> Tensor:
-        """Attention of one new timestep over cache slots; slots with age < 0 are empty. Returns (B, H, 1, K)."""
-        filled_BS = age_BS >= 0
-        visible_BS = self.visible(age_BS, index_BS)
-        mask_BS = filled_BS if visible_BS is None else filled_BS & visible_BS
-        return self._masked(q_BH1K, k_BHSK, v_BHSK, mask_BS[:, None, None, :], 0.0)
-
-    def _masked(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout_p: float) -> Tensor:
-        if self.logit_clip is None:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
-        logits = (q @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])
-        logits = self.logit_clip * torch.tanh(logits / self.logit_clip)
-        weights = logits.masked_fill(~mask, -torch.inf).softmax(dim=-1).to(v.dtype)
-        return F.dropout(weights, dropout_p) @ v
-
-
-@gin.configurable
-class CausalAttention(Attention):
-    """Every timestep sees all earlier ones."""
-
-    def visible(self, age: Tensor, index: Tensor) -> None:
-        return None
-
-
-@gin.configurable
-class SlidingWindowAttention(Attention):
-    """Every timestep sees itself and the `window_size` - 1 before it."""
-
-    def __init__(self, window_size: int = 128):
-        super().__init__()
-        if window_size < 1:
-            raise ValueError(f"SlidingWindowAttention.window_size={window_size}: it must be 1 or more timesteps")
-        self.window_size = window_size
-
-    def visible(self, age: Tensor, index: Tensor) -> Tensor:
-        return age < self.window_size
-
-
-@gin.configurable
-class SlidingSinkAttention(SlidingWindowAttention):
-    """A sliding window, plus the first `sink_size` timesteps of the sequence (StreamingLLM, arXiv 2309.17453).
-
-    logit_clip: bounds attention logits to (-logit_clip, logit_clip) by a tanh; None leaves them as they are.
-    """
-
-    def __init__(self, window_size: int = 128, sink_size: int = 4, logit_clip: float | None = None):
-        super().__init__(window_size)
-        if sink_size < 0:
-            raise ValueError(f"SlidingSinkAttention.sink_size={sink_size}: it must be 0 or more timesteps")
-        if logit_clip is not None and logit_clip <= 0:
-            raise ValueError(f"SlidingSinkAttention.logit_clip={logit_clip}: it must be positive, or None for no clip")
-        self.num_sinks = sink_size
-        self.logit_clip = logit_clip
-
-    def visible(self, age: Tensor, index: Tensor) -> Tensor:
-        return super().visible(age, index) | (index < self.num_sinks)
-
-
 @dataclass
 class KeyValueCache:
     """Keys and values of the last timesteps of B environments, written in place as rings.
@@ -226,27 +138,40 @@ class KeyValueCache:
 class AttentionLayer(nn.Module):
     """Multi-head self-attention with a learned scale per head."""
 
-    def __init__(self, attention: Attention, d_model: int, n_heads: int, dropout_qkv: float, head_scaling: bool):
+    def __init__(
+        self,
+        attention: Attention,
+        d_model: int,
+        n_heads: int,
+        dropout_qkv: float,
+        dropout_attn: float,
+        head_scaling: bool,
+    ):
         super().__init__()
         self.attention = attention
         self.n_heads = n_heads
         self.qkv_projection = SigmaReparamLinear(d_model, 3 * d_model, bias=False)
         self.out_projection = SigmaReparamLinear(d_model, d_model)
         self.dropout_qkv = nn.Dropout(dropout_qkv)
+        self.dropout_attn = dropout_attn
         self.head_scaler = nn.Parameter(torch.ones(n_heads, 1, 1), requires_grad=head_scaling)
 
-    def forward(self, x_BLD: Tensor, rope: tuple[Tensor, Tensor] | None, cache: CacheStep | None) -> Tensor:
-        B, L, D = x_BLD.shape
+    def forward(
+        self, x_BLD: Tensor, rope: tuple[Tensor, Tensor] | None, cache: CacheStep | None, packing: Packing | None
+    ) -> Tensor:
         qkv = self.dropout_qkv(self.qkv_projection(x_BLD))
+        if packing is not None:
+            qkv = packing.pad(qkv)
+        (B, L, _), D = qkv.shape, x_BLD.shape[2]
         q, k, v = qkv.view(B, L, 3, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is None:
-            heads_BHLK = self.attention.sequence(q, k, v)
+            heads_BHLK = self.attention.sequence(q, k, v, self.dropout_attn if self.training else 0.0)
         else:
             heads_BHLK = self.attention.cached(q, *cache.write(k, v), cache.age_BS, cache.index_BS)
-        heads_BHLK = heads_BHLK * self.head_scaler
-        return self.out_projection(heads_BHLK.transpose(1, 2).reshape(B, L, D))
+        heads_BLD = (heads_BHLK * self.head_scaler).transpose(1, 2).reshape(B, L, D)
+        return self.out_projection(heads_BLD if packing is None else packing.pack(heads_BLD))
 
 
 @dataclass
@@ -292,16 +217,21 @@ class TransformerLayer(nn.Module):
         self.activation = activation(activation_name)
         self.dropout_ff = nn.Dropout(dropout_ff)
 
-    def forward(self, x_BLD: Tensor, rope: tuple[Tensor, Tensor] | None, cache: CacheStep | None) -> Tensor:
-        x_BLD = x_BLD + self.norm2(self.attention_layer(self.norm1(x_BLD), rope, cache))
+    def forward(
+        self, x_BLD: Tensor, rope: tuple[Tensor, Tensor] | None, cache: CacheStep | None, packing: Packing | None
+    ) -> Tensor:
+        x_BLD = x_BLD + self.norm2(self.attention_layer(self.norm1(x_BLD), rope, cache, packing))
         hidden = self.norm4(self.activation(self.ff1(self.norm3(x_BLD))))
-        return x_BLD + self.dropout_ff(self.ff2(self.dropout_ff(hidden)))
+        return x_BLD + self.dropout_ff(self.ff2(hidden))
 
 
 class Transformer(nn.Module):
     """Input projection, position embedding, `n_layers` blocks, final norm: (B, L, d_inp) -> (B, L, d_model).
 
-    Raises ValueError where a width does not divide over the heads or a position embedding is unknown.
+    Dropout: `dropout_emb` on embeddings, `dropout_ff` in feed-forward blocks, `dropout_qkv` on queries, keys and
+    values, `dropout_attn` on attention weights.
+    Raises ValueError where a width does not divide over the heads, a position embedding is unknown, or `dropout_attn`
+    is no probability below 1.
     """
 
     def __init__(
@@ -317,6 +247,7 @@ class Transformer(nn.Module):
         dropout_emb: float = 0.05,
         dropout_ff: float = 0.05,
         dropout_qkv: float = 0.0,
+        dropout_attn: float = 0.0,
         activation_name: str = "leaky_relu",
         norm: str = "layer",
         normformer_norms: bool = True,
@@ -329,6 +260,8 @@ class Transformer(nn.Module):
             raise ValueError(f"TformerTrajEncoder.pos_emb={pos_emb!r}: use 'fixed', 'learnable' or 'rope'")
         if pos_emb == "rope" and (d_model // n_heads) % 2:
             raise ValueError(f"TformerTrajEncoder.pos_emb='rope' needs an even head width, not {d_model // n_heads}")
+        if not 0.0 <= dropout_attn < 1.0:
+            raise ValueError(f"TformerTrajEncoder.dropout_attn={dropout_attn}: it must be from 0 to below 1")
         self.d_model = d_model
         self.n_heads = n_heads
         self.attention = attention
@@ -338,7 +271,7 @@ class Transformer(nn.Module):
         self.dropout_emb = nn.Dropout(dropout_emb)
         self.layers = nn.ModuleList(
             TransformerLayer(
-                AttentionLayer(attention, d_model, n_heads, dropout_qkv, head_scaling),
+                AttentionLayer(attention, d_model, n_heads, dropout_qkv, dropout_attn, head_scaling),
                 d_model,
                 d_ff,
                 dropout_ff,
@@ -358,8 +291,13 @@ class Transformer(nn.Module):
         keys, values = (torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2))
         return KeyValueCache(keys, values, np.zeros(num_envs, dtype=np.int64), self.attention.num_sinks)
 
-    def forward(self, x_BLD: Tensor, time_idx_BL: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """Whole sequences without `cache`; with it, L is 1 and the cache is written in place."""
+    def forward(
+        self, x_BLD: Tensor, time_idx_BL: Tensor, cache: KeyValueCache | None = None, packing: Packing | None = None
+    ) -> Tensor:
+        """Whole sequences without `cache`; with it, L is 1 and the cache is written in place.
+
+        packing: of sequences that lie end to end, (1, R, d_inp) and (1, R) to (1, R, d_model).
+        """
         x_BLD = self.inp(x_BLD)
         rope = None
         if self.pos_emb == "fixed":
@@ -367,7 +305,10 @@ class Transformer(nn.Module):
         elif self.position is not None:
             x_BLD = x_BLD + self.position(time_idx_BL.clamp(max=self.position.num_embeddings - 1))
         else:
-            rope = rope_tables(time_idx_BL, self.d_model // self.n_heads)
+            # Rotations happen where sequences are padded.
+            rope = rope_tables(
+                time_idx_BL if packing is None else packing.pad(time_idx_BL), self.d_model // self.n_heads
+            )
         x_BLD = self.dropout_emb(x_BLD)
         steps: list[CacheStep | None] = [None] * len(self.layers)
         if cache is not None:
@@ -377,5 +318,5 @@ class Transformer(nn.Module):
                 CacheStep(k, v, row_B, slot_B, age_BS, index_BS) for k, v in zip(cache.keys, cache.values, strict=True)
             ]
         for layer, step in zip(self.layers, steps, strict=True):
-            x_BLD = layer(x_BLD, rope, step)
+            x_BLD = layer(x_BLD, rope, step, packing)
         return self.norm(x_BLD)

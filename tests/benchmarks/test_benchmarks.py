@@ -30,8 +30,16 @@ EXPECTED: dict[str, tuple[list[str], set[str], set[str], set[str]]] = {
     "learner": (
         ["--threads", "1", "--only", "GRU"],
         {"precision", "float32_flops_per_s", "bfloat16_flops_per_s"},
-        {"parameters", "runs", "train_ratio", "padding", "flops_per_update", "flops_per_s", "fraction_of_matrix_rate"},
-        {"updates_per_s", "train_updates_per_s"},
+        {"parameters", "runs", "train_ratio", "padding", "flops_per_update", "flops_per_s", "fraction_of_matrix_rate"}
+        | {"peak_bytes", "plain_flops_per_update", "plain_peak_bytes", "float32_fraction", "bfloat16_fraction"},
+        {"updates_per_s", "train_updates_per_s", "plain_updates_per_s", "speedup", "bfloat16_updates_per_s"}
+        | {"float32_updates_per_s", "bfloat16_speedup"},
+    ),
+    "long_context": (
+        ["--threads", "1", "--only", "64", "--figure", "long_context.png"],
+        {"batch_size", "width", "window"},
+        {"length", "timesteps_per_s", "peak_bytes", "runs"},
+        {"seconds", "speedup"},
     ),
     "replay": (
         ["--only", "10,000"],
@@ -58,10 +66,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def run(name: str, *options: str) -> str:
+def run(name: str, *options: str, cwd: Path | None = None) -> str:
     """What the benchmark prints to its standard output."""
     command = [sys.executable, "-c", RUN_WITHOUT_RAY, (BENCHMARKS / f"{name}.py").as_posix(), *options]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -69,7 +77,7 @@ def run(name: str, *options: str) -> str:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_quick_run_writes_its_results(name: str, tmp_path: Path) -> None:
     more, facts, numbers, ranges = EXPECTED[name]
-    printed = run(name, "--quick", "--out", str(tmp_path), *more)
+    printed = run(name, "--quick", "--out", str(tmp_path), *more, cwd=tmp_path)
     result = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
     assert COMMON | facts <= set(result)
     assert set(result["machine"]) == MACHINE
@@ -78,6 +86,8 @@ def test_a_quick_run_writes_its_results(name: str, tmp_path: Path) -> None:
         assert all(row[key] > 0 for key in numbers), row
         assert all(0 < row[key]["min"] <= row[key]["median"] <= row[key]["max"] for key in ranges), row
     assert "A --quick run" in printed
+    if name == "long_context":
+        assert (tmp_path / "long_context.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_recorded_results_are_printed_as_markdown(
@@ -157,3 +167,58 @@ def test_operations_of_cudnn_recurrent_networks_follow_their_matrices(measure: M
     formula = measure._uncounted_by_torch()[torch.ops.aten._cudnn_rnn]
     x, weights = (5, 3, 8), [(48, 8), (48, 16), (48,), (48,)]
     assert formula(x, weights) == 2 * 15 * (48 * 8 + 48 * 16)
+
+
+def test_peak_memory_is_the_most_that_is_held_at_a_time(measure: ModuleType) -> None:
+    held = torch.zeros(1000, 1000)
+
+    def run() -> None:
+        first = held + 1  # 4 MB
+        second = first.exp() * 2  # 8 MB more while the product is made, 4 MB afterwards
+        del first
+        assert second.sum() > 0
+
+    assert measure.peak_bytes(run) == pytest.approx(12e6, rel=0.01)
+    assert measure.peak_bytes(lambda: None) == 0
+
+
+def test_peak_memory_sees_what_is_kept_for_the_backward_pass(measure: ModuleType) -> None:
+    layer, x = nn.Linear(100, 1000, bias=False), torch.randn(1000, 100)
+    assert measure.peak_bytes(lambda: layer(x).exp().sum()) == pytest.approx(8e6, rel=0.01)
+    # Backward: the result of exp is kept, the gradient before it is made from it, and the weight's from that.
+    layer(x).exp().sum().backward()
+    peak = measure.peak_bytes(lambda: layer(x).exp().sum().backward())
+    assert 8e6 <= peak <= 12.5e6
+
+
+@pytest.fixture
+def learner(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("learner")
+
+
+@pytest.mark.parametrize("agent", ["Agent", "MultiTaskAgent"])
+@pytest.mark.parametrize("encoder", ["FF", "GRU", "Transformer", "Mamba"])
+def test_learners_of_both_precisions_share_a_process(learner: ModuleType, agent: str, encoder: str) -> None:
+    """Each computes in its own, and bfloat16 gives nearly the same loss."""
+    from agents import ACTIONS, AGENTS, SIZES, configured_spec
+
+    size, action_spec = SIZES["demo"], ACTIONS["continuous"]
+    shard = learner.filled_shard(size, action_spec, num_trajectories=4)
+    reader = learner.ReplayReader([learner.LocalShard(shard)], batch_size=2, seed=0)
+    spec = configured_spec(size, encoder, action_spec, agent_type=AGENTS[agent])
+    made = learner.learners(learner.LearnerConfig(), spec, reader, learner.DTYPES)
+    logs = []
+    for one, dtype in zip(made, learner.DTYPES.values()):
+        dtypes: set[torch.dtype] = set()
+        for module in one.agent.modules():
+            if isinstance(module, nn.Linear):
+                module.register_forward_hook(lambda module, args, out, seen=dtypes: seen.add(out.dtype))
+        batch = learner.training_batch(next(iter(reader.batches(1, 0))), action_spec, one.device)
+        torch.manual_seed(0)
+        logs.append(one.update(batch, log=True))
+        assert dtypes == {dtype}
+        assert all(p.isfinite().all() for p in one.agent.parameters())
+    # A fresh critic's loss is that of a uniform guess, and may round to the same number in both; the gradient does not.
+    torch.testing.assert_close(logs[1]["Critic Loss"], logs[0]["Critic Loss"], rtol=0.05, atol=0.0)
+    assert logs[0]["Gradient Norm"] != logs[1]["Gradient Norm"]

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from amago_ray.nets.attention import SlidingSinkAttention
 from amago_ray.nets.traj_encoders import (
     FFTrajEncoder,
     GRUTrajEncoder,
@@ -20,7 +21,6 @@ from amago_ray.nets.traj_encoders import (
     TformerTrajEncoder,
     TrajEncoder,
 )
-from amago_ray.nets.transformer import SlidingSinkAttention
 
 small_tformer = partial(TformerTrajEncoder, d_model=8, n_heads=2, d_ff=12, n_layers=2)
 ENCODERS: dict[str, Callable[..., TrajEncoder]] = {

@@ -13,17 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from amago_ray.nets.transformer import (
-    Attention,
-    CausalAttention,
-    SigmaReparamLinear,
-    SlidingSinkAttention,
-    SlidingWindowAttention,
-    Transformer,
-    rope_tables,
-    rotate,
-    sinusoid,
-)
+from amago_ray.nets.attention import Attention, CausalAttention, SlidingSinkAttention, SlidingWindowAttention
+from amago_ray.nets.transformer import SigmaReparamLinear, Transformer, rope_tables, rotate, sinusoid
 from amago_ray.weights import flatten_state, load_flat_state
 
 PARTS = np.load(Path(__file__).parents[1] / "golden" / "parts.npz")
@@ -305,6 +296,17 @@ def test_stale_slots_are_never_attended(name: str, pos_emb: str) -> None:
         close(out_old[1], out_fresh[1])
 
 
+@every_attention
+def test_attention_dropout_is_for_training_alone(name: str) -> None:
+    torch.manual_seed(0)
+    model = Transformer(5, 16, 24, 2, 1, ATTENTIONS[name](), dropout_emb=0.0, dropout_ff=0.0, dropout_attn=0.5)
+    x_BTD, time_idx = torch.randn(2, 9, 5), torch.arange(9).expand(2, -1)
+    model.eval()
+    assert torch.equal(model(x_BTD, time_idx), model(x_BTD, time_idx))
+    model.train()
+    assert (model(x_BTD, time_idx) - model(x_BTD, time_idx))[:, -1].abs().max() > 1e-2
+
+
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
@@ -315,6 +317,7 @@ def test_settings_are_checked() -> None:
         "even head width, not 3": lambda: Transformer(3, 6, 8, 2, 1, CausalAttention(), pos_emb="rope"),
         "window_size=0": lambda: SlidingWindowAttention(0),
         "sink_size=-1": lambda: SlidingSinkAttention(4, -1),
+        "dropout_attn=1.0": lambda: Transformer(3, 8, 8, 2, 1, CausalAttention(), dropout_attn=1.0),
         "logit_clip=0": lambda: SlidingSinkAttention(4, 1, logit_clip=0),
     }.items():
         with pytest.raises(ValueError, match=setting):

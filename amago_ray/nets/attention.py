@@ -1,0 +1,213 @@
+"""Causal attention over whole sequences and over a cache, full or windowed, without ever holding L x L weights.
+
+Whole sequences (padding, if any, at the end) take one of three ways, all of the same function:
+
+- everything in the past is visible: PyTorch's fused causal kernel;
+- a sliding window, with or without sinks: the fused kernel over blocks of queries, in time L x window;
+- what no fused kernel offers (clipped logits, a user's own `visible`, dropout on CPU): one block of queries at a time,
+  its weights computed again in backward.
+
+Shape letters: B sequences (or environments), L timesteps, S cache slots, H heads, K head width, N blocks of C queries
+that see J keys each.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import gin
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+BLOCK = 128  # queries that share one computation: enough to fill a device, few enough that BLOCK x L weights are small
+
+
+def has_fused_kernel(q_BHLK: Tensor, dropout_p: float) -> bool:
+    """Whether unmasked scaled-dot-product attention has a kernel here that keeps no L x L weights.
+
+    On CPU there is none with dropout; on CUDA none for float64 or for heads whose rows are not aligned.
+    """
+    if q_BHLK.is_cuda:
+        return q_BHLK.dtype != torch.float64 and q_BHLK.shape[-1] % 8 == 0
+    return dropout_p == 0.0
+
+
+class Attention(nn.Module, ABC):
+    """Which earlier timesteps a timestep may look at, over whole sequences and over a cache.
+
+    A subclass says `visible(age, index)`; everything else follows from it.
+    logit_clip: bounds logits to (-logit_clip, logit_clip) by a tanh; None leaves them as they are.
+    num_sinks: how many of a rollout's first timesteps the cache keeps for good.
+    """
+
+    logit_clip: float | None = None
+    num_sinks: int = 0
+
+    @abstractmethod
+    def visible(self, age: Tensor, index: Tensor) -> Tensor | None:
+        """Boolean: may a query see a key that is `age` >= 0 timesteps older and is the `index`-th of its sequence?
+
+        None means that everything in the past is visible. Sequences ask block by block and broadcast the two.
+        """
+
+    def sequence(self, q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, dropout_p: float = 0.0) -> Tensor:
+        """Causal attention over whole sequences, (B, H, L, K) -> (B, H, L, K).
+
+        dropout_p: probability of dropping an attention weight.
+        """
+        first = torch.zeros(1, dtype=torch.long, device=q_BHLK.device)
+        if self.visible(first, first) is None:
+            return self._everything(q_BHLK, k_BHLK, v_BHLK, dropout_p)
+        return self._by_blocks(q_BHLK, k_BHLK, v_BHLK, dropout_p)
+
+    def cached(self, q_BH1K: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, age_BS: Tensor, index_BS: Tensor) -> Tensor:
+        """Attention of one new timestep over cache slots; slots with age < 0 are empty. Returns (B, H, 1, K)."""
+        filled_BS = age_BS >= 0
+        visible_BS = self.visible(age_BS, index_BS)
+        mask_BS = filled_BS if visible_BS is None else filled_BS & visible_BS
+        return self._masked(q_BH1K, k_BHSK, v_BHSK, mask_BS[:, None, None, :], 0.0)
+
+    def _fused(self, q_BHLK: Tensor, dropout_p: float) -> bool:
+        return self.logit_clip is None and has_fused_kernel(q_BHLK, dropout_p)
+
+    def _everything(self, q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
+        """`sequence` where everything in the past is visible."""
+        if self._fused(q, dropout_p):
+            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
+        return self._by_blocks(q, k, v, dropout_p)
+
+    def _by_blocks(
+        self, q: Tensor, k: Tensor, v: Tensor, dropout_p: float, window: int | None = None, sinks: int = 0
+    ) -> Tensor:
+        """`sequence` of anything, with the weights of one block of queries in memory at a time.
+
+        window, sinks: a promise that nothing as old as `window` is visible but the first `sinks` timesteps; keys that
+        no query of a block can see are then left out. None promises nothing.
+        """
+        q_blocks, k_blocks, v_blocks = (x.split(BLOCK, dim=2) for x in (q, k, v))
+        k_sinks, v_sinks = k[:, :, :sinks], v[:, :, :sinks]
+        outputs = []
+        for n, q_block in enumerate(q_blocks):
+            end = n * BLOCK + q_block.shape[2]
+            first = far = 0
+            if window is None:
+                ks, vs = [k[:, :, :end]], [v[:, :, :end]]
+            else:
+                # Pieces of one split, whose gradient is one concatenation: that of a slice is as long as the sequence.
+                past = max(0, n - math.ceil((window - 1) / BLOCK))
+                first = past * BLOCK
+                far = min(sinks, first)  # later sinks are among the keys from `first`
+                ks = [k_sinks[:, :, :far], *k_blocks[past : n + 1]]
+                vs = [v_sinks[:, :, :far], *v_blocks[past : n + 1]]
+            arguments = (q_block, ks, vs, far, first, end, dropout_p)
+            out = checkpoint(self._block, *arguments, use_reentrant=False, preserve_rng_state=dropout_p > 0.0)
+            assert isinstance(out, Tensor)
+            outputs.append(out)
+        return torch.cat(outputs, dim=2)
+
+    def _block(
+        self, q: Tensor, ks: list[Tensor], vs: list[Tensor], far: int, first: int, end: int, dropout_p: float
+    ) -> Tensor:
+        """The queries before timestep `end`. ks, vs: pieces of timesteps 0 to `far`, then `first` to `end`."""
+        query = torch.arange(end - q.shape[2], end, device=q.device).unsqueeze(1)
+        key = torch.cat((torch.arange(far, device=q.device), torch.arange(first, end, device=q.device))).unsqueeze(0)
+        age = query - key
+        visible = self.visible(age, key)
+        mask = age >= 0 if visible is None else (age >= 0) & visible
+        return self._masked(q, torch.cat(ks, dim=2), torch.cat(vs, dim=2), mask, dropout_p)
+
+    def _masked(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout_p: float) -> Tensor:
+        if self.logit_clip is None:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
+        logits = q @ k.transpose(-1, -2)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = self.logit_clip * torch.tanh(logits * (1.0 / (self.logit_clip * math.sqrt(q.shape[-1]))))
+        weights = logits.masked_fill(~mask, -torch.inf).softmax(dim=-1).to(v.dtype)
+        return F.dropout(weights, dropout_p) @ v
+
+
+@gin.configurable
+class CausalAttention(Attention):
+    """Every timestep sees all earlier ones."""
+
+    def visible(self, age: Tensor, index: Tensor) -> None:
+        return None
+
+
+@gin.configurable
+class SlidingWindowAttention(Attention):
+    """Every timestep sees itself and the `window_size` - 1 before it."""
+
+    def __init__(self, window_size: int = 128):
+        super().__init__()
+        if window_size < 1:
+            raise ValueError(f"SlidingWindowAttention.window_size={window_size}: it must be 1 or more timesteps")
+        self.window_size = window_size
+
+    def visible(self, age: Tensor, index: Tensor) -> Tensor:
+        in_window = age < self.window_size
+        return in_window | (index < self.num_sinks) if self.num_sinks else in_window
+
+    def sequence(self, q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, dropout_p: float = 0.0) -> Tensor:
+        if type(self).visible is not SlidingWindowAttention.visible:
+            return super().sequence(q_BHLK, k_BHLK, v_BHLK, dropout_p)  # a subclass that need not keep to the window
+        if q_BHLK.shape[2] <= self.window_size + self.num_sinks:
+            return self._everything(q_BHLK, k_BHLK, v_BHLK, dropout_p)
+        if self._fused(q_BHLK, dropout_p):
+            return self._banded(q_BHLK, k_BHLK, v_BHLK, dropout_p)
+        return self._by_blocks(q_BHLK, k_BHLK, v_BHLK, dropout_p, self.window_size, self.num_sinks)
+
+    def _banded(self, q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
+        """`sequence` by the fused kernel, for more than `window_size` + `num_sinks` timesteps.
+
+        That many first queries see all of their past: plain causal attention. For every later one the window lies
+        wholly past the sinks, so that all blocks of C queries share one mask over the sinks and C + window - 1 keys.
+        """
+        length, window, sinks = q.shape[2], self.window_size, self.num_sinks
+        early = window + sinks
+        early_out = F.scaled_dot_product_attention(
+            q[:, :, :early], k[:, :, :early], v[:, :, :early], dropout_p=dropout_p, is_causal=True
+        )
+        late = length - early
+        num_blocks = math.ceil(late / max(window, BLOCK))
+        block = math.ceil(late / num_blocks)
+        padding = num_blocks * block - late
+        q_BHNCK = F.pad(q, (0, 0, -early, padding)).unflatten(2, (num_blocks, block))
+        k_BHNJK, v_BHNJK = (
+            torch.cat(
+                (
+                    x[:, :, None, :sinks].expand(-1, -1, num_blocks, -1, -1),
+                    F.pad(x, (0, 0, -sinks - 1, padding)).unfold(2, block + window - 1, block).transpose(-1, -2),
+                ),
+                dim=3,
+            )
+            for x in (k, v)
+        )
+        query = torch.arange(window - 1, window - 1 + block, device=q.device).unsqueeze(1)
+        age = query - torch.arange(block + window - 1, device=q.device)
+        mask_CJ = F.pad((age >= 0) & (age < window), (sinks, 0), value=True)
+        late_out = F.scaled_dot_product_attention(
+            q_BHNCK.flatten(1, 2), k_BHNJK.flatten(1, 2), v_BHNJK.flatten(1, 2), attn_mask=mask_CJ, dropout_p=dropout_p
+        )
+        late_out = late_out.unflatten(1, (-1, num_blocks)).flatten(2, 3)[:, :, :late]
+        return torch.cat((early_out, late_out), dim=2)
+
+
+@gin.configurable
+class SlidingSinkAttention(SlidingWindowAttention):
+    """A sliding window, plus the first `sink_size` timesteps of the sequence (StreamingLLM, arXiv 2309.17453).
+
+    logit_clip: bounds attention logits to (-logit_clip, logit_clip) by a tanh; None leaves them as they are.
+    """
+
+    def __init__(self, window_size: int = 128, sink_size: int = 4, logit_clip: float | None = None):
+        super().__init__(window_size)
+        if sink_size < 0:
+            raise ValueError(f"SlidingSinkAttention.sink_size={sink_size}: it must be 0 or more timesteps")
+        if logit_clip is not None and logit_clip <= 0:
+            raise ValueError(f"SlidingSinkAttention.logit_clip={logit_clip}: it must be positive, or None for no clip")
+        self.num_sinks = sink_size
+        self.logit_clip = logit_clip

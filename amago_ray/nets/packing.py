@@ -1,0 +1,49 @@
+"""Sequences of different lengths laid end to end in place of padding.
+
+What treats every timestep alone computes on the packed rows. What mixes timesteps (attention, recurrences, scans) is
+handed the same sequences padded, and only it: the rest of a network then does no work for padding.
+
+Shape letters: B sequences, L timesteps of the longest, R rows of all sequences together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the R rows of packed sequences belong in a padded layout (B, L).
+
+    cell_R: (R,) int64, b * L + t of each row. start_N: (N,) int64, the rows that transitions start from: all but the
+    last of each sequence. num: B. longest: L.
+    """
+
+    cell_R: Tensor
+    start_N: Tensor
+    num: int
+    longest: int
+
+    @staticmethod
+    def of(lengths: np.ndarray, device: torch.device | str = "cpu") -> Packing:
+        """The packing of sequences of `lengths` (B,) timesteps. The indices are made on the host, without waiting."""
+        longest = int(lengths.max())
+        cells = np.flatnonzero(np.arange(longest) < lengths[:, None])
+        starts = np.delete(np.arange(len(cells)), np.cumsum(lengths) - 1)
+        indices = [torch.from_numpy(x) for x in (cells, starts)]
+        if torch.device(device).type == "cuda":
+            indices = [x.pin_memory().to(device, non_blocking=True) for x in indices]
+        return Packing(indices[0], indices[1], len(lengths), longest)
+
+    def pad(self, x_1R: Tensor) -> Tensor:
+        """(1, R, ...) -> (B, L, ...), zeros at the end of sequences."""
+        flat = x_1R.new_zeros(self.num * self.longest, *x_1R.shape[2:])
+        return flat.index_copy(0, self.cell_R, x_1R.squeeze(0)).unflatten(0, (self.num, self.longest))
+
+    def pack(self, x_BL: Tensor) -> Tensor:
+        """The inverse of `pad`: (B, L, ...) -> (1, R, ...)."""
+        return x_BL.flatten(0, 1)[self.cell_R].unsqueeze(0)

@@ -1,0 +1,357 @@
+"""`Learner.update`: it never waits for the device, computes nothing twice, and keeps losses and states in float32."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from agent_cases import ACTION_SPECS, LENGTHS, OBS_SPEC, L, actor, bin_critics, critics, ff, gru, make_batch, tformer
+from agent_cases import tstep_encoder as ff_tstep
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from amago_ray.agent import Agent, AgentSpec, MultiTaskAgent
+from amago_ray.data import ArraySpec, Batch, ObsSpec
+from amago_ray.learner.learner import Learner, LearnerConfig, MixedPrecision, fetch_means
+from amago_ray.losses import exp_filter, leaky_relu_filter
+from amago_ray.nets.attention import SlidingSinkAttention
+from amago_ray.nets.cnn import GridworldCNN
+from amago_ray.nets.distributions import GMM, ActionDistribution, Beta
+from amago_ray.nets.mamba import SelectiveScan
+from amago_ray.nets.recurrent import GRURecurrence
+from amago_ray.nets.traj_encoders import IdentityTrajEncoder, MambaTrajEncoder
+from amago_ray.nets.tstep_encoders import CNNTstepEncoder
+from amago_ray.policy import TrainingBatch
+
+TRAJ_ENCODERS = {
+    "identity": IdentityTrajEncoder,
+    "ff": ff,
+    "gru": gru,
+    "transformer": tformer,
+    "mamba": partial(MambaTrajEncoder, d_model=16, d_state=4, n_layers=1),
+}
+AGENTS = {"Agent": (Agent, critics), "MultiTaskAgent": (MultiTaskAgent, bin_critics)}
+SINK_ATTENTION = partial(SlidingSinkAttention, window_size=3, sink_size=1, logit_clip=10.0)
+by_agent = pytest.mark.parametrize("agent", AGENTS)
+by_encoder = pytest.mark.parametrize("encoder", TRAJ_ENCODERS)
+by_kind = pytest.mark.parametrize("kind", ["discrete", "continuous"])
+
+
+def forget_accelerator() -> None:
+    """`accelerate` keeps a process to its first precision. Each learner has a process of its own; tests share one."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def an_accelerator_of_its_own() -> Iterator[None]:
+    forget_accelerator()
+    yield
+    forget_accelerator()
+
+
+def make_learner(
+    agent: str = "Agent",
+    kind: str = "discrete",
+    encoder: Any = gru,
+    tstep_encoder: Any = ff_tstep,
+    obs_spec: ObsSpec = OBS_SPEC,
+    precision: MixedPrecision = "no",
+    batches_per_update: int = 1,
+    **settings: object,
+) -> Learner:
+    agent_type, critic_type = AGENTS[agent]
+    agent_type = partial(agent_type, **{"actor_type": actor, "critic_type": critic_type, **settings})
+    spec = AgentSpec(obs_spec, ACTION_SPECS[kind], L, tstep_encoder, encoder, agent_type, seed=0)
+    config = LearnerConfig(
+        learning_rate=1e-3,
+        lr_warmup_steps=1,
+        mixed_precision=precision,
+        batches_per_update=batches_per_update,
+    )
+    return Learner(config, spec, NoBatches())
+
+
+class NoBatches:
+    """A source for learners whose updates are called one by one."""
+
+    def batches(self, num: int, first: int, mixture: object = None) -> Iterator[Batch]:
+        return iter(())
+
+    def update_priorities(self, batches: object, priorities: object) -> None:
+        raise AssertionError("nothing was sampled")
+
+
+def prepared_batch(kind: str, seed: int = 0) -> TrainingBatch:
+    """A batch as the learner's prefetching thread hands it over."""
+    batch = make_batch(kind, seed)
+    return dataclasses.replace(batch, real_rows=batch.mask.flatten().nonzero().squeeze(1))
+
+
+# --- waiting for the device ------------------------------------------------------------------------------------------
+
+# Operators whose result, or its shape, the host must read from the device.
+READING = (
+    "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "unique", "_unique", "_unique2",
+    "unique_dim", "unique_consecutive", "bincount", "repeat_interleave", "_linalg_check_errors",
+)  # fmt: skip
+METHODS_OUT = ("tolist", "numpy", "cpu", "__array__")  # these reach a CPU tensor's memory without any operator
+
+
+class HostReads(TorchDispatchMode):
+    """Collects the name of every operator that would make the host wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        name, indices = func.overloadpacket.__name__, args[1] if len(args) > 1 else None
+        by_mask = "index" in name and isinstance(indices, (list, tuple)) and any(map(is_mask, indices))
+        if name in READING or by_mask:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def is_mask(x: object) -> bool:
+    return isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8)
+
+
+def one_hot(index: Tensor, num_classes: int) -> Tensor:
+    """`F.one_hot` as on a GPU: only on a CPU does PyTorch look at the indices first, to check their range."""
+    return (index.unsqueeze(-1) == torch.arange(num_classes)).long()
+
+
+@contextmanager
+def host_reads() -> Iterator[list[str]]:
+    """The names of all that waits for the device within the block."""
+    with pytest.MonkeyPatch.context() as patch, HostReads() as reads:
+        for name in METHODS_OUT:
+            method = getattr(Tensor, name)
+            patch.setattr(
+                Tensor, name, lambda *a, _name=name, _method=method, **k: reads.found.append(_name) or _method(*a, **k)
+            )
+        patch.setattr(F, "one_hot", one_hot)
+        yield reads.found
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool((x > 0).all()),
+        lambda x: x[x > 0],
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.index_put_((x > 0,), torch.zeros(())),
+        lambda x: x.nonzero(),
+        lambda x: torch.where(x > 0),
+        lambda x: x.unique(),
+        lambda x: x.tolist(),
+        lambda x: x.numpy(),
+        lambda x: x.cpu(),
+        lambda x: torch.equal(x, x),
+        lambda x: torch.distributions.Normal(x, 1.0, validate_args=True),
+    ],
+)
+def test_host_reads_are_found(read: Callable[[Tensor], Any]) -> None:
+    with host_reads() as found:
+        read(torch.randn(5))
+    assert found
+
+
+def check_updates(learner: Learner, batch: TrainingBatch) -> None:
+    learner.update(batch)  # the optimiser makes its state in the first step
+    for log in (False, True):
+        before = learner.agent.critics.inp_layer.weight.detach().clone()
+        with host_reads() as found:
+            learner.update(batch, log=log)
+        assert found == [], f"log={log}"
+        assert not torch.equal(before, learner.agent.critics.inp_layer.weight), "a whole update was watched"
+
+
+@by_agent
+@by_encoder
+@pytest.mark.parametrize("kind", ACTION_SPECS)
+def test_an_update_never_waits_for_the_device(agent: str, encoder: str, kind: str) -> None:
+    """Forward, backward, clipping, optimiser step and target networks."""
+    check_updates(make_learner(agent, kind, TRAJ_ENCODERS[encoder]), prepared_batch(kind))
+
+
+@by_agent
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("discrete", {"precision": "bf16", "n_step": 3}),
+        ("discrete", {"online_coeff": 1.0, "fbc_filter_func": exp_filter}),
+        ("continuous", {"online_coeff": 0.0, "fbc_filter_func": leaky_relu_filter, "use_target_actor": False}),
+        ("continuous", {"actor_type": partial(actor, policy_output_type=Beta)}),
+        ("continuous", {"actor_type": partial(actor, policy_output_type=GMM), "online_coeff": 0.0}),
+        ("discrete", {"encoder": partial(tformer, pos_emb="learnable", dropout_ff=0.1)}),
+        ("discrete", {"encoder": partial(tformer, pos_emb="rope", attention_type=SINK_ATTENTION)}),
+    ],
+)
+def test_no_setting_makes_it_wait(agent: str, kind: str, settings: dict[str, Any]) -> None:
+    check_updates(make_learner(agent, kind, **settings), prepared_batch(kind))
+
+
+def test_images_do_not_make_it_wait() -> None:
+    batch, images = prepared_batch("discrete"), torch.randint(256, (len(LENGTHS), L + 1, 9, 9, 3), dtype=torch.uint8)
+    encoder = partial(CNNTstepEncoder, cnn_type=GridworldCNN, drqv2_aug=True)
+    learner = make_learner(tstep_encoder=encoder, obs_spec={"image": ArraySpec((9, 9, 3), "uint8")})
+    check_updates(learner, dataclasses.replace(batch, obs={"image": images}))
+
+
+# --- nothing is computed twice ---------------------------------------------------------------------------------------
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, owner: Any, *names: str) -> tuple[Counter[str], list[Tensor]]:
+    """How often each method of `owner` is called from now on, and what with."""
+    calls: Counter[str] = Counter()
+    inputs: list[Tensor] = []
+    for name in names:
+
+        def call(method: Any, name: str, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            calls[name] += 1
+            inputs.append(x)
+            return method(x, *args, **kwargs)
+
+        monkeypatch.setattr(owner, name, partial(call, getattr(owner, name), name))
+    return calls, inputs
+
+
+@by_agent
+@by_kind
+@by_encoder
+def test_an_update_computes_nothing_twice(agent: str, kind: str, encoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each network sees each state once, critics judge two sets of actions, and what they say is decoded once."""
+    learner = make_learner(agent, kind, TRAJ_ENCODERS[encoder])
+    a = learner.agent
+    of_critics, _ = counted(monkeypatch, a.critics, "prepare", "values")
+    of_targets, _ = counted(monkeypatch, a.target_critics, "prepare", "values")
+    others = [counted(monkeypatch, a.policy, "encode")[0]]
+    others += [counted(monkeypatch, x, "params")[0] for x in (a.policy.actor, a.target_actor)]
+    scalars, decoded = counted(monkeypatch, a, "scalars")
+    learner.update(prepared_batch(kind))
+    assert of_critics == {"prepare": 1, "values": 2}, "what the batch did, and what the policy would do"
+    assert of_targets == {"prepare": 1, "values": 1}
+    assert all(calls.total() == 1 for calls in others)
+    assert scalars.total() == 3, "of what was done, of what the policy would do, and of the target critics"
+    assert len({x.data_ptr() for x in decoded}) == len(decoded)
+
+
+# --- mixed precision -------------------------------------------------------------------------------------------------
+
+
+def dtypes_of(monkeypatch: pytest.MonkeyPatch, *methods: tuple[Any, str]) -> dict[str, set[torch.dtype]]:
+    """method -> the dtypes of all tensors that it returns from now on."""
+    seen: dict[str, set[torch.dtype]] = {name: set() for _, name in methods}
+
+    def watched(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            seen[name].update(x.dtype for x in (result if isinstance(result, tuple) else (result,)))
+            return result
+
+        return call
+
+    for owner, name in methods:
+        monkeypatch.setattr(owner, name, watched(name, getattr(owner, name)))
+    return seen
+
+
+@by_agent
+@by_kind
+@by_encoder
+def test_only_the_layers_run_in_low_precision(
+    agent: str, kind: str, encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values, targets, log-probabilities, losses, scans and everything that is kept stay in float32."""
+    learner, batch = make_learner(agent, kind, TRAJ_ENCODERS[encoder], precision="bf16"), prepared_batch(kind)
+    a, wide = learner.agent, {torch.float32}
+    steps = (
+        "td_target",
+        "scalars",
+        "returns",
+        "judge",
+        "critic_error",
+        "advantage",
+        "filter_weight",
+        "actor_objective",
+    )
+    seen = dtypes_of(monkeypatch, *((a, name) for name in steps), (ActionDistribution, "log_prob"))
+    layers = dtypes_of(monkeypatch, (a.policy.actor.base, "forward"), (a.critics, "_after_first_layer"))
+    bins = dtypes_of(monkeypatch, *((a.critics.bins, x) for x in ("encode", "decode") if agent == "MultiTaskAgent"))
+    scans = {"gru": (GRURecurrence, "apply"), "mamba": (SelectiveScan, "apply")}
+    scan = dtypes_of(monkeypatch, *[scans[encoder]] if encoder in scans else [])
+    for log in (False, True):
+        metrics = learner.update(batch, log=log)
+        assert {x.dtype for x in metrics.values()} == (wide if log else set())
+    assert layers == {"forward": {torch.bfloat16}, "_after_first_layer": {torch.bfloat16}}, "autocast is on"
+    for name, dtypes in (seen | bins | scan).items():
+        assert dtypes == wide, name
+    kept = [*a.state_dict().values(), *(p.grad for p in a.parameters() if p.grad is not None)]
+    kept += [x for state in learner._optimizer.state_dict()["state"].values() for x in state.values()]
+    assert {x.dtype for x in kept} == wide, "weights, target networks, statistics and the optimiser's moments"
+
+
+# Eight bits of mantissa hold two digits and a half. A gradient has been through twice as many layers as a loss.
+BF16_LOSS_RTOL, BF16_GRADIENT_RTOL = 0.01, 0.04
+
+
+@by_agent
+@by_kind
+@by_encoder
+def test_low_precision_gives_about_the_same_losses(agent: str, kind: str, encoder: str) -> None:
+    results = []
+    for precision in get_args(MixedPrecision)[:2]:
+        # A filter without steps: no rounding of an advantage can turn a transition on or off.
+        learner = make_learner(agent, kind, TRAJ_ENCODERS[encoder], precision=precision, fbc_filter_func=exp_filter)
+        torch.manual_seed(1)
+        metrics = learner.update(prepared_batch(kind), log=True)
+        results.append([metrics[name].item() for name in ("Actor Loss", "Critic Loss", "Gradient Norm")])
+        forget_accelerator()
+    assert results[1] != results[0]
+    np.testing.assert_allclose(results[1][:2], results[0][:2], rtol=BF16_LOSS_RTOL)
+    np.testing.assert_allclose(results[1][2], results[0][2], rtol=BF16_GRADIENT_RTOL)
+
+
+# --- what is logged --------------------------------------------------------------------------------------------------
+
+
+@by_agent
+def test_what_was_logged_stays_as_it_was(agent: str) -> None:
+    """Means over updates are taken at the end of an epoch, when statistics that are kept in place have moved on."""
+    learner = make_learner(agent)
+    logged = learner.update(prepared_batch("discrete"), log=True)
+    then = {name: value.clone() for name, value in logged.items()}
+    for seed in range(3):
+        learner.update(prepared_batch("discrete", seed))
+    for name, value in logged.items():
+        assert torch.equal(value, then[name]), name
+
+
+@pytest.mark.parametrize(("batches_per_update", "log_interval"), [(1, 2), (2, 2), (3, 2), (3, 20), (20, 3)])
+def test_accumulated_gradients_have_a_norm_too(batches_per_update: int, log_interval: int) -> None:
+    """Whichever of an update's batches is the one that is logged, the norm is that of the last optimiser step."""
+    learner = make_learner(batches_per_update=batches_per_update)
+    batch = prepared_batch("discrete")
+    logged = [learner.update(batch, log=number % log_interval == 0) for number in range(40)]
+    assert learner.updates_done == 40 // batches_per_update
+    means = fetch_means(logged[::log_interval])
+    assert means["Gradient Norm"] > 0.0 and all(math.isfinite(value) for value in means.values())
+
+
+def test_means_are_over_the_updates_that_have_the_number() -> None:
+    one, three, five = (torch.tensor(x) for x in (1.0, 3.0, 5.0))
+    assert fetch_means([{"a": one}, {"a": three, "b": five}, {"a": five}]) == {"a": 3.0, "b": 5.0}
+    assert fetch_means([]) == {}

@@ -1,0 +1,183 @@
+"""Sequences laid end to end give the losses and gradients of the same sequences padded."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from ring_cases import make_shards, sample, trajectory
+
+from amago_ray.agent import Agent, AgentSpec, MultiTaskAgent
+from amago_ray.data import ActionSpec, ArraySpec, Batch, Trajectory, TrajectoryId
+from amago_ray.learner.batches import training_batch
+from amago_ray.nets.attention import SlidingSinkAttention
+from amago_ray.nets.heads import Actor, NCritics, NCriticsTwoHot
+from amago_ray.nets.packing import Packing
+from amago_ray.nets.traj_encoders import (
+    FFTrajEncoder,
+    GRUTrajEncoder,
+    IdentityTrajEncoder,
+    MambaTrajEncoder,
+    TformerTrajEncoder,
+    TrajEncoder,
+)
+from amago_ray.nets.tstep_encoders import CNNTstepEncoder, FFTstepEncoder
+from amago_ray.replay.client import LocalShard, ReplayReader
+from amago_ray.replay.packing import pack
+
+DISCRETE = ActionSpec("discrete", (), "int64", 3, (3,))
+CONTINUOUS = ActionSpec("continuous", (2,), "float32", 2)
+VECTOR = {"vector": ArraySpec((5,), "float32"), "kind": ArraySpec((), "uint8", (4,))}
+IMAGE = {"image": ArraySpec((36, 36, 3), "uint8")}
+
+
+class SelfMade(TrajEncoder):
+    """A user's encoder, which knows of padded sequences alone: running means over time."""
+
+    @property
+    def emb_dim(self) -> int:
+        return self.tstep_dim
+
+    def forward(self, seq_BLD: torch.Tensor, time_idx_BL: torch.Tensor) -> torch.Tensor:
+        return seq_BLD.cumsum(dim=1) / torch.arange(1, seq_BLD.shape[1] + 1).view(1, -1, 1)
+
+
+ENCODERS = {
+    "identity": IdentityTrajEncoder,
+    "feed-forward": partial(FFTrajEncoder, d_model=16),
+    "gru": partial(GRUTrajEncoder, d_hidden=16, d_output=16),
+    "transformer": partial(TformerTrajEncoder, d_model=16, n_heads=2, d_ff=32, n_layers=2),
+    "rope": partial(TformerTrajEncoder, d_model=16, n_heads=2, d_ff=32, n_layers=1, pos_emb="rope"),
+    "learnable": partial(TformerTrajEncoder, d_model=16, n_heads=2, d_ff=32, n_layers=1, pos_emb="learnable"),
+    "sinks": partial(
+        TformerTrajEncoder,
+        d_model=16,
+        n_heads=2,
+        d_ff=32,
+        n_layers=1,
+        attention_type=partial(SlidingSinkAttention, window_size=3, sink_size=1, logit_clip=5.0),
+    ),
+    "mamba": partial(MambaTrajEncoder, d_model=16, d_state=4, n_layers=2),
+    "self-made": SelfMade,
+}
+AGENTS = {
+    "Agent": partial(Agent, critic_type=partial(NCritics, d_hidden=16)),
+    "MultiTaskAgent": partial(
+        MultiTaskAgent, critic_type=partial(NCriticsTwoHot, d_hidden=16, min_return=-20.0, max_return=20.0)
+    ),
+}
+
+
+def made_up_batch(obs_spec: dict[str, ArraySpec], action_spec: ActionSpec, num: int = 7) -> Batch:
+    rng = np.random.default_rng(0)
+    (shard,) = make_shards(1, max_seq_len=12, padded_sampling="both")
+    for i in range(20):
+        rows = int(rng.integers(3, 20))
+        columns = {}
+        for name, spec in obs_spec.items():
+            high = spec.nvec[0] if spec.nvec else 256
+            integers = rng.integers(high, size=(rows, *spec.shape))
+            columns[f"obs.{name}"] = (rng.normal(size=integers.shape) if spec.dtype == "float32" else integers).astype(
+                spec.dtype
+            )
+        action = rng.integers(3, size=rows) if action_spec.nvec else rng.uniform(-0.9, 0.9, (rows, 2))
+        columns |= {
+            "action": action.astype(action_spec.dtype),
+            "reward": rng.normal(size=rows).astype(np.float32),
+            "terminated": np.arange(rows) == rows - 1,
+        }
+        shard.push(pack([Trajectory(TrajectoryId(0, 0, i), "made up", columns, 0, False, 0)]))
+    shard.commit()
+    (batch,) = ReplayReader([LocalShard(shard)], num, seed=0).batches(1, first=0)
+    assert len(set(batch.lengths.tolist())) > 2
+    return batch
+
+
+def losses_and_gradients(agent: Agent, batch: Batch, action_spec: ActionSpec, packed: bool) -> tuple[list, dict]:
+    torch.manual_seed(0)  # of the actions drawn for continuous values
+    agent.zero_grad()
+    out = agent(training_batch(batch, action_spec, torch.device("cpu"), packed))
+    out.loss.backward()
+    gradients = {name: p.grad.clone() for name, p in agent.named_parameters() if p.grad is not None}
+    return [x.item() for x in (out.loss, out.actor_loss, out.critic_loss)], gradients
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("agent_name", AGENTS)
+@pytest.mark.parametrize("action_spec", [DISCRETE, CONTINUOUS], ids=lambda spec: spec.kind)
+def test_packed_and_padded_losses_are_the_same(encoder: str, agent_name: str, action_spec: ActionSpec) -> None:
+    tstep = partial(FFTstepEncoder, n_layers=1, d_hidden=16, d_output=16)
+    check(AgentSpec(VECTOR, action_spec, 12, tstep, ENCODERS[encoder], small(agent_name), seed=0))
+
+
+def test_images() -> None:
+    check(AgentSpec(IMAGE, DISCRETE, 12, CNNTstepEncoder, ENCODERS["gru"], small("Agent"), seed=0), num=3)
+
+
+def small(agent_name: str) -> partial:
+    return partial(AGENTS[agent_name], actor_type=partial(Actor, d_hidden=16), num_critics=2, n_step=3)
+
+
+def check(spec: AgentSpec, num: int = 7) -> None:
+    batch = made_up_batch(dict(spec.obs_spec), spec.action_spec, num)
+    agent = spec.build().eval()
+    padded, padded_gradients = losses_and_gradients(agent, batch, spec.action_spec, packed=False)
+    packed, packed_gradients = losses_and_gradients(agent, batch, spec.action_spec, packed=True)
+    np.testing.assert_allclose(packed, padded, rtol=1e-5, atol=1e-6)
+    assert packed_gradients.keys() == padded_gradients.keys()
+    for name, gradient in padded_gradients.items():
+        torch.testing.assert_close(packed_gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+    agent.train()
+    before = {name: value.clone() for name, value in agent.state_dict().items()}
+    statistics = []
+    for layout in (False, True):
+        agent.load_state_dict(before)
+        agent(training_batch(batch, spec.action_spec, torch.device("cpu"), layout))
+        statistics.append({name: v.clone() for name, v in agent.state_dict().items() if "norm" in name})
+    for name, value in statistics[0].items():
+        torch.testing.assert_close(statistics[1][name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_values_of_packed_batches() -> None:
+    tstep = partial(FFTstepEncoder, n_layers=1, d_hidden=16, d_output=16)
+    spec = AgentSpec(VECTOR, DISCRETE, 12, tstep, ENCODERS["gru"], small("Agent"), seed=0)
+    batch, agent = made_up_batch(VECTOR, DISCRETE), spec.build()
+    layouts = [agent.get_values(training_batch(batch, DISCRETE, torch.device("cpu"), packed)) for packed in (0, 1)]
+    for name, values in layouts[0].items():
+        torch.testing.assert_close(layouts[1][name], values, rtol=1e-5, atol=1e-5, equal_nan=True, msg=name)
+
+
+def test_packing_there_and_back() -> None:
+    lengths = np.array([2, 5, 1])
+    packing = Packing.of(lengths)
+    x = torch.arange(16.0).view(1, 8, 2)
+    padded = packing.pad(x)
+    assert padded.shape == (3, 5, 2) and padded[0, 2:].eq(0).all() and padded[2, 1:].eq(0).all()
+    assert torch.equal(packing.pack(padded), x)
+    assert packing.start_N.tolist() == [0, 2, 3, 4, 5]
+
+
+def test_packed_layout_holds_no_padding() -> None:
+    batch = made_up_batch(VECTOR, DISCRETE)
+    packed = training_batch(batch, DISCRETE, torch.device("cpu"), packed=True)
+    assert packed.obs["vector"].shape == (1, (batch.lengths + 1).sum(), 5)
+    assert packed.timestep_mask is None and packed.rewards.shape == packed.mask.shape
+
+
+def test_bucketed_batches_have_less_padding_and_the_same_sequences() -> None:
+    (shard,) = make_shards(1, max_seq_len=30)
+    shard.push(pack([trajectory(i, length=1 + i % 29) for i in range(200)]))
+    shard.commit()
+    layouts = []
+    for bucketed in (False, True):
+        reader = ReplayReader([LocalShard(shard)], 8, seed=0, batches_per_request=8, bucketed=bucketed)
+        layouts.append(list(reader.batches(64, first=0)))
+    waste = [np.mean([1 - b.lengths.mean() / b.lengths.max() for b in batches]) for batches in layouts]
+    assert waste[1] < 0.5 * waste[0]
+    drawn = [np.sort(np.concatenate([b.gather("ids")[:, 2] for b in batches])) for batches in layouts]
+    np.testing.assert_array_equal(*drawn)
+    shortest_first = [b.lengths.mean() for b in layouts[1]]
+    assert shortest_first != sorted(shortest_first)
+    assert sample(shard, 1).source == 0
