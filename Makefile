@@ -14,7 +14,7 @@ help:  ## show this list
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -c constraints.txt -e '.[envs,tune,dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[envs,tune,compression,offline,dev]'
 	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE \
 		$(BIN)/python -m pip install -c constraints.txt --no-cache-dir --no-build-isolation --no-deps mamba-ssm
 	@touch $@
@@ -31,9 +31,10 @@ lint: .venv/.installed  ## check style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy amago_ray
 
-bench: .venv/.installed  ## measure rollout, learner and replay
+bench: .venv/.installed  ## measure rollout, learner, long sequences and replay
 	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python benchmarks/learner.py --threads 1 --seconds 1
+	$(BIN)/python benchmarks/long_context.py --threads 1
 	$(BIN)/python benchmarks/replay.py
 
 clean:  ## remove caches and build products; .venv and runs stay

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 
-from amago_ray.data import Batch
+from amago_ray.data import SampledSequences
 from amago_ray.futures import CallTimeout, Pending, ProcessDied
 from amago_ray.replay.packing import PackedTrajectories
+from amago_ray.replay.sources import Available
 
 T = TypeVar("T")
 
@@ -74,8 +76,15 @@ class RemoteShard:
     def push(self, packed: PackedTrajectories) -> Pending[int]:
         return RemoteCall(self._actor.push.remote(packed), self._what)
 
-    def num_trajectories(self) -> Pending[int]:
-        return RemoteCall(self._actor.num_trajectories.remote(), self._what)
+    def available(self) -> Pending[tuple[Available, ...]]:
+        return RemoteCall(self._actor.available.remote(), self._what)
 
-    def sample(self, num_sequences: int, num_available: int, draw: tuple[int, ...]) -> Pending[Batch]:
-        return RemoteCall(self._actor.sample.remote(num_sequences, num_available, draw), self._what)
+    def sample(
+        self, num_sequences: int, version: int, draw: tuple[int, ...], source: int
+    ) -> Pending[SampledSequences | None]:
+        return RemoteCall(self._actor.sample.remote(num_sequences, version, draw, source), self._what)
+
+    def update_priorities(
+        self, life: int, numbers: np.ndarray, priorities: np.ndarray, largest: float
+    ) -> Pending[None]:
+        return RemoteCall(self._actor.update_priorities.remote(life, numbers, priorities, largest), self._what)

@@ -1,7 +1,7 @@
 """The run directory: where everything is, and writing it so that a crash leaves only whole files.
 
 {ckpt_base_dir}/{run_name}/
-    config.txt  metrics.jsonl  wandb_logs/
+    config.txt  metrics.jsonl  wandb_logs/  replay/
     ckpts/training_states/{run_name}_epoch_{n}/   ckpts/latest/policy.pt   ckpts/policy_weights/policy_epoch_{n}.pt
 """
 
@@ -25,6 +25,7 @@ class RunDirectory:
         self.run_name = run_name
         self.root = Path(ckpt_base_dir).expanduser().resolve() / run_name
         self.config = self.root / "config.txt"
+        self.replay = self.root / "replay"
         self.wandb_logs = self.root / "wandb_logs"
         self.training_states = self.root / "ckpts" / "training_states"
         self.latest_policy = self.root / "ckpts" / "latest" / "policy.pt"
@@ -47,8 +48,9 @@ class RunDirectory:
         return (self.root / "metrics.jsonl").is_file() or bool(self.saved_epochs())
 
     def remove(self) -> None:
-        """Delete the run."""
-        shutil.rmtree(self.root)
+        """Delete the run, where there is one."""
+        if self.root.exists():
+            shutil.rmtree(self.root)
 
     def policy_epoch(self, epoch: int) -> Path:
         return self.policy_weights / f"policy_epoch_{epoch}.pt"

@@ -21,10 +21,12 @@ CONFIGURABLE_MODULES = (
     "amago_ray.nets.heads",
     "amago_ray.nets.scaling",
     "amago_ray.nets.traj_encoders",
-    "amago_ray.nets.transformer",
+    "amago_ray.nets.attention",
     "amago_ray.nets.tstep_encoders",
     "amago_ray.envs.exploration",
     "amago_ray.envs.builtin",
+    "amago_ray.replay.datasets",
+    "amago_ray.replay.readers",
 )
 
 

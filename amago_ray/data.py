@@ -116,12 +116,13 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Sampled sequences, laid end to end without padding, and where each came from.
+class SampledSequences:
+    """What one shard answers: n sequences laid end to end without padding, and where each came from.
 
-    columns: as in `Trajectory`, each (sum_i (lengths_i + 1), ...). lengths: (B,) int64 transitions per sequence.
-    first_time_idx: (B,) int64. shard, weight_version: (B,) int64. ids: (B, 3) int64, the `TrajectoryId`s.
-    probability: (B,) float64, with which the sequence's trajectory was drawn from everything that was available.
+    columns: as in `Trajectory`, each (sum_i (lengths_i + 1), ...). lengths: (n,) int64 transitions per sequence.
+    first_time_idx: (n,) int64. shard, weight_version: (n,) int64. ids: (n, 3) int64, the `TrajectoryId`s.
+    number: (n,) int64, by which source number `source` of the shard knows the trajectory during the shard's `life`.
+    probability: (n,) float64, with which one draw from this shard gives the sequence's trajectory.
     """
 
     columns: dict[str, np.ndarray]
@@ -129,23 +130,65 @@ class Batch:
     first_time_idx: np.ndarray
     shard: np.ndarray
     ids: np.ndarray
+    number: np.ndarray
     weight_version: np.ndarray
     probability: np.ndarray
+    life: int
+    source: int = 0
+
+    @cached_property
+    def stops(self) -> np.ndarray:
+        """(n,) int64: where the rows of each sequence end."""
+        return np.cumsum(self.lengths + 1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B sampled sequences, which lie where they arrived: sequence b is number index[b] of parts[part[b]].
+
+    part, index: (B,) int64. probability: (B,) float64, with which one draw gives the sequence's trajectory, out of all
+    that was available. weight: (B,) float32, of each sequence in the loss (importance sampling); None for equal ones.
+    """
+
+    parts: tuple[SampledSequences, ...]
+    part: np.ndarray
+    index: np.ndarray
+    probability: np.ndarray
+    weight: np.ndarray | None = None
 
     @property
     def num_sequences(self) -> int:
-        return len(self.lengths)
+        return len(self.part)
 
-    @staticmethod
-    def concatenate(parts: list[Batch]) -> Batch:
-        """One batch of all sequences of `parts`, in order."""
-        if len(parts) == 1:
-            return parts[0]
-        per_sequence = ("lengths", "first_time_idx", "shard", "ids", "weight_version", "probability")
-        return Batch(
-            columns={name: np.concatenate([p.columns[name] for p in parts]) for name in parts[0].columns},
-            **{name: np.concatenate([getattr(p, name) for p in parts]) for name in per_sequence},
-        )
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(B,) int64: transitions per sequence."""
+        return self.gather("lengths")
+
+    @cached_property
+    def first_time_idx(self) -> np.ndarray:
+        """(B,) int64: of each sequence's first row within its rollout."""
+        return self.gather("first_time_idx")
+
+    def gather(self, name: str) -> np.ndarray:
+        """(B, ...): one of the facts of `SampledSequences`, of each sequence."""
+        values = [getattr(part, name) for part in self.parts]
+        if len(values) == 1:
+            return values[0][self.index]
+        return np.stack([values[p][i] for p, i in zip(self.part, self.index, strict=True)])
+
+    def rows(self, column: str) -> list[np.ndarray]:
+        """B views (lengths_b + 1, ...) of one column."""
+        found = []
+        for p, i in zip(self.part.tolist(), self.index.tolist(), strict=True):
+            part = self.parts[p]
+            stop = int(part.stops[i])
+            found.append(part.columns[column][stop - int(part.lengths[i]) - 1 : stop])
+        return found
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self.parts[0].columns)
 
 
 @dataclass(frozen=True)
@@ -192,7 +235,11 @@ class RolloutReport:
 
 @dataclass(frozen=True)
 class ReplayReport:
-    """What one shard holds, and what it has done since it started. life: another number after every start."""
+    """What one shard holds, and what it has done since it started.
+
+    life: another number after every start. restored: trajectories that it found stored when it started.
+    damage: stored data that it found broken, in words.
+    """
 
     shard: int
     life: int
@@ -203,6 +250,8 @@ class ReplayReport:
     repeated: int
     evicted: int
     sampled: int
+    restored: int = 0
+    damage: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Only reports reach this process. Trajectories go worker -> replay -> learner, we
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -22,19 +23,21 @@ from amago_ray.data import EpisodeResult, LearnReport, ReplayReport, RolloutRepo
 from amago_ray.display import Display
 from amago_ray.envs.pool import MakeEnv
 from amago_ray.futures import ProcessDied
-from amago_ray.metrics import AVERAGE_RETURN, MetricsLog, Progress, WandbOptions, summarize_episodes
-from amago_ray.plan import deal_environments, plan
-from amago_ray.preflight import check_same_weights, check_settings, probe, weight_shapes
-from amago_ray.schedule import (
+from amago_ray.jobs import (
     MAX_DEATHS_IN_A_ROW,
     Collection,
+    CollectJob,
     CollectSummary,
-    EpochResult,
     Learning,
-    make_schedule,
+    LearnJob,
     run_jobs,
     silent_worker,
 )
+from amago_ray.metrics import AVERAGE_RETURN, MetricsLog, Progress, WandbOptions, summarize_episodes
+from amago_ray.plan import deal_environments, plan, rate_limiter, replay_folder
+from amago_ray.preflight import check_same_shards, check_same_weights, check_settings, probe, weight_shapes
+from amago_ray.replay.datasets import mixture_of
+from amago_ray.schedule import EpochResult, make_schedule
 from amago_ray.settings import ExperimentSettings
 from amago_ray.topology import (
     START_TIMEOUT_S,
@@ -55,6 +58,7 @@ SENT_TO_WORKERS = (
     "traj_encoder_type",
     "agent_type",
     "exploration_wrapper_type",
+    "dataset",
 )
 
 
@@ -85,7 +89,10 @@ class Experiment(ExperimentSettings):
         self._display = Display(self.run_name, self.epochs, enabled=False)
         self._weights: RemoteCall[Weights] | None = None
         self._replay: list[ReplayReport] = []
+        self._commits = 0
         self._shard_lives: dict[int, int] = {}
+        self._damage_told: dict[int, int] = {}
+        self._mixture = mixture_of(self.dataset)
         self._workers_down: set[int] = set()
         self._weight_version = 0
         self._incarnation = 0
@@ -111,7 +118,7 @@ class Experiment(ExperimentSettings):
             check_resources(topology, cluster)
             self._topology = Topology(topology)
             self.commit()
-            self._schedule = make_schedule(self.schedule, self, self._topology.config.learner.device)
+            self._schedule = make_schedule(self.schedule, self, topology.learner.device, rate_limiter(self))
             if state:
                 self._restore(state)
             self._metrics = MetricsLog(self.directory.root, resume=resume, wandb=wandb)
@@ -130,7 +137,7 @@ class Experiment(ExperimentSettings):
         with Display(self.run_name, self.epochs, self.verbose) as self._display:
             while self.progress.epoch + 1 < self.epochs:
                 epoch = self.progress.epoch + 1
-                self._display.start_epoch(epoch, self._frames_wanted(epoch), self._batches_wanted(epoch))
+                self._display.start_epoch(epoch, self.frames_wanted(epoch), self.batches_wanted(epoch))
                 result = self._despite_deaths(partial(self._schedule.run_epoch, epoch, last=epoch + 1 == self.epochs))
                 self.progress.epoch, self.progress.wall_s = epoch, time.monotonic() - started
                 summary = self._log_epoch(result)
@@ -218,16 +225,33 @@ class Experiment(ExperimentSettings):
 
     # ---------------------------------------------------------------- what the schedule calls
 
+    def frames_wanted(self, epoch: int) -> int:
+        """Timesteps to collect in an epoch, over all environments."""
+        if epoch < self.start_collecting_at_epoch or not self._mixture.learns_from_replay:
+            return 0
+        return self.parallel_actors * self.train_timesteps_per_epoch
+
+    def batches_wanted(self, epoch: int) -> int:
+        """Batches of an epoch, for each learner."""
+        return self.train_batches_per_epoch if epoch >= self.start_learning_at_epoch else 0
+
     def start_collecting(self, epoch: int) -> Collection | None:
         """The epoch's collection, started; None where it is not the time for one."""
-        if not self._frames_wanted(epoch):
+        if not self.frames_wanted(epoch):
             return None
         steps_before = (epoch - self.start_collecting_at_epoch) * self.train_timesteps_per_epoch
+        return self._collection(self.train_timesteps_per_epoch, steps_before)
+
+    def open_collection(self) -> Collection:
+        """A collection without a quota yet."""
+        return self._collection(0, exploration_steps=0)
+
+    def _collection(self, timesteps_per_env: int, exploration_steps: int) -> Collection:
         return Collection(
             self._running,
-            self.train_timesteps_per_epoch,
+            timesteps_per_env,
             self._current_weights,
-            exploration_steps=steps_before,
+            exploration_steps=exploration_steps,
             timeout_s=self.call_timeout_s,
             message=self._display.message,
             down=self._workers_down,
@@ -235,20 +259,33 @@ class Experiment(ExperimentSettings):
 
     def start_learning(self, epoch: int) -> Learning | None:
         """The epoch's learning, started; None where it is not the time for it or nothing is stored yet."""
-        batches = self._batches_wanted(epoch)
+        batches = self.batches_wanted(epoch)
         if not batches:
             return None
-        if not any(report.trajectories for report in self._replay):
+        held = [sum(report.trajectories for report in self._replay), *(len(d) for d in self._mixture.datasets)]
+        if not any(n and weight > 0 for n, weight in zip(held, self._mixture.weights_at(epoch), strict=True)):
             self._display.message(
                 f"epoch {epoch + 1}: replay holds no finished rollout, so there is nothing to learn from; "
                 "lower traj_save_len or raise train_timesteps_per_epoch to learn from the first epoch on"
+                if not self._mixture.datasets
+                else f"epoch {epoch + 1}: no source of data that has a weight holds a trajectory yet"
             )
             return None
-        return Learning(self._running, batches, self.call_timeout_s, self._display.message)
+        return self.learn_batches(batches, epoch)
 
-    def run(self, collection: Collection | None, learning: Learning | None) -> None:
+    def learn_batches(self, num: int, epoch: int) -> Learning:
+        """Learning from `num` batches, started."""
+        mixture = self._mixture.weights_at(epoch) if self._mixture.datasets else None
+        return Learning(self._running, num, self.call_timeout_s, self._display.message, mixture)
+
+    def act_by_newest(self, collection: Collection) -> None:
+        """Let a collection act by the weights that were published last, and explore as far as it has come."""
+        steps = (self.progress.total_frames + collection.done) // self.parallel_actors
+        collection.act_by(self._current_weights, steps)
+
+    def run(self, collection: CollectJob | None, learning: LearnJob | None) -> None:
         """Drive what was started to its end, showing progress."""
-        jobs = [job for job in (collection, learning) if job is not None]
+        jobs: list[CollectJob | LearnJob] = [job for job in (collection, learning) if job is not None]
         started = time.monotonic()
 
         def tick() -> None:
@@ -267,11 +304,16 @@ class Experiment(ExperimentSettings):
 
     def commit(self) -> list[ReplayReport]:
         """Make what the workers stored visible to the learners."""
-        self._replay = self._running.commit(self.call_timeout_s)
+        self._commits += 1
+        self._replay = self._running.commit(self.call_timeout_s, self._commits)
         for report in self._replay:
             if self._shard_lives.setdefault(report.shard, report.life) != report.life:
-                self._display.message(f"replay shard {report.shard} died and Ray restarted it: what it held is lost")
+                kept = f"it has its {report.restored:,} trajectories" if report.restored else "what it held is lost"
+                self._display.message(f"replay shard {report.shard} died and Ray restarted it: {kept}")
                 self._shard_lives[report.shard] = report.life
+            for damage in report.damage[self._damage_told.get(report.shard, 0) :]:
+                self._display.message(f"replay shard {report.shard}: {damage}")
+            self._damage_told[report.shard] = len(report.damage)
         return self._replay
 
     def publish(self) -> None:
@@ -290,12 +332,6 @@ class Experiment(ExperimentSettings):
     def _current_weights(self) -> RemoteCall[Weights]:
         assert self._weights is not None, "start() comes first"
         return self._weights
-
-    def _frames_wanted(self, epoch: int) -> int:
-        return self.parallel_actors * self.train_timesteps_per_epoch if epoch >= self.start_collecting_at_epoch else 0
-
-    def _batches_wanted(self, epoch: int) -> int:
-        return self.train_batches_per_epoch if epoch >= self.start_learning_at_epoch else 0
 
     def _is_due(self, epoch: int, interval: int) -> bool:
         return epoch % interval == 0 or epoch + 1 == self.epochs
@@ -350,6 +386,8 @@ class Experiment(ExperimentSettings):
                     "Sequences Sampled": sum(r.sampled for r in result.replay),
                 },
             )
+        if result.rate:
+            self._log("rate", result.rate)
         return summary | {"frames": self.progress.total_frames, "updates": self.progress.gradient_steps}
 
     def _log_collected(self, collected: CollectSummary) -> dict[str, float]:
@@ -384,7 +422,8 @@ class Experiment(ExperimentSettings):
             {
                 "progress": self.progress.to_dict(),
                 "weight_version": self._weight_version,
-                "incarnation": self._incarnation,
+                "commits": self._commits,
+                "replay": {str(r.shard): r.trajectories for r in self._replay},
                 "wandb_run_id": self._metrics.wandb_run_id if self._metrics else None,
                 "weight_shapes": weight_shapes(self.agent_spec.build()),
             },
@@ -393,6 +432,13 @@ class Experiment(ExperimentSettings):
     def _restore(self, state: dict[str, Any]) -> None:
         self.progress = Progress.from_dict(state["progress"])
         self._weight_version = state["weight_version"]
+        self._commits = max(state["commits"], self._commits)
+        stored, found = sum(state["replay"].values()), sum(report.restored for report in self._replay)
+        if found < stored:
+            why = "replay_durable=False keeps nothing" if not self.replay_durable else f"{replay_folder(self)} holds"
+            self._display.message(
+                f"replay begins with {found:,} trajectories, of {stored:,} when the run was saved ({why})"
+            )
         self._running.on_learners("load_state", str(self.directory.training_state(self.progress.epoch)))
 
     def _despite_deaths(self, work: Callable[[], T]) -> T:
@@ -426,17 +472,21 @@ class Experiment(ExperimentSettings):
                 f"resume: {self.directory.root} holds no complete training state; "
                 "check run_name and ckpt_base_dir, or start without resume"
             )
-        if self.directory.exists() and not resume:
+        stored = any(replay_folder(self).glob("shard_*/*.segment"))
+        if (self.directory.exists() or stored) and not resume:
             if not overwrite:
                 raise ValueError(
                     f"{self.directory.root} already holds a run: resume it (--resume), overwrite it (--overwrite), "
                     "or choose another run_name"
                 )
             self.directory.remove()
+            shutil.rmtree(replay_folder(self), ignore_errors=True)
         state = self.directory.load_run_state(saved[-1]) if resume else {}
         if state:
             check_same_weights(state["weight_shapes"], weight_shapes(self.agent_spec.build()))
-            self._incarnation = state["incarnation"] + 1
+            check_same_shards(replay_folder(self), self.num_replay_shards)
+            # Unlike a count that is kept with the state, time tells two attempts to resume from one state apart.
+            self._incarnation = time.time_ns()
         self.create_directory()
         return state
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from amago_ray import config
 from amago_ray.agent import AgentSpec
-from amago_ray.envs.pool import MakeEnv
+from amago_ray.checkpoint import RunDirectory
+from amago_ray.envs.pool import MakeEnv, env_spaces
 from amago_ray.learner.learner import LearnerConfig
+from amago_ray.replay.datasets import RowLayout, mixture_of
+from amago_ray.replay.rate_limiter import RateLimiter
+from amago_ray.replay.selection import SelectionConfig
 from amago_ray.replay.shard import ReplayConfig
+from amago_ray.replay.store import StoreConfig
 from amago_ray.rollout.worker import RolloutConfig
 from amago_ray.settings import ExperimentSettings
 from amago_ray.topology import ClusterSize, TopologyConfig
@@ -31,6 +38,7 @@ def plan(
         # One core is left to replay, prefetching and the driver: threads that wait for a core stall all the others.
         free = cpus - 1 if takes_turns else cpus - workers - 1
         learner_cpus = max(free // x.num_learners, 1) if cluster.local else 1
+    datasets = mixture_of(x.dataset).datasets
     return TopologyConfig(
         agent_spec=agent_spec,
         rollout=deal_environments(
@@ -42,10 +50,22 @@ def plan(
         replay=ReplayConfig(
             max_seq_len=x.max_seq_len,
             padded_sampling=x.padded_sampling,
-            capacity_bytes=int(x.replay_capacity_gb * 1e9 / shards),
-            capacity_trajectories=-(-(x.replay_capacity_trajectories or 1 << 60) // shards),
+            selection=SelectionConfig(x.replay_sampling, x.replay_half_life, x.priority_exponent),
+            store=StoreConfig(
+                folder=replay_folder(x) if x.replay_durable else None,
+                compressed=tuple(x.replay_compression),
+                fsync_interval_s=x.replay_fsync_interval_s,
+                capacity_bytes=int(x.replay_capacity_gb * 1e9 / shards),
+                capacity_trajectories=-(-(x.replay_capacity_trajectories or 1 << 60) // shards),
+                stride=shards,
+            ),
+            relabeler=None if x.relabeler_type is None else x.relabeler_type(),
             seed=x.seed,
         ),
+        datasets=datasets,
+        layout=RowLayout(*env_spaces(x.make_train_env)) if datasets else None,
+        bucketed=x.batch_layout == "bucketed",
+        importance_exponent=x.importance_exponent if x.replay_sampling == "prioritized" else 0.0,
         num_replay_shards=shards,
         learner=LearnerConfig(
             device=device,
@@ -56,6 +76,7 @@ def plan(
             batches_per_update=x.batches_per_update,
             mixed_precision=x.mixed_precision,
             log_interval=x.log_interval,
+            packed=x.batch_layout == "packed",
             seed=x.seed,
         ),
         num_learners=x.num_learners,
@@ -66,6 +87,26 @@ def plan(
         learner_cpus=float(learner_cpus),
         learner_gpus=1.0 if device == "cuda" else 0.0,
     )
+
+
+def rate_limiter(settings: ExperimentSettings) -> RateLimiter:
+    """What holds the ratio of learning to collecting where both run freely."""
+    x = settings
+    per_epoch = x.parallel_actors * x.train_timesteps_per_epoch
+    ratio = x.train_batches_per_epoch / max(per_epoch, 1)
+    if x.updates_per_timestep is not None:
+        ratio = x.updates_per_timestep * x.batches_per_update
+    ratio = ratio or 1.0  # a run that never learns never asks
+    # Both sides move in whole steps, and one of each must fit.
+    tolerance = max(x.rate_tolerance * x.train_batches_per_epoch, 2.0, 2 * x.parallel_actors * ratio)
+    return RateLimiter(ratio, x.replay_min_timesteps, tolerance)
+
+
+def replay_folder(settings: ExperimentSettings) -> Path:
+    """Where a run keeps what it has collected."""
+    if settings.replay_dir is None:
+        return RunDirectory(settings.ckpt_base_dir, settings.run_name).replay
+    return Path(settings.replay_dir).expanduser().resolve() / settings.run_name
 
 
 def deal_environments(

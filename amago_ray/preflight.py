@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -12,17 +14,18 @@ from torch import nn
 from amago_ray.agent import Agent, AgentSpec
 from amago_ray.config import nearest
 from amago_ray.data import ActionSpec, ObsSpec
-from amago_ray.envs.pool import check_env
+from amago_ray.envs.pool import check_env, env_spaces
 from amago_ray.learner.learner import MixedPrecision
 from amago_ray.nets.traj_encoders import TrajEncoder
 from amago_ray.nets.tstep_encoders import CNNTstepEncoder, FFTstepEncoder, TstepEncoder
+from amago_ray.replay.datasets import MixtureOfDatasets, RLDataset, RowLayout, mixture_of
 from amago_ray.replay.sampling import check_padded_sampling
-from amago_ray.settings import ExperimentSettings, ScheduleName
+from amago_ray.replay.selection import SelectionConfig
+from amago_ray.settings import BatchLayout, ExperimentSettings, ScheduleName
 
 AT_LEAST_ONE = (
     "max_seq_len",
     "parallel_actors",
-    "train_timesteps_per_epoch",
     "batches_per_update",
     "batch_size",
     "epochs",
@@ -32,8 +35,22 @@ AT_LEAST_ONE = (
     "num_learners",
     "log_interval",
 )
-AT_LEAST_ZERO = ("train_batches_per_epoch", "lr_warmup_steps", "start_learning_at_epoch", "start_collecting_at_epoch")
-POSITIVE_NUMBERS = ("learning_rate", "grad_clip", "replay_capacity_gb", "call_timeout_s")
+AT_LEAST_ZERO = (
+    "train_timesteps_per_epoch",
+    "train_batches_per_epoch",
+    "lr_warmup_steps",
+    "start_learning_at_epoch",
+    "start_collecting_at_epoch",
+    "replay_min_timesteps",
+)
+POSITIVE_NUMBERS = (
+    "learning_rate",
+    "grad_clip",
+    "replay_capacity_gb",
+    "replay_fsync_interval_s",
+    "rate_tolerance",
+    "call_timeout_s",
+)
 OPTIONAL_AT_LEAST_ONE = (
     "val_timesteps_per_epoch",
     "traj_save_len",
@@ -62,7 +79,17 @@ def check_settings(settings: ExperimentSettings) -> None:
     _check_class("traj_encoder_type", settings.traj_encoder_type, TrajEncoder)
     _check_class("agent_type", settings.agent_type, Agent)
     check_padded_sampling(settings.padded_sampling)
+    _check_sources(settings)
+    SelectionConfig(settings.replay_sampling, settings.replay_half_life, settings.priority_exponent)
+    if not 0 <= settings.importance_exponent <= 1:
+        raise ValueError(f"Experiment.importance_exponent={settings.importance_exponent!r}: it lies in [0, 1]")
+    if settings.updates_per_timestep is not None and settings.updates_per_timestep <= 0:
+        raise ValueError(
+            f"Experiment.updates_per_timestep={settings.updates_per_timestep!r}: it must be above 0, or None for the "
+            "ratio of an epoch"
+        )
     _check_choice("schedule", settings.schedule, get_args(ScheduleName))
+    _check_choice("batch_layout", settings.batch_layout, get_args(BatchLayout))
     _check_choice("mixed_precision", settings.mixed_precision, get_args(MixedPrecision))
     _check_choice("learner_device", settings.learner_device, ("auto", "cpu", "cuda"))
     _check_choice("rollout_device", settings.rollout_device, ("cpu", "cuda"))
@@ -71,6 +98,30 @@ def check_settings(settings: ExperimentSettings) -> None:
         raise ValueError(
             f"Experiment.num_rollout_workers={workers}: there are only parallel_actors={settings.parallel_actors} "
             "environments to share"
+        )
+
+
+def _check_sources(settings: ExperimentSettings) -> None:
+    """Raises TypeError, ValueError for a run that would learn and never have anything to learn from."""
+    if settings.dataset is not None and not isinstance(settings.dataset, RLDataset | MixtureOfDatasets):
+        raise TypeError(
+            f"Experiment.dataset={settings.dataset!r}: it must be an RLDataset, such as @MinariDataset(), "
+            "or @MixtureOfDatasets()"
+        )
+    mixture = mixture_of(settings.dataset)
+    learns = settings.train_batches_per_epoch > 0 and settings.start_learning_at_epoch < settings.epochs
+    collects = settings.train_timesteps_per_epoch > 0 and settings.start_collecting_at_epoch < settings.epochs
+    if settings.schedule == "continuous" and not (collects and mixture.learns_from_replay):
+        raise ValueError(
+            "Experiment.schedule='continuous' paces learning by what is collected, and nothing is: take 'alternate' to "
+            "learn from a dataset alone"
+        )
+    if learns and not collects and not mixture.datasets:
+        raise ValueError(
+            f"there is nothing to learn from: Experiment.train_timesteps_per_epoch="
+            f"{settings.train_timesteps_per_epoch} and start_collecting_at_epoch={settings.start_collecting_at_epoch} "
+            f"of epochs={settings.epochs} collect nothing; give Experiment.dataset, such as StoredDataset for what "
+            "another run has collected, or set train_batches_per_epoch=0 only to evaluate"
         )
 
 
@@ -105,8 +156,8 @@ def infer_tstep_encoder(obs_spec: ObsSpec) -> type[TstepEncoder]:
 def probe(settings: ExperimentSettings) -> AgentSpec:
     """Try the environments, the networks and the exploration once, here, where errors are easy to read.
 
-    Returns how to build the agent. Raises what the environments raise, and ValueError where validation environments
-    have other spaces than training environments.
+    Returns how to build the agent. Raises what the environments raise, and ValueError where validation environments or
+    datasets have other spaces than training environments.
     """
     obs_spec, action_spec, _ = check_env(settings.make_train_env)
     if settings.make_val_env is not settings.make_train_env:
@@ -116,6 +167,7 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
                 f"make_val_env has other spaces than make_train_env: {val_obs}, {val_action} "
                 f"instead of {obs_spec}, {action_spec}"
             )
+    _check_compression(settings.replay_compression, obs_spec)
     spec = AgentSpec(
         obs_spec=obs_spec,
         action_spec=action_spec,
@@ -125,10 +177,29 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
         agent_type=settings.agent_type,
         seed=settings.seed,
     )
+    datasets = mixture_of(settings.dataset).datasets
+    if datasets:
+        layout = RowLayout(*env_spaces(settings.make_train_env))
+        for dataset in datasets:
+            dataset.check(layout)
     if settings.exploration_wrapper_type is not None:
         settings.exploration_wrapper_type(1, action_spec, settings.seed)
     _check_forward(spec.build(), obs_spec, action_spec)
     return spec
+
+
+def _check_compression(names: tuple[str, ...], obs_spec: ObsSpec) -> None:
+    if isinstance(names, str):
+        raise ValueError(f"Experiment.replay_compression={names!r}: write a tuple of names, {(names,)!r}")
+    for name in names:
+        if name not in obs_spec:
+            raise ValueError(
+                f"Experiment.replay_compression={names!r}: no observation is named {name!r}{nearest(name, obs_spec)}"
+            )
+    if names and importlib.util.find_spec("lz4") is None:
+        raise ValueError(
+            f"Experiment.replay_compression={names!r} needs the package lz4: pip install 'amago_ray[compression]'"
+        )
 
 
 def _check_forward(agent: Agent, obs_spec: ObsSpec, action_spec: ActionSpec) -> None:
@@ -153,3 +224,13 @@ def check_same_weights(saved: Mapping[str, list[int]], now: Mapping[str, list[in
                 f"resume: the configuration no longer matches the saved weights: {name} was {before}, now {after}; "
                 "resume with the run's own config.txt, or choose another run_name"
             )
+
+
+def check_same_shards(folder: Path, num_shards: int) -> None:
+    """Raises ValueError when a run to be resumed has stored its data in another number of replay shards."""
+    found = len(list(folder.glob("shard_*")))
+    if found not in (0, num_shards):
+        raise ValueError(
+            f"Experiment.num_replay_shards={num_shards}: this run has stored its data in {found} shards in {folder}; "
+            f"resume it with num_replay_shards={found}"
+        )

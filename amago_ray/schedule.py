@@ -1,276 +1,37 @@
 """How collecting and learning share an epoch.
 
-Both schedules speak of the same two jobs: a `Collection` (the epoch's quota of timesteps, chunk by chunk, over the
-workers) and a `Learning` (the epoch's batches, on the learner group). `run_jobs` drives whatever jobs there are until
-they are done.
+All schedules speak of the same two jobs: a `Collection` (the epoch's quota of timesteps, chunk by chunk, over the
+workers) and a `Learning` (the epoch's batches, on the learner group).
 """
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from amago_ray.calls import RemoteCall, wait_any
-from amago_ray.data import EpisodeResult, LearnReport, ReplayReport, RolloutReport, Weights
-from amago_ray.futures import ProcessDied
-from amago_ray.replay.shard import ReplayEmpty
+from amago_ray.calls import RemoteCall
+from amago_ray.data import LearnReport, ReplayReport
+from amago_ray.jobs import CHUNK_S, Collection, CollectJob, CollectSummary, Learning, LearnJob
+from amago_ray.replay.rate_limiter import RateLimiter
 from amago_ray.settings import ScheduleName
-from amago_ray.topology import LearnerDied, Topology
 
-CHUNK_S = 2.0  # how long one call of a worker should take
-MAX_DEATHS_IN_A_ROW = 10
-RETRY_INTERVAL_S = 0.5
-POLL_INTERVAL_S = 0.1
-
-
-@dataclass
-class CollectSummary:
-    """One epoch's collection, summed over workers.
-
-    Which worker reports first does not matter: rollouts are kept by worker, and exploration is averaged over workers.
-    """
-
-    timesteps: int = 0
-    frames_by_env: dict[str, int] = field(default_factory=dict)
-    episodes_by_worker: dict[int, list[EpisodeResult]] = field(default_factory=dict)
-    trajectories: int = 0
-    act_s: float = 0.0
-    step_s: float = 0.0
-    wait_s: float = 0.0
-    busy_s: float = 0.0
-    wall_s: float = 0.0
-    env_failures: int = 0
-    worker_deaths: int = 0
-    exploration_by_worker: dict[int, dict[str, float]] = field(default_factory=dict)
-
-    @property
-    def episodes(self) -> list[EpisodeResult]:
-        """All finished rollouts, worker by worker: averages of floats depend on the order."""
-        return [episode for _, episodes in sorted(self.episodes_by_worker.items()) for episode in episodes]
-
-    def add(self, report: RolloutReport) -> None:
-        self.timesteps += report.timesteps
-        for name, frames in report.frames_by_env.items():
-            self.frames_by_env[name] = self.frames_by_env.get(name, 0) + frames
-        self.episodes_by_worker.setdefault(report.worker, []).extend(report.episodes)
-        self.trajectories += report.trajectories
-        self.act_s += report.act_s
-        self.step_s += report.step_s
-        self.wait_s += report.wait_s
-        self.busy_s += report.total_s
-        self.env_failures += report.env_failures
-        self.exploration_by_worker[report.worker] = report.exploration
-
-    def metrics(self) -> dict[str, float]:
-        """Rates and shares of the workers' time, for the log."""
-        busy = max(self.busy_s, 1e-9)
-        exploration = [latest for _, latest in sorted(self.exploration_by_worker.items())]
-        return {
-            "Frames per Second": self.timesteps / max(self.wall_s, 1e-9),
-            "Trajectories": self.trajectories,
-            "Time in Policy (fraction)": self.act_s / busy,
-            "Time in Environments (fraction)": self.step_s / busy,
-            "Time Waiting for Replay (fraction)": self.wait_s / busy,
-            "Environment Failures": self.env_failures,
-            "Worker Deaths": self.worker_deaths,
-            **{
-                f"Exploration {name}": sum(latest[name] for latest in exploration) / len(exploration)
-                for name in (exploration[0] if exploration else ())
-            },
-        }
+COMMIT_INTERVAL_S = 1.0  # between two looks of the learner at what came in
 
 
 @dataclass
 class EpochResult:
-    """What one epoch did. collected, learned: None where it was not the time for it, or nothing was stored yet."""
+    """What one epoch did.
+
+    collected, learned: None where it was not the time for it, or nothing was stored yet. rate: how the two kept pace,
+    where they run freely.
+    """
 
     collected: CollectSummary | None
     learned: LearnReport | None
     replay: list[ReplayReport]
-
-
-class Job(Protocol):
-    """Work in progress on some processes."""
-
-    @property
-    def finished(self) -> bool: ...
-
-    def calls(self) -> list[RemoteCall]:
-        """The calls to wait on; starts new ones as needed."""
-        ...
-
-    def take(self, call: RemoteCall) -> None:
-        """Handle one of `calls` that is done."""
-        ...
-
-
-def silent_worker(worker: int, timeout_s: float) -> str:
-    """What is said when a worker hangs."""
-    return f"rollout worker {worker} is silent for {timeout_s:g} s (call_timeout_s): restarting it"
-
-
-class Collection:
-    """An epoch's quota of timesteps. Every worker does its own share; what a dead worker leaves, the others take over.
-
-    timesteps_per_env: quota of each environment. exploration_steps: steps that each has behind it.
-    timeout_s: a worker that needs longer for one chunk is killed and restarted.
-    down: workers that are known to be away, kept up to date, so that a death is told and counted once however long the
-        restart takes.
-    """
-
-    def __init__(
-        self,
-        topology: Topology,
-        timesteps_per_env: int,
-        weights: RemoteCall[Weights],
-        exploration_steps: int,
-        timeout_s: float,
-        message: Callable[[str], None],
-        down: set[int],
-    ):
-        self._topology, self._weights, self._down = topology, weights, down
-        self._exploration_steps, self._timeout_s, self._message = exploration_steps, timeout_s, message
-        workers = range(topology.num_workers)
-        self._share = [timesteps_per_env * topology.num_envs(w) for w in workers]
-        self._left_over = 0
-        self.total = sum(self._share)
-        self._chunk = [max(topology.num_envs(w) * 32, 1) for w in workers]
-        self._in_flight: dict[int, tuple[RemoteCall[RolloutReport], int, float]] = {}
-        self._not_before = [0.0 for _ in workers]
-        self._deaths = [0 for _ in workers]
-        self._started = time.monotonic()
-        self.summary = CollectSummary()
-
-    @property
-    def finished(self) -> bool:
-        return not self._in_flight and not any(self._share) and self._left_over <= 0
-
-    @property
-    def done(self) -> int:
-        return self.summary.timesteps
-
-    def calls(self) -> list[RemoteCall]:
-        now = time.monotonic()
-        for worker in range(self._topology.num_workers):
-            if worker not in self._in_flight and now >= self._not_before[worker]:
-                self._start(worker, now)
-        for worker, (_, _, started) in self._in_flight.items():
-            if now - started > self._timeout_s:
-                self._message(silent_worker(worker, self._timeout_s))
-                self._topology.restart_worker(worker)
-                self._in_flight[worker] = (*self._in_flight[worker][:2], now)
-        return [call for call, _, _ in self._in_flight.values()]
-
-    def _start(self, worker: int, now: float) -> None:
-        own = self._share[worker] > 0
-        wanted = self._share[worker] if own else self._left_over
-        if wanted <= 0:
-            return
-        timesteps = min(wanted, self._chunk[worker])
-        if own:
-            self._share[worker] -= timesteps
-        else:
-            self._left_over -= timesteps
-        call = self._topology.collect(worker, timesteps, self._weights, self._exploration_steps)
-        self._in_flight[worker] = (call, timesteps, now)
-
-    def take(self, call: RemoteCall) -> None:
-        worker, timesteps = next((w, n) for w, (c, n, _) in self._in_flight.items() if c is call)
-        del self._in_flight[worker]
-        try:
-            report: RolloutReport = call.result(self._timeout_s)
-        except ProcessDied as death:
-            self._on_death(worker, timesteps, death)
-            return
-        self._deaths[worker] = 0
-        self._down.discard(worker)
-        self.summary.add(report)
-        self.summary.wall_s = time.monotonic() - self._started
-        num_envs = self._topology.num_envs(worker)
-        speed = report.timesteps / max(report.total_s, 1e-3)
-        self._chunk[worker] = max(num_envs, int(speed * CHUNK_S) // num_envs * num_envs)
-
-    def _on_death(self, worker: int, timesteps: int, death: ProcessDied) -> None:
-        if worker not in self._down:
-            self._down.add(worker)
-            self._message(f"rollout worker {worker} died; Ray restarts it, the others take over meanwhile ({death})")
-            self.summary.worker_deaths += 1
-        self._deaths[worker] += 1
-        if self._deaths[worker] > MAX_DEATHS_IN_A_ROW * 20:
-            raise death
-        self._left_over += timesteps + self._share[worker]
-        self._share[worker] = 0
-        self._not_before[worker] = time.monotonic() + RETRY_INTERVAL_S
-
-
-class Learning:
-    """An epoch's batches on the learner group.
-
-    timeout_s: a group that makes no progress for longer counts as dead. Learning ends early, without a report, when all
-    that was stored went down with its shards.
-    """
-
-    def __init__(self, topology: Topology, num_batches: int, timeout_s: float, message: Callable[[str], None]):
-        self._topology, self._timeout_s, self._message = topology, timeout_s, message
-        self.total = num_batches
-        self._in_flight = topology.train(num_batches)
-        self._progress: RemoteCall[int] | None = None
-        self._first: int | None = None
-        self._heard = time.monotonic()
-        self.done = 0
-        self.report: LearnReport | None = None
-
-    @property
-    def finished(self) -> bool:
-        return not self._in_flight
-
-    def calls(self) -> list[RemoteCall]:
-        return list(self._in_flight)
-
-    def poll_progress(self) -> None:
-        """Refresh `done` without waiting. Raises LearnerDied when it has stood still for `timeout_s`."""
-        if not self.finished and time.monotonic() - self._heard > self._timeout_s:
-            raise LearnerDied(f"the learner made no progress for {self._timeout_s:g} s (call_timeout_s)")
-        if self._progress is None:
-            self._progress = self._topology.learn_progress()
-        elif self._progress.done():
-            try:
-                batches = self._progress.result()
-            except ProcessDied:
-                return  # the call to `train` tells
-            self._first = batches if self._first is None else self._first
-            if batches - self._first > self.done:
-                self.done, self._heard = batches - self._first, time.monotonic()
-            self._progress = None
-
-    def take(self, call: RemoteCall) -> None:
-        try:
-            report = call.result()
-        except ProcessDied as death:
-            raise LearnerDied(str(death)) from death
-        except ReplayEmpty as empty:
-            if len(self._in_flight) > 1:  # the others wait for this learner's gradients
-                raise LearnerDied(f"a learner found nothing to learn from: {empty}") from empty
-            self._message(f"learning ends early in this epoch: {empty}")
-            self._in_flight.clear()
-            return
-        self._in_flight.remove(call)
-        self.report = self.report or report
-        if self.finished:
-            self.done = self.total
-
-
-def run_jobs(jobs: Sequence[Job], tick: Callable[[], None]) -> None:
-    """Drive jobs until all are finished, calling `tick` several times a second."""
-    while not all(job.finished for job in jobs):
-        for job in jobs:
-            calls = job.calls()
-            for call in wait_any(calls, POLL_INTERVAL_S / len(jobs)):
-                job.take(call)
-        tick()
+    rate: dict[str, float] = field(default_factory=dict)
 
 
 class Epochs(Protocol):
@@ -280,11 +41,21 @@ class Epochs(Protocol):
 
     def start_learning(self, epoch: int) -> Learning | None: ...
 
+    def open_collection(self) -> Collection: ...
+
+    def learn_batches(self, num: int, epoch: int) -> Learning: ...
+
+    def act_by_newest(self, collection: Collection) -> None: ...
+
+    def batches_wanted(self, epoch: int) -> int: ...
+
+    def frames_wanted(self, epoch: int) -> int: ...
+
     def commit(self) -> list[ReplayReport]: ...
 
     def publish(self) -> None: ...
 
-    def run(self, collection: Collection | None, learning: Learning | None) -> None: ...
+    def run(self, collection: CollectJob | None, learning: LearnJob | None) -> None: ...
 
 
 class Schedule(ABC):
@@ -336,7 +107,177 @@ class Overlap(Schedule):
         return EpochResult(collection.summary if collection else None, learning.report if learning else None, replay)
 
 
-def make_schedule(name: ScheduleName, epochs: Epochs, learner_device: str) -> Schedule:
+class PacedCollection:
+    """Collecting without end, as far as the rate limiter lets it; it makes room for others when `until` is finished.
+
+    waited_s: seconds in which no worker had anything to do.
+    """
+
+    def __init__(self, epochs: Epochs, collection: Collection, limiter: RateLimiter, until: PacedLearning):
+        self._epochs, self._collection, self._limiter, self._until = epochs, collection, limiter, until
+        self._committed = time.monotonic()
+        self.waiting = Stopwatch()
+        self.replay: list[ReplayReport] = []
+
+    @property
+    def finished(self) -> bool:
+        return self._until.finished
+
+    @property
+    def done(self) -> int:
+        return self._collection.done
+
+    def calls(self) -> list[RemoteCall]:
+        if room := self._limiter.may_collect(self._collection.under_way):
+            self._collection.grant(room)
+        calls = self._collection.calls()
+        self.waiting.run(not self._collection.under_way)
+        return calls
+
+    def take(self, call: RemoteCall) -> None:
+        before = self._collection.done
+        self._collection.take(call)
+        self._limiter.collected(self._collection.done - before)
+        if not self.replay or time.monotonic() - self._committed > COMMIT_INTERVAL_S or not self._limiter.may_learn():
+            self.replay = self._epochs.commit()
+            self._committed = time.monotonic()
+            full = any(report.evicted for report in self.replay)
+            stored = sum(report.timesteps for report in self.replay)
+            self._limiter.stored(max(stored, self._limiter.min_timesteps) if full else stored)
+
+
+class PacedLearning:
+    """An epoch's batches, in portions of a few seconds that the rate limiter lets through.
+
+    After every portion the weights are published. waited_s: seconds in which the learners had nothing to do.
+    """
+
+    def __init__(self, epochs: Epochs, epoch: int, collection: Collection, limiter: RateLimiter, portion: int):
+        self._epochs, self._epoch, self._collection, self._limiter = epochs, epoch, collection, limiter
+        self._portion = portion
+        self._now: Learning | None = None
+        self._reports: list[LearnReport] = []
+        self._finished_portions = 0
+        self.total = epochs.batches_wanted(epoch)
+        self.waiting = Stopwatch()
+
+    @property
+    def finished(self) -> bool:
+        return self._finished_portions >= self.total
+
+    @property
+    def done(self) -> int:
+        return self._finished_portions + (self._now.done if self._now is not None else 0)
+
+    @property
+    def portion(self) -> int:
+        """How many batches the next portion has, where the limiter lets it."""
+        return self._portion
+
+    @property
+    def report(self) -> LearnReport | None:
+        return merge_reports(self._reports)
+
+    def poll_progress(self) -> None:
+        if self._now is not None:
+            self._now.poll_progress()
+
+    def calls(self) -> list[RemoteCall]:
+        wanted = min(self._portion, self.total - self._finished_portions)
+        if self._now is None and wanted and (allowed := min(wanted, self._limiter.may_learn())):
+            self._now = self._epochs.learn_batches(allowed, self._epoch)
+        self.waiting.run(self._now is None and not self.finished)
+        return self._now.calls() if self._now is not None else []
+
+    def take(self, call: RemoteCall) -> None:
+        assert self._now is not None
+        self._now.take(call)
+        if not self._now.finished:
+            return
+        self._finished_portions += self._now.total
+        self._limiter.learned(self._now.total)
+        if self._now.report is not None:
+            self._reports.append(self._now.report)
+            speed = self._now.report.batches / max(self._now.report.total_s, 1e-3)
+            self._portion = max(int(speed * CHUNK_S), 1)
+        self._now = None
+        self._epochs.publish()
+        self._epochs.act_by_newest(self._collection)
+
+
+class Stopwatch:
+    """Adds up the seconds in which something was so."""
+
+    def __init__(self) -> None:
+        self.total_s = 0.0
+        self._since: float | None = None
+
+    def run(self, running: bool) -> None:
+        """From now on it is, or is not, so."""
+        now = time.monotonic()
+        if self._since is not None:
+            self.total_s += now - self._since
+        self._since = now if running else None
+
+
+class Continuous(Schedule):
+    """Collect and learn at the same time, each as fast as it can within a ratio that a `RateLimiter` holds.
+
+    An epoch is `train_batches_per_epoch` batches; collecting goes on over its end. Weights are published every few
+    seconds, and data become visible as they come in, so that runs do not repeat. Epochs that only collect or only learn
+    are run as `Alternate` does.
+    """
+
+    def __init__(self, epochs: Epochs, limiter: RateLimiter):
+        self._epochs, self._limiter = epochs, limiter
+        self._collection: Collection | None = None
+        self._portion = 1
+
+    def run_epoch(self, epoch: int, last: bool) -> EpochResult:
+        if not (self._epochs.batches_wanted(epoch) and self._epochs.frames_wanted(epoch)):
+            return Alternate(self._epochs).run_epoch(epoch, last)
+        if self._collection is None:
+            self._collection = self._epochs.open_collection()
+            self._limiter.stored(sum(report.timesteps for report in self._epochs.commit()))
+        self._collection.limit_chunks(self._limiter.largest_collection)
+        self._epochs.act_by_newest(self._collection)
+        learning = PacedLearning(self._epochs, epoch, self._collection, self._limiter, self._portion)
+        collection = PacedCollection(self._epochs, self._collection, self._limiter, until=learning)
+        self._epochs.run(collection, learning)
+        self._portion = learning.portion
+        rate = {
+            "Time Collecting Waited (s)": collection.waiting.total_s,
+            "Time Learning Waited (s)": learning.waiting.total_s,
+            "Batches Ahead of Learning": self._limiter.balance,
+        }
+        return EpochResult(self._collection.hand_over(), learning.report, collection.replay, rate)
+
+
+def merge_reports(reports: list[LearnReport]) -> LearnReport | None:
+    """One report of several calls: sums, and means weighted by batches."""
+    if not reports:
+        return None
+    last = reports[-1]
+    batches = sum(report.batches for report in reports)
+    means = {
+        name: sum(r.metrics[name] * r.batches for r in found) / sum(r.batches for r in found)
+        for name in last.metrics
+        if (found := [report for report in reports if name in report.metrics])
+    }
+    return LearnReport(
+        updates=sum(report.updates for report in reports),
+        total_updates=last.total_updates,
+        batches=batches,
+        weight_version=last.weight_version,
+        metrics=means,
+        wait_s=sum(report.wait_s for report in reports),
+        total_s=sum(report.total_s for report in reports),
+    )
+
+
+def make_schedule(name: ScheduleName, epochs: Epochs, learner_device: str, limiter: RateLimiter) -> Schedule:
     """The schedule called `name`; "auto" overlaps where the learner has a device of its own."""
+    if name == "continuous":
+        return Continuous(epochs, limiter)
     overlap = name == "overlap" or (name == "auto" and learner_device == "cuda")
     return Overlap(epochs) if overlap else Alternate(epochs)

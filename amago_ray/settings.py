@@ -13,9 +13,13 @@ from amago_ray.envs.pool import MakeEnv
 from amago_ray.learner.learner import MixedPrecision
 from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import TstepEncoder
+from amago_ray.replay.datasets import MixtureOfDatasets, RLDataset
+from amago_ray.replay.relabeling import Relabeler
 from amago_ray.replay.sampling import PaddedSampling
+from amago_ray.replay.selection import SamplingMode
 
-ScheduleName = Literal["auto", "alternate", "overlap"]
+BatchLayout = Literal["padded", "packed", "bucketed"]
+ScheduleName = Literal["auto", "alternate", "overlap", "continuous"]
 
 
 @dataclass
@@ -43,6 +47,19 @@ class ExperimentSettings:
         traj_save_len: longest stored trajectory, in timesteps; by default 8 x max_seq_len. padded_sampling: "none",
             "both", "left" or "right" (see `replay.sampling`). replay_capacity_gb: over all shards.
             replay_capacity_trajectories: likewise; None for no limit.
+        replay_sampling: "trajectories" or "timesteps", uniform over either; "recent", where the chance of a trajectory
+            halves every replay_half_life epochs; "prioritized" by the critics' error ** priority_exponent, with losses
+            weighted by importance ** importance_exponent (see `replay.selection`).
+        replay_durable: keep the data in files, so that a shard that dies and a run that is resumed have them again.
+            replay_dir: of these files; None for the run's own folder. replay_fsync_interval_s: what a loss of power
+            may cost. replay_compression: names of observation arrays stored compressed (lz4), for images.
+        dataset: data to learn from beside or in place of what is collected: an `RLDataset`, or a `MixtureOfDatasets`
+            with weights (see `replay.datasets`). None learns from what is collected; without `OnlineReplay` in the
+            mixture, and with a lone dataset, nothing is collected.
+        relabeler_type: makes the `Relabeler` that changes trajectories as they are sampled; None for none.
+        batch_layout: of sequences of different lengths: "padded" to the longest of the batch; "packed" end to end,
+            which spares the work that goes into padding; "bucketed", padded, but among sequences of similar lengths
+            out of a larger draw, for networks of your own that cannot be packed.
     Optimiser
         learning_rate, lr_warmup_steps (linear, in updates), grad_clip (norm), l2_coeff (AdamW's weight decay),
         mixed_precision: "no", "bf16" or "fp16".
@@ -58,7 +75,10 @@ class ExperimentSettings:
             is one. rollout_device: "cpu" or "cuda". learner_cpus: cores of one learner; by default those that the
             workers leave free on a machine of its own, 1 on a cluster.
         schedule: "alternate" collects, then learns; "overlap" learns while the next epoch's data come in; "auto" is
-            "overlap" where the learner has a GPU of its own.
+            "overlap" where the learner has a GPU of its own. "continuous" does both freely, within a ratio:
+            updates_per_timestep, of optimiser steps to timesteps collected; by default that of an epoch.
+            replay_min_timesteps: stored before learning begins. rate_tolerance: by how many epochs' worth of timesteps
+            either side may be ahead of the ratio.
         ray_address: None is the cluster that the job was submitted to, else a Ray of its own on this machine.
         call_timeout_s: a process that is silent for so long counts as hung and is restarted.
     """
@@ -89,6 +109,17 @@ class ExperimentSettings:
     padded_sampling: PaddedSampling = "none"
     replay_capacity_gb: float = 4.0
     replay_capacity_trajectories: int | None = None
+    replay_sampling: SamplingMode = "trajectories"
+    replay_half_life: float = 100.0
+    priority_exponent: float = 0.6
+    importance_exponent: float = 0.4
+    replay_durable: bool = True
+    replay_dir: str | os.PathLike[str] | None = None
+    replay_fsync_interval_s: float = 10.0
+    replay_compression: tuple[str, ...] = ()
+    dataset: RLDataset | MixtureOfDatasets | None = None
+    relabeler_type: Callable[[], Relabeler] | None = None
+    batch_layout: BatchLayout = "padded"
 
     learning_rate: float = 1e-4
     lr_warmup_steps: int = 500
@@ -116,5 +147,8 @@ class ExperimentSettings:
     rollout_device: Literal["cpu", "cuda"] = "cpu"
     learner_cpus: int | None = None
     schedule: ScheduleName = "auto"
+    updates_per_timestep: float | None = None
+    replay_min_timesteps: int = 0
+    rate_tolerance: float = 1.0
     ray_address: str | None = None
     call_timeout_s: float = 600.0

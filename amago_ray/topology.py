@@ -26,14 +26,16 @@ from amago_ray.calls import RemoteCall, RemoteShard
 from amago_ray.data import LearnReport, ReplayReport, RolloutReport, Weights, row_bytes
 from amago_ray.futures import ProcessDied
 from amago_ray.learner.learner import Learner, LearnerConfig
-from amago_ray.replay.client import ReplayReader, ReplayWriter, request_size
+from amago_ray.replay.client import BUCKETS, ReplayReader, ReplayWriter, request_size
+from amago_ray.replay.datasets import RLDataset, RowLayout
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
 from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
 
 T = TypeVar("T")
 
 START_TIMEOUT_S = 300.0
-SHARD_MEMORY_OVERHEAD = 1.2  # Python objects and messages in flight, on top of a shard's stored bytes
+SHARD_MEMORY_OVERHEAD = 1.1  # free space in segments, on top of a shard's stored bytes
+SHARD_MEMORY_BYTES = 256 << 20  # the process, its index and messages in flight
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ class TopologyConfig:
     rollout: tuple[RolloutConfig, ...]
     validation: tuple[RolloutConfig, ...]
     replay: ReplayConfig
+    layout: RowLayout | None
+    datasets: tuple[RLDataset, ...]
+    bucketed: bool
+    importance_exponent: float
     num_replay_shards: int
     learner: LearnerConfig
     num_learners: int
@@ -69,7 +75,8 @@ class TopologyConfig:
 
     @property
     def shard_memory_bytes(self) -> int:
-        return int(self.replay.capacity_bytes * SHARD_MEMORY_OVERHEAD)
+        in_memory = self.replay.store.capacity_bytes if self.replay.store.folder is None else 0
+        return int(in_memory * SHARD_MEMORY_OVERHEAD + SHARD_MEMORY_BYTES)
 
 
 class LearnerDied(ProcessDied):
@@ -79,9 +86,14 @@ class LearnerDied(ProcessDied):
 class ShardActor(ReplayShard):
     """A replay process."""
 
-    def __init__(self, replay: ReplayConfig, shard: int):
+    def __init__(self, topology: TopologyConfig, shard: int):
         keep_freed_memory()
-        super().__init__(replay, shard)
+        config.restore(topology.gin_config)
+        sources = []
+        for dataset in topology.datasets:
+            assert topology.layout is not None, "a run with datasets has a layout"
+            sources.append(dataset.source(topology.layout, shard, topology.num_replay_shards))
+        super().__init__(topology.replay, shard, sources)
 
 
 class RolloutActor:
@@ -158,7 +170,9 @@ class LearnerActor:
             }
         spec = self._topology.agent_spec
         batch_rows = self._topology.batch_size * (spec.max_seq_len + 1)
-        batches_per_request, max_in_flight = request_size(batch_rows * row_bytes(spec.obs_spec, spec.action_spec))
+        batches_per_request, max_in_flight = request_size(
+            batch_rows * row_bytes(spec.obs_spec, spec.action_spec), BUCKETS if self._topology.bucketed else 1
+        )
         reader = ReplayReader(
             self._shards,
             self._topology.batch_size,
@@ -166,13 +180,14 @@ class LearnerActor:
             self._rank,
             batches_per_request,
             max_in_flight,
+            self._topology.importance_exponent,
+            self._topology.bucketed,
         )
-        learner = self._topology.learner
-        self._learner = Learner(learner, self._topology.agent_spec, reader.batches, self._rank, world_size)
+        self._learner = Learner(self._topology.learner, spec, reader, self._rank, world_size)
 
-    def train(self, num_batches: int) -> LearnReport:
+    def train(self, num_batches: int, mixture: tuple[float, ...] | None) -> LearnReport:
         torch.set_num_threads(self._num_threads)  # a setting of the thread, and calls change threads
-        return self._learner.train(num_batches)
+        return self._learner.train(num_batches, mixture)
 
     def progress(self) -> int:
         return self._learner.progress()
@@ -215,7 +230,7 @@ class Topology:
         self._shard_names = [f"{prefix}-shard-{i}" for i in range(topology.num_replay_shards)]
         self._shards: list[ActorHandle] = [
             shard_class.options(name=name, num_cpus=0, memory=topology.shard_memory_bytes, max_restarts=-1).remote(
-                topology.replay, i
+                topology, i
             )
             for i, name in enumerate(self._shard_names)
         ]
@@ -271,10 +286,10 @@ class Topology:
     def _evaluation(worker: int, method: Any, *args: Any) -> RemoteCall[RolloutReport]:
         return RemoteCall(method.remote(*args), f"evaluation on rollout worker {worker}")
 
-    def commit(self, timeout_s: float) -> list[ReplayReport]:
-        """Make what was pushed visible on every shard. A shard that is just restarting has nothing to commit."""
+    def commit(self, timeout_s: float, number: int | None = None) -> list[ReplayReport]:
+        """Make what was pushed visible on every shard. A shard that is just restarting does so with the next commit."""
         calls: list[RemoteCall] = [
-            RemoteCall(s.commit.remote(), f"replay shard {i}") for i, s in enumerate(self._shards)
+            RemoteCall(s.commit.remote(number), f"replay shard {i}") for i, s in enumerate(self._shards)
         ]
         reports = []
         for call in calls:
@@ -282,9 +297,9 @@ class Topology:
                 reports.append(call.result(timeout_s))
         return reports
 
-    def train(self, num_batches: int) -> list[RemoteCall[LearnReport]]:
-        """Start learning on every learner of the group."""
-        return [RemoteCall(a.train.remote(num_batches), f"learner {i}") for i, a in enumerate(self._learners)]
+    def train(self, num_batches: int, mixture: tuple[float, ...] | None) -> list[RemoteCall[LearnReport]]:
+        """Start learning on every learner of the group. mixture: weight of each source of data."""
+        return [RemoteCall(a.train.remote(num_batches, mixture), f"learner {i}") for i, a in enumerate(self._learners)]
 
     def learn_progress(self) -> RemoteCall[int]:
         """Ask how many batches the first learner has done."""

@@ -241,6 +241,24 @@ def import_amago(arguments: Sequence[str]) -> None:
     )
 
 
+def import_data(arguments: Sequence[str]) -> None:
+    """Convert a dataset to the format of replay."""
+    from amago_ray.data_commands import import_data
+
+    with in_one_line():
+        import_data(arguments, load_experiment)
+
+
+def replay(arguments: Sequence[str]) -> None:
+    """Look at what a run has stored; exit status 1 where it is damaged."""
+    from amago_ray.replay_command import inspect_replay
+
+    with in_one_line():
+        healthy = inspect_replay(arguments, load_experiment)
+    if not healthy:
+        raise SystemExit(1)
+
+
 def _environment(name: str | None) -> list[str]:
     """Bindings that put a gymnasium id, or what gin knows by a name, in place of the environments of a run."""
     if name is None:
@@ -253,6 +271,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "plot": plot,
     "evaluate": evaluate,
     "import-amago": import_amago,
+    "import-data": import_data,
+    "replay": replay,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -11,13 +12,15 @@ import numpy as np
 import torch
 
 from amago_ray.agent import Agent, AgentSpec
-from amago_ray.data import Batch, Trajectory, TrajectoryId
+from amago_ray.data import Batch, SampledSequences, Trajectory, TrajectoryId
 from amago_ray.envs.builtin.counting import Counting, misaligned
 from amago_ray.envs.pool import check_env
 from amago_ray.nets.heads import Actor, NCritics
 from amago_ray.nets.traj_encoders import FFTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder
-from amago_ray.replay.shard import ReplayConfig, ReplayShard
+from amago_ray.replay.selection import SelectionConfig
+from amago_ray.replay.shard import BUFFER, ReplayConfig, ReplayShard
+from amago_ray.replay.store import StoreConfig
 from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
 
 # As in worker processes: with several threads and another process busy, a step of these small policies takes 100 times
@@ -42,20 +45,52 @@ def trajectory(sequence: int = 0, length: int = 5, worker: int = 0, incarnation:
 
 def stored_ids(shards: Iterable[ReplayShard]) -> list[tuple[int, int, int]]:
     """The identities of all visible trajectories, shard by shard, oldest first."""
-    found = [shard._store[i].id for shard in shards for i in range(shard.num_trajectories())]
-    return [(id.worker, id.incarnation, id.sequence) for id in found]
+    rows = np.concatenate([shard.store.table.rows for shard in shards])
+    return [(int(row["worker"]), int(row["incarnation"]), int(row["sequence"])) for row in rows]
+
+
+def stored_trajectories(shard: ReplayShard) -> list[Trajectory]:
+    """All visible trajectories of a shard, oldest first."""
+    found = []
+    for number, row in enumerate(shard.store.table.rows.copy(), start=shard.store.table.first):
+        columns = shard.store.read(np.array([number]), np.zeros(1, np.int64), row["num_rows"][None])
+        id = TrajectoryId(int(row["worker"]), int(row["incarnation"]), int(row["sequence"]))
+        facts = (int(row["first_time_idx"]), bool(row["truncated"]), int(row["weight_version"]))
+        found.append(Trajectory(id, shard.store.env_name(int(row["env"])), columns, *facts))
+    return found
+
+
+STORE_SETTINGS = {field.name for field in fields(StoreConfig)}
+SELECTION_SETTINGS = {field.name for field in fields(SelectionConfig)}
 
 
 def make_shards(num: int, max_seq_len: int = 4, **settings: Any) -> list[ReplayShard]:
-    return [ReplayShard(ReplayConfig(max_seq_len, **settings), i) for i in range(num)]
+    """Shards of a run; settings: of `ReplayConfig`, `StoreConfig` (each shard's) or `SelectionConfig`."""
+    store = StoreConfig(stride=num, **{k: settings.pop(k) for k in list(settings) if k in STORE_SETTINGS})
+    selection = SelectionConfig(**{k: settings.pop(k) for k in list(settings) if k in SELECTION_SETTINGS})
+    return [ReplayShard(ReplayConfig(max_seq_len, store=store, selection=selection, **settings), i) for i in range(num)]
+
+
+def sample(shard: ReplayShard, num: int, draw: tuple[int, ...] = (0,)) -> SampledSequences:
+    """Draw from one shard as it is now."""
+    drawn = shard.sample(num, shard.available()[BUFFER].version, draw)
+    assert drawn is not None
+    return drawn
+
+
+def as_batch(drawn: SampledSequences) -> Batch:
+    """All of one shard's sequences as a batch."""
+    num = len(drawn.lengths)
+    return Batch((drawn,), np.zeros(num, dtype=np.int64), np.arange(num), drawn.probability)
 
 
 def assert_same_batch(a: Batch, b: Batch) -> None:
-    for name in ("lengths", "first_time_idx", "shard", "ids", "weight_version", "probability"):
-        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
-    assert list(a.columns) == list(b.columns)
-    for name, column in a.columns.items():
-        np.testing.assert_array_equal(column, b.columns[name], err_msg=name)
+    for name in ("lengths", "first_time_idx", "shard", "ids", "weight_version"):
+        np.testing.assert_array_equal(a.gather(name), b.gather(name), err_msg=name)
+    np.testing.assert_array_equal(a.probability, b.probability)
+    assert a.column_names == b.column_names
+    for name in a.column_names:
+        np.testing.assert_array_equal(np.concatenate(a.rows(name)), np.concatenate(b.rows(name)), err_msg=name)
 
 
 def assert_same_trajectories(a: Sequence[Trajectory], b: Sequence[Trajectory]) -> None:
@@ -73,6 +108,18 @@ def assert_uniform(counts: Iterable[float]) -> None:
     assert expected >= 20, "too few draws for the test to mean anything"
     statistic, df = ((counts - expected) ** 2 / expected).sum(), len(counts) - 1
     assert statistic < df + 5 * np.sqrt(2 * df), f"chi-square {statistic:.1f} with {df} degrees of freedom: {counts}"
+
+
+def assert_drawn_as(counts: Iterable[float], probabilities: Iterable[float]) -> None:
+    """Chi-square: counts are those of draws with these probabilities (five standard deviations)."""
+    counts, expected = np.array(list(counts), dtype=np.float64), np.array(list(probabilities), dtype=np.float64)
+    assert abs(expected.sum() - 1) < 1e-9 and len(counts) == len(expected)
+    expected = expected * counts.sum()
+    assert not counts[expected == 0].any(), "something was drawn that has no weight"
+    counts, expected = counts[expected > 0], expected[expected > 0]
+    assert expected.min() >= 5, "too few draws for the test to mean anything"
+    statistic, df = ((counts - expected) ** 2 / expected).sum(), len(counts) - 1
+    assert statistic <= df + 5 * np.sqrt(2 * df), f"chi-square {statistic:.1f} with {df} degrees of freedom: {counts}"
 
 
 def tiny_agent(make_env: Any, traj_encoder_type: type[TrajEncoder] | None = None, max_seq_len: int = 8) -> AgentSpec:

@@ -78,7 +78,7 @@ class SingleProcess:
         self.worker = RolloutWorker(rollout, spec, write=self.writer.write, flush=self._flush)
         reader = ReplayReader(handles, batch_size, seed)
         config = LearnerConfig(learning_rate=learning_rate, lr_warmup_steps=lr_warmup_steps, seed=seed)
-        self.learner = Learner(config, spec, reader.batches)
+        self.learner = Learner(config, spec, reader)
         self.version = 0
         self._publish()
 

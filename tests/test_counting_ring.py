@@ -11,7 +11,15 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from ring_cases import assert_rollouts_whole, assert_uniform, counting, make_shards, stored_ids, tiny_agent
+from ring_cases import (
+    assert_rollouts_whole,
+    assert_uniform,
+    counting,
+    make_shards,
+    stored_ids,
+    stored_trajectories,
+    tiny_agent,
+)
 
 from amago_ray.agent import AgentSpec
 from amago_ray.data import Batch, RolloutReport
@@ -115,7 +123,7 @@ def test_nothing_is_lost_repeated_or_misaligned(
 
     ids = stored_ids(ring.shards)
     assert len(set(ids)) == len(ids) == sum(report.trajectories for report in reports)
-    stored = [shard._store[i] for shard in ring.shards for i in range(shard.num_trajectories())]
+    stored = [t for shard in ring.shards for t in stored_trajectories(shard)]
     stored.sort(key=lambda t: t.id)
     assert_rollouts_whole(stored, episode_length, traj_save_len, terminate, unfinished=num_workers * NUM_ENVS)
     steps = EPOCHS * STEPS_PER_ENV
@@ -131,7 +139,7 @@ def test_nothing_is_lost_repeated_or_misaligned(
     for batch, training in batches:
         assert batch.lengths.max() <= max_seq_len
         assert_aligned(batch, training, ring)
-    assert {tuple(x) for batch, _ in batches for x in batch.ids.tolist()} <= set(ids)
+    assert {tuple(x) for batch, _ in batches for x in batch.gather("ids").tolist()} <= set(ids)
 
 
 @pytest.mark.parametrize("action", ["continuous", "multibinary", "multidiscrete"])
@@ -147,7 +155,7 @@ def test_workers_and_shards_make_no_difference_to_the_odds() -> None:
     ring = Ring(7, True, num_workers=3, num_shards=3)
     ring.collect(21)
     known = sorted(stored_ids(ring.shards))
-    drawn = [tuple(x) for batch, _ in ring.batches(120) for x in batch.ids.tolist()]
+    drawn = [tuple(x) for batch, _ in ring.batches(120) for x in batch.gather("ids").tolist()]
     assert_uniform(drawn.count(id) for id in known)
 
 

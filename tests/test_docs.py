@@ -14,9 +14,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import single_process
 import torch
 from conftest import TESTS, TINY_NETWORKS
 from gymnasium import spaces
+from ring_cases import as_batch, sample
 from single_process import SingleProcess
 
 from amago_ray import Experiment, config
@@ -24,6 +26,7 @@ from amago_ray.agent import AgentSpec
 from amago_ray.envs.builtin import Identity
 from amago_ray.evaluation import evaluate_policy
 from amago_ray.preflight import probe
+from amago_ray.replay.shard import ReplayConfig
 
 EXTENDING = (TESTS.parent / "docs" / "extending.md").read_text(encoding="utf-8")
 MODULE = "my_extensions"
@@ -91,6 +94,7 @@ ENVIRONMENTS = {
     "An actor head": partial(Identity, "multibinary", 3),
     "Action masks": Masked,
     "A critic head": partial(Identity, "continuous", 2),
+    "Relabelling in hindsight": partial(Shown, GOALS, spaces.Box(-1, 1, (2,))),
 }
 BLOCKS = [(title, text) for title, texts in sections().items() for text in texts]
 
@@ -120,14 +124,17 @@ def test_every_section_is_tried() -> None:
 
 
 @pytest.mark.parametrize(("title", "text"), BLOCKS, ids=[f"{t} {i}" for i, (t, _) in enumerate(BLOCKS)])
-def test_each_block_trains_and_acts(extensions: Path, title: str, text: str) -> None:
+def test_each_block_trains_and_acts(extensions: Path, title: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment, spec = configured(extensions, title, text)
+    relabeler = experiment.relabeler_type and experiment.relabeler_type()
+    monkeypatch.setattr(single_process, "ReplayConfig", partial(ReplayConfig, relabeler=relabeler))
     single = SingleProcess(ENVIRONMENTS[title], spec, num_envs=4, batch_size=4)
     report = single.epoch(steps_per_env=24, batches=3)
     assert np.isfinite(report.metrics["Total Loss"]) and report.metrics["Gradient Norm"] > 0
     assert np.isfinite(single.mean_return(episodes=8))
     in_use = {type(module).__name__ for module in single.learner.agent.modules()}
-    in_use.add(getattr(experiment.exploration_wrapper_type, "__name__", "None"))
+    others = (experiment.exploration_wrapper_type, experiment.relabeler_type, getattr(relabeler, "reward_fn", None))
+    in_use |= {getattr(part, "__name__", "None") for part in others}
     named = set(re.findall(r"@(\w+)", text))
     assert named and named <= in_use
 
@@ -192,6 +199,21 @@ def test_an_unmasked_actor_does_take_them(extensions: Path) -> None:
     _, spec = configured(extensions, "Action masks", "")
     weights = SingleProcess(Masked, spec, num_envs=4, batch_size=4).learner.publish(9)
     assert any(result.total_reward < 0.0 for result in evaluate_policy(spec, weights, Masked, episodes=20))
+
+
+def test_near_goals_are_reached(extensions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    title = "Relabelling in hindsight"
+    experiment, spec = configured(extensions, title, sections()[title][0])
+    assert experiment.relabeler_type is not None
+    monkeypatch.setattr(single_process, "ReplayConfig", partial(ReplayConfig, relabeler=experiment.relabeler_type()))
+    single = SingleProcess(ENVIRONMENTS[title], spec, num_envs=4)
+    single.epoch(steps_per_env=24, batches=1)
+    batch = as_batch(sample(single.shard, 100))
+    assert set(batch.lengths.tolist()) == {1, 2, 3}
+    rows = (batch.rows(name) for name in ("obs.achieved_goal", "obs.desired_goal", "reward", "terminated"))
+    for achieved, desired, reward, terminated in zip(*rows, strict=True):
+        assert (desired == achieved[-1]).all()
+        assert np.flatnonzero(reward).tolist() == np.flatnonzero(terminated).tolist() == [len(reward) - 1]
 
 
 def test_a_run_with_a_module_of_ones_own(tmp_path: Path) -> None:

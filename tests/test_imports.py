@@ -22,10 +22,12 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"amago_weights", "envs", "checkpoint", "metrics"}),
     frozenset({"rollout", "replay", "learner"}),
     frozenset({"settings", "evaluation", "calls", "display", "plotting"}),
-    frozenset({"topology"}),
-    frozenset({"plan", "preflight", "schedule"}),
+    frozenset({"topology", "replay_plotting"}),
+    frozenset({"jobs", "plan", "preflight"}),
+    frozenset({"schedule"}),
     frozenset({"experiment"}),
     frozenset({"__init__"}),
+    frozenset({"data_commands", "replay_command"}),
     frozenset({"train", "tune"}),
 )
 

@@ -278,7 +278,7 @@ def test_more_learners_than_gpus(
 def test_more_than_the_cluster_has(
     ray_instance: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], nothing_starts: None
 ) -> None:
-    line = command_line(tmp_path, capsys, ["Experiment.replay_capacity_gb = 1e6"])
+    line = command_line(tmp_path, capsys, ["Experiment.replay_capacity_gb = 1e6", "Experiment.replay_durable = False"])
     assert "GB of memory for replay" in line and "Experiment.replay_capacity_gb" in line
     extra = ["Experiment.parallel_actors = 99", "Experiment.num_rollout_workers = 99"]
     line = command_line(tmp_path, capsys, extra)

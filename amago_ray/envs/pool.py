@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -27,7 +28,17 @@ from amago_ray.envs.env_pool import EnvPool
 from amago_ray.envs.spaces import sample_actions
 from amago_ray.envs.vector_pool import VectorEnvPool
 
-__all__ = ["EnvFailure", "EnvMaker", "EnvPool", "MakeEnv", "Transition", "VectorEnvPool", "check_env", "make_pool"]
+__all__ = [
+    "EnvFailure",
+    "EnvMaker",
+    "EnvPool",
+    "MakeEnv",
+    "Transition",
+    "VectorEnvPool",
+    "check_env",
+    "env_spaces",
+    "make_pool",
+]
 
 EnvMaker = Callable[..., Any]  # returns a gym.Env or a VectorEnv
 MakeEnv = str | EnvMaker | list[str | EnvMaker] | tuple[str | EnvMaker, ...]
@@ -79,6 +90,14 @@ def check_env(make_env: MakeEnv, seed: int = 0, num_steps: int = 20) -> tuple[Ob
         if this != first:
             raise ValueError(f"environments must have the same spaces: {first_name} has {first}, {name} has {this}")
     return found[0]
+
+
+def env_spaces(make_env: MakeEnv) -> tuple[gym.Space, gym.Space]:
+    """Observation and action space of one environment of `make_env`, which all of them share (see `check_env`)."""
+    with closing(_maker(_entries(make_env)[0], num_envs=1)()) as env:
+        if isinstance(env, VectorEnv):
+            return env.single_observation_space, env.single_action_space
+        return env.observation_space, env.action_space
 
 
 def _try_out(env: gym.Env | VectorEnv, seed: int, num_steps: int) -> tuple[ObsSpec, ActionSpec, str]:

@@ -116,6 +116,24 @@ class ActionConverter:
                 values = np.rint(values)
         return values.astype(space.dtype)
 
+    def from_env(self, actions: np.ndarray) -> np.ndarray:
+        """The inverse of `to_env` for a batch (N, ...) of the environment's actions: (N, *spec.shape) as stored.
+
+        Raises ValueError where they are not in the space.
+        """
+        space = self.space
+        if actions.shape[1:] != (space.shape or ()):
+            raise ValueError(f"actions have shape {actions.shape[1:]}, the action space {space.shape or ()}")
+        values = actions
+        if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+            values = actions - space.start
+            if ((values < 0) | (values >= np.asarray(getattr(space, "nvec", getattr(space, "n", 0))))).any():
+                raise ValueError(f"actions are outside the action space {space}")
+        elif isinstance(space, spaces.Box):
+            reach = np.where(self._reach > 0, self._reach, 1.0)
+            values = np.clip((actions - self._middle) / reach, -1.0, 1.0)
+        return values.reshape(len(actions), *self.spec.shape).astype(self.spec.dtype)
+
     @staticmethod
     def _check_bounds(space: spaces.Box) -> None:
         if not space.is_bounded():

@@ -5,39 +5,66 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 
 from amago_ray.data import ACTION, OBS_PREFIX, REWARD, TERMINATED, ActionSpec, Batch
 from amago_ray.nets.actions import action_vector
+from amago_ray.nets.packing import Packing
 from amago_ray.policy import TrainingBatch
 
 
-def pad(column: np.ndarray, mask: np.ndarray) -> torch.Tensor:
-    """Rows (sum_i n_i, ...) laid out by `mask` (B, N) bool as (B, N, ...), zeros elsewhere."""
-    padded = np.zeros((*mask.shape, *column.shape[1:]), column.dtype)
-    padded[mask] = column
-    return torch.from_numpy(padded)
+def pad(rows: Sequence[np.ndarray], length: int, pin: bool = False) -> torch.Tensor:
+    """B arrays (n_b, ...) as one tensor (B, length, ...), zeros at the end. pin: in page-locked memory."""
+    first = rows[0]
+    dtype = torch.from_numpy(np.empty(0, first.dtype)).dtype
+    padded = torch.empty((len(rows), length, *first.shape[1:]), dtype=dtype, pin_memory=pin)
+    view = padded.numpy()
+    for b, values in enumerate(rows):
+        view[b, : len(values)] = values
+        view[b, len(values) :] = 0
+    return padded
 
 
-def training_batch(batch: Batch, action_spec: ActionSpec, device: torch.device) -> TrainingBatch:
-    """Pad to the longest sequence, move in the stored dtypes, and make rl2, one-hots and masks on the device."""
-    num_rows = batch.lengths + 1
-    row = np.arange(num_rows.max())
-    row_mask = row < num_rows[:, None]
-    columns = {name: pad(column, row_mask) for name, column in batch.columns.items()}
-    time_idx = torch.from_numpy(batch.first_time_idx[:, None] + row)
-    mask = torch.from_numpy(row_mask[:, 1:])
-    real_rows = torch.from_numpy(np.flatnonzero(row_mask[:, 1:]))
-    if device.type == "cuda":
-        # Pinned memory makes the copies asynchronous, so that they overlap with the update that is running.
-        columns = {name: column.pin_memory().to(device, non_blocking=True) for name, column in columns.items()}
-        time_idx = time_idx.pin_memory().to(device, non_blocking=True)
-        mask = mask.pin_memory().to(device, non_blocking=True)
-        real_rows = real_rows.pin_memory().to(device, non_blocking=True)
-    previous_action = action_vector(columns[ACTION], action_spec)  # (B, L+1, A)
+def end_to_end(rows: Sequence[np.ndarray], pin: bool = False) -> torch.Tensor:
+    """B arrays (n_b, ...) as one tensor (1, sum_b n_b, ...). pin: in page-locked memory."""
+    first = rows[0]
+    dtype = torch.from_numpy(np.empty(0, first.dtype)).dtype
+    packed = torch.empty((1, sum(map(len, rows)), *first.shape[1:]), dtype=dtype, pin_memory=pin)
+    np.concatenate(rows, out=packed[0].numpy())
+    return packed
+
+
+def training_batch(batch: Batch, action_spec: ActionSpec, device: torch.device, packed: bool = False) -> TrainingBatch:
+    """Move to the device in the stored dtypes, and make rl2, one-hots and masks there.
+
+    Sequences are padded to the longest, or, if `packed`, what belongs to timesteps is laid end to end.
+    """
+    # Pinned memory makes the copies asynchronous, so that they overlap with the update that is running.
+    pin = device.type == "cuda"
+    longest = int(batch.lengths.max())
+    row = np.arange(longest + 1)
+    real = row[:longest] < batch.lengths[:, None]
+    packing = Packing.of(batch.lengths + 1, device) if packed else None
+
+    def to_device(values: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(values)
+        return tensor.pin_memory().to(device, non_blocking=True) if pin else tensor
+
+    def timesteps(rows: Sequence[np.ndarray]) -> torch.Tensor:
+        laid_out = end_to_end(rows, pin) if packed else pad(rows, longest + 1, pin)
+        return laid_out.to(device, non_blocking=True)
+
+    def transitions(x: torch.Tensor) -> torch.Tensor:
+        """(B, L, ...) of what each timestep says of the transition into it."""
+        return (x if packing is None else packing.pad(x))[:, 1:]
+
+    columns = {name: timesteps(batch.rows(name)) for name in batch.column_names}
+    time_idx_BL = batch.first_time_idx[:, None] + row
+    time_idx = to_device(time_idx_BL[row <= batch.lengths[:, None]][None] if packed else time_idx_BL)
+    previous_action = action_vector(columns[ACTION], action_spec)
     # At the start of a rollout there is no previous action, and a stored 0 must not become a one-hot.
     previous_action = previous_action * (time_idx > 0).unsqueeze(-1)
     reward = columns[REWARD]
@@ -45,11 +72,13 @@ def training_batch(batch: Batch, action_spec: ActionSpec, device: torch.device) 
         obs={name.removeprefix(OBS_PREFIX): c for name, c in columns.items() if name.startswith(OBS_PREFIX)},
         rl2=torch.cat((reward.unsqueeze(-1), previous_action), dim=-1),
         time_idx=time_idx,
-        actions=previous_action[:, 1:],
-        rewards=reward[:, 1:],
-        terminated=columns[TERMINATED][:, 1:].float(),
-        mask=mask,
-        real_rows=real_rows,
+        actions=transitions(previous_action),
+        rewards=transitions(reward),
+        terminated=transitions(columns[TERMINATED]).float(),
+        mask=to_device(real),
+        real_rows=to_device(np.flatnonzero(real)),
+        weight=None if batch.weight is None else to_device(batch.weight),
+        packing=packing,
     )
 
 

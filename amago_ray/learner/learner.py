@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,11 +20,15 @@ from amago_ray.policy import TrainingBatch
 from amago_ray.weights import flatten_state
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
+PRIORITY_BATCHES = 10  # whose priorities go back to replay together
 
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """Settings of one learner; see `Experiment` for their meaning. device: "cpu", or "cuda" for the GPU in sight."""
+    """Settings of one learner; see `Experiment` for their meaning.
+
+    device: "cpu", or "cuda" for the GPU in sight. packed: lay sequences end to end in place of padding them.
+    """
 
     device: str = "cpu"
     learning_rate: float = 1e-4
@@ -35,12 +39,21 @@ class LearnerConfig:
     mixed_precision: MixedPrecision = "no"
     log_interval: int = 20
     seed: int = 0
+    packed: bool = False
+
+
+class BatchSource(Protocol):
+    """What a learner needs from replay; see `replay.client.ReplayReader`."""
+
+    def batches(self, num: int, first: int, mixture: Sequence[float] | None = None) -> Iterator[Batch]: ...
+
+    def update_priorities(self, batches: Sequence[Batch], priorities: np.ndarray) -> None: ...
 
 
 class Learner:
     """Consumes batches, produces weights.
 
-    batches: (number wanted, number of the first) -> iterator of sampled batches; the replay client's `batches`.
+    batches: where sampled batches come from, and priorities go: the replay client's `ReplayReader`.
     rank, world_size: place in a data-parallel group; torch.distributed's environment variables must be set for more
     than one.
     """
@@ -49,7 +62,7 @@ class Learner:
         self,
         config: LearnerConfig,
         agent_spec: AgentSpec,
-        batches: Callable[[int, int], Iterator[Batch]],
+        batches: BatchSource,
         rank: int = 0,
         world_size: int = 1,
     ):
@@ -72,29 +85,40 @@ class Learner:
         self._model, self._optimizer = self._accelerator.prepare(self.agent, optimizer)
         self._trainable = [p for p in self.agent.parameters() if p.requires_grad]
         self._accelerator.register_for_checkpointing(self._schedule)
+        self._priority: torch.Tensor | None = None  # (B,) of the last batch, where it was drawn by priority
+        self._gradient_norm: torch.Tensor | None = None  # before clipping, of the last optimiser step
         self.batches_done = 0
         self.updates_done = 0
         self.weight_version = 0
 
-    def train(self, num_batches: int) -> LearnReport:
-        """Learn from `num_batches` batches, with one optimiser step every `batches_per_update` of them."""
+    def train(self, num_batches: int, mixture: Sequence[float] | None = None) -> LearnReport:
+        """Learn from `num_batches` batches, with one optimiser step every `batches_per_update` of them.
+
+        mixture: weight of each source of data; None for the replay buffer alone.
+        """
         started, updates_before, first = time.perf_counter(), self.updates_done, self.batches_done
         logged: list[dict[str, torch.Tensor]] = []
         staleness, padding = [], []
+        judged: list[tuple[Batch, torch.Tensor]] = []
 
         def prepare(batch: Batch) -> TrainingBatch:
-            return training_batch(batch, self._action_spec, self.device)
+            return training_batch(batch, self._action_spec, self.device, self.config.packed)
 
         self._model.train()
-        with Prefetcher(self._batches(num_batches, first), prepare) as prefetched:
+        with Prefetcher(self._batches.batches(num_batches, first, mixture), prepare) as prefetched:
             for batch, tensors in prefetched:
                 log = self.batches_done % self.config.log_interval == 0
                 metrics = self.update(tensors, log)
                 self.batches_done += 1
+                if self._priority is not None:
+                    judged.append((batch, self._priority))
+                if len(judged) == PRIORITY_BATCHES:
+                    self._hand_on_priorities(judged)
                 if log:
                     logged.append(metrics)
-                    staleness.append(self.weight_version - batch.weight_version.mean())
-                    padding.append(1.0 - batch.lengths.mean() / batch.lengths.max())
+                    staleness.append(self.weight_version - batch.gather("weight_version").mean())
+                    padding.append(0.0 if self.config.packed else 1.0 - batch.lengths.mean() / batch.lengths.max())
+        self._hand_on_priorities(judged)
         report = fetch_means(logged)
         if staleness:
             report["Weight Staleness (versions)"] = float(np.mean(staleness))
@@ -117,18 +141,26 @@ class Learner:
             with accelerator.autocast():
                 out = self._model(batch, log=log)
             accelerator.backward(out.loss)
-            metrics = out.metrics
             if accelerator.sync_gradients:
-                norm = accelerator.clip_grad_norm_(self._trainable, self.config.grad_clip)
-                if log:
-                    metrics = {**metrics, "Gradient Norm": norm}
+                self._gradient_norm = accelerator.clip_grad_norm_(self._trainable, self.config.grad_clip)
             self._optimizer.step()
             self._optimizer.zero_grad()
             if accelerator.sync_gradients:
                 self._schedule.step()
                 self.agent.update_targets()
                 self.updates_done += 1
-        return {name: value.detach() for name, value in metrics.items()}
+        self._priority = out.priority
+        metrics = {name: value.detach() for name, value in out.metrics.items()}
+        if log and self._gradient_norm is not None:
+            metrics["Gradient Norm"] = self._gradient_norm
+        return metrics
+
+    def _hand_on_priorities(self, judged: list[tuple[Batch, torch.Tensor]]) -> None:
+        """Tell replay the priorities of what was learned from, and forget them: one transfer for many updates."""
+        if judged:
+            values = torch.stack([priority for _, priority in judged]).float().cpu().numpy()
+            self._batches.update_priorities([batch for batch, _ in judged], values)
+            judged.clear()
 
     def publish(self, version: int) -> Weights:
         """The weights that act, under a version that the caller never uses twice."""
@@ -147,8 +179,13 @@ class Learner:
             torch.save(torch.tensor(counters), Path(folder) / "learner_counters.pt")
 
     def load_state(self, folder: str) -> None:
-        """Go on from what `save_state` left in `folder`."""
+        """Go on from what `save_state` left in `folder`, with the learning rate and weight decay of now."""
         self._accelerator.load_state(folder)
+        rate, decay = self.config.learning_rate, self.config.l2_coeff
+        factor = self._schedule.lr_lambdas[0](self._schedule.last_epoch)
+        self._schedule.base_lrs, self._schedule._last_lr = [rate], [rate * factor]
+        for group in self._optimizer.param_groups:
+            group.update(lr=rate * factor, initial_lr=rate, weight_decay=decay)
         counters = torch.load(Path(folder) / "learner_counters.pt", weights_only=True)
         self.batches_done, self.updates_done, self.weight_version = counters.tolist()
 
@@ -162,9 +199,10 @@ class Learner:
 
 
 def fetch_means(logged: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-    """Means over updates of the logged scalars, fetched from the device in one transfer."""
+    """Means of the logged scalars over the updates that have them, fetched from the device in one transfer."""
     if not logged:
         return {}
-    names = list(logged[-1])
-    table = torch.stack([torch.stack([row[name].float().reshape(()) for name in names]) for row in logged])
-    return dict(zip(names, table.mean(dim=0).tolist(), strict=True))
+    names = list(dict.fromkeys(name for row in logged for name in row))
+    columns = ([row[name].float().reshape(()) for row in logged if name in row] for name in names)
+    means = torch.stack([torch.stack(column).mean() for column in columns])
+    return dict(zip(names, means.tolist(), strict=True))

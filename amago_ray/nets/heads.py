@@ -259,8 +259,8 @@ class CriticEnsemble(nn.Module):
         action_KNGA = action_KNGA.clamp(-MAX_CRITIC_ACTION, MAX_CRITIC_ACTION).expand(-1, -1, G, -1)
         gamma_KNG1 = self.gamma_feature.to(action_KNGA.dtype).view(G, 1).expand(K, N, G, 1)
         inputs_RI = torch.cat((gamma_KNG1, action_KNGA), dim=-1).flatten(0, 2)
-        C, I, H = weight_CIH.shape
-        first_CRH = torch.bmm(inputs_RI.expand(C, -1, I), weight_CIH.to(inputs_RI.dtype))
+        C, _, H = weight_CIH.shape
+        first_CRH = torch.bmm(inputs_RI.expand(C, -1, -1), weight_CIH.to(inputs_RI.dtype))
         first = first_CRH.view(C, K, N, G, H)
         state_part = prepared_NCH.transpose(0, 1)[:, None, :, None]
         # A sum in place needs no second buffer of the size of everything.

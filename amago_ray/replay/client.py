@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from amago_ray.data import Batch, Trajectory
+from amago_ray.data import Batch, SampledSequences, Trajectory
 from amago_ray.futures import Pending, ProcessDied, Ready
 from amago_ray.replay.packing import PackedTrajectories, pack
-from amago_ray.replay.shard import ReplayEmpty, ReplayShard
+from amago_ray.replay.shard import BUFFER, ReplayShard
+from amago_ray.replay.sources import Available, ReplayEmpty
 
 RETRY_INTERVAL_S = 0.2
 REQUEST_BYTES = 16 << 20
 IN_FLIGHT_BYTES = 512 << 20
+BUCKETS = 8  # batches of one request whose sequences are sorted by length
 
 
 class ShardHandle(Protocol):
-    """A shard in another process."""
+    """A shard in another process; see `ReplayShard` for the methods."""
 
     def push(self, packed: PackedTrajectories) -> Pending[int]: ...
 
-    def num_trajectories(self) -> Pending[int]: ...
+    def available(self) -> Pending[tuple[Available, ...]]: ...
 
-    def sample(self, num_sequences: int, num_available: int, draw: tuple[int, ...]) -> Pending[Batch]: ...
+    def sample(
+        self, num_sequences: int, version: int, draw: tuple[int, ...], source: int
+    ) -> Pending[SampledSequences | None]: ...
+
+    def update_priorities(
+        self, life: int, numbers: np.ndarray, priorities: np.ndarray, largest: float
+    ) -> Pending[None]: ...
 
 
 class LocalShard:
@@ -38,11 +48,19 @@ class LocalShard:
     def push(self, packed: PackedTrajectories) -> Pending[int]:
         return Ready(self.shard.push(packed))
 
-    def num_trajectories(self) -> Pending[int]:
-        return Ready(self.shard.num_trajectories())
+    def available(self) -> Pending[tuple[Available, ...]]:
+        return Ready(self.shard.available())
 
-    def sample(self, num_sequences: int, num_available: int, draw: tuple[int, ...]) -> Pending[Batch]:
-        return Ready(self.shard.sample(num_sequences, num_available, draw))
+    def sample(
+        self, num_sequences: int, version: int, draw: tuple[int, ...], source: int
+    ) -> Pending[SampledSequences | None]:
+        return Ready(self.shard.sample(num_sequences, version, draw, source))
+
+    def update_priorities(
+        self, life: int, numbers: np.ndarray, priorities: np.ndarray, largest: float
+    ) -> Pending[None]:
+        self.shard.update_priorities(life, numbers, priorities, largest)
+        return Ready(None)
 
 
 class ReplayWriter:
@@ -108,22 +126,77 @@ class ReplayWriter:
         self.wait_s += time.monotonic() - started
 
 
-def request_size(batch_bytes: int) -> tuple[int, int]:
+def request_size(batch_bytes: int, least_batches: int = 1) -> tuple[int, int]:
     """(batches per request, requests in flight) that spare calls where batches are small and memory where not.
 
     batch_bytes: the most that one batch can hold.
     """
-    batches = min(max(REQUEST_BYTES // batch_bytes, 1), 4)
+    batches = max(min(max(REQUEST_BYTES // batch_bytes, 1), 4), least_batches)
     return batches, min(max(IN_FLIGHT_BYTES // (batches * batch_bytes), 1), 3)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the shards could sample at one moment.
+
+    shards: per shard one `Available` per source; none for a shard that is down.
+    """
+
+    shards: tuple[tuple[Available, ...], ...]
+
+    @property
+    def complete(self) -> bool:
+        return all(self.shards)
+
+    @property
+    def num_sources(self) -> int:
+        return max(len(sources) for sources in self.shards)
+
+    def totals(self, source: int) -> np.ndarray:
+        """(shards,) float64: the weight of a source on each shard."""
+        return np.array([sources[source].total if sources else 0.0 for sources in self.shards])
+
+    def trajectories(self, source: int) -> int:
+        """Trajectories of a source, on all shards."""
+        return sum(sources[source].trajectories for sources in self.shards if sources)
+
+    def mixture(self, weights: Sequence[float] | None) -> np.ndarray:
+        """(sources,) float64 that add up to 1: `weights`, without the sources that have nothing yet.
+
+        weights: of each source; None for the buffer alone. All zeros where there is nothing to sample.
+        """
+        wanted = np.zeros(self.num_sources)
+        wanted[: 1 if weights is None else len(weights)] = 1.0 if weights is None else weights
+        wanted *= [self.totals(source).sum() > 0 for source in range(self.num_sources)]
+        return wanted / wanted.sum() if wanted.any() else wanted
+
+
+@dataclass
+class Request:
+    """`num_batches` batches, of which the first is number `first` of the run, on their way.
+
+    mixture: (sources,) float64, probability of each source. parts: one per shard and source that was asked: (its share
+    of its source's draws, the source, the answer).
+    """
+
+    first: int
+    num_batches: int
+    survey: Survey
+    mixture: np.ndarray
+    parts: list[tuple[float, int, Pending[SampledSequences | None]]]
 
 
 class ReplayReader:
     """Samples batches over all shards with exactly the distribution of one big buffer.
 
-    Each request first draws how many of its sequences come from which shard (multinomial in the shards' sizes), asks
-    all shards at once and shuffles what comes back. A few requests are kept in flight.
+    Each request first draws how many of its sequences come from which source and shard (multinomial in the weights of
+    what they hold), asks all at once and shuffles what comes back. When what a shard holds has changed meanwhile, or a
+    shard died, the whole request is drawn again. A few requests are kept in flight.
 
     batches_per_request: batches drawn together, to spare calls. max_in_flight: requests ahead of the consumer.
+    importance_exponent: beta of importance sampling (arXiv 1511.05952, section 3.4); 0 for no weights.
+    bucketed: deal a request's sequences out to its batches by length, so that padding is short; the batches come in
+        random order. Each sequence is as likely as without, but the lengths in one batch are alike.
     """
 
     def __init__(
@@ -134,6 +207,8 @@ class ReplayReader:
         rank: int = 0,
         batches_per_request: int = 4,
         max_in_flight: int = 3,
+        importance_exponent: float = 0.0,
+        bucketed: bool = False,
         timeout_s: float = 120.0,
     ):
         self._shards = shards
@@ -141,87 +216,133 @@ class ReplayReader:
         self._seed = (seed, rank)
         self._batches_per_request = batches_per_request
         self._max_in_flight = max_in_flight
+        self._importance_exponent = importance_exponent
+        self._bucketed = bucketed
         self._timeout_s = timeout_s
+        self._largest_priority = 0.0
+        self._told: list[Pending[None]] = []
 
-    def batches(self, num: int, first: int) -> Iterator[Batch]:
+    def batches(self, num: int, first: int, mixture: Sequence[float] | None = None) -> Iterator[Batch]:
         """`num` batches, of which the first is number `first` of the run.
 
         Requests of `batches_per_request` start at `first`; a batch depends on the number and size of its request and
         on the shards' contents alone. Calls that cut a run at multiples of `batches_per_request` thus give the same
         batches as one call.
-        Raises ReplayEmpty when no shard holds anything.
+        mixture: weight of each source (the buffer, then the datasets); None for the buffer alone. A source that has
+        nothing yet is left out.
+        Raises ReplayEmpty when there is nothing to sample anywhere.
         """
-        sizes = self._sizes()
-        waiting: deque[tuple[int, int, list[Pending[Batch]]]] = deque()
+        survey = self._survey(mixture)
+        waiting: deque[Request] = deque()
         asked = 0
         while asked < num or waiting:
             while asked < num and len(waiting) < self._max_in_flight:
+                if not survey.complete:
+                    survey = self._survey(mixture)  # a shard may be back
                 count = min(self._batches_per_request, num - asked)
-                waiting.append((first + asked, count, self._ask(first + asked, count, sizes, attempt=0)))
+                waiting.append(self._ask(first + asked, count, survey, mixture, attempt=0))
                 asked += count
-            number, count, parts = waiting.popleft()
+            request = waiting.popleft()
             attempt = 0
-            while (drawn := self._collect(parts)) is None:
+            while (parts := self._collect(request)) is None:
                 attempt += 1
-                sizes = self._sizes()
-                parts = self._ask(number, count, sizes, attempt)
-            yield from split(drawn, self._order(number, attempt, count), self._batch_size)
+                survey = self._survey(mixture)
+                request = self._ask(request.first, request.num_batches, survey, mixture, attempt)
+            yield from self._assemble(request, parts, attempt)
 
-    def _sizes(self) -> np.ndarray:
-        """Trajectories per shard, 0 for a shard that is down. Raises ReplayEmpty when there is nothing anywhere."""
+    def _survey(self, mixture: Sequence[float] | None) -> Survey:
+        """Ask all shards what they hold. Raises ReplayEmpty when there is nothing of the mixture anywhere."""
         deadline = time.monotonic() + self._timeout_s
         while True:
-            sizes = np.zeros(len(self._shards), dtype=np.int64)
-            asked = [shard.num_trajectories() for shard in self._shards]
-            down = 0
-            for i, pending in enumerate(asked):
+            asked = [shard.available() for shard in self._shards]
+            answers: list[tuple[Available, ...]] = []
+            for pending in asked:
                 try:
-                    sizes[i] = pending.result(self._timeout_s)
+                    answers.append(pending.result(self._timeout_s))
                 except ProcessDied:
-                    down += 1
-            if sizes.any():
-                return sizes
+                    answers.append(())
+            down = sum(not answer for answer in answers)
+            if down < len(answers) and (survey := Survey(tuple(answers))).mixture(mixture).any():
+                return survey
             if not down:
                 raise ReplayEmpty("the replay buffer is empty: no rollout has finished yet")
             if time.monotonic() > deadline:
-                raise ReplayEmpty(f"{down} of {len(sizes)} replay shards are down, and no other one holds anything")
+                raise ReplayEmpty(f"{down} of {len(answers)} replay shards are down, and no other one holds anything")
             time.sleep(RETRY_INTERVAL_S)
 
-    def _ask(self, number: int, count: int, sizes: np.ndarray, attempt: int) -> list[Pending[Batch]]:
-        rng = np.random.default_rng((*self._seed, number, attempt))
-        per_shard = rng.multinomial(count * self._batch_size, sizes / sizes.sum())
-        draw = (*self._seed, number, attempt)
-        return [
-            shard.sample(int(n), int(sizes.sum()), draw)
-            for shard, n in zip(self._shards, per_shard, strict=True)
-            if n > 0
-        ]
+    def _ask(self, first: int, count: int, survey: Survey, mixture: Sequence[float] | None, attempt: int) -> Request:
+        draw = (*self._seed, first, attempt)
+        rng = np.random.default_rng(draw)
+        num, shares = count * self._batch_size, survey.mixture(mixture)
+        per_source = [num] if survey.num_sources == 1 else rng.multinomial(num, shares)
+        parts = []
+        for source, num_of_source in enumerate(per_source):
+            totals = survey.totals(source)
+            if num_of_source == 0:
+                continue
+            share = totals / totals.sum()
+            for i, n in enumerate(rng.multinomial(num_of_source, share).tolist()):
+                if n > 0:
+                    name = draw if source == BUFFER else (*draw, source)
+                    pending = self._shards[i].sample(n, survey.shards[i][source].version, name, source)
+                    parts.append((float(share[i]), source, pending))
+        return Request(first, count, survey, shares, parts)
 
-    def _collect(self, parts: list[Pending[Batch]]) -> Batch | None:
-        """The request's sequences, shard by shard, or None when a shard died over it or came back empty."""
+    def _collect(self, request: Request) -> list[SampledSequences] | None:
+        """What the shards answered, or None when one died over it or holds something else by now."""
         try:
-            return Batch.concatenate([part.result(self._timeout_s) for part in parts])
+            answers = [pending.result(self._timeout_s) for _, _, pending in request.parts]
         except (ProcessDied, ReplayEmpty):
             return None
+        found = [answer for answer in answers if answer is not None]
+        return found if len(found) == len(answers) else None
 
-    def _order(self, number: int, attempt: int, count: int) -> np.ndarray:
-        rng = np.random.default_rng((*self._seed, number, attempt, 1))
-        return rng.permutation(count * self._batch_size)
-
-
-def split(drawn: Batch, order: np.ndarray, batch_size: int) -> Iterator[Batch]:
-    """Cut `drawn` into batches of `batch_size` sequences, taken in `order`."""
-    num_rows = drawn.lengths + 1
-    first_row = np.cumsum(num_rows) - num_rows
-    for i in range(0, len(order), batch_size):
-        chosen = order[i : i + batch_size]
-        rows = np.concatenate([np.arange(first_row[j], first_row[j] + num_rows[j]) for j in chosen])
-        yield Batch(
-            columns={name: column[rows] for name, column in drawn.columns.items()},
-            lengths=drawn.lengths[chosen],
-            first_time_idx=drawn.first_time_idx[chosen],
-            shard=drawn.shard[chosen],
-            ids=drawn.ids[chosen],
-            weight_version=drawn.weight_version[chosen],
-            probability=drawn.probability[chosen],
+    def _assemble(self, request: Request, parts: list[SampledSequences], attempt: int) -> Iterator[Batch]:
+        sizes = [len(part.lengths) for part in parts]
+        part = np.repeat(np.arange(len(parts)), sizes)
+        index = np.concatenate([np.arange(size) for size in sizes])
+        within_source = np.concatenate(
+            [share * p.probability for (share, _, _), p in zip(request.parts, parts, strict=True)]
         )
+        source = np.repeat([source for _, source, _ in request.parts], sizes)
+        probability = request.mixture[source] * within_source
+        held = np.array([request.survey.trajectories(s) for s in range(request.survey.num_sources)])
+        rng = np.random.default_rng((*self._seed, request.first, attempt, 1))
+        order = rng.permutation(len(part))
+        if self._bucketed:
+            lengths = np.concatenate([p.lengths for p in parts])
+            order = order[np.argsort(lengths[order], kind="stable")].reshape(-1, self._batch_size)
+            order = rng.permutation(order).reshape(-1)
+        for i in range(0, len(order), self._batch_size):
+            chosen = order[i : i + self._batch_size]
+            weight = None
+            if self._importance_exponent > 0:
+                weight = (held[source[chosen]] * within_source[chosen]) ** -self._importance_exponent
+                weight = (weight / weight.max()).astype(np.float32)
+            yield Batch(tuple(parts), part[chosen], index[chosen], probability[chosen], weight)
+
+    def update_priorities(self, batches: Sequence[Batch], priorities: np.ndarray) -> None:
+        """Tell the shards the priorities (num batches, B) of sequences that were learned from.
+
+        Does not wait. What was sampled from datasets has none. Raises what an earlier call ran into.
+        """
+        self._largest_priority = max(self._largest_priority, float(priorities.max()))
+        news: dict[tuple[int, int], list[tuple[np.ndarray, np.ndarray]]] = {}
+        for batch, values in zip(batches, priorities, strict=True):
+            for p, part in enumerate(batch.parts):
+                mine = batch.part == p
+                if part.source == BUFFER and mine.any():
+                    place = (int(part.shard[0]), part.life)
+                    news.setdefault(place, []).append((part.number[batch.index[mine]], values[mine]))
+        for pending in self._told:
+            with contextlib.suppress(ProcessDied):
+                pending.result(self._timeout_s)
+        self._told = [
+            self._shards[shard].update_priorities(
+                life,
+                np.concatenate([numbers for numbers, _ in found]),
+                np.concatenate([values for _, values in found]),
+                self._largest_priority,
+            )
+            for (shard, life), found in news.items()
+        ]

@@ -28,6 +28,38 @@ class PackedTrajectories:
     def __len__(self) -> int:
         return len(self.num_rows)
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of all columns."""
+        return sum(column[:1].nbytes for column in self.columns.values())
+
+    def select(self, chosen: np.ndarray) -> PackedTrajectories:
+        """A message of the trajectories `chosen` (n,) int64 alone, in that order."""
+        stops = np.cumsum(self.num_rows)
+        rows = np.concatenate([np.arange(stops[i] - self.num_rows[i], stops[i]) for i in chosen] or [stops[:0]])
+        return PackedTrajectories(
+            columns={name: column[rows] for name, column in self.columns.items()},
+            ids=self.ids[chosen],
+            num_rows=self.num_rows[chosen],
+            first_time_idx=self.first_time_idx[chosen],
+            weight_version=self.weight_version[chosen],
+            truncated=self.truncated[chosen],
+            env_names=tuple(self.env_names[i] for i in chosen),
+        )
+
+    def pieces(self, num_bytes: int) -> Iterator[PackedTrajectories]:
+        """The same trajectories in messages of at most `num_bytes`, or of one trajectory where that one is larger."""
+        ends = np.cumsum(self.num_rows) * self.row_bytes
+        if not len(self) or ends[-1] <= num_bytes:
+            yield from [self] if len(self) else []
+            return
+        first = 0
+        while first < len(self):
+            before = ends[first - 1] if first else 0
+            stop = max(int(np.searchsorted(ends, before + num_bytes, side="right")), first + 1)
+            yield self.select(np.arange(first, stop))
+            first = stop
+
     def unpack(self) -> Iterator[Trajectory]:
         """The trajectories, with columns that are copies: a view would keep the whole message alive."""
         stops = np.cumsum(self.num_rows)

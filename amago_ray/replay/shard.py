@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
-from amago_ray.data import Batch, ReplayReport, Trajectory
+from amago_ray.data import ReplayReport, SampledSequences
 from amago_ray.replay.packing import PackedTrajectories
-from amago_ray.replay.sampling import PaddedSampling, check_padded_sampling, draw_slices
-from amago_ray.replay.store import SeenIds, TrajectoryStore
+from amago_ray.replay.relabeling import Relabeler
+from amago_ray.replay.sampling import PaddedSampling, check_padded_sampling
+from amago_ray.replay.selection import Selection, SelectionConfig
+from amago_ray.replay.sources import Available, BufferSource, Changed, ReplayEmpty, SliceConfig, Source
+from amago_ray.replay.store import StoreConfig, TrajectoryStore
 
-
-class ReplayEmpty(RuntimeError):
-    """There is nothing to sample: no rollout has finished yet, or the shard came back empty."""
+BUFFER = 0  # the source that is the shard's own buffer
 
 
 @dataclass(frozen=True)
@@ -22,13 +25,15 @@ class ReplayConfig:
     """Settings of every shard.
 
     max_seq_len: longest sequence sampled, in transitions. padded_sampling: see `sampling.draw_slices`.
-    capacity_bytes, capacity_trajectories: of one shard.
+    selection: how often each trajectory is drawn. store: of one shard; `store.folder` holds a folder per shard.
+    relabeler: changes trajectories as they are sampled (see `relabeling`); None for none.
     """
 
     max_seq_len: int
     padded_sampling: PaddedSampling = "none"
-    capacity_bytes: int = 1 << 30
-    capacity_trajectories: int = 1 << 40
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    relabeler: Relabeler | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -40,83 +45,105 @@ class ReplayShard:
 
         push    -> stored, once, when it returns
         commit  -> everything stored becomes visible to `sample`, in an order that does not depend on arrival
-        sample  -> uniform over the visible trajectories, then a slice of each
+        sample  -> trajectories drawn by weight, then a slice of each
 
     Visibility moves in steps, so that with one commit per epoch a seeded run samples the same whichever worker is
-    faster.
+    faster. A shard that keeps files has, when it starts again, everything that it had acknowledged.
+
+    datasets: sources beside the buffer, which are never written to or evicted from; they are numbered from 1.
     """
 
-    def __init__(self, config: ReplayConfig, shard: int):
+    def __init__(self, config: ReplayConfig, shard: int, datasets: Sequence[Source] = ()):
         self.config = config
         self.shard = shard
-        self._store = TrajectoryStore(config.capacity_bytes, config.capacity_trajectories)
-        self._seen = SeenIds()
-        self._staged: list[Trajectory] = []
+        folder = None if config.store.folder is None else shard_folder(config.store.folder, shard)
+        self.store = TrajectoryStore(replace(config.store, folder=folder))
+        if self.store.renumbered and folder is not None:
+            (folder / "priorities").unlink(missing_ok=True)
+        self.selection = Selection(
+            config.selection, self.store.table, folder, commit=self.store.commits, damage=self.store.damage
+        )
+        self._sources: tuple[Source, ...] = (BufferSource(self.store, self.selection), *datasets)
+        self._slices = SliceConfig(config.max_seq_len, config.padded_sampling, config.relabeler)
         self._inserted = self._repeated = self._sampled = 0
+        self._restored = len(self.store) + self.store.num_staged
         self._life = time.time_ns()
 
     def push(self, packed: PackedTrajectories) -> int:
-        """Store trajectories; returns how many were new. Repeats are recognised by their identity."""
-        new = 0
-        for trajectory in packed.unpack():
-            self._store.check_fits(trajectory)
-            if self._seen.add(trajectory.id):
-                self._staged.append(trajectory)
-                new += 1
+        """Store trajectories; returns how many were new. Repeats are recognised by their identity.
+
+        Raises ValueError for a trajectory that is larger than the shard, and StorageError.
+        """
+        new = self.store.push(packed)
         self._inserted += new
         self._repeated += len(packed) - new
         return new
 
-    def commit(self) -> ReplayReport:
-        """Make all that was pushed visible, ordered by identity, and evict beyond capacity."""
-        for trajectory in sorted(self._staged, key=lambda t: t.id):
-            self._store.append(trajectory)
-        self._staged.clear()
+    def commit(self, number: int | None = None) -> ReplayReport:
+        """Make all that was pushed visible, ordered by identity, and evict beyond capacity.
+
+        number: of the commit, the same on all shards; ages are counted in commits. The next one by default.
+        """
+        self.store.commit(number)
+        self.selection.table_changed(self.store.commits)
         return self.report()
 
-    def num_trajectories(self) -> int:
-        """Visible trajectories: this shard's weight among the shards."""
-        return len(self._store)
+    def available(self) -> tuple[Available, ...]:
+        """What each source can sample now; the totals are this shard's weight among the shards."""
+        return tuple(source.available() for source in self._sources)
 
-    def sample(self, num_sequences: int, num_available: int, draw: tuple[int, ...]) -> Batch:
-        """`num_sequences` slices of trajectories drawn uniformly with replacement.
+    def sample(
+        self, num_sequences: int, version: int, draw: tuple[int, ...], source: int = BUFFER
+    ) -> SampledSequences | None:
+        """`num_sequences` slices of trajectories drawn with replacement from one source.
 
-        num_available: visible trajectories in all shards, for the sampling probability that is reported.
+        version: of `available` when the draws were shared out over the shards. Where it is not the current one any
+        more, nothing is drawn and the answer is None.
         draw: names the random draw: equal names over equal contents give equal samples.
-        Raises ReplayEmpty.
+        Raises ReplayEmpty, StorageError.
         """
-        if len(self._store) == 0:
+        available = self._sources[source].available()
+        if available.total <= 0:
             raise ReplayEmpty(f"replay shard {self.shard} is empty")
+        if version != available.version:
+            return None
         rng = np.random.default_rng((self.config.seed, self.shard, *draw))
-        chosen = rng.integers(len(self._store), size=num_sequences)
-        start, lengths = draw_slices(
-            self._store.lengths(chosen), self.config.max_seq_len, self.config.padded_sampling, rng
-        )
-        trajectories = [self._store[i] for i in chosen]
-        rows = [slice(first, first + n + 1) for first, n in zip(start, lengths, strict=True)]
+        try:
+            drawn = self._sources[source].draw(num_sequences, self._slices, rng)
+        except Changed:
+            return None
         self._sampled += num_sequences
-        return Batch(
-            columns={
-                name: np.concatenate([t.columns[name][r] for t, r in zip(trajectories, rows, strict=True)])
-                for name in trajectories[0].columns
-            },
-            lengths=lengths,
-            first_time_idx=np.array([t.first_time_idx for t in trajectories], dtype=np.int64) + start,
-            shard=np.full(num_sequences, self.shard, dtype=np.int64),
-            ids=np.array([(t.id.worker, t.id.incarnation, t.id.sequence) for t in trajectories], dtype=np.int64),
-            weight_version=np.array([t.weight_version for t in trajectories], dtype=np.int64),
-            probability=np.full(num_sequences, 1.0 / max(num_available, 1)),
-        )
+        return SampledSequences(shard=np.full(num_sequences, self.shard), life=self._life, source=source, **drawn)
+
+    def update_priorities(self, life: int, numbers: np.ndarray, priorities: np.ndarray, largest: float) -> None:
+        """Take the learner's priorities (n,) of trajectories sampled from the buffer.
+
+        life: of the shard that they were sampled from; numbers of another life may mean other trajectories, and those
+        are left alone. largest: priority that the learner has seen so far, which new trajectories begin with.
+        """
+        if life == self._life:
+            self.selection.set_priorities(numbers, priorities, largest)
 
     def report(self) -> ReplayReport:
         return ReplayReport(
             shard=self.shard,
             life=self._life,
-            trajectories=len(self._store),
-            timesteps=self._store.num_transitions,
-            bytes=self._store.num_bytes,
+            trajectories=len(self.store),
+            timesteps=self.store.num_transitions,
+            bytes=self.store.num_bytes,
             inserted=self._inserted,
             repeated=self._repeated,
-            evicted=self._store.evicted,
+            evicted=self.store.evicted,
             sampled=self._sampled,
+            restored=self._restored,
+            damage=tuple(self.store.damage),
         )
+
+    def close(self) -> None:
+        """Let go of the files, so that another process may open them."""
+        self.store.close()
+
+
+def shard_folder(replay_folder: Path, shard: int) -> Path:
+    """Where one shard keeps its segments."""
+    return replay_folder / f"shard_{shard}"

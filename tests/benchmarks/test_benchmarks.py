@@ -44,8 +44,22 @@ EXPECTED: dict[str, tuple[list[str], set[str], set[str], set[str]]] = {
     "replay": (
         ["--only", "10,000"],
         {"memcpy_bytes_per_s", "peak_resident_bytes"},
-        {"num_shards", "runs", "push_bytes_per_s", "push_copy_bytes_per_s", "sample_bytes_per_s", "sample_steps_per_s"},
-        {"push_trajectories_per_s", "push_ratio", "sample_sequences_per_s", "sample_ratio"},
+        {"num_shards", "runs", "push_bytes_per_s", "push_copy_bytes_per_s", "stored_fraction", "npz_steps_per_s"}
+        | {"sample_bytes_per_s", "batch_bytes_per_s"},
+        {"push_trajectories_per_s", "push_ratio", "sample_steps_per_s", "sample_ratio", "npz_ratio"}
+        | {"batch_steps_per_s", "batch_ratio"},
+    ),
+    "replay_disk": (
+        ["--only", "10,000"],
+        {"machine_memory_bytes", "dropped_from_page_cache"},
+        {"stored_bytes", "sample_bytes_per_s", "read_bytes_per_s", "npz_steps_per_s", "runs"},
+        {"sample_steps_per_s", "read_ratio", "npz_ratio"},
+    ),
+    "replay_memory": (
+        ["--only", "files"],
+        set(),
+        {"pushed", "held", "held_bytes", "anonymous_bytes", "resident_bytes"},
+        set(),
     ),
 }
 

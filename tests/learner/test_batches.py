@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from ring_cases import Recorded, counting
+from ring_cases import Recorded, as_batch, counting, sample
 
 from amago_ray.data import ActionKind, Batch
 from amago_ray.envs.exploration import EpsilonGreedy
@@ -30,7 +30,7 @@ def sampled(kind: ActionKind, terminate: bool = True, num: int = 40) -> tuple[Ba
     shard = ReplayShard(ReplayConfig(4, "both"), 0)
     shard.push(pack(run.written))
     shard.commit()
-    return shard.sample(num, shard.num_trajectories(), (0,)), run
+    return as_batch(sample(shard, num)), run
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -47,9 +47,10 @@ def test_a_batch_says_what_its_rows_say(kind: ActionKind, terminate: bool) -> No
     np.testing.assert_array_equal(t.mask.sum(dim=1).numpy(), batch.lengths)
     np.testing.assert_array_equal(t.timestep_mask.sum(dim=1).numpy(), batch.lengths + 1)
     stop = 0
+    columns = {name: np.concatenate(batch.rows(name)) for name in batch.column_names}
     for i, n in enumerate(batch.lengths.tolist()):
         rows = slice(stop, stop := stop + n + 1)
-        column = {name: torch.from_numpy(value[rows]) for name, value in batch.columns.items()}
+        column = {name: torch.from_numpy(value[rows]) for name, value in columns.items()}
         for name, value in t.obs.items():
             assert torch.equal(value[i, : n + 1], column[f"obs.{name}"])
             assert not value[i, n + 1 :].any()
@@ -65,7 +66,7 @@ def test_a_batch_says_what_its_rows_say(kind: ActionKind, terminate: bool) -> No
         assert torch.equal(t.rl2[i, 1 : n + 1, 1:], t.actions[i, :n])
         if batch.first_time_idx[i] == 0:
             assert not t.rl2[i, 0].any()
-    assert stop == len(batch.columns["reward"])
+    assert stop == len(columns["reward"])
     assert bool(t.terminated.any()) == terminate
 
 
@@ -74,7 +75,7 @@ def test_dtypes(kind: ActionKind) -> None:
     batch, run = sampled(kind)
     t = training_batch(batch, run.agent.action_spec, CPU)
     for name, value in t.obs.items():
-        assert value.numpy().dtype == batch.columns[f"obs.{name}"].dtype == run.agent.obs_spec[name].dtype
+        assert value.numpy().dtype == batch.rows(f"obs.{name}")[0].dtype == run.agent.obs_spec[name].dtype
     for value in (t.rl2, t.actions, t.rewards, t.terminated):
         assert value.dtype == torch.float32
     assert t.time_idx.dtype == torch.int64 and t.mask.dtype == torch.bool
@@ -90,9 +91,9 @@ def test_categories_become_one_hots() -> None:
         assert not t.rl2[t.time_idx == 0].any()
 
 
-def test_padding_lays_rows_out_by_the_mask() -> None:
-    mask = np.array([[True, True, False], [True, True, True], [True, False, False]])
-    padded = pad(np.arange(12, dtype=np.uint8).reshape(6, 2), mask)
+def test_padding_comes_after_the_rows_and_is_zero() -> None:
+    rows = np.split(np.arange(12, dtype=np.uint8).reshape(6, 2), [2, 5])
+    padded = pad(rows, 3)
     assert padded.dtype == torch.uint8 and padded[..., 0].tolist() == [[0, 2, 0], [4, 6, 8], [10, 0, 0]]
 
 

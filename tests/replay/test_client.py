@@ -13,9 +13,10 @@ from ring_cases import assert_same_batch, assert_uniform, make_shards, stored_id
 from amago_ray.data import Batch
 from amago_ray.futures import CallTimeout, ProcessDied
 from amago_ray.replay import client
-from amago_ray.replay.client import LocalShard, ReplayReader, ReplayWriter, split
+from amago_ray.replay.client import LocalShard, ReplayReader, ReplayWriter
 from amago_ray.replay.packing import PackedTrajectories, pack
-from amago_ray.replay.shard import ReplayEmpty, ReplayShard
+from amago_ray.replay.shard import ReplayShard
+from amago_ray.replay.sources import ReplayEmpty
 
 
 @pytest.fixture(autouse=True)
@@ -67,11 +68,14 @@ class FaultyShard:
         self.pushes += 1
         return self._later(lambda: self.shard.push(packed))
 
-    def num_trajectories(self) -> Later:
-        return self._later(self.shard.num_trajectories)
+    def available(self) -> Later:
+        return self._later(lambda: self.shard.available())
 
-    def sample(self, num_sequences: int, num_available: int, draw: tuple[int, ...]) -> Later:
-        return self._later(lambda: self.shard.sample(num_sequences, num_available, draw))
+    def sample(self, num_sequences: int, version: int, draw: tuple[int, ...], source: int) -> Later:
+        return self._later(lambda: self.shard.sample(num_sequences, version, draw, source))
+
+    def update_priorities(self, life: int, numbers: np.ndarray, priorities: np.ndarray, largest: float) -> Later:
+        return self._later(lambda: self.shard.update_priorities(life, numbers, priorities, largest))
 
 
 DIED = ProcessDied("gone")
@@ -130,7 +134,7 @@ def test_shards_fill_evenly() -> None:
             writer.write(trajectory(sequence, worker=worker))
         writer.flush()
     commit(shards)
-    assert [shard.num_trajectories() for shard in shards] == [6, 6, 6]
+    assert [len(shard.store) for shard in shards] == [6, 6, 6]
 
 
 @pytest.mark.parametrize(
@@ -175,9 +179,11 @@ def test_a_bug_in_a_shard_is_raised_at_once() -> None:
 # The reader
 
 
-def filled(sizes: Sequence[int], length: Callable[[int], int] = lambda i: 1 + i % 7) -> list[ReplayShard]:
+def filled(
+    sizes: Sequence[int], length: Callable[[int], int] = lambda i: 1 + i % 7, **settings: Any
+) -> list[ReplayShard]:
     """Shards that hold `sizes` trajectories, numbered through."""
-    shards = make_shards(len(sizes))
+    shards = make_shards(len(sizes), **settings)
     sequence = 0
     for shard, size in zip(shards, sizes, strict=True):
         for _ in range(size):
@@ -194,18 +200,16 @@ def reader_of(shards: Sequence[Any], batch_size: int = 8, seed: int = 0, **setti
 
 def drawn(batches: list[Batch], num: int) -> np.ndarray:
     """How often each trajectory was drawn."""
-    return np.bincount(np.concatenate([batch.ids[:, 2] for batch in batches]), minlength=num)
+    return np.bincount(np.concatenate([batch.gather("ids")[:, 2] for batch in batches]), minlength=num)
 
 
 def assert_rows_belong(batch: Batch) -> None:
     """Each sequence's rows are those of its trajectory, from its first row on."""
-    stops = np.cumsum(batch.lengths + 1)
-    assert len(batch.columns["reward"]) == stops[-1]
-    for i, stop in enumerate(stops):
-        rows = batch.columns["obs.from"][stop - batch.lengths[i] - 1 : stop]
+    ids = batch.gather("ids")
+    for i, rows in enumerate(batch.rows("obs.from")):
         expected = np.arange(batch.lengths[i] + 1) + batch.first_time_idx[i]
         np.testing.assert_array_equal(rows[:, 3], expected)
-        assert (rows[:, :3] == batch.ids[i]).all()
+        assert (rows[:, :3] == ids[i]).all()
 
 
 @pytest.mark.parametrize("sizes", [(40,), (3, 37), (1, 20, 0, 7, 12)], ids=str)
@@ -216,7 +220,7 @@ def test_every_trajectory_is_equally_likely(sizes: tuple[int, ...]) -> None:
     assert_uniform(drawn(batches, sum(sizes)))
     for batch in batches:
         assert batch.num_sequences == 16
-        assert (batch.probability == 1 / sum(sizes)).all()
+        np.testing.assert_allclose(batch.probability, 1 / sum(sizes), rtol=1e-12)
     for batch in batches[:20]:
         assert_rows_belong(batch)
 
@@ -224,20 +228,10 @@ def test_every_trajectory_is_equally_likely(sizes: tuple[int, ...]) -> None:
 def test_batches_are_not_grouped_by_shard() -> None:
     sizes, batch_size, per_request = (10, 30), 4, 4
     batches = list(reader_of(filled(sizes), batch_size, batches_per_request=per_request).batches(2000, first=0))
-    of_first = np.stack([batch.shard == 0 for batch in batches]).reshape(-1, per_request * batch_size)
+    of_first = np.stack([batch.gather("shard") == 0 for batch in batches]).reshape(-1, per_request * batch_size)
     assert_uniform(of_first.sum(axis=0))  # at every place within a request
-    unmixed = np.mean([(batch.shard == 1).all() for batch in batches])
+    unmixed = np.mean([(batch.gather("shard") == 1).all() for batch in batches])
     assert abs(unmixed - 0.75**4) < 5 * np.sqrt(0.75**4 * (1 - 0.75**4) / 2000)
-
-
-def test_split_takes_sequences_with_their_rows() -> None:
-    (shard,) = filled([9])
-    batch = shard.sample(10, 9, (0,))
-    parts = list(split(batch, np.random.default_rng(0).permutation(10), 4))
-    assert [part.num_sequences for part in parts] == [4, 4, 2]
-    for part in parts:
-        assert_rows_belong(part)
-    assert sorted(np.concatenate([part.ids[:, 2] for part in parts])) == sorted(batch.ids[:, 2])
 
 
 def same(a: list[Batch], b: list[Batch]) -> None:
@@ -262,7 +256,7 @@ def test_every_number_seed_and_learner_draws_for_itself() -> None:
         list(reader_of(shards, seed=seed, rank=rank).batches(8, first))
         for seed, rank, first in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 8))
     ]
-    assert len({tuple(batch.ids[:, 2]) for run in runs for batch in run}) == 32
+    assert len({tuple(batch.gather("ids")[:, 2]) for run in runs for batch in run}) == 32
 
 
 def test_a_dead_shards_requests_are_drawn_again_over_the_rest() -> None:
@@ -300,7 +294,7 @@ def test_a_shard_that_comes_back_empty_is_left_out() -> None:
     shards[1].shard = make_shards(2)[1]
     after = list(islice(batches, 3, None))  # past the request that was answered already
     assert len(after) == 96
-    assert all((batch.shard == 0).all() and (batch.probability == 1 / 10).all() for batch in after)
+    assert all((batch.gather("shard") == 0).all() and (batch.probability == 1 / 10).all() for batch in after)
 
 
 def test_there_is_nothing_to_draw() -> None:

@@ -6,11 +6,12 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from ring_cases import assert_same_batch, assert_uniform, make_shards, stored_ids, trajectory
+from ring_cases import as_batch, assert_same_batch, assert_uniform, make_shards, sample, stored_ids, trajectory
 
 from amago_ray.data import Trajectory
 from amago_ray.replay.packing import pack
-from amago_ray.replay.shard import ReplayConfig, ReplayEmpty, ReplayShard
+from amago_ray.replay.shard import ReplayConfig, ReplayShard
+from amago_ray.replay.sources import ReplayEmpty
 
 
 def filled(trajectories: list[Trajectory], **settings: object) -> ReplayShard:
@@ -23,13 +24,13 @@ def filled(trajectories: list[Trajectory], **settings: object) -> ReplayShard:
 def test_what_is_pushed_is_visible_after_commit() -> None:
     (shard,) = make_shards(1)
     assert shard.push(pack([trajectory(0), trajectory(1, length=3)])) == 2
-    assert shard.num_trajectories() == 0
+    assert len(shard.store) == 0
     with pytest.raises(ReplayEmpty, match="replay shard 0 is empty"):
         shard.sample(1, 1, (0,))
     report = shard.commit()
-    assert shard.num_trajectories() == report.trajectories == report.inserted == 2
+    assert len(shard.store) == report.trajectories == report.inserted == 2
     assert report.timesteps == 8 and report.bytes == (6 + 4) * 25
-    shard.sample(5, 2, (0,))
+    sample(shard, 5)
     assert shard.report().sampled == 5 and shard.report().evicted == shard.report().repeated == 0
 
 
@@ -55,17 +56,17 @@ def test_order_does_not_depend_on_arrival() -> None:
             shard.push(pack([t]))
         shard.commit()
         assert stored_ids([shard]) == [(0, 0, 0), (0, 0, 1), (0, 2, 0), (1, 0, 0)]
-        samples.append(shard.sample(16, 4, (3,)))
+        samples.append(as_batch(sample(shard, 16, (3,))))
     for other in samples[1:]:
         assert_same_batch(samples[0], other)
 
 
 def test_equal_names_give_equal_draws() -> None:
     shard = filled([trajectory(i, length=12) for i in range(30)])
-    first = shard.sample(64, 30, (0, 1, 2, 3))
-    other = shard.sample(64, 30, (0, 1, 2, 4))
-    assert_same_batch(first, shard.sample(64, 30, (0, 1, 2, 3)))
-    assert not np.array_equal(first.ids, other.ids)
+    first = as_batch(sample(shard, 64, (0, 1, 2, 3)))
+    other = as_batch(sample(shard, 64, (0, 1, 2, 4)))
+    assert_same_batch(first, as_batch(sample(shard, 64, (0, 1, 2, 3))))
+    assert not np.array_equal(first.gather("ids"), other.gather("ids"))
     assert not np.array_equal(first.first_time_idx, other.first_time_idx)
 
 
@@ -75,13 +76,13 @@ def test_shards_and_seeds_draw_apart() -> None:
         replay = ReplayShard(ReplayConfig(4, seed=seed), shard)
         replay.push(pack([trajectory(i) for i in range(100)]))
         replay.commit()
-        draws.add(tuple(replay.sample(20, 100, (5,)).ids[:, 2]))
+        draws.add(tuple(sample(replay, 20, (5,)).ids[:, 2].tolist()))
     assert len(draws) == 3
 
 
 def test_trajectories_are_equally_likely_whatever_their_length() -> None:
     shard = filled([trajectory(i, length=1 + 3 * i) for i in range(20)])
-    batch = shard.sample(8000, 20, (0,))
+    batch = sample(shard, 8000)
     assert_uniform(np.bincount(batch.ids[:, 2], minlength=20))
 
 
@@ -91,11 +92,11 @@ def test_a_sample_is_slices_of_what_was_stored(padded_sampling: str) -> None:
         trajectory(i, length=2 + i, worker=i % 2, first_time_idx=100 * i, weight_version=7 * i) for i in range(10)
     ]
     shard = filled(stored, max_seq_len=5, padded_sampling=padded_sampling)
-    batch = shard.sample(300, 40, (0,))
-    assert batch.num_sequences == 300 and batch.lengths.max() == 5
-    assert (batch.shard == 0).all() and batch.probability.tolist() == [1 / 40] * 300
+    batch = sample(shard, 300)
+    assert len(batch.lengths) == 300 and batch.lengths.max() == 5
+    assert (batch.shard == 0).all() and batch.probability.tolist() == [1 / 10] * 300
     by_id = {(t.id.worker, t.id.incarnation, t.id.sequence): t for t in stored}
-    stops = np.cumsum(batch.lengths + 1)
+    stops = batch.stops
     assert all(len(column) == stops[-1] for column in batch.columns.values())
     for i, stop in enumerate(stops):
         t = by_id[tuple(batch.ids[i].tolist())]
@@ -111,12 +112,12 @@ def test_dtypes_and_copies() -> None:
     message = pack([sent, trajectory(1)])
     shard = filled([sent, trajectory(1)])
     for name, column in message.columns.items():
-        assert shard.sample(3, 1, (0,)).columns[name].dtype == column.dtype == sent.columns[name].dtype
+        assert sample(shard, 3).columns[name].dtype == column.dtype == sent.columns[name].dtype
     shard = make_shards(1)[0]
     shard.push(message)
     shard.commit()
     message.columns["reward"][:] = -1  # a message may be a view of memory that is reused
-    assert (shard.sample(10, 1, (0,)).columns["reward"] >= 0).all()
+    assert (sample(shard, 10).columns["reward"] >= 0).all()
 
 
 def test_capacity_is_kept_at_commit() -> None:
@@ -139,3 +140,13 @@ def test_packing_there_and_back() -> None:
         for name, column in a.columns.items():
             np.testing.assert_array_equal(column, b.columns[name])
             assert b.columns[name].base is None
+
+
+def test_nothing_is_drawn_from_what_has_changed_meanwhile() -> None:
+    shard = filled([trajectory(i) for i in range(5)], capacity_trajectories=5)
+    version = shard.available()[0].version
+    assert shard.sample(3, version, (0,)) is not None
+    shard.push(pack([trajectory(5)]))
+    assert shard.sample(3, version, (0,)) is not None  # it is not visible yet
+    shard.commit()  # and one is evicted, so that there are as many as before
+    assert len(shard.store) == 5 and shard.sample(3, version, (0,)) is None

@@ -12,10 +12,12 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from ring_cases import (
     Recorded,
+    as_batch,
     assert_rollouts_whole,
     assert_same_trajectories,
     counting,
     rollouts_of,
+    sample,
     tiny_agent,
 )
 
@@ -116,7 +118,7 @@ def test_acting_sees_what_training_will_see(encoder: Any, monkeypatch: pytest.Mo
         shard = ReplayShard(ReplayConfig(max_seq_len=7), 0)
         shard.push(pack([t]))
         shard.commit()
-        batch = training_batch(shard.sample(1, 1, (0,)), agent.action_spec, torch.device("cpu"))
+        batch = training_batch(as_batch(sample(shard, 1)), agent.action_spec, torch.device("cpu"))
         with torch.no_grad():
             in_training = policy.encode(batch.obs, batch.rl2, batch.time_idx, batch.timestep_mask)[0]
         acted = torch.stack([states[rollout * lengths[env] + i][env] for i in range(lengths[env])])

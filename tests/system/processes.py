@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import ray
+import ring_cases
 
 from amago_ray.data import Trajectory
 
@@ -26,10 +27,7 @@ def pids_of(experiment: Any) -> dict[str, int]:
 
 def stored_trajectories(experiment: Any) -> list[list[Trajectory]]:
     """Everything visible in each shard, oldest first."""
-
-    def read(shard: Any) -> list[Trajectory]:
-        return [shard._store[i] for i in range(shard.num_trajectories())]
-
+    read = ring_cases.stored_trajectories
     return ray.get([shard.__ray_call__.remote(read) for shard in experiment._topology._shards], timeout=60)
 
 

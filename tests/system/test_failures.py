@@ -109,7 +109,12 @@ def test_learning_ends_early_when_all_that_was_stored_is_lost(
     order = tmp_path / "order"
     config.load([], ["FaultyAgent.where = 'kill'", f"FaultyAgent.order = {str(order)!r}"])
     experiment = make_experiment(
-        agent_type=FaultyAgent, num_rollout_workers=1, num_replay_shards=1, train_batches_per_epoch=60, verbose=True
+        agent_type=FaultyAgent,
+        num_rollout_workers=1,
+        num_replay_shards=1,
+        train_batches_per_epoch=60,
+        replay_durable=False,
+        verbose=True,
     )
     experiment.start()
     give_order(order, pids_of(experiment)["shard 0"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import pytest
+import single_process
+from accelerate.state import AcceleratorState, GradientState
 from single_process import SingleProcess, small_agent_spec, with_gammas
 
 from amago_ray import config
@@ -13,6 +16,7 @@ from amago_ray.agent import MultiTaskAgent
 from amago_ray.data import ActionKind
 from amago_ray.envs.builtin import Identity, TMaze
 from amago_ray.evaluation import random_policy
+from amago_ray.learner.learner import LearnerConfig
 from amago_ray.nets.heads import NCriticsTwoHot
 from amago_ray.nets.traj_encoders import FFTrajEncoder, GRUTrajEncoder, MambaTrajEncoder, TformerTrajEncoder
 
@@ -25,19 +29,35 @@ AGENTS = {"Agent": {}, "MultiTaskAgent": {"agent_type": MultiTaskAgent, "critic_
 IDENTITY_EPOCHS = {"Agent": 24, "MultiTaskAgent": 96}
 
 
+@pytest.fixture
+def mixed_precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Learners compute in the precision that the test names, which `accelerate` lets a process choose once."""
+    monkeypatch.setattr(single_process, "LearnerConfig", partial(LearnerConfig, mixed_precision=request.param))
+    forget_precision()
+    yield
+    forget_precision()
+
+
+def forget_precision() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 @pytest.mark.parametrize("agent", AGENTS)
 @pytest.mark.parametrize(
-    ("action", "size", "memoryless", "enough"),
+    ("action", "size", "memoryless", "enough", "mixed_precision"),
     # memoryless: what the docstring of `Identity` says that no policy without memory beats.
     [
-        ("discrete", 4, 1 / 4, 0.9),
-        ("multibinary", 2, 1 / 2, 0.9),
-        ("multidiscrete", 2, (1 / 2 + 1 / 3) / 2, 0.9),
-        ("continuous", 2, 1 / 2, 0.85),
+        ("discrete", 4, 1 / 4, 0.9, "no"),
+        ("discrete", 4, 1 / 4, 0.9, "bf16"),
+        ("multibinary", 2, 1 / 2, 0.9, "no"),
+        ("multidiscrete", 2, (1 / 2 + 1 / 3) / 2, 0.9, "no"),
+        ("continuous", 2, 1 / 2, 0.85, "no"),
     ],
+    indirect=["mixed_precision"],
 )
 def test_every_kind_of_action_learns_the_identity_task(
-    action: ActionKind, size: int, memoryless: float, enough: float, agent: str
+    action: ActionKind, size: int, memoryless: float, enough: float, mixed_precision: None, agent: str
 ) -> None:
     config.load([], with_gammas(0.5))
     make_env = partial(Identity, action, size)

@@ -124,7 +124,7 @@ def test_a_run_from_start_to_resumed_to_repeated(
 
 
 def check_run_directory(root: Path) -> None:
-    assert {p.name for p in root.iterdir()} == {"config.txt", "metrics.jsonl", "wandb_logs", "ckpts"}
+    assert {p.name for p in root.iterdir()} == {"config.txt", "metrics.jsonl", "wandb_logs", "ckpts", "replay"}
     ckpts = root / "ckpts"
     assert {p.name for p in ckpts.iterdir()} == {"training_states", "latest", "policy_weights"}
     assert {p.name for p in (ckpts / "training_states").iterdir()} == {"run_epoch_0", "run_epoch_2"}

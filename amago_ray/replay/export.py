@@ -1,0 +1,147 @@
+"""Stored trajectories as files that others read: AMAGO's npz, and Minari's datasets.
+
+A rollout longer than `Experiment.traj_save_len` was stored in pieces, and it is exported in pieces: nothing that is
+stored says for certain which piece continues which. AMAGO's files carry each row's time within its rollout; in Minari,
+every episode's metadata say where in its rollout it begins and whether it was cut at its end.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from amago_ray.data import ACTION, OBS_PREFIX, REWARD, TERMINATED, ActionSpec, Trajectory
+from amago_ray.envs.spaces import OBSERVATION
+from amago_ray.replay.datasets import RowLayout
+from amago_ray.replay.readers import AMAGO_OBS_PREFIX
+from amago_ray.replay.records import Schema
+
+
+def export_npz(trajectories: Iterable[Trajectory], layout: RowLayout, folder: Path) -> int:
+    """Write one file per trajectory as AMAGO 3.x does with save_trajs_as "npz"; returns how many.
+
+    Each holds T + 1 rows of "_OBS_KEY_<name>" (as the environment gave it), "rl2s" (previous reward, previous action
+    vector) and "time_idxs", and T of "actions" (vectors: one-hot for Discrete, in [-1, 1] for Box), "rews" and "dones".
+    They are named {environment}_{number}_{weight version}.npz, in the order in which they were stored. The format has
+    no place for whether a rollout was truncated.
+    Raises ValueError for trajectories that are not of `layout`, and for observations in nested spaces.
+    """
+    space = layout.observation_space
+    if any(isinstance(part, (spaces.Dict, spaces.Tuple)) for part in _parts(space)):
+        raise ValueError(f"AMAGO's files have no place for the nested observations {space}: use --format minari")
+    folder.mkdir(parents=True)
+    num = 0
+    for num, t in enumerate(_checked(trajectories, layout), start=1):
+        observed = observations(t.columns, space)
+        named = observed if isinstance(space, spaces.Dict) else {OBSERVATION: observed}
+        vectors = action_vectors(t.columns[ACTION], layout.action.spec)
+        if t.first_time_idx == 0:
+            vectors[0] = 0.0  # there was no action before the first row of a rollout
+        file = f"{t.env_name.replace('/', '-')}_{num - 1:08d}_{t.weight_version}.npz"
+        np.savez(
+            folder / file,
+            **{AMAGO_OBS_PREFIX + name: values for name, values in named.items()},
+            rl2s=np.concatenate([t.columns[REWARD][:, None], vectors], axis=1),
+            time_idxs=t.first_time_idx + np.arange(t.num_transitions + 1)[:, None],
+            rews=t.columns[REWARD][1:, None],
+            dones=t.columns[TERMINATED][1:, None],
+            actions=vectors[1:],
+        )
+    return num
+
+
+def export_minari(trajectories: Iterable[Trajectory], layout: RowLayout, folder: Path) -> int:
+    """Write a Minari dataset named after `folder` into it, one episode per trajectory; returns how many.
+
+    Observations and actions are as the environment gave and took them. An episode that does not end in a terminal state
+    ends in a truncation, as Minari has it. Its metadata tell env_name, first_time_idx (above 0 for the later pieces of
+    a rollout that was cut), cut (its rollout goes on behind it) and weight_version.
+    Raises ImportError where Minari is not installed, ValueError for trajectories that are not of `layout`.
+    """
+    try:
+        import h5py  # noqa: F401 (Minari looks for it when it first writes)
+        import minari
+        from minari.dataset.minari_storage import MinariStorage
+    except ImportError as error:
+        raise ImportError(
+            f"--format minari needs Minari, which is not installed ({error}): install amago_ray[offline]"
+        ) from error
+    data = folder / "data"  # where Minari looks for it
+    data.mkdir(parents=True)
+    storage = MinariStorage.new(data, layout.observation_space, layout.action_space, jpeg_encoding=False)
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.name).strip("-.") or "replay"
+    storage.update_metadata({"dataset_id": f"{name}-v0", "minari_version": minari.__version__})
+    facts: list[dict[str, Any]] = []
+    storage.update_episodes(_episodes(trajectories, layout, facts))
+    storage.update_episode_metadata(facts)
+    return len(facts)
+
+
+def _episodes(trajectories: Iterable[Trajectory], layout: RowLayout, facts: list[dict[str, Any]]) -> Iterator[Any]:
+    """Minari's episodes. facts: grows by the metadata of each."""
+    from minari.data_collector import EpisodeBuffer
+
+    for i, t in enumerate(_checked(trajectories, layout)):
+        terminated = t.columns[TERMINATED][1:]
+        cut = not (t.truncated or bool(terminated[-1]))
+        facts.append(
+            {"env_name": t.env_name, "first_time_idx": t.first_time_idx, "cut": cut, "weight_version": t.weight_version}
+        )
+        yield EpisodeBuffer(
+            id=i,
+            observations=observations(t.columns, layout.observation_space),
+            actions=layout.action.to_env(t.columns[ACTION][1:]),
+            rewards=t.columns[REWARD][1:],
+            terminations=terminated,
+            truncations=(np.arange(t.num_transitions) == t.num_transitions - 1) & ~terminated,
+        )
+
+
+def observations(columns: dict[str, np.ndarray], space: gym.Space) -> Any:
+    """The observations of a table in the structure of `space`, every array with a leading axis of T + 1."""
+    return _observations(columns, space, "" if isinstance(space, spaces.Dict) else OBSERVATION)
+
+
+def _observations(columns: dict[str, np.ndarray], space: gym.Space, name: str) -> Any:
+    prefix = f"{name}/" if name else ""
+    match space:
+        case spaces.Dict():
+            return {key: _observations(columns, part, f"{prefix}{key}") for key, part in space.spaces.items()}
+        case spaces.Tuple():
+            return tuple(_observations(columns, part, f"{prefix}{i}") for i, part in enumerate(space.spaces))
+    stored = columns[OBS_PREFIX + name]
+    values = stored.reshape(len(stored), *(space.shape or ()))
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        values = values.astype(space.dtype) + space.start  # stored counted from 0
+    return values.astype(space.dtype)
+
+
+def _parts(space: gym.Space) -> list[gym.Space]:
+    """The spaces of the named arrays of an observation."""
+    return list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
+
+
+def _checked(trajectories: Iterable[Trajectory], layout: RowLayout) -> Iterator[Trajectory]:
+    """The same trajectories. Raises ValueError at one whose columns are not those of `layout`."""
+    expected = set(Schema.of(layout.empty(0)).columns)
+    for t in trajectories:
+        found = set(Schema.of(t.columns).columns)
+        if found != expected:
+            differing = json.dumps(sorted({column.name for column in found ^ expected}))
+            raise ValueError(f"the configuration is of other environments than the stored data: {differing} differ")
+        yield t
+
+
+def action_vectors(stored: np.ndarray, spec: ActionSpec) -> np.ndarray:
+    """Stored actions (N, ...) as AMAGO's float32 vectors (N, A): one-hots end to end for categories."""
+    if not spec.nvec:
+        return stored.reshape(len(stored), -1).astype(np.float32)
+    categories = stored.reshape(len(stored), -1)
+    return np.concatenate([np.eye(n, dtype=np.float32)[categories[:, i]] for i, n in enumerate(spec.nvec)], axis=1)
