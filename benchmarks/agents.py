@@ -1,4 +1,4 @@
-"""The agents that are measured: every sequence model, in the size of the demo and in AMAGO's default size."""
+"""The agents that are measured: both, on every sequence model, in the size of the demo and in AMAGO's default size."""
 
 from __future__ import annotations
 
@@ -6,21 +6,33 @@ from dataclasses import dataclass
 
 import gin
 
-from amago_ray.agent import Agent, AgentSpec
+from amago_ray.agent import Agent, AgentSpec, MultiTaskAgent
 from amago_ray.data import ActionSpec, ArraySpec, ObsSpec
-from amago_ray.nets.traj_encoders import FFTrajEncoder, GRUTrajEncoder, TformerTrajEncoder, TrajEncoder
+from amago_ray.nets.traj_encoders import (
+    FFTrajEncoder,
+    GRUTrajEncoder,
+    MambaTrajEncoder,
+    TformerTrajEncoder,
+    TrajEncoder,
+)
 from amago_ray.nets.tstep_encoders import FFTstepEncoder
 
 ENCODERS: dict[str, type[TrajEncoder]] = {
     "FF": FFTrajEncoder,
     "GRU": GRUTrajEncoder,
     "Transformer": TformerTrajEncoder,
+    "Mamba": MambaTrajEncoder,
 }
+
+AGENTS: dict[str, type[Agent]] = {"Agent": Agent, "MultiTaskAgent": MultiTaskAgent}
 
 ACTIONS = {
     "discrete": ActionSpec("discrete", (), "int64", 5, (5,)),
     "continuous": ActionSpec("continuous", (4,), "float32", 4),
 }
+
+# Speed does not depend on the range of the bins; left unset it would be warned about.
+RETURN_RANGE = ("NCriticsTwoHot.min_return = -100.0", "NCriticsTwoHot.max_return = 100.0")
 
 
 @dataclass(frozen=True)
@@ -52,19 +64,23 @@ SIZES = {
             "TformerTrajEncoder.n_layers = 2",
             "TformerTrajEncoder.dropout_ff = 0.0",
             "TformerTrajEncoder.dropout_emb = 0.0",
+            "MambaTrajEncoder.d_model = 64",
+            "MambaTrajEncoder.n_layers = 2",
             "FFTstepEncoder.d_hidden = 64",
             "FFTstepEncoder.d_output = 64",
             "Actor.d_hidden = 64",
             "NCritics.d_hidden = 64",
+            "NCriticsTwoHot.d_hidden = 64",
             "Agent.gamma = 0.97",
             "Multigammas.discrete = [0.7, 0.9]",
             "Multigammas.continuous = [0.7, 0.9]",
+            *RETURN_RANGE,
         ),
         batch_size=24,
         max_seq_len=48,
         obs_width=4,
     ),
-    "default": Size(bindings=(), batch_size=24, max_seq_len=128, obs_width=32),
+    "default": Size(bindings=RETURN_RANGE, batch_size=24, max_seq_len=128, obs_width=32),
 }
 
 

@@ -1,25 +1,31 @@
-"""Updates per second of the learner, and how much of the device's arithmetic they use.
+"""Updates per second of the learner, and how much of the device's arithmetic and memory they use.
 
 `Learner.update` on batches that lie ready on the device, `Learner.train` with batches that a thread samples from a
-shard in this process and pads, and plain matrix products on the same device, all three in turn.
+shard in this process and pads, a deliberately plain update of the same losses, the update in the other precision, and
+plain matrix products on the same device in both, all in turn.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
-from itertools import cycle, islice, product
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import cycle, product
 
 import measure
 import numpy as np
 import torch
-from agents import ACTIONS, ENCODERS, SIZES, Size, configured_spec
-from measure import Column, MatrixProduct, Row, Table
+from accelerate.state import AcceleratorState
+from agents import ACTIONS, AGENTS, ENCODERS, SIZES, Size, configured_spec
+from measure import Column, MatrixProduct, Row, Table, Timing
+from plain_agent import PlainLearner
 
+from amago_ray.agent import AgentSpec
 from amago_ray.allocator import keep_freed_memory
 from amago_ray.data import ActionSpec, LearnReport, Trajectory, TrajectoryId
 from amago_ray.learner.batches import training_batch
 from amago_ray.learner.learner import Learner, LearnerConfig
+from amago_ray.policy import TrainingBatch
 from amago_ray.replay.client import LocalShard, ReplayReader
 from amago_ray.replay.packing import pack
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
@@ -28,8 +34,9 @@ NUM_PREPARED = 3  # batches that `update` goes through in turn
 RUN_S = 0.4  # about how long one timed run takes, where that is enough for LEAST_BATCHES
 LEAST_BATCHES = 2  # of one `train`
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
+DTYPE_NAMES = {precision: str(dtype).removeprefix("torch.") for precision, dtype in DTYPES.items()}
 
-CASE = (Column("size", "size"), Column("encoder", "encoder"), Column("actions", "actions"))
+CASE = tuple(Column(name, name) for name in ("size", "agent", "encoder", "actions"))
 TABLES = (
     Table(
         "Updates per second: on prepared batches, and with sampling, padding and prefetching",
@@ -51,7 +58,30 @@ TABLES = (
             Column("flops_per_update", "GFLOP per update", ",.2f", scale=1e9),
             Column("flops_per_s", "GFLOP/s", ",.1f", scale=1e9),
             Column("fraction_of_matrix_rate", "of matrix rate", ".1%"),
-            Column("peak_memory_bytes", "peak MB", ",.0f", scale=1e6),
+            Column("peak_bytes", "peak MB", ",.0f", scale=1e6),
+        ),
+    ),
+    Table(
+        "The same update written plainly: rates, operations and memory beside those of the learner",
+        (
+            *CASE,
+            Column("updates_per_s", "update", ".2f"),
+            Column("plain_updates_per_s", "plain", ".2f"),
+            Column("speedup", "update / plain", ".2f"),
+            Column("plain_flops_per_update", "plain GFLOP", ",.2f", scale=1e9),
+            Column("plain_peak_bytes", "plain peak MB", ",.0f", scale=1e6),
+            Column("runs", "runs"),
+        ),
+    ),
+    Table(
+        "Mixed precision: updates per second in float32 and in bfloat16, each as a fraction of its matrix rate",
+        (
+            *CASE,
+            Column("float32_updates_per_s", "float32", ".2f"),
+            Column("bfloat16_updates_per_s", "bfloat16", ".2f"),
+            Column("bfloat16_speedup", "bfloat16 / float32", ".2f"),
+            Column("float32_fraction", "of float32 matrix rate", ".1%"),
+            Column("bfloat16_fraction", "of bfloat16 matrix rate", ".1%"),
         ),
     ),
 )
@@ -60,12 +90,13 @@ TABLES = (
 @dataclass(frozen=True)
 class Case:
     size: str
+    agent: str
     encoder: str
     actions: str
 
     @property
     def name(self) -> str:
-        return f"{self.size} {self.encoder} {self.actions}"
+        return f"{self.size} {self.agent} {self.encoder} {self.actions}"
 
 
 def filled_shard(size: Size, action_spec: ActionSpec, num_trajectories: int = 500) -> ReplayShard:
@@ -91,56 +122,99 @@ def filled_shard(size: Size, action_spec: ActionSpec, num_trajectories: int = 50
     return shard
 
 
-def measure_case(case: Case, options: argparse.Namespace, matrix_product: MatrixProduct) -> Row:
+class Repeated:
+    """A call of this is so many calls of `run`, on the prepared batches in turn, that it takes about `seconds`."""
+
+    def __init__(self, run: Callable[[TrainingBatch], object], prepared: list[TrainingBatch], seconds: float):
+        self.run, self.prepared = run, prepared
+        self.ready = cycle(prepared)
+        self.calls = measure.calls_within(self.once, seconds, prepared[0].mask.device.type)
+
+    def once(self) -> None:
+        self.run(next(self.ready))
+
+    def __call__(self) -> None:
+        for _ in range(self.calls):
+            self.once()
+
+    def flops(self) -> float:
+        """Floating-point operations of one call of `run`: the mean, for some work is done for real transitions only."""
+        return measure.count_flops(lambda: [self.run(batch) for batch in self.prepared]) / len(self.prepared)
+
+
+def learners(config: LearnerConfig, spec: AgentSpec, reader: ReplayReader, precisions: Iterable[str]) -> list[Learner]:
+    """The same learner in each precision."""
+    made = []
+    for precision in precisions:
+        # accelerate holds a process to one precision. What depends on it is settled when a learner is made.
+        AcceleratorState._reset_state()
+        made.append(Learner(replace(config, mixed_precision=precision), spec, reader))
+    return made
+
+
+def measure_case(case: Case, options: argparse.Namespace, products: dict[str, MatrixProduct]) -> Row:
     size, action_spec, device = SIZES[case.size], ACTIONS[case.actions], options.device
     reader = ReplayReader([LocalShard(filled_shard(size, action_spec))], size.batch_size, seed=0)
+    spec = configured_spec(size, case.encoder, action_spec, agent_type=AGENTS[case.agent])
     config = LearnerConfig(device=device, mixed_precision=options.precision)
-    learner = Learner(config, configured_spec(size, case.encoder, action_spec), reader.batches)
+    by_precision = dict(zip(DTYPES, learners(config, spec, reader, DTYPES)))
+    learner, plain = by_precision[options.precision], PlainLearner(config, spec.build())
     prepared = [training_batch(batch, action_spec, learner.device) for batch in reader.batches(NUM_PREPARED, 0)]
-    ready = cycle(prepared)
-    # They differ a little: some of the work is done for real transitions only.
-    flops = measure.count_flops(lambda: [learner.update(batch) for batch in prepared]) / NUM_PREPARED
     run_s = 0.05 if options.quick else RUN_S
-    num_updates = measure.calls_within(lambda: learner.update(next(ready)), run_s, device)
-    num_batches = max(num_updates, LEAST_BATCHES)
-    matrix_product.fill(min(run_s, 0.1), device)
+    updates = {p: Repeated(it.update, prepared, run_s) for p, it in by_precision.items()}
+    update, plain_update = updates[options.precision], Repeated(plain.update, prepared, run_s)
+    num_batches = max(update.calls, LEAST_BATCHES)
     reports: list[LearnReport] = []
-
-    def update() -> None:
-        for batch in islice(ready, num_updates):
-            learner.update(batch)
-
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     timings = measure.interleaved(
-        {"update": update, "train": lambda: reports.append(learner.train(num_batches)), "matrix": matrix_product},
+        {
+            **updates,
+            "plain": plain_update,
+            "train": lambda: reports.append(learner.train(num_batches)),
+            **{f"matrix {precision}": matrix_product for precision, matrix_product in products.items()},
+        },
         0.1 if options.quick else options.seconds,
         min_rounds=2 if options.quick else 3,
         device=device,
     )
     timed = reports[1:]  # without the round that warms up
-    product_rate = matrix_product.flops / timings["matrix"].median
+    train, plain_timing = timings["train"].divided(num_batches), timings["plain"].divided(plain_update.calls)
+    per_update = {precision: timings[precision].divided(updates[precision].calls) for precision in DTYPES}
+    matrix_rates = {p: matrix_product.flops / timings[f"matrix {p}"].median for p, matrix_product in products.items()}
+    ours, flops = per_update[options.precision], update.flops()
     return {
-        "size": case.size,
-        "encoder": case.encoder,
-        "actions": case.actions,
+        **vars(case),
         "batch_size": size.batch_size,
         "max_seq_len": size.max_seq_len,
         "parameters": sum(p.numel() for p in learner.agent.parameters() if p.requires_grad),
         "runs": len(timed),
-        "updates_per_run": num_updates,
+        "updates_per_run": update.calls,
+        "plain_updates_per_run": plain_update.calls,
         "batches_per_train": num_batches,
-        "updates_per_s": timings["update"].spread(num_updates),
-        "train_updates_per_s": timings["train"].spread(num_batches),
-        "train_ratio": timings["update"].median / num_updates * num_batches / timings["train"].median,
+        "updates_per_s": ours.spread(1),
+        "train_updates_per_s": train.spread(1),
+        "train_ratio": ours.median / train.median,
         "waiting": float(np.median([report.wait_s / report.total_s for report in timed])),
         "padding": padding(reader),
         "flops_per_update": flops,
-        "flops_per_s": flops * num_updates / timings["update"].median,
-        "matrix_flops_per_s": product_rate,
-        "fraction_of_matrix_rate": flops * num_updates / timings["update"].median / product_rate,
-        "peak_memory_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
+        "flops_per_s": flops / ours.median,
+        "matrix_flops_per_s": matrix_rates[options.precision],
+        "fraction_of_matrix_rate": flops / ours.median / matrix_rates[options.precision],
+        "peak_bytes": measure.peak_bytes(update.once, device),
+        "plain_updates_per_s": plain_timing.spread(1),
+        "speedup": measure.ratio(plain_timing, ours),
+        "plain_flops_per_update": plain_update.flops(),
+        "plain_peak_bytes": measure.peak_bytes(plain_update.once, device),
+        **side_by_side(per_update, matrix_rates, flops),
     }
+
+
+def side_by_side(per_update: dict[str, Timing], matrix_rates: dict[str, float], flops: float) -> Row:
+    """Float32 and bfloat16: as many operations, on matrices of the one type or the other."""
+    row: Row = {"bfloat16_speedup": measure.ratio(per_update["no"], per_update["bf16"])}
+    for precision, name in DTYPE_NAMES.items():
+        row[f"{name}_updates_per_s"] = per_update[precision].spread(1)
+        row[f"{name}_fraction"] = flops / per_update[precision].median / matrix_rates[precision]
+    return row
 
 
 def padding(reader: ReplayReader) -> float:
@@ -150,18 +224,19 @@ def padding(reader: ReplayReader) -> float:
 
 
 def run(options: argparse.Namespace) -> tuple[Row, list[Row]]:
-    cases = [Case(*parts) for parts in product(SIZES, ENCODERS, ACTIONS)]
+    cases = [Case(*parts) for parts in product(SIZES, AGENTS, ENCODERS, ACTIONS)]
     if options.quick:
         cases = [case for case in cases if case.size == "demo" and case.actions == "discrete"]
     rates, products = {}, {}
-    for dtype in (torch.float32, torch.bfloat16):
-        products[dtype], rate = measure.fastest_product(options.device, dtype, options.quick)
-        rates[f"{str(dtype).removeprefix('torch.')}_flops_per_s"] = rate
+    for precision, dtype in DTYPES.items():
+        products[precision], rate = measure.fastest_product(options.device, dtype, options.quick)
+        products[precision].fill(0.05 if options.quick else 0.1, options.device)
+        rates[f"{DTYPE_NAMES[precision]}_flops_per_s"] = rate
     rows = []
     for case in cases:
         if options.only in case.name:
             measure.say(case.name)
-            rows.append(measure_case(case, options, products[DTYPES[options.precision]]))
+            rows.append(measure_case(case, options, products))
     return {"precision": options.precision, **rates}, rows
 
 

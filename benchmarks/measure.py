@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -46,6 +47,10 @@ class Timing:
     def spread(self, work: float) -> dict[str, float]:
         """Work per second: of the median run, the slowest and the fastest."""
         return {"median": work / self.median, "min": work / max(self.seconds), "max": work / min(self.seconds)}
+
+    def divided(self, calls: int) -> Timing:
+        """Seconds per call, where each run was so many of them."""
+        return Timing(tuple(seconds / calls for seconds in self.seconds))
 
 
 def interleaved(
@@ -223,6 +228,30 @@ def _uncounted_by_torch() -> dict[Any, Callable[..., int]]:
         aten._cudnn_rnn: recurrent,
         aten._cudnn_rnn_backward: recurrent_backward,
     }
+
+
+# ---------------------------------------------------------------------------------------------------- memory
+
+
+def peak_bytes(run: Callable[[], object], device: str = "cpu") -> int:
+    """Most memory that one call holds at a time beyond what was held when it began, in bytes of PyTorch's allocator.
+
+    Traced, not sampled: on CPUs every allocation of every operation, temporary ones inside operations too. There, what
+    was held before and is freed during the call is not subtracted, so that the figure is an upper bound.
+    What libraries below PyTorch keep for themselves (oneDNN, cuDNN, thread stacks) is not seen.
+    """
+    if device == "cuda":
+        synchronize(device)
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - held
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in events), initial=0))
 
 
 # ---------------------------------------------------------------------------------------------------- tables

@@ -1,220 +1,148 @@
-"""Rates at which replay shards take trajectories in and give sequences out, beside copying the same bytes.
+"""Rates at which replay shards take trajectories in and give sequences and padded batches out.
 
-A writer and a reader talk to 1, 2 or 4 shards in this very process, so this measures the work of one core: packing,
-storing, drawing, gathering and shuffling. Transport between processes is not in it.
+A writer and a reader talk to 1, 2 or 4 shards in this very process, which keep what they store in memory, or in files
+that the page cache holds. Beside them: copying the same bytes, and reading one .npz file per sequence.
 """
 
 from __future__ import annotations
 
 import argparse
 import resource
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import count, product
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
 
 import measure
-import numpy as np
+import torch
 from measure import Column, Row, Table
+from replay_cases import DATA, NUM_ACTIONS, Copy, Data, NpzFiles, Ring
 
 from amago_ray.allocator import keep_freed_memory
-from amago_ray.data import Batch, Trajectory, TrajectoryId
-from amago_ray.replay.client import LocalShard, ReplayReader, ReplayWriter
-from amago_ray.replay.shard import ReplayConfig, ReplayShard
+from amago_ray.data import ActionSpec
+from amago_ray.learner.batches import training_batch
 
 NUM_SHARDS = (1, 2, 4)
-LARGEST_COPY = 1 << 26  # bytes copied at once by the plain copies; more than a processor's cache
+ACTION_SPEC = ActionSpec("discrete", (), "int64", NUM_ACTIONS, (NUM_ACTIONS,))
+MEMORY, FILES, LZ4 = "memory", "files", "files, lz4"
 
-CASE = (Column("data", "data"), Column("num_shards", "shards"))
+CASE = (Column("data", "data"), Column("stored", "stored in"), Column("num_shards", "shards"))
+RUNS = Column("runs", "runs")
 TABLES = (
     Table(
         "Pushing: ReplayWriter to shards, visible to the reader",
         (
             *CASE,
             Column("push_trajectories_per_s", "trajectories/s", ",.0f"),
-            Column("push_steps_per_s", "timesteps/s", ",.0f"),
             Column("push_bytes_per_s", "GB/s", ".2f", scale=1e9),
-            Column("push_copy_bytes_per_s", "copy GB/s", ".2f", scale=1e9),
+            Column("push_copy_bytes_per_s", "copy GB/s", ".1f", scale=1e9),
             Column("push_ratio", "push / copy", ".3f"),
-            Column("push_new_ratio", "push / copy to new memory", ".3f"),
-            Column("runs", "runs"),
+            Column("stored_fraction", "stored / pushed bytes", ".2f"),
+            RUNS,
         ),
     ),
     Table(
         "Sampling: shards to ReplayReader",
         (
             *CASE,
-            Column("sample_sequences_per_s", "sequences/s", ",.0f"),
             Column("sample_steps_per_s", "sequence-steps/s", ",.0f"),
             Column("sample_bytes_per_s", "GB/s", ".2f", scale=1e9),
-            Column("sample_copy_bytes_per_s", "copy GB/s", ".2f", scale=1e9),
+            Column("sample_copy_bytes_per_s", "copy GB/s", ".1f", scale=1e9),
             Column("sample_ratio", "sample / copy", ".3f"),
-            Column("sample_new_ratio", "sample / copy to new memory", ".3f"),
-            Column("runs", "runs"),
+            Column("npz_steps_per_s", ".npz: sequence-steps/s", ",.0f"),
+            Column("npz_ratio", "sample / .npz", ",.0f"),
+            RUNS,
+        ),
+    ),
+    Table(
+        "The whole way: shards to the learner's padded TrainingBatch",
+        (
+            *CASE,
+            Column("batch_steps_per_s", "sequence-steps/s", ",.0f"),
+            Column("batch_bytes_per_s", "GB/s", ".2f", scale=1e9),
+            Column("batch_ratio", "batch / copy", ".3f"),
+            RUNS,
         ),
     ),
 )
 
 
 @dataclass(frozen=True)
-class Data:
-    """One kind of trajectory, and how much of it is used.
+class Case:
+    """One row of the tables. stored: MEMORY, FILES or LZ4."""
 
-    shape, dtype: of an observation. length: transitions of a trajectory. max_seq_len: of a sampled sequence.
-    num_stored: trajectories in all shards together. num_pushed: in one timed run, of as many different ones.
-    num_batches: sampled in one timed run. batches_per_request, max_in_flight: see `ReplayReader`.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    length: int
-    max_seq_len: int
-    num_stored: int
-    num_pushed: int
-    batch_size: int
-    num_batches: int
-    batches_per_request: int = 4
-    max_in_flight: int = 3
-
-
-DATA = {
-    "vectors 32 x 100": Data((32,), "float32", 100, 100, 20_000, 2_000, 24, 32),
-    "vectors 32 x 10,000": Data((32,), "float32", 10_000, 512, 150, 30, 24, 16),
-    # The reader holds max_in_flight requests in memory: twelve batches of 24 would be 4 GB.
-    "images 84 x 84 x 4 x 512": Data(
-        (84, 84, 4), "uint8", 512, 512, 28, 7, 4, 3, batches_per_request=1, max_in_flight=1
-    ),
-}
-
-
-class Ring:
-    """A writer, shards and a reader over made-up data; the oldest trajectories are evicted as new ones come."""
-
-    def __init__(self, data: Data, num_shards: int):
-        self.data = data
-        rng = np.random.default_rng(0)
-        self._made = [self._trajectory(rng) for _ in range(data.num_pushed)]
-        self._sequence, self._request = count(), count()
-        config = ReplayConfig(data.max_seq_len, capacity_trajectories=data.num_stored // num_shards)
-        self.shards = [ReplayShard(config, i) for i in range(num_shards)]
-        handles = [LocalShard(shard) for shard in self.shards]
-        self.writer = ReplayWriter(handles)
-        self.reader = ReplayReader(
-            handles,
-            data.batch_size,
-            seed=0,
-            batches_per_request=data.batches_per_request,
-            max_in_flight=data.max_in_flight,
-        )
-        while self.shards[0].num_trajectories() < config.capacity_trajectories:
-            self.name_new()
-            self.push()
+    data: str
+    stored: str
+    num_shards: int
 
     @property
-    def pushed_bytes(self) -> int:
-        return sum(trajectory.num_bytes for trajectory in self._made)
-
-    def name_new(self) -> None:
-        """Make the trajectories of the next push new ones."""
-        self._made = [replace(made, id=TrajectoryId(0, 0, next(self._sequence))) for made in self._made]
-
-    def push(self) -> None:
-        for trajectory in self._made:
-            self.writer.write(trajectory)
-        self.writer.flush()
-        for shard in self.shards:
-            shard.commit()
-
-    def sample(self, consume: Callable[[Batch], object] = lambda batch: None) -> None:
-        for batch in self.reader.batches(self.data.num_batches, next(self._request) * self.data.num_batches):
-            consume(batch)
-
-    def _trajectory(self, rng: np.random.Generator) -> Trajectory:
-        rows = self.data.length + 1
-        if self.data.dtype == "uint8":
-            obs = rng.integers(256, size=(rows, *self.data.shape), dtype=np.uint8)
-        else:
-            obs = rng.standard_normal((rows, *self.data.shape), dtype=self.data.dtype)
-        columns = {
-            "obs.observation": obs,
-            "action": rng.integers(5, size=rows),
-            "reward": rng.standard_normal(rows, dtype=np.float32),
-            "terminated": np.arange(rows) == rows - 1,
-        }
-        return Trajectory(TrajectoryId(0, 0, 0), "made up", columns, 0, False, 0)
+    def name(self) -> str:
+        return f"{self.data}, {self.stored}, {self.num_shards} shards"
 
 
-class Copy:
-    """Copies `num_bytes`, in pieces that a buffer holds, into the same memory each time."""
-
-    def __init__(self, num_bytes: int):
-        whole, last = divmod(num_bytes, LARGEST_COPY)
-        self.pieces = [LARGEST_COPY] * whole + [last] * (last > 0)
-        self.source = np.ones(min(num_bytes, LARGEST_COPY), np.uint8)
-        self.target = np.zeros_like(self.source)
-
-    def __call__(self) -> None:
-        for size in self.pieces:
-            np.copyto(self.target[:size], self.source[:size])
-
-    def to_new(self) -> None:
-        """The same into new memory, which the system has to find and clear first."""
-        for size in self.pieces:
-            self.source[:size].copy()
+CASES = [
+    *(Case(data, stored, shards) for data, stored, shards in product(DATA, (MEMORY, FILES), NUM_SHARDS)),
+    *(Case(data, LZ4, 1) for data in DATA if DATA[data].dtype == "uint8"),
+]
 
 
-def measure_case(name: str, num_shards: int, quick: bool, seconds: float) -> Row:
-    data = DATA[name]
-    if quick:
-        pushed = max(data.num_pushed // 10, 2)
-        data = replace(
-            data, num_stored=4 * pushed, num_pushed=pushed, num_batches=2, batch_size=min(data.batch_size, 8)
-        )
-    ring = Ring(data, num_shards)
-    batches: list[tuple[int, int]] = []
-    ring.sample(lambda batch: batches.append((int(batch.lengths.sum()), sum(c.nbytes for c in batch.columns.values()))))
-    steps, sampled_bytes = (sum(parts) for parts in zip(*batches))
-    push_copy, sample_copy = Copy(ring.pushed_bytes), Copy(sampled_bytes)
-    timings = measure.interleaved(
-        {
-            "push": ring.push,
-            "push copy": push_copy,
-            "push copy to new": push_copy.to_new,
-            "sample": ring.sample,
-            "sample copy": sample_copy,
-            "sample copy to new": sample_copy.to_new,
-        },
-        seconds,
-        before={"push": ring.name_new},
-    )
-    row = {"data": name, "num_shards": num_shards, "runs": len(timings["push"].seconds)}
+def measure_case(case: Case, data: Data, seconds: float, folder: Path) -> Row:
+    ring = Ring(data, case.num_shards, None if case.stored == MEMORY else folder / "replay", case.stored == LZ4)
+    npz = NpzFiles(data, folder / "npz")
+    cpu = torch.device("cpu")
+    steps, sampled_bytes = ring.sampled()
+    subjects: dict[str, Callable[[], object]] = {
+        "push": ring.push,
+        "push copy": Copy(ring.pushed_bytes),
+        "sample": ring.sample,
+        "batch": lambda: ring.sample(lambda batch: training_batch(batch, ACTION_SPEC, cpu)),
+        "sample copy": Copy(sampled_bytes),
+        "npz": npz,
+    }
+    timings = measure.interleaved(subjects, seconds, before={"push": ring.name_new})
+    per_sequence = timings["sample"].divided(data.num_batches * data.batch_size)
+    npz_per_sequence = timings["npz"].divided(data.num_read)
+    row = {"data": case.data, "stored": case.stored, "num_shards": case.num_shards, "runs": len(timings["npz"].seconds)}
     row |= {
         "push_trajectories_per_s": timings["push"].spread(data.num_pushed),
-        "push_steps_per_s": data.num_pushed * data.length / timings["push"].median,
-        "sample_sequences_per_s": timings["sample"].spread(data.num_batches * data.batch_size),
-        "sample_steps_per_s": steps / timings["sample"].median,
+        "push_bytes_per_s": ring.pushed_bytes / timings["push"].median,
+        "push_copy_bytes_per_s": ring.pushed_bytes / timings["push copy"].median,
+        "push_ratio": measure.ratio(timings["push copy"], timings["push"]),
+        "stored_fraction": ring.stored_fraction,
+        "sample_copy_bytes_per_s": sampled_bytes / timings["sample copy"].median,
+        "npz_steps_per_s": data.max_seq_len / npz_per_sequence.median,
+        "npz_ratio": measure.ratio(npz_per_sequence, per_sequence),
         "bytes_per_push_run": ring.pushed_bytes,
         "bytes_per_sample_run": sampled_bytes,
     }
-    for what, num_bytes in (("push", ring.pushed_bytes), ("sample", sampled_bytes)):
+    for what in ("sample", "batch"):
         row |= {
-            f"{what}_bytes_per_s": num_bytes / timings[what].median,
-            f"{what}_copy_bytes_per_s": num_bytes / timings[f"{what} copy"].median,
-            f"{what}_ratio": measure.ratio(timings[f"{what} copy"], timings[what]),
-            f"{what}_new_ratio": timings[f"{what} copy to new"].median / timings[what].median,
+            f"{what}_steps_per_s": timings[what].spread(steps),
+            f"{what}_bytes_per_s": sampled_bytes / timings[what].median,
+            f"{what}_ratio": measure.ratio(timings["sample copy"], timings[what]),
         }
+    ring.close()
     return row
 
 
 def run(options: argparse.Namespace) -> tuple[Row, list[Row]]:
     rows = []
-    for name, num_shards in product(DATA, (1, 2) if options.quick else NUM_SHARDS):
-        if options.only in name:
-            measure.say(f"{name}, {num_shards} shards")
-            rows.append(measure_case(name, num_shards, options.quick, 0.1 if options.quick else options.seconds))
+    for case in CASES:
+        if options.only not in case.name or (options.quick and case.num_shards > 2):
+            continue
+        measure.say(case.name)
+        data = DATA[case.data].quick() if options.quick else DATA[case.data]
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            rows.append(measure_case(case, data, 0.05 if options.quick else options.seconds, Path(folder)))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"memcpy_bytes_per_s": measure.memcpy_bytes_per_s(), "peak_resident_bytes": memory}, rows
 
 
 if __name__ == "__main__":
+    arguments = measure.parser("replay", __doc__, seconds=5.0)
+    arguments.add_argument("--folder", type=Path, metavar="DIR", help="for the files (default: the system's for those)")
+    parsed = arguments.parse_args()
+    torch.set_num_threads(1)  # one core is what is measured, and its copies are compared with those of one thread
     keep_freed_memory()  # as in shard and learner processes
-    measure.main(measure.parser("replay", __doc__, seconds=8.0).parse_args(), TABLES, run)
+    measure.main(parsed, TABLES, run)
