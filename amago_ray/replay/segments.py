@@ -134,12 +134,14 @@ class FileSegment(Segment):
 
     def read_into(self, out: np.ndarray, offset: int) -> None:
         waiting = out.data
-        with self._named("read"):
+        try:  # without `_named`, which would take as long as reading a few rows does
             while waiting:
                 count = os.preadv(self._fd, [waiting], offset)
                 if count == 0:
                     raise Corrupt(f"{self.name}: it ends at byte {offset}, where stored data should be")
                 waiting, offset = waiting[count:], offset + count
+        except OSError as error:
+            raise self._storage_error("read", error) from error
 
     def truncate(self, size: int) -> None:
         with self._named("cut"):
@@ -172,17 +174,18 @@ class FileSegment(Segment):
     def _named(self, what: str) -> Iterator[None]:
         try:
             yield
+        except StorageError:
+            raise
         except OSError as error:
-            if isinstance(error, StorageError):
-                raise
-            hint = ""
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                hint = "; free some space, or lower Experiment.replay_capacity_gb"
-            elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-                hint = "; set Experiment.replay_dir to a folder that can be written to"
-            raise StorageError(
-                error.errno, f"cannot {what} the replay segment {self.name}: {error.strerror}{hint}"
-            ) from error
+            raise self._storage_error(what, error) from error
+
+    def _storage_error(self, what: str, error: OSError) -> StorageError:
+        hint = ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = "; free some space, or lower Experiment.replay_capacity_gb"
+        elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            hint = "; set Experiment.replay_dir to a folder that can be written to"
+        return StorageError(error.errno, f"cannot {what} the replay segment {self.name}: {error.strerror}{hint}")
 
 
 def new_segment(folder: Path | None, number: int, capacity: int, schema: Schema, known: dict[str, Any]) -> Segment:
