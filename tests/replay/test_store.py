@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tracemalloc
 from dataclasses import replace
@@ -117,6 +118,7 @@ def test_it_does_not_grow(tmp_path: Path, durable: bool) -> None:
             shard.push(replace(message, ids=ids))
             shard.commit()
             if i % 50 == 49:
+                gc.collect()
                 sizes.append((tracemalloc.get_traced_memory()[0], len(os.listdir("/proc/self/fd"))))
     finally:
         tracemalloc.stop()
