@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,17 +32,25 @@ class RunDirectory:
         self.latest_policy = self.root / "ckpts" / "latest" / "policy.pt"
         self.policy_weights = self.root / "ckpts" / "policy_weights"
 
+    def check_writable(self) -> None:
+        """Raises ValueError, naming the setting, where the run's folder cannot be made or written. Leaves nothing."""
+        there = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
+        try:
+            with tempfile.TemporaryDirectory(dir=there):
+                pass
+        except OSError as error:
+            raise self._not_writable(error) from error
+
     def create(self) -> None:
         """Make the directories. Raises ValueError, naming the setting, where that is not possible."""
         try:
             for folder in (self.wandb_logs, self.training_states, self.latest_policy.parent, self.policy_weights):
                 folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.root / ".writable", lambda path: path.write_text(""))
-            (self.root / ".writable").unlink()
         except OSError as error:
-            raise ValueError(
-                f"ckpt_base_dir={str(self.root.parent)!r} cannot be written: {error.strerror or error}"
-            ) from error
+            raise self._not_writable(error) from error
+
+    def _not_writable(self, error: OSError) -> ValueError:
+        return ValueError(f"ckpt_base_dir={str(self.root.parent)!r} cannot be written: {error.strerror or error}")
 
     def exists(self) -> bool:
         """Whether a run of this name has already trained here."""
@@ -86,6 +95,28 @@ class RunDirectory:
         partial.rename(final)
         _sync(final.parent)
         return final
+
+    def adopt_training_state(self, folder: Path) -> None:
+        """Make a complete training state of any run this one's newest: copied here, and states of later epochs removed.
+
+        Raises ValueError when `folder` holds no complete training state.
+        """
+        if not (folder / RUN_STATE).is_file():
+            raise ValueError(f"{folder} holds no complete training state: {RUN_STATE} is missing")
+        state = json.loads((folder / RUN_STATE).read_text())
+        epoch = state["progress"]["epoch"]
+        files = [path for path in folder.iterdir() if path.name != RUN_STATE]
+
+        def copy(to: Path) -> None:
+            for path in files:
+                (shutil.copytree if path.is_dir() else shutil.copy2)(path, to / path.name)
+
+        if folder.resolve() != self.training_state(epoch).resolve():
+            self.save_training_state(epoch, copy, state)
+        for later in self.saved_epochs():
+            if later > epoch:
+                (self.training_state(later) / RUN_STATE).unlink()
+                shutil.rmtree(self.training_state(later))
 
     def load_run_state(self, epoch: int) -> dict[str, Any]:
         return json.loads((self.training_state(epoch) / RUN_STATE).read_text())

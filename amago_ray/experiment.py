@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -17,39 +17,34 @@ from typing import Any, TypeVar
 import gin
 
 from amago_ray import config
-from amago_ray.calls import RemoteCall, wait_any
+from amago_ray.calls import RemoteCall
 from amago_ray.checkpoint import RunDirectory, write_atomically
+from amago_ray.cluster import connect, disconnect
 from amago_ray.data import EpisodeResult, LearnReport, ReplayReport, RolloutReport, Weights
 from amago_ray.display import Display
 from amago_ray.envs.pool import MakeEnv
-from amago_ray.futures import ProcessDied
 from amago_ray.jobs import (
-    MAX_DEATHS_IN_A_ROW,
     Collection,
     CollectJob,
     CollectSummary,
+    Evaluation,
     Learning,
     LearnJob,
     run_jobs,
-    silent_worker,
 )
 from amago_ray.metrics import AVERAGE_RETURN, MetricsLog, Progress, WandbOptions, summarize_episodes
-from amago_ray.plan import deal_environments, plan, rate_limiter, replay_folder
+from amago_ray.placement import WORKER, Cluster, check_fits, place
+from amago_ray.plan import deal_environments, overview, plan, rate_limiter, replay_folder
 from amago_ray.preflight import check_same_shards, check_same_weights, check_settings, probe, weight_shapes
+from amago_ray.presence import MAX_DEATHS_IN_A_ROW, Presence
 from amago_ray.replay.datasets import mixture_of
 from amago_ray.schedule import EpochResult, make_schedule
 from amago_ray.settings import ExperimentSettings
-from amago_ray.topology import (
-    START_TIMEOUT_S,
-    LearnerDied,
-    Topology,
-    check_resources,
-    check_sendable,
-    connect,
-    disconnect,
-)
+from amago_ray.topology import START_TIMEOUT_S, LearnerDied, Topology, TopologyConfig, check_sendable
 
 T = TypeVar("T")
+
+ROOM_TIMEOUT_S = 20.0  # for the processes of an earlier run to give back what they had
 
 SENT_TO_WORKERS = (
     "make_train_env",
@@ -86,14 +81,14 @@ class Experiment(ExperimentSettings):
         self.progress = Progress(epoch=-1)  # the last finished epoch
         self._topology: Topology | None = None
         self._metrics: MetricsLog | None = None
-        self._display = Display(self.run_name, self.epochs, enabled=False)
+        self._display = Display(self.run_name, self.epochs, self.verbose)
         self._weights: RemoteCall[Weights] | None = None
         self._replay: list[ReplayReport] = []
         self._commits = 0
         self._shard_lives: dict[int, int] = {}
         self._damage_told: dict[int, int] = {}
         self._mixture = mixture_of(self.dataset)
-        self._workers_down: set[int] = set()
+        self._presence: Presence | None = None
         self._weight_version = 0
         self._incarnation = 0
 
@@ -109,14 +104,16 @@ class Experiment(ExperimentSettings):
             return self
         check_sendable({name: getattr(self, name) for name in SENT_TO_WORKERS})
         self.agent_spec = probe(self)
-        state = self._open_directory(resume, overwrite)
+        state = self._state_to_begin_with(resume, overwrite)
         wandb = self._wandb_options(state.get("wandb_run_id"))
-        cluster = connect(self.ray_address, lambda machine: plan(self, self.agent_spec, machine).num_cpus)
-        self._ray_started_here = cluster.started_here
+        cluster, self._ray_started_here = connect(
+            self.ray_address, lambda machine: plan(self, self.agent_spec, machine).num_cpus
+        )
         try:
             topology = plan(self, self.agent_spec, cluster, self._incarnation)
-            check_resources(topology, cluster)
-            self._topology = Topology(topology)
+            check_fits(topology.roles, cluster)
+            self._open_directory(resume)
+            self._start_processes(topology, cluster)
             self.commit()
             self._schedule = make_schedule(self.schedule, self, topology.learner.device, rate_limiter(self))
             if state:
@@ -130,12 +127,16 @@ class Experiment(ExperimentSettings):
             raise
         return self
 
-    def learn(self) -> None:
-        """Run the remaining epochs: collect, learn, publish, and keep what must be kept."""
+    def learn(self, until: int | None = None) -> None:
+        """Run the remaining epochs: collect, learn, publish, and keep what must be kept.
+
+        until: stop before this epoch, to go on with the next call; None runs to the last one.
+        """
         self.start()
+        end = self.epochs if until is None else min(until, self.epochs)
         started = time.monotonic() - self.progress.wall_s
         with Display(self.run_name, self.epochs, self.verbose) as self._display:
-            while self.progress.epoch + 1 < self.epochs:
+            while self.progress.epoch + 1 < end:
                 epoch = self.progress.epoch + 1
                 self._display.start_epoch(epoch, self.frames_wanted(epoch), self.batches_wanted(epoch))
                 result = self._despite_deaths(partial(self._schedule.run_epoch, epoch, last=epoch + 1 == self.epochs))
@@ -149,14 +150,18 @@ class Experiment(ExperimentSettings):
                 self._despite_deaths(self._save_latest)
                 if self._is_due(epoch, self.ckpt_interval):
                     self._despite_deaths(partial(self._save, epoch))
-        self._display = Display(self.run_name, self.epochs, enabled=False)
+        self._display = Display(self.run_name, self.epochs, self.verbose)
 
     def validate(self) -> list[EpisodeResult]:
         """Finished rollouts of the policy as it is, in the validation environments, without exploration."""
         self.start()
         self._display.update(status="validating")
         steps = self.val_timesteps_per_epoch
-        return self._evaluate(self._running.validate(self._current_weights, steps, None if steps else 1))
+        weights, episodes = self._current_weights, None if steps else 1
+        return self._evaluate(
+            self._running.num_workers,
+            lambda worker, share: self._running.validate(worker, share, weights, steps, episodes),
+        )
 
     def evaluate_test(
         self,
@@ -180,11 +185,31 @@ class Experiment(ExperimentSettings):
         num_workers = min(self._running.num_workers, num_envs)
         sample = self.sample_actions_val if sample_actions is None else sample_actions
         rollouts = deal_environments(self, make_env, num_envs, num_workers, self.seed + 2, sample, explore=False)
-        per_env = None if episodes is None else -(-episodes // num_envs)
-        finished = self._evaluate(self._running.test(rollouts, self._current_weights, timesteps, per_env))
+        weights, per_env = self._current_weights, None if episodes is None else -(-episodes // num_envs)
+        finished = self._evaluate(
+            len(rollouts),
+            lambda worker, share: self._running.test(worker, rollouts[share], weights, timesteps, per_env),
+        )
         if not finished:
             raise ValueError(f"evaluate_test: no rollout finished within timesteps={timesteps}; give it more")
         return summarize_episodes(finished)
+
+    def save(self) -> Path:
+        """The training state of the newest finished epoch, written unless it is there already; `--resume` starts there.
+
+        Raises ValueError before the first epoch.
+        """
+        epoch = self.progress.epoch
+        if epoch < 0:
+            raise ValueError("save: no epoch is finished yet")
+        if epoch not in self.directory.saved_epochs():
+            self._despite_deaths(partial(self._save, epoch))
+        return self.directory.training_state(epoch)
+
+    @property
+    def newest_metrics(self) -> dict[str, float]:
+        """The last value of everything that was logged since `start`, by its name in `metrics.jsonl`."""
+        return dict(self._metrics.newest) if self._metrics is not None else {}
 
     def load_policy(self, path: str | os.PathLike[str]) -> None:
         """Continue, or evaluate, from the weights in a `policy_epoch_n.pt` or `latest/policy.pt` file.
@@ -249,12 +274,12 @@ class Experiment(ExperimentSettings):
     def _collection(self, timesteps_per_env: int, exploration_steps: int) -> Collection:
         return Collection(
             self._running,
+            self._at_work,
             timesteps_per_env,
             self._current_weights,
             exploration_steps=exploration_steps,
             timeout_s=self.call_timeout_s,
-            message=self._display.message,
-            down=self._workers_down,
+            message=self._say,
         )
 
     def start_learning(self, epoch: int) -> Learning | None:
@@ -264,7 +289,7 @@ class Experiment(ExperimentSettings):
             return None
         held = [sum(report.trajectories for report in self._replay), *(len(d) for d in self._mixture.datasets)]
         if not any(n and weight > 0 for n, weight in zip(held, self._mixture.weights_at(epoch), strict=True)):
-            self._display.message(
+            self._say(
                 f"epoch {epoch + 1}: replay holds no finished rollout, so there is nothing to learn from; "
                 "lower traj_save_len or raise train_timesteps_per_epoch to learn from the first epoch on"
                 if not self._mixture.datasets
@@ -276,7 +301,7 @@ class Experiment(ExperimentSettings):
     def learn_batches(self, num: int, epoch: int) -> Learning:
         """Learning from `num` batches, started."""
         mixture = self._mixture.weights_at(epoch) if self._mixture.datasets else None
-        return Learning(self._running, num, self.call_timeout_s, self._display.message, mixture)
+        return Learning(self._running, num, self.call_timeout_s, self._say, mixture)
 
     def act_by_newest(self, collection: Collection) -> None:
         """Let a collection act by the weights that were published last, and explore as far as it has come."""
@@ -309,10 +334,10 @@ class Experiment(ExperimentSettings):
         for report in self._replay:
             if self._shard_lives.setdefault(report.shard, report.life) != report.life:
                 kept = f"it has its {report.restored:,} trajectories" if report.restored else "what it held is lost"
-                self._display.message(f"replay shard {report.shard} died and Ray restarted it: {kept}")
+                self._say(f"replay shard {report.shard} died and Ray restarted it: {kept}")
                 self._shard_lives[report.shard] = report.life
             for damage in report.damage[self._damage_told.get(report.shard, 0) :]:
-                self._display.message(f"replay shard {report.shard}: {damage}")
+                self._say(f"replay shard {report.shard}: {damage}")
             self._damage_told[report.shard] = len(report.damage)
         return self._replay
 
@@ -329,6 +354,11 @@ class Experiment(ExperimentSettings):
         return self._topology
 
     @property
+    def _at_work(self) -> Presence:
+        assert self._presence is not None, "start() comes first"
+        return self._presence
+
+    @property
     def _current_weights(self) -> RemoteCall[Weights]:
         assert self._weights is not None, "start() comes first"
         return self._weights
@@ -336,32 +366,18 @@ class Experiment(ExperimentSettings):
     def _is_due(self, epoch: int, interval: int) -> bool:
         return epoch % interval == 0 or epoch + 1 == self.epochs
 
-    def _evaluate(self, starters: Sequence[Callable[[], RemoteCall[RolloutReport]]]) -> list[EpisodeResult]:
-        """Run one evaluation per worker, again where the worker died or hung; results in the order of the workers."""
-        calls = [start() for start in starters]
-        started = [time.monotonic() for _ in calls]
-        reports: list[RolloutReport | None] = [None] * len(calls)
-        away_since: dict[int, float] = {}
-        while None in reports:
-            wait_any([call for call, report in zip(calls, reports) if report is None], timeout_s=0.2)
-            for i, call in enumerate(calls):
-                if reports[i] is not None:
-                    continue
-                if not call.done():
-                    if time.monotonic() - started[i] > self.call_timeout_s:
-                        self._display.message(silent_worker(i, self.call_timeout_s))
-                        self._running.restart_worker(i)
-                        started[i] = time.monotonic()
-                    continue
-                try:
-                    reports[i] = call.result(self.call_timeout_s)
-                except ProcessDied:
-                    if time.monotonic() - away_since.setdefault(i, time.monotonic()) > START_TIMEOUT_S:
-                        raise
-                    time.sleep(0.5)  # Ray is restarting the worker and refuses calls until it is back
-                    calls[i], started[i] = starters[i](), time.monotonic()
-            self._display.update()
-        return [episode for report in reports if report is not None for episode in report.episodes]
+    def _evaluate(self, num_shares: int, start: Callable[[int, int], RemoteCall[RolloutReport]]) -> list[EpisodeResult]:
+        """Finished rollouts of an evaluation; `start` starts a share on a worker, given (worker, share)."""
+        evaluation = Evaluation(
+            self._at_work,
+            num_shares,
+            start,
+            self._running.restart_worker,
+            self.call_timeout_s,
+            self._say,
+        )
+        run_jobs([evaluation], tick=self._display.update)
+        return evaluation.episodes
 
     def _log(self, section: str, values: dict[str, float]) -> None:
         assert self._metrics is not None
@@ -436,9 +452,7 @@ class Experiment(ExperimentSettings):
         stored, found = sum(state["replay"].values()), sum(report.restored for report in self._replay)
         if found < stored:
             why = "replay_durable=False keeps nothing" if not self.replay_durable else f"{replay_folder(self)} holds"
-            self._display.message(
-                f"replay begins with {found:,} trajectories, of {stored:,} when the run was saved ({why})"
-            )
+            self._say(f"replay begins with {found:,} trajectories, of {stored:,} when the run was saved ({why})")
         self._running.on_learners("load_state", str(self.directory.training_state(self.progress.epoch)))
 
     def _despite_deaths(self, work: Callable[[], T]) -> T:
@@ -458,37 +472,61 @@ class Experiment(ExperimentSettings):
         """Rebuild the learner group from the newest training state, or from the initial weights if there is none."""
         saved = self.directory.saved_epochs()
         since = f"the training state of epoch {saved[-1] + 1}" if saved else "the initial weights"
-        self._display.message(f"{death}; going on from {since}")
+        self._say(f"{death}; going on from {since}")
         self._running.rebuild_learners()
         if saved:
             self._running.on_learners("load_state", str(self.directory.training_state(saved[-1])))
         self.publish()
 
-    def _open_directory(self, resume: bool, overwrite: bool) -> dict[str, Any]:
-        """Make the run directory, and read the state to resume from: empty where the run starts anew."""
+    def _start_processes(self, topology: TopologyConfig, cluster: Cluster) -> None:
+        """Start them all and wait for those that there is room for; workers without room join later."""
+        now, later = place(topology.roles, cluster.nodes), place(topology.roles, cluster.nodes, free_only=False)
+        self._say(overview(self, topology, now, cluster) + "\n")
+        self._topology = Topology(topology, cluster.in_group)
+        workers = range(len(topology.rollout))
+        self._presence = Presence(self._topology.ping, len(workers), self.call_timeout_s, self._say)
+        self._presence.wait_for(
+            set(workers) - set(now.waiting(WORKER)),
+            set(workers) - set(later.waiting(WORKER)),
+            START_TIMEOUT_S,
+            ROOM_TIMEOUT_S,
+        )
+
+    def _say(self, text: str) -> None:
+        self._display.message(text)
+
+    def _state_to_begin_with(self, resume: bool, overwrite: bool) -> dict[str, Any]:
+        """The state to resume from, empty where the run starts anew. Raises ValueError where it may not."""
+        self.directory.check_writable()
         saved = self.directory.saved_epochs()
         if resume and not saved:
             raise ValueError(
                 f"resume: {self.directory.root} holds no complete training state; "
                 "check run_name and ckpt_base_dir, or start without resume"
             )
-        stored = any(replay_folder(self).glob("shard_*/*.segment"))
-        if (self.directory.exists() or stored) and not resume:
-            if not overwrite:
-                raise ValueError(
-                    f"{self.directory.root} already holds a run: resume it (--resume), overwrite it (--overwrite), "
-                    "or choose another run_name"
-                )
-            self.directory.remove()
-            shutil.rmtree(replay_folder(self), ignore_errors=True)
+        if self._is_begun() and not resume and not overwrite:
+            raise ValueError(
+                f"{self.directory.root} already holds a run: resume it (--resume), overwrite it (--overwrite), "
+                "or choose another run_name"
+            )
         state = self.directory.load_run_state(saved[-1]) if resume else {}
         if state:
             check_same_weights(state["weight_shapes"], weight_shapes(self.agent_spec.build()))
             check_same_shards(replay_folder(self), self.num_replay_shards)
             # Unlike a count that is kept with the state, time tells two attempts to resume from one state apart.
             self._incarnation = time.time_ns()
-        self.create_directory()
         return state
+
+    def _is_begun(self) -> bool:
+        """Whether a run of this name has trained, or at least stored data, before."""
+        return self.directory.exists() or any(replay_folder(self).glob("shard_*/*.segment"))
+
+    def _open_directory(self, resume: bool) -> None:
+        """Make the run's folder, in place of an earlier run's unless this one goes on with it."""
+        if self._is_begun() and not resume:
+            self.directory.remove()
+            shutil.rmtree(replay_folder(self), ignore_errors=True)
+        self.create_directory()
 
     def _wandb_options(self, run_id: str | None) -> WandbOptions | None:
         if not self.log_to_wandb:

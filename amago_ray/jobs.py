@@ -1,4 +1,4 @@
-"""Work in progress on the processes: a `Collection` of timesteps, a `Learning` of batches.
+"""Work in progress on the processes: a `Collection` of timesteps, a `Learning` of batches, an `Evaluation`.
 
 `run_jobs` drives whatever jobs there are until they are done.
 """
@@ -13,12 +13,11 @@ from typing import Protocol
 from amago_ray.calls import RemoteCall, wait_any
 from amago_ray.data import EpisodeResult, LearnReport, RolloutReport, Weights
 from amago_ray.futures import ProcessDied
+from amago_ray.presence import Presence
 from amago_ray.replay.sources import ReplayEmpty
 from amago_ray.topology import LearnerDied, Topology
 
 CHUNK_S = 2.0  # how long one call of a worker should take
-MAX_DEATHS_IN_A_ROW = 10
-RETRY_INTERVAL_S = 0.5
 POLL_INTERVAL_S = 0.1
 
 
@@ -118,25 +117,23 @@ def silent_worker(worker: int, timeout_s: float) -> str:
 
 
 class Collection:
-    """An epoch's quota of timesteps. Every worker does its own share; what a dead worker leaves, the others take over.
+    """An epoch's quota of timesteps. Every worker does its own share; that of one that is away, the others take over.
 
     timesteps_per_env: quota of each environment. exploration_steps: steps that each has behind it.
     timeout_s: a worker that needs longer for one chunk is killed and restarted.
-    down: workers that are known to be away, kept up to date, so that a death is told and counted once however long the
-        restart takes.
     """
 
     def __init__(
         self,
         topology: Topology,
+        presence: Presence,
         timesteps_per_env: int,
         weights: RemoteCall[Weights],
         exploration_steps: int,
         timeout_s: float,
         message: Callable[[str], None],
-        down: set[int],
     ):
-        self._topology, self._weights, self._down = topology, weights, down
+        self._topology, self._presence, self._weights = topology, presence, weights
         self._exploration_steps, self._timeout_s, self._message = exploration_steps, timeout_s, message
         workers = range(topology.num_workers)
         self._share = [timesteps_per_env * topology.num_envs(w) for w in workers]
@@ -144,8 +141,6 @@ class Collection:
         self.total = sum(self._share)
         self._chunk = [max(topology.num_envs(w) * 32, 1) for w in workers]
         self._in_flight: dict[int, tuple[RemoteCall[RolloutReport], int, float]] = {}
-        self._not_before = [0.0 for _ in workers]
-        self._deaths = [0 for _ in workers]
         self._started = time.monotonic()
         self.summary = CollectSummary()
         self._chunk_limit: int | None = None
@@ -184,8 +179,12 @@ class Collection:
 
     def calls(self) -> list[RemoteCall]:
         now = time.monotonic()
+        self._presence.look()
         for worker in range(self._topology.num_workers):
-            if worker not in self._in_flight and now >= self._not_before[worker]:
+            if not self._presence.is_here(worker):
+                self._left_over += self._share[worker]
+                self._share[worker] = 0
+            elif worker not in self._in_flight:
                 self._start(worker, now)
         for worker, (_, _, started) in self._in_flight.items():
             if now - started > self._timeout_s:
@@ -213,27 +212,15 @@ class Collection:
         try:
             report: RolloutReport = call.result(self._timeout_s)
         except ProcessDied as death:
-            self._on_death(worker, timesteps, death)
+            self._left_over += timesteps
+            self.summary.worker_deaths += self._presence.lost(worker, death)
             return
-        self._deaths[worker] = 0
-        self._down.discard(worker)
+        self._presence.worked(worker)
         self.summary.add(report)
         self.summary.wall_s = time.monotonic() - self._started
         num_envs = self._topology.num_envs(worker)
         speed = report.timesteps / max(report.total_s, 1e-3)
         self._chunk[worker] = max(num_envs, int(speed * CHUNK_S) // num_envs * num_envs)
-
-    def _on_death(self, worker: int, timesteps: int, death: ProcessDied) -> None:
-        if worker not in self._down:
-            self._down.add(worker)
-            self._message(f"rollout worker {worker} died; Ray restarts it, the others take over meanwhile ({death})")
-            self.summary.worker_deaths += 1
-        self._deaths[worker] += 1
-        if self._deaths[worker] > MAX_DEATHS_IN_A_ROW * 20:
-            raise death
-        self._left_over += timesteps + self._share[worker]
-        self._share[worker] = 0
-        self._not_before[worker] = time.monotonic() + RETRY_INTERVAL_S
 
 
 class Learning:
@@ -304,11 +291,73 @@ class Learning:
             self._done = self.total
 
 
+class Evaluation:
+    """Shares of an evaluation, each on a worker: share i on worker i, or on another where that one is away.
+
+    start: starts a share on a worker, given (worker, share). timeout_s: a worker that needs longer is restarted.
+    """
+
+    def __init__(
+        self,
+        presence: Presence,
+        num_shares: int,
+        start: Callable[[int, int], RemoteCall[RolloutReport]],
+        restart: Callable[[int], None],
+        timeout_s: float,
+        message: Callable[[str], None],
+    ):
+        self._presence, self._start, self._restart = presence, start, restart
+        self._timeout_s, self._message = timeout_s, message
+        self._reports: list[RolloutReport | None] = [None] * num_shares
+        self._in_flight: dict[int, tuple[RemoteCall[RolloutReport], int, float]] = {}  # share -> call, worker, start
+
+    @property
+    def finished(self) -> bool:
+        return None not in self._reports
+
+    @property
+    def episodes(self) -> list[EpisodeResult]:
+        """All finished rollouts, share by share."""
+        return [episode for report in self._reports if report is not None for episode in report.episodes]
+
+    def calls(self) -> list[RemoteCall]:
+        now = time.monotonic()
+        self._presence.look()
+        for share, report in enumerate(self._reports):
+            if report is None and share not in self._in_flight and (worker := self._worker_for(share)) is not None:
+                self._in_flight[share] = (self._start(worker, share), worker, now)
+        for share, (call, worker, started) in self._in_flight.items():
+            if now - started > self._timeout_s:
+                self._message(silent_worker(worker, self._timeout_s))
+                self._restart(worker)
+                self._in_flight[share] = (call, worker, now)
+        return [call for call, _, _ in self._in_flight.values()]
+
+    def _worker_for(self, share: int) -> int | None:
+        here = self._presence.here
+        if share in here:
+            return share
+        load = [worker for _, worker, _ in self._in_flight.values()]
+        return min(here, key=load.count, default=None)
+
+    def take(self, call: RemoteCall) -> None:
+        share, worker = next((s, w) for s, (c, w, _) in self._in_flight.items() if c is call)
+        del self._in_flight[share]
+        try:
+            self._reports[share] = call.result(self._timeout_s)
+        except ProcessDied as death:
+            self._presence.lost(worker, death)
+            return
+        self._presence.worked(worker)
+
+
 def run_jobs(jobs: Sequence[Job], tick: Callable[[], None]) -> None:
     """Drive jobs until all are finished, calling `tick` several times a second."""
     while not all(job.finished for job in jobs):
         for job in jobs:
             calls = job.calls()
+            if not calls:
+                time.sleep(POLL_INTERVAL_S / len(jobs))  # nobody can be asked just now
             for call in wait_any(calls, POLL_INTERVAL_S / len(jobs)):
                 job.take(call)
         tick()

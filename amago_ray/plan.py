@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from amago_ray import config
@@ -9,6 +10,7 @@ from amago_ray.agent import AgentSpec
 from amago_ray.checkpoint import RunDirectory
 from amago_ray.envs.pool import MakeEnv, env_spaces
 from amago_ray.learner.learner import LearnerConfig
+from amago_ray.placement import Cluster, Node, Placement, amount, pool, table
 from amago_ray.replay.datasets import RowLayout, mixture_of
 from amago_ray.replay.rate_limiter import RateLimiter
 from amago_ray.replay.selection import SelectionConfig
@@ -16,19 +18,18 @@ from amago_ray.replay.shard import ReplayConfig
 from amago_ray.replay.store import StoreConfig
 from amago_ray.rollout.worker import RolloutConfig
 from amago_ray.settings import ExperimentSettings
-from amago_ray.topology import ClusterSize, TopologyConfig
+from amago_ray.topology import TopologyConfig
 
 ROLLOUT_GPU_SHARE = 0.1  # of one GPU, for each worker that acts on a GPU
 ENVS_PER_WORKER = 8  # what one worker can step together at good speed; sets the default number of workers
 
 
-def plan(
-    settings: ExperimentSettings, agent_spec: AgentSpec, cluster: ClusterSize, incarnation: int = 0
-) -> TopologyConfig:
+def plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Cluster, incarnation: int = 0) -> TopologyConfig:
     """Which processes there will be, and with what. Raises ValueError when there are fewer GPUs than learners."""
     x = settings
     device = learner_device(x.num_learners, x.learner_device, cluster.gpus)
-    cpus, shards = int(cluster.cpus), x.num_replay_shards
+    cpus, shards = cluster.cpus, x.num_replay_shards
+    nodes = (*cluster.nodes, *cluster.growth)
     default_workers = min(max(cpus - x.num_learners, 1), -(-x.parallel_actors // ENVS_PER_WORKER))
     workers = x.num_rollout_workers or default_workers
     learner_cpus = x.learner_cpus
@@ -86,7 +87,35 @@ def plan(
         worker_gpus=ROLLOUT_GPU_SHARE if x.rollout_device == "cuda" else 0.0,
         learner_cpus=float(learner_cpus),
         learner_gpus=1.0 if device == "cuda" else 0.0,
+        learner_nodes=_selector(x.learner_nodes, "learner", cluster, nodes),
+        rollout_nodes=_selector(x.rollout_nodes, "rollout", cluster, nodes),
     )
+
+
+def _selector(given: dict[str, str] | None, name: str, cluster: Cluster, nodes: Sequence[Node]) -> dict[str, str]:
+    if cluster.local or cluster.in_group:
+        return {}
+    return pool(name, nodes) if given is None else dict(given)
+
+
+def overview(settings: ExperimentSettings, topology: TopologyConfig, placement: Placement, cluster: Cluster) -> str:
+    """What will run where, and the memory that it needs: shown before anything starts."""
+    x, spec = settings, topology.agent_spec
+    agent = spec.build()
+    weights, acting = (sum(p.nbytes for p in module.parameters()) for module in (agent, agent.policy))
+    trained = sum(p.nbytes for p in agent.parameters() if p.requires_grad)
+    per_request, in_flight = topology.request_size
+    store = topology.replay.store
+    place = f"in files below {store.folder}" if store.folder is not None else "in the memory of the shards"
+    memory = {
+        "replay": f"up to {amount(x.replay_capacity_gb * 1e9)} {place}",
+        "batches": f"{amount(topology.batch_bytes)} each, up to {per_request * in_flight} ahead of each learner",
+        "agent": f"{amount(weights + 3 * trained)} per learner, besides what a batch needs: {trained // 4:,} "
+        "parameters with their gradients, moments and targets",
+        "weights": f"{amount(acting)} to every node with rollout workers at each publication",
+    }
+    num_nodes = "this machine" if cluster.local else f"{len(cluster.nodes)} node{'s' * (len(cluster.nodes) != 1)}"
+    return table(f"{x.run_name} on {num_nodes}, as planned:", placement, memory)
 
 
 def rate_limiter(settings: ExperimentSettings) -> RateLimiter:

@@ -71,9 +71,13 @@ class ExperimentSettings:
         log_interval: batches between two that are measured in detail. verbose: show progress. seed: of everything.
     Distribution
         num_rollout_workers: processes that share the environments; by default one per free core, at most one per
-            8 environments. num_replay_shards, num_learners: processes. learner_device: "auto" takes a GPU where there
-            is one. rollout_device: "cpu" or "cuda". learner_cpus: cores of one learner; by default those that the
-            workers leave free on a machine of its own, 1 on a cluster.
+            8 environments. Those for which a cluster has no room yet join when nodes come. num_replay_shards,
+            num_learners: processes. learner_device: "auto" takes a GPU where there is one. rollout_device: "cpu" or
+            "cuda". learner_cpus: cores of one learner; by default those that the workers leave free on a machine of
+            its own, 1 on a cluster.
+        learner_nodes, rollout_nodes: Ray's label selectors of the nodes for learners with shards, and for rollout
+            workers, such as {"pool": "rollout"}; None takes the nodes labelled pool=learner and pool=rollout where
+            there are any, and else all; {} takes all. A run on this machine alone ignores them.
         schedule: "alternate" collects, then learns; "overlap" learns while the next epoch's data come in; "auto" is
             "overlap" where the learner has a GPU of its own. "continuous" does both freely, within a ratio:
             updates_per_timestep, of optimiser steps to timesteps collected; by default that of an epoch.
@@ -146,6 +150,8 @@ class ExperimentSettings:
     learner_device: Literal["auto", "cpu", "cuda"] = "auto"
     rollout_device: Literal["cpu", "cuda"] = "cpu"
     learner_cpus: int | None = None
+    learner_nodes: dict[str, str] | None = None
+    rollout_nodes: dict[str, str] | None = None
     schedule: ScheduleName = "auto"
     updates_per_timestep: float | None = None
     replay_min_timesteps: int = 0

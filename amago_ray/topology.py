@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import math
 import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import ray
 import torch
 from ray import cloudpickle
 from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from amago_ray import config
 from amago_ray.agent import AgentSpec
@@ -26,6 +25,7 @@ from amago_ray.calls import RemoteCall, RemoteShard
 from amago_ray.data import LearnReport, ReplayReport, RolloutReport, Weights, row_bytes
 from amago_ray.futures import ProcessDied
 from amago_ray.learner.learner import Learner, LearnerConfig
+from amago_ray.placement import LEARNER, SHARD, WORKER, Resources, Role
 from amago_ray.replay.client import BUCKETS, ReplayReader, ReplayWriter, request_size
 from amago_ray.replay.datasets import RLDataset, RowLayout
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
@@ -34,6 +34,7 @@ from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
 T = TypeVar("T")
 
 START_TIMEOUT_S = 300.0
+NODE_TIMEOUT_S = 1800.0
 SHARD_MEMORY_OVERHEAD = 1.1  # free space in segments, on top of a shard's stored bytes
 SHARD_MEMORY_BYTES = 256 << 20  # the process, its index and messages in flight
 
@@ -44,6 +45,7 @@ class TopologyConfig:
 
     rollout, validation: one entry per rollout worker. incarnation: how often the run was resumed, so that trajectories
     keep unique identities. worker_cpus, learner_cpus, learner_gpus, worker_gpus: resources of one process.
+    learner_nodes, rollout_nodes: label selectors of the nodes that learners with shards, and workers, may be on.
     """
 
     agent_spec: AgentSpec
@@ -64,14 +66,35 @@ class TopologyConfig:
     worker_gpus: float = 0.0
     learner_cpus: float = 1.0
     learner_gpus: float = 0.0
+    learner_nodes: Mapping[str, str] = field(default_factory=dict)
+    rollout_nodes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def roles(self) -> tuple[Role, Role, Role]:
+        """What is asked of the cluster: learners, shards and workers."""
+        learner = Resources(self.learner_cpus, self.learner_gpus)
+        shard = Resources(memory_bytes=self.shard_memory_bytes)
+        worker = Resources(self.worker_cpus, self.worker_gpus)
+        return (
+            Role(LEARNER, self.num_learners, learner, self.learner_nodes),
+            Role(SHARD, self.num_replay_shards, shard, self.learner_nodes),
+            Role(WORKER, len(self.rollout), worker, self.rollout_nodes, spread=True),
+        )
 
     @property
     def num_cpus(self) -> float:
-        return self.worker_cpus * len(self.rollout) + self.learner_cpus * self.num_learners
+        return sum(role.count * role.each.cpus for role in self.roles)
 
     @property
-    def num_gpus(self) -> float:
-        return self.worker_gpus * len(self.rollout) + self.learner_gpus * self.num_learners
+    def batch_bytes(self) -> int:
+        """The most that one batch can hold."""
+        spec = self.agent_spec
+        return self.batch_size * (spec.max_seq_len + 1) * row_bytes(spec.obs_spec, spec.action_spec)
+
+    @property
+    def request_size(self) -> tuple[int, int]:
+        """(batches per request, requests in flight) of each learner."""
+        return request_size(self.batch_bytes, BUCKETS if self.bucketed else 1)
 
     @property
     def shard_memory_bytes(self) -> int:
@@ -118,9 +141,14 @@ class RolloutActor:
         self._training.set_weights(weights)
         return self._training.collect(timesteps)
 
-    def validate(self, weights: Weights, steps_per_env: int | None, episodes_per_env: int | None) -> RolloutReport:
+    def validate(
+        self, share: int, weights: Weights, steps_per_env: int | None, episodes_per_env: int | None
+    ) -> RolloutReport:
+        """Evaluate in a share of the validation environments: this worker's own, which it keeps, or an absent one's."""
+        if share != self._worker:
+            return self.test(self._topology.validation[share], weights, steps_per_env, episodes_per_env)
         if self._validation is None:
-            self._validation = self._build(self._topology.validation[self._worker])
+            self._validation = self._build(self._topology.validation[share])
         self._validation.set_weights(weights)
         return self._validation.evaluate(steps_per_env, episodes_per_env)
 
@@ -169,10 +197,7 @@ class LearnerActor:
                 "WORLD_SIZE": str(world_size),
             }
         spec = self._topology.agent_spec
-        batch_rows = self._topology.batch_size * (spec.max_seq_len + 1)
-        batches_per_request, max_in_flight = request_size(
-            batch_rows * row_bytes(spec.obs_spec, spec.action_spec), BUCKETS if self._topology.bucketed else 1
-        )
+        batches_per_request, max_in_flight = self._topology.request_size
         reader = ReplayReader(
             self._shards,
             self._topology.batch_size,
@@ -221,21 +246,25 @@ class Topology:
     `ProcessDied`. Learners are rebuilt as a group by `rebuild_learners`, because their state must be loaded again.
     """
 
-    def __init__(self, topology: TopologyConfig):
+    def __init__(self, topology: TopologyConfig, in_group: bool = False):
+        """in_group: Ray puts every process into the placement group that this one belongs to."""
         self.config = topology
         # Others look the shards up by name: Ray cannot restart an actor whose constructor was given handles. The prefix
         # keeps runs that share a Ray instance apart.
         prefix = uuid.uuid4().hex
-        shard_class: Any = ray.remote(ShardActor)
+        self._group = None if in_group else _learner_group(topology)
+        shard_class: Any = ray.remote(num_cpus=0, memory=topology.shard_memory_bytes, max_restarts=-1)(ShardActor)
         self._shard_names = [f"{prefix}-shard-{i}" for i in range(topology.num_replay_shards)]
         self._shards: list[ActorHandle] = [
-            shard_class.options(name=name, num_cpus=0, memory=topology.shard_memory_bytes, max_restarts=-1).remote(
-                topology, i
-            )
+            shard_class.options(name=name, **self._bundle(topology.num_learners + i)).remote(topology, i)
             for i, name in enumerate(self._shard_names)
         ]
+        spread = {"scheduling_strategy": "SPREAD", "label_selector": dict(topology.rollout_nodes) or None}
         worker_class: Any = ray.remote(RolloutActor).options(
-            num_cpus=topology.worker_cpus, num_gpus=topology.worker_gpus, max_restarts=-1
+            num_cpus=topology.worker_cpus,
+            num_gpus=topology.worker_gpus,
+            max_restarts=-1,
+            **({} if in_group else spread),
         )
         self._workers: list[ActorHandle] = [
             worker_class.remote(topology, i, self._shard_names) for i in range(len(topology.rollout))
@@ -243,12 +272,23 @@ class Topology:
         self._learners: list[ActorHandle] = []
         self.rebuild_learners()
 
+    def _bundle(self, index: int) -> dict[str, Any]:
+        """Options that put a process into a bundle of the run's own placement group, where it has one."""
+        if self._group is None:
+            return {}
+        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, index)}
+
     @property
     def num_workers(self) -> int:
         return len(self._workers)
 
     def num_envs(self, worker: int) -> int:
         return self.config.rollout[worker].num_envs
+
+    def ping(self, worker: int) -> RemoteCall:
+        """Answered when a worker is up: it has found a node and is ready for work."""
+        actor: Any = self._workers[worker]
+        return RemoteCall(actor.__ray_ready__.remote(), f"rollout worker {worker}")
 
     def collect(self, worker: int, timesteps: int, weights: RemoteCall[Weights], exploration_steps: int) -> RemoteCall:
         """Start one chunk of collection on one worker; the answer is a `RolloutReport`."""
@@ -261,30 +301,30 @@ class Topology:
         ray.kill(self._workers[worker], no_restart=False)
 
     def validate(
-        self, weights: RemoteCall[Weights], steps_per_env: int | None, episodes_per_env: int | None
-    ) -> list[Callable[[], RemoteCall[RolloutReport]]]:
-        """One function per worker that starts its share of the validation."""
-        return [
-            partial(self._evaluation, i, worker.validate, weights.ref, steps_per_env, episodes_per_env)
-            for i, worker in enumerate(self._workers)
-        ]
-
-    def test(
         self,
-        rollouts: Sequence[RolloutConfig],
+        worker: int,
+        share: int,
         weights: RemoteCall[Weights],
         steps_per_env: int | None,
         episodes_per_env: int | None,
-    ) -> list[Callable[[], RemoteCall[RolloutReport]]]:
-        """One function per entry of `rollouts` (at most one per worker) that starts its share of a test."""
-        return [
-            partial(self._evaluation, i, worker.test, rollout, weights.ref, steps_per_env, episodes_per_env)
-            for i, (worker, rollout) in enumerate(zip(self._workers, rollouts))  # there may be fewer rollouts
-        ]
+    ) -> RemoteCall[RolloutReport]:
+        """Start one share of the validation on a worker: its own, or that of one that is away."""
+        actor: Any = self._workers[worker]
+        ref = actor.validate.remote(share, weights.ref, steps_per_env, episodes_per_env)
+        return RemoteCall(ref, f"validation on rollout worker {worker}")
 
-    @staticmethod
-    def _evaluation(worker: int, method: Any, *args: Any) -> RemoteCall[RolloutReport]:
-        return RemoteCall(method.remote(*args), f"evaluation on rollout worker {worker}")
+    def test(
+        self,
+        worker: int,
+        rollout: RolloutConfig,
+        weights: RemoteCall[Weights],
+        steps_per_env: int | None,
+        episodes_per_env: int | None,
+    ) -> RemoteCall[RolloutReport]:
+        """Start an evaluation in environments of its own on a worker."""
+        actor: Any = self._workers[worker]
+        ref = actor.test.remote(rollout, weights.ref, steps_per_env, episodes_per_env)
+        return RemoteCall(ref, f"evaluation on rollout worker {worker}")
 
     def commit(self, timeout_s: float, number: int | None = None) -> list[ReplayReport]:
         """Make what was pushed visible on every shard. A shard that is just restarting does so with the next commit."""
@@ -329,12 +369,15 @@ class Topology:
         for actor in self._learners:
             ray.kill(actor)
         topology = self.config
-        learner_class: Any = ray.remote(LearnerActor).options(
+        learner_class: Any = ray.remote(
             num_cpus=topology.learner_cpus, num_gpus=topology.learner_gpus, max_concurrency=2
-        )
-        self._learners = [learner_class.remote(topology, i, self._shard_names) for i in range(topology.num_learners)]
+        )(LearnerActor)
+        self._learners = [
+            learner_class.options(**self._bundle(i)).remote(topology, i, self._shard_names)
+            for i in range(topology.num_learners)
+        ]
         first: RemoteCall[tuple[str, int]] = RemoteCall(self._learners[0].address.remote(), "learner 0")
-        address = _learner_result(first, START_TIMEOUT_S)
+        address = _learner_result(first, NODE_TIMEOUT_S)  # on a cluster that grows its node may have to be started
         calls: list[RemoteCall] = [
             RemoteCall(a.build.remote(address), f"learner {i}") for i, a in enumerate(self._learners)
         ]
@@ -345,6 +388,18 @@ class Topology:
         """End every process of the run."""
         for actor in (*self._learners, *self._workers, *self._shards):
             ray.kill(actor)
+        if self._group is not None:
+            remove_placement_group(self._group)
+
+
+def _learner_group(topology: TopologyConfig) -> PlacementGroup:
+    """Learners and shards on as few nodes as possible: batches are the most of the traffic."""
+    bundles, labels = [], []
+    for role in topology.roles[:2]:
+        amounts = {"CPU": role.each.cpus, "GPU": role.each.gpus, "memory": role.each.memory_bytes}
+        bundles += [{name: amount for name, amount in amounts.items() if amount}] * role.count
+        labels += [dict(role.labels)] * role.count
+    return placement_group(bundles, strategy="PACK", bundle_label_selector=labels if any(labels) else None)
 
 
 def _learner_result(call: RemoteCall[T], timeout_s: float | None = None) -> T:
@@ -353,61 +408,6 @@ def _learner_result(call: RemoteCall[T], timeout_s: float | None = None) -> T:
         return call.result(timeout_s)
     except ProcessDied as death:
         raise LearnerDied(str(death)) from death
-
-
-@dataclass(frozen=True)
-class ClusterSize:
-    """What the cluster that this process is connected to can give, and whether the connection was made here."""
-
-    cpus: int
-    gpus: float
-    memory_bytes: float
-    started_here: bool
-    local: bool
-
-
-def connect(address: str | None, cpus_needed: Callable[[ClusterSize], float]) -> ClusterSize:
-    """Connect to Ray: the instance that this process already uses, the cluster at `address`, or a new local one.
-
-    address: None takes RAY_ADDRESS where it is set (a submitted job) and "local" otherwise.
-    cpus_needed: by a run on a machine of that size. A local Ray is told that it has so many, so that a run with more
-        processes than cores still starts.
-    Raises ValueError when there is no cluster at `address`.
-    """
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if ray.is_initialized():
-        return _cluster_size(started_here=False, local=False)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    if address == "local":
-        gpus = torch.cuda.device_count()
-        machine = ClusterSize(os.cpu_count() or 1, gpus, 0.0, started_here=True, local=True)
-        options |= {"num_cpus": max(machine.cpus, math.ceil(cpus_needed(machine))), "include_dashboard": False}
-        ray.init(address="local", **options)
-        # What was promised to Ray above the machine's own cores must not be planned with.
-        return dataclasses.replace(machine, memory_bytes=ray.cluster_resources().get("memory", 0.0))
-    try:
-        ray.init(address=address, **options)
-    except (ConnectionError, ValueError) as error:
-        raise ValueError(f"Experiment.ray_address={address!r}: no Ray cluster answers there ({error})") from error
-    return _cluster_size(started_here=True, local=False)
-
-
-def _cluster_size(started_here: bool, local: bool) -> ClusterSize:
-    total = ray.cluster_resources()
-    return ClusterSize(int(total.get("CPU", 0)), total.get("GPU", 0.0), total.get("memory", 0.0), started_here, local)
-
-
-def check_resources(topology: TopologyConfig, cluster: ClusterSize) -> None:
-    """Raises ValueError when the run can never fit: Ray would wait for the missing resources for ever."""
-    memory_gb = topology.num_replay_shards * topology.shard_memory_bytes / 1e9
-    for what, wanted, there, settings in (
-        # A local Ray was told to have as many CPUs as the run needs.
-        ("CPUs", 0 if cluster.local else topology.num_cpus, cluster.cpus, "num_rollout_workers or learner_cpus"),
-        ("GPUs", topology.num_gpus, cluster.gpus, "num_learners"),
-        ("GB of memory for replay", memory_gb, cluster.memory_bytes / 1e9, "replay_capacity_gb"),
-    ):
-        if wanted > there:
-            raise ValueError(f"the run needs {wanted:g} {what} and Ray has {there:.3g}: lower Experiment.{settings}")
 
 
 def check_sendable(settings: Mapping[str, Any]) -> None:
@@ -420,8 +420,3 @@ def check_sendable(settings: Mapping[str, Any]) -> None:
                 f"Experiment.{name}={value!r} cannot be sent to other processes ({error}): define it in a module of "
                 "its own where it is gin-configurable, and let it hold no locks, files or open connections"
             ) from error
-
-
-def disconnect() -> None:
-    """Leave Ray, ending it where it was started for this run."""
-    ray.shutdown()

@@ -21,8 +21,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"agent"}),
     frozenset({"amago_weights", "envs", "checkpoint", "metrics"}),
     frozenset({"rollout", "replay", "learner"}),
-    frozenset({"settings", "evaluation", "calls", "display", "plotting"}),
-    frozenset({"topology", "replay_plotting"}),
+    frozenset({"settings", "evaluation", "calls", "display", "placement", "plotting"}),
+    frozenset({"cluster", "presence", "replay_plotting", "topology"}),
     frozenset({"jobs", "plan", "preflight"}),
     frozenset({"schedule"}),
     frozenset({"experiment"}),
@@ -33,7 +33,7 @@ LAYERS: tuple[frozenset[str], ...] = (
 
 # Third-party packages that only the named modules may import.
 ONLY_IN: dict[str, frozenset[str]] = {
-    "ray": frozenset({"topology", "calls", "train", "tune"}),
+    "ray": frozenset({"calls", "cluster", "topology", "tune"}),
     "wandb": frozenset({"metrics"}),
 }
 

@@ -279,10 +279,12 @@ def test_more_than_the_cluster_has(
     ray_instance: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], nothing_starts: None
 ) -> None:
     line = command_line(tmp_path, capsys, ["Experiment.replay_capacity_gb = 1e6", "Experiment.replay_durable = False"])
-    assert "GB of memory for replay" in line and "Experiment.replay_capacity_gb" in line
-    extra = ["Experiment.parallel_actors = 99", "Experiment.num_rollout_workers = 99"]
-    line = command_line(tmp_path, capsys, extra)
-    assert "100 CPUs" in line and "lower Experiment.num_rollout_workers" in line
+    assert "replay shards, which need 1,100,000 GB each, find no node with as much left" in line
+    assert "Experiment.num_replay_shards or replay_capacity_gb" in line
+    assert not (tmp_path / "runs").exists(), "a mistake leaves no run behind"
+    line = command_line(tmp_path, capsys, ["Experiment.learner_cpus = 99"])
+    assert "1 of 1 learners, which need 99 CPUs each" in line
+    assert "lower Experiment.num_learners or learner_cpus" in line
 
 
 def test_resuming_what_is_not_there(

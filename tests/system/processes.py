@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -15,7 +16,16 @@ from amago_ray.data import Trajectory
 
 
 def pid_of(actor: Any) -> int:
-    return ray.get(actor.__ray_call__.remote(lambda self: os.getpid()), timeout=60)
+    """Process id of an actor, after waiting until it is up where it is being restarted."""
+    found: list[int] = []
+
+    def answers() -> bool:
+        with contextlib.suppress(ray.exceptions.ActorUnavailableError):
+            found.append(ray.get(actor.__ray_call__.remote(lambda self: os.getpid()), timeout=60))
+        return bool(found)
+
+    wait_until(answers, "an actor does not come back")
+    return found[0]
 
 
 def pids_of(experiment: Any) -> dict[str, int]:
