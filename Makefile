@@ -1,11 +1,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-sweeps lint bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # torch comes first and by itself, at the exact tested version, so that the second command finds it in place and leaves
 # it alone: a torch that pip picks along with the rest can be another build, which fetches gigabytes of CUDA packages.
@@ -25,6 +25,9 @@ demo: .venv/.installed  ## train MetaFrozenLake on Ray, two minutes on two cores
 
 test: .venv/.installed  ## run all tests
 	$(BIN)/python -m pytest -q
+
+test-sweeps: .venv/.installed  ## run whole hyperparameter sweeps, killed and resumed (minutes)
+	$(BIN)/python -m pytest -q tests/system/sweep_cycle.py
 
 lint: .venv/.installed  ## check style, format and types
 	$(BIN)/ruff check

@@ -105,6 +105,8 @@ class RunDirectory:
             raise ValueError(f"{folder} holds no complete training state: {RUN_STATE} is missing")
         state = json.loads((folder / RUN_STATE).read_text())
         epoch = state["progress"]["epoch"]
+        own = self.saved_epochs()
+        state["wandb_run_id"] = self.load_run_state(own[-1])["wandb_run_id"] if own else None
         files = [path for path in folder.iterdir() if path.name != RUN_STATE]
 
         def copy(to: Path) -> None:
@@ -115,8 +117,12 @@ class RunDirectory:
             self.save_training_state(epoch, copy, state)
         for later in self.saved_epochs():
             if later > epoch:
-                (self.training_state(later) / RUN_STATE).unlink()
-                shutil.rmtree(self.training_state(later))
+                self.remove_training_state(later)
+
+    def remove_training_state(self, epoch: int) -> None:
+        """Delete a training state; it counts as gone at once."""
+        (self.training_state(epoch) / RUN_STATE).unlink()
+        shutil.rmtree(self.training_state(epoch))
 
     def load_run_state(self, epoch: int) -> dict[str, Any]:
         return json.loads((self.training_state(epoch) / RUN_STATE).read_text())

@@ -32,19 +32,19 @@ def connect(address: str | None, cpus_needed: Callable[[Cluster], float]) -> tup
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if ray.is_initialized():
-        return _look_around(), False
+        return survey(), False
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address == "local":
         machine = this_machine()
         options |= {"num_cpus": max(machine.cpus, math.ceil(cpus_needed(machine))), "include_dashboard": False}
         ray.init(address="local", **options)
         # What was promised to Ray above the machine's own cores must not be planned with.
-        return replace(_look_around(), cpus=machine.cpus, local=True), True
+        return replace(survey(), cpus=machine.cpus, local=True), True
     try:
         ray.init(address=address, **options)
     except (ConnectionError, ValueError) as error:
         raise ValueError(f"Experiment.ray_address={address!r}: no Ray cluster answers there ({error})") from error
-    return _look_around(), True
+    return survey(), True
 
 
 def disconnect() -> None:
@@ -58,7 +58,8 @@ def this_machine() -> Cluster:
     return Cluster(os.cpu_count() or 1, (Node("this machine", total, total),), local=True)
 
 
-def _look_around() -> Cluster:
+def survey() -> Cluster:
+    """What the cluster that this process is connected to has; of a placement group that it is part of, that alone."""
     group = get_current_placement_group()
     if group is not None:
         total = Resources(*(sum(b.get(name, 0.0) for b in group.bundle_specs) for name in ("CPU", "GPU", "memory")))

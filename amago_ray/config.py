@@ -12,8 +12,9 @@ from typing import Any
 
 import gin
 
+DRIVER_MODULES = ("amago_ray.experiment", "amago_ray.sweep")
 CONFIGURABLE_MODULES = (
-    "amago_ray.experiment",
+    *DRIVER_MODULES,
     "amago_ray.agent",
     "amago_ray.losses",
     "amago_ray.nets.cnn",
@@ -60,14 +61,16 @@ def snapshot() -> str:
     return gin.config_str(max_line_length=200)
 
 
-def restore(text: str) -> None:
-    """Replace this process's configuration with another's `snapshot`."""
-    for module in CONFIGURABLE_MODULES[1:]:
+def restore(text: str, driver: bool = False) -> None:
+    """Replace this process's configuration with another's `snapshot`.
+
+    driver: this process configures an experiment. Elsewhere the modules for that are not imported.
+    """
+    for module in CONFIGURABLE_MODULES if driver else CONFIGURABLE_MODULES[len(DRIVER_MODULES) :]:
         importlib.import_module(module)
     with gin.unlock_config():
         gin.clear_config()
-        # The experiment itself is configured at the driver only, and its module is not imported elsewhere.
-        gin.parse_config(text, skip_unknown=["Experiment"])
+        gin.parse_config(text, skip_unknown=False if driver else ["Experiment", "Sweep"])
 
 
 def record(owner: str, settings: Mapping[str, Any]) -> str:

@@ -363,6 +363,11 @@ class Experiment(ExperimentSettings):
         assert self._weights is not None, "start() comes first"
         return self._weights
 
+    def epoch_of_next_validation(self) -> int:
+        """The first epoch after the newest finished one that ends with a validation; `epochs` when none is left."""
+        following = range(self.progress.epoch + 1, self.epochs)
+        return next((epoch for epoch in following if self._is_due(epoch, self.val_interval)), self.epochs)
+
     def _is_due(self, epoch: int, interval: int) -> bool:
         return epoch % interval == 0 or epoch + 1 == self.epochs
 

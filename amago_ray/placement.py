@@ -169,11 +169,10 @@ def check_fits(roles: Sequence[Role], cluster: Cluster) -> None:
         if missing := places.count(NOWHERE):
             labels = "".join(f" labelled {name}={value}" for name, value in role.labels.items())
             there = "; ".join(f"{describe(node)} has {node.total}" for node in nodes) or "there is none"
+            who, finds = ("not one", "finds a") if role.spread else (missing, "find no")
             raise ValueError(
-                f"the run can never start: {'not one' if role.spread else missing} of {role.count} {role.name}s, which "
-                f"need {role.each} each, find{'s' * role.spread} {'a' if role.spread else 'no'} node{labels} with as much "
-                f"left ({there}): "
-                f"{REMEDIES[role.name]}, or add nodes"
+                f"the run can never start: {who} of {role.count} {role.name}s, which need {role.each} each, {finds} "
+                f"node{labels} with as much left ({there}): {REMEDIES[role.name]}, or add nodes"
             )
 
 

@@ -30,7 +30,8 @@ def plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Cluster, 
     device = learner_device(x.num_learners, x.learner_device, cluster.gpus)
     cpus, shards = cluster.cpus, x.num_replay_shards
     nodes = (*cluster.nodes, *cluster.growth)
-    default_workers = min(max(cpus - x.num_learners, 1), -(-x.parallel_actors // ENVS_PER_WORKER))
+    free_cpus = cpus - x.num_learners * (x.learner_cpus or 1)
+    default_workers = min(max(free_cpus, 1), -(-x.parallel_actors // ENVS_PER_WORKER))
     workers = x.num_rollout_workers or default_workers
     learner_cpus = x.learner_cpus
     if learner_cpus is None:

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -15,7 +15,12 @@ import ray
 import torch
 from ray import cloudpickle
 from ray.actor import ActorHandle
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_current_placement_group,
+    placement_group,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from amago_ray import config
@@ -247,36 +252,46 @@ class Topology:
     """
 
     def __init__(self, topology: TopologyConfig, in_group: bool = False):
-        """in_group: Ray puts every process into the placement group that this one belongs to."""
+        """in_group: every process goes into the placement group that this one belongs to, whose last bundles are
+        `bundles(topology)`; each into its own, because any other assignment may leave the last ones without room."""
         self.config = topology
         # Others look the shards up by name: Ray cannot restart an actor whose constructor was given handles. The prefix
         # keeps runs that share a Ray instance apart.
         prefix = uuid.uuid4().hex
-        self._group = None if in_group else _learner_group(topology)
-        shard_class: Any = ray.remote(num_cpus=0, memory=topology.shard_memory_bytes, max_restarts=-1)(ShardActor)
+        group = get_current_placement_group() if in_group else None
+        self._own_group = group is None
+        self._group = _learner_group(topology) if group is None else group
+        num_bundles = sum(role.count for role in topology.roles)
+        self._first_bundle = 0 if group is None else len(group.bundle_specs) - num_bundles
+        shard_class: Any = ray.remote(ShardActor)
         self._shard_names = [f"{prefix}-shard-{i}" for i in range(topology.num_replay_shards)]
         self._shards: list[ActorHandle] = [
-            shard_class.options(name=name, **self._bundle(topology.num_learners + i)).remote(topology, i)
+            shard_class.options(
+                name=name,
+                num_cpus=0,
+                memory=topology.shard_memory_bytes,
+                max_restarts=-1,
+                **self._bundle(topology.num_learners + i),
+            ).remote(topology, i)
             for i, name in enumerate(self._shard_names)
         ]
         spread = {"scheduling_strategy": "SPREAD", "label_selector": dict(topology.rollout_nodes) or None}
-        worker_class: Any = ray.remote(RolloutActor).options(
-            num_cpus=topology.worker_cpus,
-            num_gpus=topology.worker_gpus,
-            max_restarts=-1,
-            **({} if in_group else spread),
-        )
+        worker_class: Any = ray.remote(RolloutActor)
         self._workers: list[ActorHandle] = [
-            worker_class.remote(topology, i, self._shard_names) for i in range(len(topology.rollout))
+            worker_class.options(
+                num_cpus=topology.worker_cpus,
+                num_gpus=topology.worker_gpus,
+                max_restarts=-1,
+                **(self._bundle(topology.num_learners + topology.num_replay_shards + i) if in_group else spread),
+            ).remote(topology, i, self._shard_names)
+            for i in range(len(topology.rollout))
         ]
         self._learners: list[ActorHandle] = []
         self.rebuild_learners()
 
     def _bundle(self, index: int) -> dict[str, Any]:
-        """Options that put a process into a bundle of the run's own placement group, where it has one."""
-        if self._group is None:
-            return {}
-        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, index)}
+        """Options that put a process into its bundle of the placement group."""
+        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, self._first_bundle + index)}
 
     @property
     def num_workers(self) -> int:
@@ -369,11 +384,11 @@ class Topology:
         for actor in self._learners:
             ray.kill(actor)
         topology = self.config
-        learner_class: Any = ray.remote(
-            num_cpus=topology.learner_cpus, num_gpus=topology.learner_gpus, max_concurrency=2
-        )(LearnerActor)
+        learner_class: Any = ray.remote(LearnerActor)
         self._learners = [
-            learner_class.options(**self._bundle(i)).remote(topology, i, self._shard_names)
+            learner_class.options(
+                num_cpus=topology.learner_cpus, num_gpus=topology.learner_gpus, max_concurrency=2, **self._bundle(i)
+            ).remote(topology, i, self._shard_names)
             for i in range(topology.num_learners)
         ]
         first: RemoteCall[tuple[str, int]] = RemoteCall(self._learners[0].address.remote(), "learner 0")
@@ -388,18 +403,24 @@ class Topology:
         """End every process of the run."""
         for actor in (*self._learners, *self._workers, *self._shards):
             ray.kill(actor)
-        if self._group is not None:
+        if self._own_group:
             remove_placement_group(self._group)
+
+
+def bundles(roles: Sequence[Role]) -> tuple[list[dict[str, float]], list[dict[str, str]] | None]:
+    """One bundle per process, in the order of the roles, and the label selectors of their nodes, if there are any."""
+    found, labels = [], []
+    for role in roles:
+        amounts = {"CPU": role.each.cpus, "GPU": role.each.gpus, "memory": role.each.memory_bytes}
+        found += [{name: amount for name, amount in amounts.items() if amount}] * role.count
+        labels += [dict(role.labels)] * role.count
+    return found, labels if any(labels) else None
 
 
 def _learner_group(topology: TopologyConfig) -> PlacementGroup:
     """Learners and shards on as few nodes as possible: batches are the most of the traffic."""
-    bundles, labels = [], []
-    for role in topology.roles[:2]:
-        amounts = {"CPU": role.each.cpus, "GPU": role.each.gpus, "memory": role.each.memory_bytes}
-        bundles += [{name: amount for name, amount in amounts.items() if amount}] * role.count
-        labels += [dict(role.labels)] * role.count
-    return placement_group(bundles, strategy="PACK", bundle_label_selector=labels if any(labels) else None)
+    wanted, labels = bundles(topology.roles[:2])
+    return placement_group(wanted, strategy="PACK", bundle_label_selector=labels)
 
 
 def _learner_result(call: RemoteCall[T], timeout_s: float | None = None) -> T:

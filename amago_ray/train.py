@@ -136,15 +136,21 @@ def compare(trained: dict[str, float], random: dict[str, float]) -> str:
 def plot(arguments: Sequence[str]) -> None:
     """Draw learning curves."""
     parser = argparse.ArgumentParser(prog="amago-ray plot", description="draw the learning curves of runs as a PNG")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, such as runs/tmaze")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or of one sweep, such as runs/tmaze"
+    )
     parser.add_argument("--out", type=Path, help="the PNG; by default curves.png in the first run's folder")
     parser.add_argument(
         "--reached", type=float, metavar="RETURN", help="also say when each run's return first got this high"
     )
     options = parser.parse_args(arguments)
     from amago_ray.plotting import plot_runs
+    from amago_ray.sweep_results import SWEEP_FILE, plot_sweep
 
     with in_one_line():
+        if (options.runs[0] / SWEEP_FILE).is_file():
+            print(plot_sweep(options.runs[0], options.out))
+            return
         print(plot_runs(options.runs, options.out or options.runs[0] / "curves.png"))
         for run in options.runs if options.reached is not None else ():
             for section, what in (("collect", "training (exploring)"), ("val", "validation")):
@@ -259,6 +265,16 @@ def replay(arguments: Sequence[str]) -> None:
         raise SystemExit(1)
 
 
+def tune(arguments: Sequence[str]) -> None:
+    """Run a hyperparameter sweep; exit status 1 where a trial failed."""
+    from amago_ray.tune_command import tune
+
+    with in_one_line():
+        healthy = tune(arguments, load_experiment)
+    if not healthy:
+        raise SystemExit(1)
+
+
 def _environment(name: str | None) -> list[str]:
     """Bindings that put a gymnasium id, or what gin knows by a name, in place of the environments of a run."""
     if name is None:
@@ -273,6 +289,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "import-amago": import_amago,
     "import-data": import_data,
     "replay": replay,
+    "tune": tune,
 }
 
 

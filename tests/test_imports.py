@@ -19,16 +19,17 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"nets"}),
     frozenset({"losses", "policy"}),
     frozenset({"agent"}),
-    frozenset({"amago_weights", "envs", "checkpoint", "metrics"}),
+    frozenset({"amago_weights", "envs", "checkpoint", "metrics", "sweep"}),
     frozenset({"rollout", "replay", "learner"}),
     frozenset({"settings", "evaluation", "calls", "display", "placement", "plotting"}),
-    frozenset({"cluster", "presence", "replay_plotting", "topology"}),
+    frozenset({"cluster", "presence", "replay_plotting", "sweep_results", "topology"}),
     frozenset({"jobs", "plan", "preflight"}),
     frozenset({"schedule"}),
     frozenset({"experiment"}),
     frozenset({"__init__"}),
-    frozenset({"data_commands", "replay_command"}),
-    frozenset({"train", "tune"}),
+    frozenset({"data_commands", "replay_command", "tune"}),
+    frozenset({"tune_command"}),
+    frozenset({"train"}),
 )
 
 # Third-party packages that only the named modules may import.
