@@ -20,26 +20,25 @@ from amago_ray import config
 from amago_ray.calls import RemoteCall
 from amago_ray.checkpoint import RunDirectory, write_atomically
 from amago_ray.cluster import connect, disconnect
-from amago_ray.data import EpisodeResult, LearnReport, ReplayReport, RolloutReport, Weights
+from amago_ray.data import EpisodeResult, ReplayReport, RolloutReport, Weights
 from amago_ray.display import Display
 from amago_ray.envs.pool import MakeEnv
 from amago_ray.jobs import (
     Collection,
     CollectJob,
-    CollectSummary,
     Evaluation,
     Learning,
     LearnJob,
     run_jobs,
 )
-from amago_ray.metrics import AVERAGE_RETURN, MetricsLog, Progress, WandbOptions, summarize_episodes
+from amago_ray.metrics import AVERAGE_RETURN, MetricsLog, Progress, summarize_episodes
 from amago_ray.placement import WORKER, Cluster, check_fits, place
-from amago_ray.plan import deal_environments, overview, plan, rate_limiter, replay_folder
-from amago_ray.preflight import check_same_shards, check_same_weights, check_settings, probe, weight_shapes
+from amago_ray.plan import deal_environments, overview, plan, rate_limiter
+from amago_ray.preflight import check_folder, check_settings, is_begun, probe, weight_shapes
 from amago_ray.presence import MAX_DEATHS_IN_A_ROW, Presence
 from amago_ray.replay.datasets import mixture_of
 from amago_ray.schedule import EpochResult, make_schedule
-from amago_ray.settings import ExperimentSettings
+from amago_ray.settings import ExperimentSettings, replay_folder, wandb_options
 from amago_ray.topology import START_TIMEOUT_S, LearnerDied, Topology, TopologyConfig, check_sendable
 
 T = TypeVar("T")
@@ -104,8 +103,10 @@ class Experiment(ExperimentSettings):
             return self
         check_sendable({name: getattr(self, name) for name in SENT_TO_WORKERS})
         self.agent_spec = probe(self)
-        state = self._state_to_begin_with(resume, overwrite)
-        wandb = self._wandb_options(state.get("wandb_run_id"))
+        state = check_folder(self, self.directory, self.agent_spec, resume, overwrite)
+        if state:
+            # Unlike a count that is kept with the state, time tells two attempts to resume from one state apart.
+            self._incarnation = time.time_ns()
         cluster, self._ray_started_here = connect(
             self.ray_address, lambda machine: plan(self, self.agent_spec, machine).num_cpus
         )
@@ -118,7 +119,9 @@ class Experiment(ExperimentSettings):
             self._schedule = make_schedule(self.schedule, self, topology.learner.device, rate_limiter(self))
             if state:
                 self._restore(state)
-            self._metrics = MetricsLog(self.directory.root, resume=resume, wandb=wandb)
+            self._metrics = MetricsLog(
+                self.directory.root, resume=resume, wandb=wandb_options(self, state.get("wandb_run_id"))
+            )
             if state:
                 self._metrics.rewind(self.progress.epoch)
             self.publish()
@@ -390,42 +393,19 @@ class Experiment(ExperimentSettings):
 
     def _log_epoch(self, result: EpochResult) -> dict[str, float]:
         """Count and log what the epoch did; returns what the display shows of it."""
-        summary: dict[str, float] = {}
-        collected, learned = result.collected, result.learned
-        if collected is not None:
-            summary |= self._log_collected(collected)
-        if learned is not None:
-            summary |= self._log_learned(learned)
-        if result.replay:
-            self._log(
-                "replay",
-                {
-                    "Trajectories": sum(r.trajectories for r in result.replay),
-                    "Timesteps": sum(r.timesteps for r in result.replay),
-                    "GB": sum(r.bytes for r in result.replay) / 1e9,
-                    "Trajectories Evicted": sum(r.evicted for r in result.replay),
-                    "Sequences Sampled": sum(r.sampled for r in result.replay),
-                },
-            )
-        if result.rate:
-            self._log("rate", result.rate)
-        return summary | {"frames": self.progress.total_frames, "updates": self.progress.gradient_steps}
-
-    def _log_collected(self, collected: CollectSummary) -> dict[str, float]:
-        for name, frames in collected.frames_by_env.items():
-            self.progress.frames_by_env[name] = self.progress.frames_by_env.get(name, 0) + frames
-        returns = summarize_episodes(collected.episodes)
-        self._log("collect", returns | collected.metrics())
-        return {"return": returns.get(AVERAGE_RETURN, float("nan"))}
-
-    def _log_learned(self, learned: LearnReport) -> dict[str, float]:
-        self.progress.gradient_steps = learned.total_updates
-        speed = {
-            "Updates per Second": learned.updates / max(learned.total_s, 1e-9),
-            "Time Waiting for Batches (fraction)": learned.wait_s / max(learned.total_s, 1e-9),
+        metrics = result.metrics()
+        for section, values in metrics.items():
+            if section == "collect" and result.collected is not None:
+                self.progress.add_frames(result.collected.frames_by_env)
+            if section == "train" and result.learned is not None:
+                self.progress.gradient_steps = result.learned.total_updates
+            self._log(section, values)
+        return {
+            "return": metrics.get("collect", {}).get(AVERAGE_RETURN, float("nan")),
+            "loss": metrics.get("train", {}).get("Total Loss", float("nan")),
+            "frames": self.progress.total_frames,
+            "updates": self.progress.gradient_steps,
         }
-        self._log("train", learned.metrics | speed)
-        return {"loss": learned.metrics.get("Total Loss", float("nan"))}
 
     def _save_latest(self) -> None:
         write_atomically(self.directory.latest_policy, self._write_agent)
@@ -500,47 +480,9 @@ class Experiment(ExperimentSettings):
     def _say(self, text: str) -> None:
         self._display.message(text)
 
-    def _state_to_begin_with(self, resume: bool, overwrite: bool) -> dict[str, Any]:
-        """The state to resume from, empty where the run starts anew. Raises ValueError where it may not."""
-        self.directory.check_writable()
-        saved = self.directory.saved_epochs()
-        if resume and not saved:
-            raise ValueError(
-                f"resume: {self.directory.root} holds no complete training state; "
-                "check run_name and ckpt_base_dir, or start without resume"
-            )
-        if self._is_begun() and not resume and not overwrite:
-            raise ValueError(
-                f"{self.directory.root} already holds a run: resume it (--resume), overwrite it (--overwrite), "
-                "or choose another run_name"
-            )
-        state = self.directory.load_run_state(saved[-1]) if resume else {}
-        if state:
-            check_same_weights(state["weight_shapes"], weight_shapes(self.agent_spec.build()))
-            check_same_shards(replay_folder(self), self.num_replay_shards)
-            # Unlike a count that is kept with the state, time tells two attempts to resume from one state apart.
-            self._incarnation = time.time_ns()
-        return state
-
-    def _is_begun(self) -> bool:
-        """Whether a run of this name has trained, or at least stored data, before."""
-        return self.directory.exists() or any(replay_folder(self).glob("shard_*/*.segment"))
-
     def _open_directory(self, resume: bool) -> None:
         """Make the run's folder, in place of an earlier run's unless this one goes on with it."""
-        if self._is_begun() and not resume:
+        if not resume and is_begun(self, self.directory):
             self.directory.remove()
             shutil.rmtree(replay_folder(self), ignore_errors=True)
         self.create_directory()
-
-    def _wandb_options(self, run_id: str | None) -> WandbOptions | None:
-        if not self.log_to_wandb:
-            return None
-        return WandbOptions(
-            project=self.wandb_project,
-            entity=self.wandb_entity,
-            group=self.wandb_group_name,
-            name=self.run_name,
-            mode=self.wandb_mode,
-            run_id=run_id,
-        )

@@ -41,6 +41,10 @@ class Progress:
     def total_frames(self) -> int:
         return sum(self.frames_by_env.values())
 
+    def add_frames(self, frames_by_env: Mapping[str, int]) -> None:
+        for name, frames in frames_by_env.items():
+            self.frames_by_env[name] = self.frames_by_env.get(name, 0) + frames
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from amago_ray import config
 from amago_ray.agent import AgentSpec
-from amago_ray.checkpoint import RunDirectory
 from amago_ray.envs.pool import MakeEnv, env_spaces
 from amago_ray.learner.learner import LearnerConfig
 from amago_ray.placement import Cluster, Node, Placement, amount, pool, table
@@ -17,7 +15,7 @@ from amago_ray.replay.selection import SelectionConfig
 from amago_ray.replay.shard import ReplayConfig
 from amago_ray.replay.store import StoreConfig
 from amago_ray.rollout.worker import RolloutConfig
-from amago_ray.settings import ExperimentSettings
+from amago_ray.settings import ExperimentSettings, replay_folder
 from amago_ray.topology import TopologyConfig
 
 ROLLOUT_GPU_SHARE = 0.1  # of one GPU, for each worker that acts on a GPU
@@ -130,13 +128,6 @@ def rate_limiter(settings: ExperimentSettings) -> RateLimiter:
     # Both sides move in whole steps, and one of each must fit.
     tolerance = max(x.rate_tolerance * x.train_batches_per_epoch, 2.0, 2 * x.parallel_actors * ratio)
     return RateLimiter(ratio, x.replay_min_timesteps, tolerance)
-
-
-def replay_folder(settings: ExperimentSettings) -> Path:
-    """Where a run keeps what it has collected."""
-    if settings.replay_dir is None:
-        return RunDirectory(settings.ckpt_base_dir, settings.run_name).replay
-    return Path(settings.replay_dir).expanduser().resolve() / settings.run_name
 
 
 def deal_environments(

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from amago_ray.agent import Agent, AgentSpec
+from amago_ray.checkpoint import RunDirectory
 from amago_ray.config import nearest
 from amago_ray.data import ActionSpec, ObsSpec
 from amago_ray.envs.pool import check_env, env_spaces
@@ -21,7 +22,7 @@ from amago_ray.nets.tstep_encoders import CNNTstepEncoder, FFTstepEncoder, Tstep
 from amago_ray.replay.datasets import MixtureOfDatasets, RLDataset, RowLayout, mixture_of
 from amago_ray.replay.sampling import check_padded_sampling
 from amago_ray.replay.selection import SelectionConfig
-from amago_ray.settings import BatchLayout, ExperimentSettings, ScheduleName
+from amago_ray.settings import BatchLayout, ExperimentSettings, ScheduleName, replay_folder
 
 AT_LEAST_ONE = (
     "max_seq_len",
@@ -234,3 +235,34 @@ def check_same_shards(folder: Path, num_shards: int) -> None:
             f"Experiment.num_replay_shards={num_shards}: this run has stored its data in {found} shards in {folder}; "
             f"resume it with num_replay_shards={found}"
         )
+
+
+def is_begun(settings: ExperimentSettings, directory: RunDirectory) -> bool:
+    """Whether a run of this name has trained, or at least stored data, before."""
+    return directory.exists() or any(replay_folder(settings).glob("shard_*/*.segment"))
+
+
+def check_folder(
+    settings: ExperimentSettings, directory: RunDirectory, agent_spec: AgentSpec, resume: bool, overwrite: bool
+) -> dict[str, Any]:
+    """The state to resume from, empty where the run starts anew.
+
+    Raises ValueError where it may not: the folder cannot be written, holds a run already, or none that fits.
+    """
+    directory.check_writable()
+    saved = directory.saved_epochs()
+    if resume and not saved:
+        raise ValueError(
+            f"resume: {directory.root} holds no complete training state; "
+            "check run_name and ckpt_base_dir, or start without resume"
+        )
+    if is_begun(settings, directory) and not resume and not overwrite:
+        raise ValueError(
+            f"{directory.root} already holds a run: resume it (--resume), overwrite it (--overwrite), "
+            "or choose another run_name"
+        )
+    state = directory.load_run_state(saved[-1]) if resume else {}
+    if state:
+        check_same_weights(state["weight_shapes"], weight_shapes(agent_spec.build()))
+        check_same_shards(replay_folder(settings), settings.num_replay_shards)
+    return state

@@ -14,6 +14,7 @@ from typing import Protocol
 from amago_ray.calls import RemoteCall
 from amago_ray.data import LearnReport, ReplayReport
 from amago_ray.jobs import CHUNK_S, Collection, CollectJob, CollectSummary, Learning, LearnJob
+from amago_ray.metrics import summarize_episodes
 from amago_ray.replay.rate_limiter import RateLimiter
 from amago_ray.settings import ScheduleName
 
@@ -32,6 +33,29 @@ class EpochResult:
     learned: LearnReport | None
     replay: list[ReplayReport]
     rate: dict[str, float] = field(default_factory=dict)
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """What is logged of it, by section, in the order in which it happened."""
+        sections: dict[str, dict[str, float]] = {}
+        if self.collected is not None:
+            sections["collect"] = summarize_episodes(self.collected.episodes) | self.collected.metrics()
+        if self.learned is not None:
+            total_s = max(self.learned.total_s, 1e-9)
+            sections["train"] = self.learned.metrics | {
+                "Updates per Second": self.learned.updates / total_s,
+                "Time Waiting for Batches (fraction)": self.learned.wait_s / total_s,
+            }
+        if self.replay:
+            sections["replay"] = {
+                "Trajectories": sum(r.trajectories for r in self.replay),
+                "Timesteps": sum(r.timesteps for r in self.replay),
+                "GB": sum(r.bytes for r in self.replay) / 1e9,
+                "Trajectories Evicted": sum(r.evicted for r in self.replay),
+                "Sequences Sampled": sum(r.sampled for r in self.replay),
+            }
+        if self.rate:
+            sections["rate"] = self.rate
+        return sections
 
 
 class Epochs(Protocol):

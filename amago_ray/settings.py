@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from amago_ray.agent import Agent
+from amago_ray.checkpoint import RunDirectory
 from amago_ray.envs.exploration import EpsilonGreedy, ExplorationWrapper
 from amago_ray.envs.pool import MakeEnv
 from amago_ray.learner.learner import MixedPrecision
+from amago_ray.metrics import WandbOptions
 from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import TstepEncoder
 from amago_ray.replay.datasets import MixtureOfDatasets, RLDataset
@@ -158,3 +161,24 @@ class ExperimentSettings:
     rate_tolerance: float = 1.0
     ray_address: str | None = None
     call_timeout_s: float = 600.0
+
+
+def replay_folder(settings: ExperimentSettings) -> Path:
+    """Where a run keeps what it has collected."""
+    if settings.replay_dir is None:
+        return RunDirectory(settings.ckpt_base_dir, settings.run_name).replay
+    return Path(settings.replay_dir).expanduser().resolve() / settings.run_name
+
+
+def wandb_options(settings: ExperimentSettings, run_id: str | None) -> WandbOptions | None:
+    """Where a run is logged on wandb, None for nowhere. run_id: of the run that it continues."""
+    if not settings.log_to_wandb:
+        return None
+    return WandbOptions(
+        project=settings.wandb_project,
+        entity=settings.wandb_entity,
+        group=settings.wandb_group_name,
+        name=settings.run_name,
+        mode=settings.wandb_mode,
+        run_id=run_id,
+    )

@@ -25,6 +25,7 @@ SETTINGS = (
     "Experiment.val_interval = 1",
     "Experiment.replay_capacity_gb = 0.02",
     "Experiment.schedule = 'alternate'",
+    "Experiment.log_interval = 2",
     "Experiment.verbose = False",
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -11,17 +12,34 @@ REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
-def test_own_environment_runs_and_is_learned(tmp_path: Path) -> None:
-    block = re.search(r"```python\n(.*?)```", README, re.DOTALL)
-    assert block is not None
-    script = tmp_path / "own.py"
-    script.write_text(block.group(1))
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def run_script(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    script = folder / "own.py"
+    script.write_text(text)
+    done = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True, timeout=300,
+                          env=os.environ | {"HOME": str(folder)})  # where Tune keeps its files by default  # fmt: skip
     assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_own_environment_runs_and_is_learned(tmp_path: Path) -> None:
+    done = run_script(tmp_path, BLOCKS[0])
     results = re.search(r"'Average Total Return in Recall': ([\d.]+)", done.stdout)
     assert results is not None, done.stdout
     assert float(results.group(1)) > 0.9  # guessing gets 1/3
     assert (tmp_path / "runs" / "recall" / "ckpts" / "latest" / "policy.pt").is_file()
+
+
+def test_a_tuner_of_ones_own_runs(tmp_path: Path) -> None:
+    """In the script of the first block, with one trial for the four."""
+    environment, tuner = BLOCKS[0].split("with Experiment")[0], BLOCKS[1]
+    assert "num_samples=4" in tuner and "epochs=8" in tuner
+    small = "epochs=1, train_timesteps_per_epoch=20, train_batches_per_epoch=5"
+    run_script(tmp_path, environment + tuner.replace("num_samples=4", "num_samples=1").replace("epochs=8", small))
+    (policy,) = (tmp_path / "runs" / "recall").glob("*/ckpts/latest/policy.pt")
+    assert policy.is_file()
 
 
 def test_links_lead_somewhere() -> None:

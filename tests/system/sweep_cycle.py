@@ -17,7 +17,8 @@ from amago_ray.metrics import read_metrics
 
 MINUTES = 60.0
 PARAMS = ("--param", "Agent.gamma=loguniform(0.9, 0.999)", "--param", "Experiment.batch_size=choice([4, 8])")
-METRIC = ("--metric", "train/Critic Loss", "--mode", "min")  # every trial has another, which returns of Counting have not
+# Every trial has another; returns of Counting are all the same.
+METRIC = ("--metric", "train/Critic Loss", "--mode", "min")
 
 
 def command(file: Path, *more: str) -> list[str]:

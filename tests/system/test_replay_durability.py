@@ -15,9 +15,9 @@ from system.processes import pids_of, stored_trajectories
 from system.test_failures import column
 
 from amago_ray import config
-from amago_ray.plan import replay_folder
 from amago_ray.replay.selection import PriorityFile
 from amago_ray.replay.shard import shard_folder
+from amago_ray.settings import replay_folder
 
 
 def stored_ids(experiment: Any) -> list[tuple[int, int, int]]:
