@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-cluster lint bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -25,6 +25,9 @@ demo: .venv/.installed  ## train MetaFrozenLake on Ray, two minutes on two cores
 
 test: .venv/.installed  ## run all tests
 	$(BIN)/python -m pytest -q
+
+test-cluster: .venv/.installed  ## try cluster/local.yaml on machines made of namespaces: as root, with an ssh server
+	$(BIN)/python -m pytest -q tests/system/cluster_cycle.py
 
 lint: .venv/.installed  ## check style, format and types
 	$(BIN)/ruff check

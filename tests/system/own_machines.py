@@ -20,7 +20,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import tomllib
 import yaml
 from system.processes import wait_until
 
@@ -36,6 +36,7 @@ HOME = "/mnt/home"
 RUNS = "/mnt/amago_ray/runs"
 KEY = ".ssh/id_ed25519"  # in the launcher's home
 NETWORK = "10.77.0"
+NAMESPACES = ("--net", "--uts", "--mount", "--pid", "--fork", "--mount-proc")
 REQUIRED = {"sshd": "openssh-server", "ip": "iproute2", "rsync": "rsync"}
 SBIN = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -92,7 +93,7 @@ def check_requirements() -> None:
     missing = [package for program, package in REQUIRED.items() if shutil.which(program, path=path) is None]
     if missing:
         raise RuntimeError(f"machines of one's own need more programs: apt-get install {' '.join(missing)}")
-    if os.geteuid() != 0:
+    if subprocess.run(["unshare", *NAMESPACES, "true"], capture_output=True).returncode:
         raise RuntimeError("machines of one's own are made of namespaces and mounts: run this as root")
 
 
@@ -270,8 +271,7 @@ def machine(name: str, address: str, account: Path, runs: Path, given: Path) -> 
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             # The machine ends with this process, and all that is on it with its first one.
-            ["setpriv", "--pdeathsig=KILL", "unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child"]
-            + ["--mount-proc", "bash", "-c", BOOT, "boot", *words],
+            ["setpriv", "--pdeathsig=KILL", "unshare", "--kill-child", *NAMESPACES, "bash", "-c", BOOT, "boot", *words],
             env={"PATH": SBIN},
             stdin=subprocess.DEVNULL,
             stdout=log,
