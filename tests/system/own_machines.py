@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import os
 import shutil
 import subprocess
@@ -65,7 +64,7 @@ cd /
 exec "$(command -v sshd)" -D -e -f /mnt/own/sshd_config
 """
 
-# pip finds everything installed but the package's build requirements, which lie in ~/wheels.
+# Without a way out, pip finds everything installed but what the package is built with, which lies in ~/wheels.
 SSHD_CONFIG = f"""
 HostKey /mnt/own/host_key
 PidFile none
@@ -76,6 +75,7 @@ PrintLastLog no
 SetEnv PIP_NO_INDEX=1 PIP_FIND_LINKS={HOME}/wheels PIP_CONFIG_FILE={os.devnull}
 """
 
+# Runs a command where the folder is the home directory, at the path that it will have on the machines.
 PREPARE = f"""
 set -euo pipefail
 account=$1
@@ -218,6 +218,7 @@ class Machines:
         in_network(self.launcher, "ip", "link", "set", name, "down")
 
     def reconnect(self, name: str) -> None:
+        """Bring the link up again."""
         in_network(self.launcher, "ip", "link", "set", name, "up")
 
 
@@ -315,4 +316,4 @@ def cluster_file(machines: Machines, head: str) -> dict[str, Any]:
     config["provider"]["head_ip"] = addresses.pop(head)
     config["provider"]["worker_ips"] = list(addresses.values())
     config["auth"] = {"ssh_user": "root", "ssh_private_key": f"~/{KEY}"}
-    return json.loads(json.dumps(config))
+    return config
