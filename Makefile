@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-sweeps lint bench clean
+.PHONY: help demo test test-sweeps test-cluster lint bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -28,6 +28,9 @@ test: .venv/.installed  ## run all tests
 
 test-sweeps: .venv/.installed  ## run whole hyperparameter sweeps, killed and resumed (minutes)
 	$(BIN)/python -m pytest -q tests/system/sweep_cycle.py
+
+test-cluster: .venv/.installed  ## try cluster/local.yaml on machines made of namespaces: as root, with an ssh server
+	$(BIN)/python -m pytest -q tests/system/cluster_cycle.py
 
 lint: .venv/.installed  ## check style, format and types
 	$(BIN)/ruff check

@@ -168,11 +168,18 @@ def test_the_learner_stays_and_rollout_nodes_come_and_go(name: str) -> None:
     learner, rollout = config["available_node_types"]["learner"], config["available_node_types"]["rollout"]
     assert config["head_node_type"] == "learner"
     assert (learner["labels"], rollout["labels"]) == ({"pool": "learner"}, {"pool": "rollout"})
-    assert 0 < rollout["min_workers"] < rollout["max_workers"] <= config["max_workers"]
+    assert 0 < rollout["min_workers"] < rollout["max_workers"]
+    assert rollout["max_workers"] + 1 == config["max_workers"], "autoscaler 2 counts the head among them"
     spot = {"aws": ("InstanceMarketOptions", "MarketType", "spot"), "gcp": ("scheduling", "provisioningModel", "SPOT")}
     key, option, word = spot[name]
     assert rollout["node_config"][key][option] == word
     assert learner["node_config"].get(key, {}).get(option) != word
+
+
+def test_own_machines_are_left_to_the_autoscaler_that_starts_them_all() -> None:
+    """max_workers cannot be more than there are worker_ips, and autoscaler 2 counts the head among them."""
+    [start] = [command for command in load("local")["head_start_ray_commands"] if "ray start" in command]
+    assert "RAY_enable_autoscaler_v2=0 ray start" in start
 
 
 def test_everything_is_in_one_region() -> None:
