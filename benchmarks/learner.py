@@ -157,7 +157,7 @@ def measure_case(case: Case, options: argparse.Namespace, products: dict[str, Ma
     reader = ReplayReader([LocalShard(filled_shard(size, action_spec))], size.batch_size, seed=0)
     spec = configured_spec(size, case.encoder, action_spec, agent_type=AGENTS[case.agent])
     config = LearnerConfig(device=device, mixed_precision=options.precision)
-    by_precision = dict(zip(DTYPES, learners(config, spec, reader, DTYPES)))
+    by_precision = dict(zip(products, learners(config, spec, reader, products)))
     learner, plain = by_precision[options.precision], PlainLearner(config, spec.build())
     prepared = [training_batch(batch, action_spec, learner.device) for batch in reader.batches(NUM_PREPARED, 0)]
     run_s = 0.05 if options.quick else RUN_S
@@ -178,7 +178,7 @@ def measure_case(case: Case, options: argparse.Namespace, products: dict[str, Ma
     )
     timed = reports[1:]  # without the round that warms up
     train, plain_timing = timings["train"].divided(num_batches), timings["plain"].divided(plain_update.calls)
-    per_update = {precision: timings[precision].divided(updates[precision].calls) for precision in DTYPES}
+    per_update = {precision: timings[precision].divided(updates[precision].calls) for precision in updates}
     matrix_rates = {p: matrix_product.flops / timings[f"matrix {p}"].median for p, matrix_product in products.items()}
     ours, flops = per_update[options.precision], update.flops()
     return {
@@ -210,6 +210,8 @@ def measure_case(case: Case, options: argparse.Namespace, products: dict[str, Ma
 
 def side_by_side(per_update: dict[str, Timing], matrix_rates: dict[str, float], flops: float) -> Row:
     """Float32 and bfloat16: as many operations, on matrices of the one type or the other."""
+    if len(per_update) < len(DTYPES):
+        return {}
     row: Row = {"bfloat16_speedup": measure.ratio(per_update["no"], per_update["bf16"])}
     for precision, name in DTYPE_NAMES.items():
         row[f"{name}_updates_per_s"] = per_update[precision].spread(1)
@@ -232,6 +234,10 @@ def run(options: argparse.Namespace) -> tuple[Row, list[Row]]:
         products[precision], rate = measure.fastest_product(options.device, dtype, options.quick)
         products[precision].fill(0.05 if options.quick else 0.1, options.device)
         rates[f"{DTYPE_NAMES[precision]}_flops_per_s"] = rate
+    if rates["bfloat16_flops_per_s"] < rates["float32_flops_per_s"] / 2 and not options.quick:
+        emulated = {"bf16"} - {options.precision}
+        measure.say("bfloat16 is emulated on this device, at a fraction of float32's rate: not measured")
+        products = {precision: it for precision, it in products.items() if precision not in emulated}
     rows = []
     for case in cases:
         if options.only in case.name:

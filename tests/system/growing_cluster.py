@@ -1,0 +1,88 @@
+"""A run on a cluster that begins too small, grows, and loses a node: a script, since it needs a Ray of its own.
+
+Prints what the run says and, as its last line, what was seen, in JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import ray
+from conftest import TINY_NETWORKS
+from ray.cluster_utils import Cluster
+from system.processes import wait_until
+
+from amago_ray import Experiment, config
+from amago_ray.envs.builtin import Counting
+from amago_ray.metrics import read_metrics
+from amago_ray.nets.traj_encoders import GRUTrajEncoder
+
+WORKERS = 3
+
+
+def node_of(actor: Any) -> str:
+    return ray.get(actor.__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id()), timeout=60)
+
+
+def main(folder: str) -> None:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "labels": {"pool": "learner"}})
+    first = cluster.add_node(num_cpus=1, labels={"pool": "rollout"})
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    config.load([], TINY_NETWORKS)
+    experiment = Experiment(
+        run_name="grows",
+        ckpt_base_dir=folder,
+        make_train_env=Counting,
+        traj_encoder_type=GRUTrajEncoder,
+        max_seq_len=8,
+        parallel_actors=6,
+        num_rollout_workers=WORKERS,
+        num_replay_shards=2,
+        train_timesteps_per_epoch=24,
+        train_batches_per_epoch=4,
+        batch_size=4,
+        epochs=4,
+        val_interval=1,
+        replay_capacity_gb=0.02,
+        schedule="alternate",
+        learner_device="cpu",
+    )
+    seen: dict[str, Any] = {"here": []}
+    with experiment:
+        experiment.start()
+        topology, presence = experiment._topology, experiment._presence
+
+        def at_work(num: int) -> None:
+            def are() -> bool:
+                presence.look()
+                return len(presence.here) == num
+
+            wait_until(are, f"{num} workers are not at work", 120)
+            seen["here"].append(len(presence.here))
+
+        at_work(1)
+        experiment.learn(until=1)
+        second = cluster.add_node(num_cpus=2, labels={"pool": "rollout"})
+        at_work(WORKERS)
+        experiment.learn(until=2)
+        seen["nodes"] = {
+            "learner": [node_of(learner) for learner in topology._learners],
+            "shard": [node_of(shard) for shard in topology._shards],
+            "worker": sorted(node_of(worker) for worker in topology._workers),
+        }
+        seen["head"], seen["rollout"] = cluster.head_node.node_id, sorted([first.node_id, second.node_id])
+        cluster.remove_node(second, allow_graceful=False)
+        experiment.learn()
+        at_work(1)
+    seen["frames"] = [
+        row["total_frames"] for row in read_metrics(experiment.directory.root) if row["section"] == "collect"
+    ]
+    ray.shutdown()
+    cluster.shutdown()
+    print(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

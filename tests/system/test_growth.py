@@ -1,0 +1,35 @@
+"""A cluster that begins too small for a run, grows, and loses a node."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import TESTS
+
+
+def test_workers_join_as_nodes_come_and_leave_as_they_go(tmp_path: Path) -> None:
+    script = TESTS / "system" / "growing_cluster.py"
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    out = done.stdout
+    assert "rollout worker       3  1 CPU" in out and "(rollout): 1, 2 wait for a node" in out
+    assert "2 of 3 rollout workers wait for a node and join when there is one" in out
+    assert "has a node now and joins: 3 of 3 at work" in out
+    assert "died; Ray restarts it, the others take over meanwhile" in out
+    seen = json.loads(out.splitlines()[-1])
+    assert seen["here"] == [1, 3, 1]
+    assert seen["frames"] == [6 * 24 * (epoch + 1) for epoch in range(4)], "every epoch has all of its timesteps"
+    nodes = seen["nodes"]
+    assert set(nodes["learner"]) == set(nodes["shard"]) == {seen["head"]}, "learners and shards are together"
+    assert set(nodes["worker"]) == set(seen["rollout"]) and len(nodes["worker"]) == 3, "workers are spread"
