@@ -1,4 +1,4 @@
-"""Command line: train from a gin configuration, look at a run, evaluate it, make one of AMAGO's weights.
+"""Command line: train from a gin configuration, sweep over it, look at a run, evaluate it, make one of AMAGO's weights.
 
 Runs as `python -m amago_ray.train`, as the command `amago-ray`, and as a plain script, which is what a cluster submits.
 """
@@ -31,6 +31,7 @@ examples:
   amago-ray --config configs/meta_frozen_lake.gin
   amago-ray --config configs/tmaze.gin --set 'TMaze.corridor_length = 50' --set 'Experiment.run_name = "tmaze50"'
   amago-ray --config configs/tmaze.gin --resume         go on after a crash or Ctrl-C
+  amago-ray tune --config configs/tmaze.gin --param 'Agent.gamma=loguniform(0.9, 0.999)' --num-samples 8    a sweep
   amago-ray plot runs/tmaze runs/tmaze50                learning curves as a PNG
   amago-ray evaluate runs/tmaze --gif tmaze.gif         returns of the newest policy, and a look at it
   amago-ray import-amago policy_epoch_9.pt --config a.gin --out runs/a    a run of weights that AMAGO 3.x saved

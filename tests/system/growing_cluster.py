@@ -1,4 +1,4 @@
-"""A run on a cluster that begins too small, grows, and loses a node: a script, since it needs a Ray of its own.
+"""A run on a cluster that begins too small, grows, and loses nodes: a script, since it needs a Ray of its own.
 
 Prints what the run says and, as its last line, what was seen, in JSON.
 """
@@ -27,7 +27,8 @@ def node_of(actor: Any) -> str:
 
 
 def main(folder: str) -> None:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "labels": {"pool": "learner"}})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    learning = cluster.add_node(num_cpus=1, labels={"pool": "learner"})
     first = cluster.add_node(num_cpus=1, labels={"pool": "rollout"})
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
     config.load([], TINY_NETWORKS)
@@ -43,8 +44,9 @@ def main(folder: str) -> None:
         train_timesteps_per_epoch=24,
         train_batches_per_epoch=4,
         batch_size=4,
-        epochs=4,
+        epochs=5,
         val_interval=1,
+        ckpt_interval=1,
         replay_capacity_gb=0.02,
         schedule="alternate",
         learner_device="cpu",
@@ -72,10 +74,13 @@ def main(folder: str) -> None:
             "shard": [node_of(shard) for shard in topology._shards],
             "worker": sorted(node_of(worker) for worker in topology._workers),
         }
-        seen["head"], seen["rollout"] = cluster.head_node.node_id, sorted([first.node_id, second.node_id])
+        seen["learning"], seen["rollout"] = learning.node_id, sorted([first.node_id, second.node_id])
         cluster.remove_node(second, allow_graceful=False)
-        experiment.learn()
+        experiment.learn(until=4)
         at_work(1)
+        cluster.add_node(num_cpus=1, labels={"pool": "learner"})
+        cluster.remove_node(learning, allow_graceful=False)
+        experiment.learn()
     seen["frames"] = [
         row["total_frames"] for row in read_metrics(experiment.directory.root) if row["section"] == "collect"
     ]

@@ -1,4 +1,4 @@
-"""A cluster that begins too small for a run, grows, and loses a node."""
+"""A cluster that begins too small for a run, grows, and loses nodes: one that rolls out, and the one that learns."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def test_workers_join_as_nodes_come_and_leave_as_they_go(tmp_path: Path) -> None
     assert "2 of 3 rollout workers wait for a node and join when there is one" in out
     assert "has a node now and joins: 3 of 3 at work" in out
     assert "died; Ray restarts it, the others take over meanwhile" in out
+    assert "it has its" in out and "going on from the training state of epoch 4" in out
     seen = json.loads(out.splitlines()[-1])
     assert seen["here"] == [1, 3, 1]
-    assert seen["frames"] == [6 * 24 * (epoch + 1) for epoch in range(4)], "every epoch has all of its timesteps"
+    assert seen["frames"] == [6 * 24 * (epoch + 1) for epoch in range(5)], "every epoch has all of its timesteps"
     nodes = seen["nodes"]
-    assert set(nodes["learner"]) == set(nodes["shard"]) == {seen["head"]}, "learners and shards are together"
+    assert set(nodes["learner"]) == set(nodes["shard"]) == {seen["learning"]}, "learners and shards are together"
     assert set(nodes["worker"]) == set(seen["rollout"]) and len(nodes["worker"]) == 3, "workers are spread"
