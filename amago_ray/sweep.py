@@ -59,7 +59,7 @@ class Sweep:
     reduction_factor: int = 3
     perturb_epochs: int | None = None
     synchronous: bool = True
-    max_failures: int = 3
+    max_failures: int = 2
     seed: int = 0
 
     def __new__(cls, *args: Any, **settings: Any) -> Sweep:

@@ -205,6 +205,8 @@ class SweepLog(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._end(trial, "failed")
+        error = Path(trial.error_file).read_text().strip() if trial.error_file else "no reason is known"
+        print(f"trial {trial.trial_id} failed: {error.splitlines()[-1]}  (all of it: {trial.error_file})", flush=True)
 
     def _end(self, trial: Any, status: str) -> None:
         entry = self._results.trials.setdefault(trial.trial_id, Trial(dict(trial.config)))

@@ -112,6 +112,7 @@ class FaultyAgent(Agent):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+@gin.configurable
 class BuggyAgent(Agent):
     """An agent with a bug in its loss."""
 

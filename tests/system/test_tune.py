@@ -85,6 +85,20 @@ class KillsTrial(ray_tune.Callback):
             os.kill(self.killed, signal.SIGKILL)
 
 
+def test_a_trial_with_a_bug_fails_and_says_why(
+    ray_instance: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_config(
+        tmp_path, "import system.faults", "Experiment.agent_type = @BuggyAgent", "Sweep.max_failures = 0"
+    )
+    with pytest.raises(SystemExit) as end:
+        command(file, "--param", "Experiment.seed=grid_search([0])")
+    assert end.value.code == 1
+    out = capsys.readouterr().out
+    assert "failed: " in out and "ZeroDivisionError" in out
+    assert [entry["status"] for entry in trials(tmp_path / "runs" / "tiny_sweep").values()] == ["failed"]
+
+
 def learner_pid() -> int:
     """Of the one learner that is the work of this process."""
     family = psutil.Process().children(recursive=True)
