@@ -92,7 +92,7 @@ class _ExperimentTrial(tune.Trainable):
             num_rollout_workers=len(group.bundle_specs) - made.num_learners - made.num_replay_shards,
             verbose=False,
         )
-        self._saved: int | None = None
+        self._saved: int | None = None  # epoch of the newest training state that only Tune asked for; older ones go
 
     def step(self) -> dict[str, Any]:
         experiment = self.experiment
@@ -113,13 +113,13 @@ class _ExperimentTrial(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         experiment, epoch = self.experiment, self.experiment.progress.epoch
-        existed = epoch in experiment.directory.saved_epochs()
+        for_tune_alone = epoch not in experiment.directory.saved_epochs()  # ckpt_interval did not ask for it
         shutil.copytree(experiment.save(), Path(checkpoint_dir) / STATE)
         if self._saved is not None and self._saved != epoch:
-            experiment.directory.remove_training_state(
-                self._saved
-            )  # only the newest of those that Tune asked for stays
-        self._saved = self._saved if existed else epoch
+            experiment.directory.remove_training_state(self._saved)
+            self._saved = None
+        if for_tune_alone:
+            self._saved = epoch
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]  # Tune types a dict alone
         directory = self.experiment.directory
