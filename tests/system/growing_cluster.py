@@ -50,6 +50,7 @@ def main(folder: str) -> None:
         replay_capacity_gb=0.02,
         schedule="alternate",
         learner_device="cpu",
+        call_timeout_s=60.0,
     )
     seen: dict[str, Any] = {"here": []}
     with experiment:
