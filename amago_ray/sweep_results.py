@@ -29,7 +29,7 @@ SWEEP_FILE = "sweep.json"
 RETURNS = {f"{section}/return": f"{section}/{AVERAGE_RETURN}" for section in ("val", "collect")}
 MAX_PANELS = 6  # of parameters
 REST = "#b9b9b9"  # trials that are not the best
-GAP = 30.0  # ratio of the largest to the smallest value above which an axis is logarithmic
+GAP = 10.0  # ratio of the largest to the smallest value above which an axis is logarithmic
 
 
 @dataclass
