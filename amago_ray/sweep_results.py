@@ -164,7 +164,9 @@ def _draw_parameter(axes: Axes, results: SweepResults, ranked: Sequence[tuple[st
         axes.scatter(numbers, best, c=colours, s=24, zorder=3)
         if numbers.min() > 0 and numbers.max() / numbers.min() > GAP:
             axes.set_xscale("log")
-        elif len(set(values)) <= 6:
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")  # STYLE turns formulas off, such as 10^-3
+            axes.xaxis.set_minor_formatter("")
+        elif len(set(values)) <= 6 and all(isinstance(value, int) for value in values):
             axes.set_xticks(sorted(set(numbers)))
     else:
         kinds = sorted({show(value) for value in values})
