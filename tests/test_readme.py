@@ -18,8 +18,9 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 def run_script(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
     script = folder / "own.py"
     script.write_text(text)
-    done = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True, timeout=300,
-                          env=os.environ | {"HOME": str(folder)})  # where Tune keeps its files by default  # fmt: skip
+    # Tune keeps its files at home, and would otherwise join the Ray that other tests use.
+    env = os.environ | {"HOME": str(folder), "RAY_ADDRESS": "local"}
+    done = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stderr
     return done
 

@@ -26,6 +26,24 @@ def node_of(actor: Any) -> str:
     return ray.get(actor.__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id()), timeout=60)
 
 
+def wait_until_gone(actors: list[Any]) -> None:
+    """Wait until calls to these actors fail: a node's processes go on for a moment after its raylet was killed."""
+
+    def are() -> bool:
+        for actor in actors:
+            done, _ = ray.wait([ping := actor.__ray_ready__.remote()], timeout=10)
+            if not done:
+                return False
+            try:
+                ray.get(ping)
+            except ray.exceptions.RayActorError:
+                continue
+            return False
+        return True
+
+    wait_until(are, f"{len(actors)} processes of a lost node still answer", 120)
+
+
 def main(folder: str) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     learning = cluster.add_node(num_cpus=1, labels={"pool": "learner"})
@@ -76,11 +94,14 @@ def main(folder: str) -> None:
             "worker": sorted(node_of(worker) for worker in topology._workers),
         }
         seen["learning"], seen["rollout"] = learning.node_id, sorted([first.node_id, second.node_id])
+        lost = [worker for worker in topology._workers if node_of(worker) == second.node_id]
         cluster.remove_node(second, allow_graceful=False)
+        wait_until_gone(lost)
         experiment.learn(until=4)
         at_work(1)
         cluster.add_node(num_cpus=1, labels={"pool": "learner"})
         cluster.remove_node(learning, allow_graceful=False)
+        wait_until_gone(topology._learners)
         experiment.learn()
     seen["frames"] = [
         row["total_frames"] for row in read_metrics(experiment.directory.root) if row["section"] == "collect"
