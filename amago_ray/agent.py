@@ -4,7 +4,8 @@ Around a `policy.Policy`, the half that acts, `Agent` puts critics, target netwo
 into a loss.
 
 Shape letters: B sequences, L transitions of a training sequence (L + 1 timesteps), D state width, K sampled actions,
-C critics, G discount factors (the main gamma is always the last), A action vector.
+C critics, S of them that a target reduces over, G discount factors (the main gamma is always the last), A action
+vector.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gin
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -166,7 +168,7 @@ class Agent(nn.Module):
             raise ValueError(f"{name}.n_step={n_step}: it must be 1 or more")
         _check_obs_names(f"{name}.pass_obs_keys_to_actor", pass_obs_keys_to_actor, obs_spec)
         self.action_spec = action_spec
-        self.num_critics_td = num_critics_td
+        self.num_critics, self.num_critics_td = num_critics, num_critics_td
         self.online_coeff, self.offline_coeff = online_coeff, offline_coeff
         self.reward_multiplier = reward_multiplier
         self.tau = tau
@@ -343,12 +345,11 @@ class Agent(nn.Module):
         actor = self.target_actor if self.use_target_actor else self.policy.actor
         obs = {name: batch.after(x) for name, x in self.policy.actor_obs(batch.obs).items()}
         action_KBLGA = self.draw(actor(next_BLD, obs), self.num_actions_td, differentiable=False)
-        q_KBLCG1 = self.target_critics.values(
-            self.target_critics.prepare(next_BLD), action_KBLGA, frozen=True, read=self.scalars
-        )
-        q_BLCG = self.returns(q_KBLCG1).mean(dim=0).squeeze(-1)
-        reduced_BLCG = self.td_ensemble(q_BLCG)
-        q_next_BLG = reduced_BLCG.amin(dim=2) if self.online_coeff > 0 else reduced_BLCG.mean(dim=2)
+        members_BLSG = self.td_ensemble(*next_BLD.shape[:2])
+        prepared = self.target_critics.prepare(next_BLD)
+        q_KBLSG1 = self.target_critics.values_of(members_BLSG, prepared, action_KBLGA, read=self.scalars)
+        q_BLSG = self.returns(q_KBLSG1).mean(dim=0).squeeze(-1)
+        q_next_BLG = q_BLSG.amin(dim=2) if self.online_coeff > 0 else q_BLSG.mean(dim=2)
         reward_BL1 = self.reward_multiplier * batch.rewards.unsqueeze(-1)
         return batch.real(
             losses.n_step_target(
@@ -362,18 +363,20 @@ class Agent(nn.Module):
         )
 
     def scalars(self, q: Tensor) -> Tensor:
-        """Critic outputs (..., G, O) as one number each, (..., G, 1), on the critics' own scale."""
+        """Critic outputs (..., O) as one number each, (..., 1), on the critics' own scale."""
         return q
 
     def returns(self, scalars: Tensor) -> Tensor:
         """`scalars` (..., G, 1) in units of scaled reward."""
         return self.popart.denormalize(scalars)
 
-    def td_ensemble(self, q_BLCG: Tensor) -> Tensor:
-        """A random subset of critics, drawn with replacement for every timestep and gamma (REDQ, arXiv 2101.05982)."""
-        B, L, C, G = q_BLCG.shape
-        index = torch.randint(C, (B, L, self.num_critics_td, G), device=q_BLCG.device)
-        return q_BLCG.gather(2, index)
+    def td_ensemble(self, B: int, L: int) -> np.ndarray:
+        """The critics that a TD target reduces over, (B, L, S, G) int64: a random subset, drawn with replacement for
+        every timestep and gamma (REDQ, arXiv 2101.05982). On the host, which then knows how much each has to compute.
+        """
+        members = np.empty((B, L, self.num_critics_td, len(self.gammas)), np.int64)
+        torch.randint(self.num_critics, members.shape, out=torch.from_numpy(members))
+        return members
 
     def draw(self, dist: ActionDistribution, num: int, differentiable: bool) -> Tensor:
         """Action vectors (K, B, L, G, A): the probabilities alone where expectations are exact, else `num` samples."""
@@ -487,7 +490,7 @@ class MultiTaskAgent(Agent):
         )
 
     def scalars(self, q: Tensor) -> Tensor:
-        """Bin logits (..., G, O) decoded to returns (..., G, 1)."""
+        """Bin logits (..., O) decoded to returns (..., 1)."""
         return self.critics.bins.decode(q)
 
     def returns(self, scalars: Tensor) -> Tensor:

@@ -127,8 +127,9 @@ class PlainAgent(nn.Module):
         actor = agent.target_actor if agent.use_target_actor else agent.policy.actor
         action_KBLGA = agent.draw(actor(next_BLD), agent.num_actions_td, differentiable=False)
         q_KBLCGO = self.target_critics(next_BLD, action_KBLGA)
-        reduced_BLCG = agent.td_ensemble(agent.returns(agent.scalars(q_KBLCGO)).mean(dim=0).squeeze(-1))
-        q_next_BLG = reduced_BLCG.amin(dim=2) if agent.online_coeff > 0 else reduced_BLCG.mean(dim=2)
+        q_BLCG = agent.returns(agent.scalars(q_KBLCGO)).mean(dim=0).squeeze(-1)
+        q_BLSG = q_BLCG.gather(2, torch.from_numpy(agent.td_ensemble(*q_BLCG.shape[:2])).to(q_BLCG.device))
+        q_next_BLG = q_BLSG.amin(dim=2) if agent.online_coeff > 0 else q_BLSG.mean(dim=2)
         reward_BL1 = agent.reward_multiplier * batch.rewards.unsqueeze(-1)
         done_BL1 = batch.terminated.unsqueeze(-1)
         return losses.n_step_target(reward_BL1, done_BL1, q_next_BLG, agent.gammas, batch.mask, agent.n_step)

@@ -57,6 +57,12 @@ def build(
     )
 
 
+def every_critic(agent: Agent, B: int, L: int) -> np.ndarray:
+    """In place of `Agent.td_ensemble`: all critics, each once."""
+    C, G = agent.num_critics, len(agent.gammas)
+    return np.tile(np.arange(C)[:, None], (B, L, 1, G))
+
+
 def stored_actions(spec: ActionSpec, shape: tuple[int, ...]) -> Tensor:
     if spec.kind == "continuous":
         return torch.rand(*shape, *spec.shape) * 2 - 1

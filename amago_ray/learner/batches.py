@@ -12,7 +12,7 @@ import torch
 
 from amago_ray.data import ACTION, OBS_PREFIX, REWARD, TERMINATED, ActionSpec, Batch
 from amago_ray.nets.actions import action_vector
-from amago_ray.nets.packing import Packing
+from amago_ray.nets.packing import Packing, on_device
 from amago_ray.policy import TrainingBatch
 
 
@@ -50,8 +50,7 @@ def training_batch(batch: Batch, action_spec: ActionSpec, device: torch.device, 
     packing = Packing.of(batch.lengths + 1, device) if packed else None
 
     def to_device(values: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(values)
-        return tensor.pin_memory().to(device, non_blocking=True) if pin else tensor
+        return on_device(values, device)
 
     def timesteps(rows: Sequence[np.ndarray]) -> torch.Tensor:
         laid_out = end_to_end(rows, pin) if packed else pad(rows, longest + 1, pin)

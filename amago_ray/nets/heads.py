@@ -1,7 +1,8 @@
 """Actor and critic heads on top of the state embedding s.
 
-Shape letters: K sampled actions, B sequences, L timesteps, D state width, C critics, G discount factors, A action
-vector, H hidden width, P parameters of one action distribution, O outputs of one critic.
+Shape letters: K sampled actions, B sequences, L timesteps, N states of a batch, D state width, C critics, S of them
+that are asked, G discount factors, A action vector, H hidden width, P parameters of one action distribution, O outputs
+of one critic.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
 import gin
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from amago_ray.data import ActionSpec
 from amago_ray.nets.distributions import ActionDistribution, PolicyOutput, default_policy_output
 from amago_ray.nets.feedforward import MLP, Normalization, activation
+from amago_ray.nets.packing import on_device
 from amago_ray.nets.scaling import TwoHot, symlog
 
 # Numbers in a hidden layer of all critics, of which one part of the states is computed at a time without gradient.
@@ -164,6 +168,36 @@ class EnsembleLinear(nn.Module):
         return torch.baddbmm(bias.to(x_CNI.dtype), x_CNI, weight.to(x_CNI.dtype))
 
 
+@dataclass(frozen=True)
+class AskedRows:
+    """Which rows each critic of an ensemble computes, when only some of them are asked about each row.
+
+    A row x = n * G + g is a state and a discount factor. row_CR: the R rows of each critic: those that it is asked
+    about and, so that all compute equally many, some others. state_CR: n * C + c of these. answer_NSG: where the
+    answers are in a flat view of (C, R).
+    """
+
+    row_CR: np.ndarray
+    state_CR: np.ndarray
+    answer_NSG: np.ndarray
+
+    @staticmethod
+    def of(members_NSG: np.ndarray, num_critics: int) -> AskedRows:
+        N, _, G = members_NSG.shape
+        row_N1G = np.arange(N * G).reshape(N, 1, G)
+        asked_CX = np.zeros((num_critics, N * G), bool)
+        asked_CX[members_NSG, row_N1G] = True
+        R = int(asked_CX.sum(axis=1).max())
+        row_CR = np.argsort(~asked_CX, axis=1, kind="stable")[:, :R]
+        place_CX = np.zeros((num_critics, N * G), np.int64)
+        np.put_along_axis(place_CX, row_CR, np.arange(R)[None], axis=1)
+        return AskedRows(
+            row_CR=np.ascontiguousarray(row_CR),
+            state_CR=row_CR // G * num_critics + np.arange(num_critics)[:, None],
+            answer_NSG=members_NSG * R + place_CX[members_NSG, row_N1G],
+        )
+
+
 class CriticEnsemble(nn.Module):
     """C independent MLP critics that judge any number of actions per state, computing the state's share once.
 
@@ -244,21 +278,75 @@ class CriticEnsemble(nn.Module):
         return q_KNCGO.unflatten(1, (B, L))
 
     @torch.no_grad()
+    def values_of(
+        self,
+        members_BLSG: np.ndarray,
+        prepared: Tensor,
+        action_KBLGA: Tensor,
+        read: Callable[[Tensor], Tensor] = lambda outputs: outputs,
+    ) -> Tensor:
+        """As `values`, of S of the critics for each state and gamma, (K, B, L, S, G, O'), without gradient.
+
+        Critics with action input compute nothing for the states and gammas that they are not asked about.
+        members_BLSG: int64, on the host: which ones, perhaps some repeatedly.
+        """
+        if not self.action_input:
+            q_KBLCG1 = self.values(prepared, action_KBLGA, frozen=True, read=read)
+            index = on_device(members_BLSG, q_KBLCG1.device)[None, ..., None]
+            return q_KBLCG1.take_along_dim(index, dim=3)
+        B, L = prepared.shape[:2]
+        prepared_NCH, action_KNGA = prepared.flatten(0, 1), action_KBLGA.flatten(1, 2)
+        members_NSG = members_BLSG.reshape(B * L, *members_BLSG.shape[2:])
+        size = self._part_size(prepared_NCH, action_KNGA)
+        parts = zip(
+            (members_NSG[i : i + size] for i in range(0, B * L, size)),
+            prepared_NCH.split(size),
+            action_KNGA.split(size, dim=1),
+            strict=True,
+        )
+        return torch.cat([self._outputs_of(m, p, a, read) for m, p, a in parts], dim=1).unflatten(1, (B, L))
+
+    def _outputs_of(
+        self, members_NSG: np.ndarray, prepared_NCH: Tensor, action_KNGA: Tensor, read: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """What `read` makes of the outputs of some critics, (K, N, S, G, O')."""
+        C, K, H, device = prepared_NCH.shape[1], len(action_KNGA), prepared_NCH.shape[2], prepared_NCH.device
+        asked = AskedRows.of(members_NSG, C)
+        R = asked.row_CR.shape[1]
+        inputs_KXI = self._action_inputs(action_KNGA).flatten(1, 2)
+        inputs_CKRI = inputs_KXI[:, on_device(asked.row_CR, device)].transpose(0, 1)
+        state_CRH = prepared_NCH.flatten(0, 1)[on_device(asked.state_CR, device)]
+        weight_CIH = self.inp_layer.weight[:, self.state_dim :].to(inputs_KXI.dtype)
+        first = torch.bmm(inputs_CKRI.flatten(1, 2), weight_CIH).view(C, K, R, H).add_(state_CRH.unsqueeze(1))
+        out_CKRO = self._after_first_layer(first.flatten(1, 2), frozen=True).float().view(C, K, R, self.num_outputs)
+        read_KXO = read(out_CKRO).transpose(0, 1).flatten(1, 2)
+        return read_KXO[:, on_device(asked.answer_NSG, device)]
+
+    def _part_size(self, prepared_NCH: Tensor, action_KNGA: Tensor) -> int:
+        """How many states are computed at a time without gradient."""
+        numbers = prepared_NCH[:1].numel() * len(action_KNGA) * self.num_gammas
+        return max((DEVICE_PART if prepared_NCH.is_cuda else CPU_PART) // max(numbers, 1), 1)
+
+    @torch.no_grad()
     def _outputs_by_parts(self, prepared_NCH: Tensor, action_KNGA: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
         """What `read` makes of `_outputs`; hidden layers hold PART numbers at a time, which stay in a CPU's cache."""
-        numbers = prepared_NCH[:1].numel() * len(action_KNGA) * self.num_gammas
-        size = max((DEVICE_PART if prepared_NCH.is_cuda else CPU_PART) // max(numbers, 1), 1)
+        size = self._part_size(prepared_NCH, action_KNGA)
         parts = zip(prepared_NCH.split(size), action_KNGA.split(size, dim=1), strict=True)
         return torch.cat([read(self._outputs(p, a, frozen=True)) for p, a in parts], dim=1)
+
+    def _action_inputs(self, action_KNGA: Tensor) -> Tensor:
+        """What enters the first layer beside states: gamma features and bounded actions (K, N, G, 1 + A)."""
+        K, N, G = len(action_KNGA), action_KNGA.shape[1], self.num_gammas
+        action_KNGA = action_KNGA.clamp(-MAX_CRITIC_ACTION, MAX_CRITIC_ACTION).expand(-1, -1, G, -1)
+        gamma_KNG1 = self.gamma_feature.to(action_KNGA.dtype).view(G, 1).expand(K, N, G, 1)
+        return torch.cat((gamma_KNG1, action_KNGA), dim=-1)
 
     def _outputs(self, prepared_NCH: Tensor, action_KNGA: Tensor, frozen: bool) -> Tensor:
         """Outputs (K, N, C, G, O) for N states."""
         K, N, G = len(action_KNGA), len(prepared_NCH), self.num_gammas
         weight_CIH = self.inp_layer.weight[:, self.state_dim :]
         weight_CIH = weight_CIH.detach() if frozen else weight_CIH
-        action_KNGA = action_KNGA.clamp(-MAX_CRITIC_ACTION, MAX_CRITIC_ACTION).expand(-1, -1, G, -1)
-        gamma_KNG1 = self.gamma_feature.to(action_KNGA.dtype).view(G, 1).expand(K, N, G, 1)
-        inputs_RI = torch.cat((gamma_KNG1, action_KNGA), dim=-1).flatten(0, 2)
+        inputs_RI = self._action_inputs(action_KNGA).flatten(0, 2)
         C, _, H = weight_CIH.shape
         first_CRH = torch.bmm(inputs_RI.expand(C, -1, -1), weight_CIH.to(inputs_RI.dtype))
         first = first_CRH.view(C, K, N, G, H)

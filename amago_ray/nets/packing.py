@@ -15,6 +15,13 @@ import torch
 from torch import Tensor
 
 
+def on_device(values: np.ndarray, device: torch.device | str) -> Tensor:
+    """An array of the host as a tensor on the device. The host does not wait for the copy."""
+    tensor = torch.from_numpy(values)
+    # Only a copy from page-locked memory is asynchronous.
+    return tensor.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else tensor
+
+
 @dataclass(frozen=True)
 class Packing:
     """Where the R rows of packed sequences belong in a padded layout (B, L).
@@ -34,10 +41,7 @@ class Packing:
         longest = int(lengths.max())
         cells = np.flatnonzero(np.arange(longest) < lengths[:, None])
         starts = np.delete(np.arange(len(cells)), np.cumsum(lengths) - 1)
-        indices = [torch.from_numpy(x) for x in (cells, starts)]
-        if torch.device(device).type == "cuda":
-            indices = [x.pin_memory().to(device, non_blocking=True) for x in indices]
-        return Packing(indices[0], indices[1], len(lengths), longest)
+        return Packing(on_device(cells, device), on_device(starts, device), len(lengths), longest)
 
     def pad(self, x_1R: Tensor) -> Tensor:
         """(1, R, ...) -> (B, L, ...), zeros at the end of sequences."""

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from agent_cases import B, L, build, make_batch
+from agent_cases import B, L, build, every_critic, make_batch
 from torch import Tensor
 
 from amago_ray.agent import Agent, MultiTaskAgent
@@ -101,7 +101,7 @@ def test_padding_counts_for_nothing(
     plain_agent: ModuleType, monkeypatch: pytest.MonkeyPatch, agent_type: type[Agent], kind: str
 ) -> None:
     monkeypatch.setattr(Agent, "draw", every_mode)
-    monkeypatch.setattr(Agent, "td_ensemble", lambda self, q_BLCG: q_BLCG[:, :, : self.num_critics_td])
+    monkeypatch.setattr(Agent, "td_ensemble", lambda self, B, L: every_critic(self, B, L)[:, :, : self.num_critics_td])
     assert_same_update(plain_agent, build(kind, agent_type=agent_type), make_batch(kind))
 
 

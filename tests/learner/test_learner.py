@@ -237,13 +237,13 @@ def test_an_update_computes_nothing_twice(agent: str, kind: str, encoder: str, m
     learner = make_learner(agent, kind, TRAJ_ENCODERS[encoder])
     a = learner.agent
     of_critics, _ = counted(monkeypatch, a.critics, "prepare", "values")
-    of_targets, _ = counted(monkeypatch, a.target_critics, "prepare", "values")
+    of_targets, _ = counted(monkeypatch, a.target_critics, "prepare", "values_of")
     others = [counted(monkeypatch, a.policy, "encode")[0]]
     others += [counted(monkeypatch, x, "params")[0] for x in (a.policy.actor, a.target_actor)]
     scalars, decoded = counted(monkeypatch, a, "scalars")
     learner.update(prepared_batch(kind))
     assert of_critics == {"prepare": 1, "values": 2}, "what the batch did, and what the policy would do"
-    assert of_targets == {"prepare": 1, "values": 1}
+    assert of_targets == {"prepare": 1, "values_of": 1}
     assert all(calls.total() == 1 for calls in others)
     assert scalars.total() == 3, "of what was done, of what the policy would do, and of the target critics"
     assert len({x.data_ptr() for x in decoded}) == len(decoded)

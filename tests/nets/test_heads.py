@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from amago_ray.data import ActionSpec
+from amago_ray.nets import heads
 from amago_ray.nets.heads import MAX_CRITIC_ACTION, Actor, ActorHead, NCritics, ResidualActor
 
 K, B, L, D, C = 3, 2, 4, 5, 3
@@ -100,6 +102,32 @@ def test_frozen_values_pass_gradient_to_actions_alone(kind: str) -> None:
     assert state.grad is None
     assert [name for name, p in critics.named_parameters() if p.grad is not None] == []
     close(action.grad, gradients(naive_values(critics, state, action), [action])[0])
+
+
+@by_kind
+@pytest.mark.parametrize("num_asked", [1, 2, 5])
+@pytest.mark.parametrize("part", [heads.CPU_PART, 2 * C * 7 * K * G])
+def test_values_of_some_critics_are_those_of_all(
+    monkeypatch: pytest.MonkeyPatch, kind: str, num_asked: int, part: int
+) -> None:
+    """Whichever are asked, more often than once even, and however few states are computed at a time."""
+    monkeypatch.setattr(heads, "CPU_PART", part)
+    critics, (state, action) = build_critics(kind), inputs(kind)
+    prepared = critics.prepare(state)
+    members = np.random.default_rng(0).integers(C, size=(B, L, num_asked, G))
+    members[0] = 1  # of this state nobody else is asked anything
+    asked = critics.values_of(members, prepared, action, read=lambda q: 2 * q)
+    assert asked.shape == (K, B, L, num_asked, G, 1) and not asked.requires_grad
+    expected = 2 * critics.values(prepared, action).take_along_dim(torch.from_numpy(members)[None, ..., None], dim=3)
+    close(asked, expected.detach())
+
+
+def test_critics_compute_only_what_they_are_asked() -> None:
+    members = np.random.default_rng(0).integers(4, size=(500, 2, G))
+    asked = heads.AskedRows.of(members, 4)
+    share = asked.row_CR.size / (4 * 500 * G)
+    assert 0.4375 <= share < 0.48  # 1 - (3/4)^2 of the rows, and what evens the critics out
+    assert all(len(set(row)) == len(row) for row in asked.row_CR.tolist())
 
 
 @by_kind
