@@ -499,8 +499,9 @@ class MultiTaskAgent(Agent):
 
     def critic_error(self, q_BLCGO: Tensor, target_BLG: Tensor) -> Tensor:
         """Cross-entropy (B, L, C, G) of every critic against one label per gamma."""
-        label_BL1GO = self.critics.bins.encode(target_BLG.unsqueeze(-1)).unsqueeze(2)
-        return -(label_BL1GO * q_BLCGO.log_softmax(dim=-1)).sum(dim=-1)
+        label_BLGO = self.critics.bins.encode(target_BLG.unsqueeze(-1))
+        log_prob_CBLGO = q_BLCGO.movedim(2, 0).log_softmax(dim=-1)  # critics come first in memory
+        return -(label_BLGO * log_prob_CBLGO).sum(dim=-1).movedim(0, 2)
 
     def td_error(self, critic_BLCG: Tensor) -> Tensor:
         """The cross-entropy itself, which has no scale of rewards."""

@@ -24,7 +24,12 @@ ENCODERS: dict[str, type[TrajEncoder]] = {
     "Mamba": MambaTrajEncoder,
 }
 
-AGENTS: dict[str, type[Agent]] = {"Agent": Agent, "MultiTaskAgent": MultiTaskAgent}
+# The type, and settings. By default a `MultiTaskAgent` only clones; with its online term it also maximises the critics.
+AGENTS: dict[str, tuple[type[Agent], tuple[str, ...]]] = {
+    "Agent": (Agent, ()),
+    "MultiTaskAgent": (MultiTaskAgent, ()),
+    "MultiTaskAgent online": (MultiTaskAgent, ("MultiTaskAgent.online_coeff = 0.1",)),
+}
 
 ACTIONS = {
     "discrete": ActionSpec("discrete", (), "int64", 5, (5,)),
@@ -85,11 +90,12 @@ SIZES = {
 
 
 def configured_spec(
-    size: Size, encoder: str, action_spec: ActionSpec, obs_spec: ObsSpec | None = None, agent_type: type[Agent] = Agent
+    size: Size, encoder: str, action_spec: ActionSpec, obs_spec: ObsSpec | None = None, agent: str = "Agent"
 ) -> AgentSpec:
     """The agent of this size, whose settings become gin's whole configuration: build it before asking for the next."""
+    agent_type, bindings = AGENTS[agent]
     gin.clear_config()
-    gin.parse_config(list(size.bindings))
+    gin.parse_config([*size.bindings, *bindings])
     return AgentSpec(
         obs_spec=obs_spec or size.obs_spec,
         action_spec=action_spec,

@@ -155,7 +155,7 @@ def learners(config: LearnerConfig, spec: AgentSpec, reader: ReplayReader, preci
 def measure_case(case: Case, options: argparse.Namespace, products: dict[str, MatrixProduct]) -> Row:
     size, action_spec, device = SIZES[case.size], ACTIONS[case.actions], options.device
     reader = ReplayReader([LocalShard(filled_shard(size, action_spec))], size.batch_size, seed=0)
-    spec = configured_spec(size, case.encoder, action_spec, agent_type=AGENTS[case.agent])
+    spec = configured_spec(size, case.encoder, action_spec, agent=case.agent)
     config = LearnerConfig(device=device, mixed_precision=options.precision)
     by_precision = dict(zip(products, learners(config, spec, reader, products)))
     learner, plain = by_precision[options.precision], PlainLearner(config, spec.build())

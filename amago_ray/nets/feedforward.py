@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import gin
 import torch
@@ -12,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "elu": F.elu,
+    "elu": partial(F.elu, inplace=True),
     "gelu": F.gelu,
-    "leaky_relu": F.leaky_relu,
+    "leaky_relu": F.leaky_relu_,
     "mish": F.mish,
-    "relu": F.relu,
-    "selu": F.selu,
+    "relu": F.relu_,
+    "selu": partial(F.selu, inplace=True),
     "sigmoid": torch.sigmoid,
     "silu": F.silu,
     "softplus": F.softplus,
@@ -31,7 +32,9 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
-    """The elementwise function called `name`. Raises ValueError, with the nearest known name, for any other."""
+    """The elementwise function called `name`. It may put its result in the place of its argument, as layers' outputs,
+    which nobody else reads, allow. Raises ValueError, with the nearest known name, for any other.
+    """
     if name not in ACTIVATIONS:
         raise ValueError(f"activation={name!r} is unknown; did you mean {_nearest(name, ACTIVATIONS)!r}?")
     return ACTIVATIONS[name]

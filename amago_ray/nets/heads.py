@@ -272,7 +272,7 @@ class CriticEnsemble(nn.Module):
         B, L = prepared.shape[:2]
         prepared_NCH, action_KNGA = prepared.flatten(0, 1), action_KBLGA.flatten(1, 2)
         if torch.is_grad_enabled() and (not frozen or action_KBLGA.requires_grad):
-            q_KNCGO = read(self._outputs(prepared_NCH, action_KNGA, frozen))
+            q_KNCGO = self._outputs(prepared_NCH, action_KNGA, frozen, read)
         else:
             q_KNCGO = self._outputs_by_parts(prepared_NCH, action_KNGA, read)
         return q_KNCGO.unflatten(1, (B, L))
@@ -332,7 +332,7 @@ class CriticEnsemble(nn.Module):
         """What `read` makes of `_outputs`; hidden layers hold PART numbers at a time, which stay in a CPU's cache."""
         size = self._part_size(prepared_NCH, action_KNGA)
         parts = zip(prepared_NCH.split(size), action_KNGA.split(size, dim=1), strict=True)
-        return torch.cat([read(self._outputs(p, a, frozen=True)) for p, a in parts], dim=1)
+        return torch.cat([self._outputs(p, a, True, read) for p, a in parts], dim=1)
 
     def _action_inputs(self, action_KNGA: Tensor) -> Tensor:
         """What enters the first layer beside states: gamma features and bounded actions (K, N, G, 1 + A)."""
@@ -341,8 +341,10 @@ class CriticEnsemble(nn.Module):
         gamma_KNG1 = self.gamma_feature.to(action_KNGA.dtype).view(G, 1).expand(K, N, G, 1)
         return torch.cat((gamma_KNG1, action_KNGA), dim=-1)
 
-    def _outputs(self, prepared_NCH: Tensor, action_KNGA: Tensor, frozen: bool) -> Tensor:
-        """Outputs (K, N, C, G, O) for N states."""
+    def _outputs(
+        self, prepared_NCH: Tensor, action_KNGA: Tensor, frozen: bool, read: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """What `read` makes of the outputs for N states, (K, N, C, G, O')."""
         K, N, G = len(action_KNGA), len(prepared_NCH), self.num_gammas
         weight_CIH = self.inp_layer.weight[:, self.state_dim :]
         weight_CIH = weight_CIH.detach() if frozen else weight_CIH
@@ -350,11 +352,9 @@ class CriticEnsemble(nn.Module):
         C, _, H = weight_CIH.shape
         first_CRH = torch.bmm(inputs_RI.expand(C, -1, -1), weight_CIH.to(inputs_RI.dtype))
         first = first_CRH.view(C, K, N, G, H)
-        state_part = prepared_NCH.transpose(0, 1)[:, None, :, None]
-        # A sum in place needs no second buffer of the size of everything.
-        first = first + state_part if torch.is_grad_enabled() else first.add_(state_part)
+        first += prepared_NCH.transpose(0, 1)[:, None, :, None]  # in place: no second buffer of the size of everything
         out_CRO = self._after_first_layer(first.view(C, K * N * G, H), frozen).float()
-        return out_CRO.view(C, K, N, G, self.num_outputs).permute(1, 2, 0, 3, 4)
+        return read(out_CRO.view(C, K, N, G, self.num_outputs)).permute(1, 2, 0, 3, 4)
 
     def _after_first_layer(self, first_CNH: Tensor, frozen: bool) -> Tensor:
         x = self.dropout(self.activation(first_CNH))

@@ -215,12 +215,12 @@ def learner(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.mark.parametrize("encoder", ["FF", "GRU", "Transformer", "Mamba"])
 def test_learners_of_both_precisions_share_a_process(learner: ModuleType, agent: str, encoder: str) -> None:
     """Each computes in its own, and bfloat16 gives nearly the same loss."""
-    from agents import ACTIONS, AGENTS, SIZES, configured_spec
+    from agents import ACTIONS, SIZES, configured_spec
 
     size, action_spec = SIZES["demo"], ACTIONS["continuous"]
     shard = learner.filled_shard(size, action_spec, num_trajectories=4)
     reader = learner.ReplayReader([learner.LocalShard(shard)], batch_size=2, seed=0)
-    spec = configured_spec(size, encoder, action_spec, agent_type=AGENTS[agent])
+    spec = configured_spec(size, encoder, action_spec, agent=agent)
     made = learner.learners(learner.LearnerConfig(), spec, reader, learner.DTYPES)
     logs = []
     for one, dtype in zip(made, learner.DTYPES.values()):

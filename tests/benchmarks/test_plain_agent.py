@@ -105,6 +105,12 @@ def test_padding_counts_for_nothing(
     assert_same_update(plain_agent, build(kind, agent_type=agent_type), make_batch(kind))
 
 
+@by_kind
+def test_with_the_online_term_as_well(plain_agent: ModuleType, kind: str) -> None:
+    batch = dataclasses.replace(make_batch(kind), mask=torch.ones(B, L, dtype=torch.bool))
+    assert_same_update(plain_agent, build(kind, agent_type=MultiTaskAgent, online_coeff=0.5), batch)
+
+
 @by_agent
 @by_kind
 def test_updates_leave_the_same_weights(plain_agent: ModuleType, agent_type: type[Agent], kind: str) -> None:
