@@ -165,7 +165,13 @@ class EnsembleLinear(nn.Module):
     def forward(self, x_CNI: Tensor, frozen: bool = False) -> Tensor:
         """`frozen`: the parameters take no gradient, the input does."""
         weight, bias = (self.weight.detach(), self.bias.detach()) if frozen else (self.weight, self.bias)
-        return torch.baddbmm(bias.to(x_CNI.dtype), x_CNI, weight.to(x_CNI.dtype))
+        weight = weight.to(x_CNI.dtype)
+        if weight.shape[2] == 1 and not x_CNI.is_cuda:
+            # A CPU's batched product of single columns takes three times as long as these, forward and backward.
+            columns = [x_NI @ weight_I1[:, 0] for x_NI, weight_I1 in zip(x_CNI.unbind(), weight.unbind(), strict=True)]
+            out_CN1 = torch.stack(columns).unsqueeze(-1)
+            return out_CN1 + bias.to(out_CN1.dtype)
+        return torch.baddbmm(bias.to(x_CNI.dtype), x_CNI, weight)
 
 
 @dataclass(frozen=True)
@@ -247,8 +253,8 @@ class CriticEnsemble(nn.Module):
         first = first + layer.bias.flatten()
         if self.action_input:
             return first.view(B, L, len(weight_CDH), -1)
-        first_CNH = first.view(B * L, len(weight_CDH), -1).transpose(0, 1)
-        values_CNO = self._after_first_layer(first_CNH, frozen=False).float()
+        hidden_CNH = self._activate(first).view(B * L, len(weight_CDH), -1).transpose(0, 1)
+        values_CNO = self._later_layers(hidden_CNH, frozen=False).float()
         return values_CNO.transpose(0, 1).reshape(B, L, len(weight_CDH), self.num_gammas, -1)
 
     def values(
@@ -318,7 +324,8 @@ class CriticEnsemble(nn.Module):
         state_CRH = prepared_NCH.flatten(0, 1)[on_device(asked.state_CR, device)]
         weight_CIH = self.inp_layer.weight[:, self.state_dim :].to(inputs_KXI.dtype)
         first = torch.bmm(inputs_CKRI.flatten(1, 2), weight_CIH).view(C, K, R, H).add_(state_CRH.unsqueeze(1))
-        out_CKRO = self._after_first_layer(first.flatten(1, 2), frozen=True).float().view(C, K, R, self.num_outputs)
+        hidden_CNH = self._activate(first).flatten(1, 2)
+        out_CKRO = self._later_layers(hidden_CNH, frozen=True).float().view(C, K, R, self.num_outputs)
         read_KXO = read(out_CKRO).transpose(0, 1).flatten(1, 2)
         return read_KXO[:, on_device(asked.answer_NSG, device)]
 
@@ -352,15 +359,21 @@ class CriticEnsemble(nn.Module):
         C, _, H = weight_CIH.shape
         first_CRH = torch.bmm(inputs_RI.expand(C, -1, -1), weight_CIH.to(inputs_RI.dtype))
         first = first_CRH.view(C, K, N, G, H)
-        first += prepared_NCH.transpose(0, 1)[:, None, :, None]  # in place: no second buffer of the size of everything
-        out_CRO = self._after_first_layer(first.view(C, K * N * G, H), frozen).float()
+        state_part = prepared_NCH.transpose(0, 1)[:, None, :, None]
+        # In place it needs no second buffer of the size of everything; where gradient flows, a view's would be copied.
+        first = first + state_part if torch.is_grad_enabled() else first.add_(state_part)
+        out_CRO = self._later_layers(self._activate(first).view(C, K * N * G, H), frozen).float()
         return read(out_CRO.view(C, K, N, G, self.num_outputs)).permute(1, 2, 0, 3, 4)
 
-    def _after_first_layer(self, first_CNH: Tensor, frozen: bool) -> Tensor:
-        x = self.dropout(self.activation(first_CNH))
+    def _activate(self, x: Tensor) -> Tensor:
+        """Hand it no view: the activation works in place, and autograd then copies a view's gradient."""
+        return self.dropout(self.activation(x))
+
+    def _later_layers(self, hidden_CNH: Tensor, frozen: bool) -> Tensor:
+        """Outputs (C, N, O) of the first hidden layer."""
         for layer in self.core_layers:
-            x = self.dropout(self.activation(layer(x, frozen)))
-        return self.output_layer(x, frozen)
+            hidden_CNH = self._activate(layer(hidden_CNH, frozen))
+        return self.output_layer(hidden_CNH, frozen)
 
 
 @gin.configurable

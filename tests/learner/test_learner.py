@@ -289,14 +289,14 @@ def test_only_the_layers_run_in_low_precision(
         "actor_objective",
     )
     seen = dtypes_of(monkeypatch, *((a, name) for name in steps), (ActionDistribution, "log_prob"))
-    layers = dtypes_of(monkeypatch, (a.policy.actor.base, "forward"), (a.critics, "_after_first_layer"))
+    layers = dtypes_of(monkeypatch, (a.policy.actor.base, "forward"), (a.critics, "_later_layers"))
     bins = dtypes_of(monkeypatch, *((a.critics.bins, x) for x in ("encode", "decode") if agent == "MultiTaskAgent"))
     scans = {"gru": (GRURecurrence, "apply"), "mamba": (SelectiveScan, "apply")}
     scan = dtypes_of(monkeypatch, *[scans[encoder]] if encoder in scans else [])
     for log in (False, True):
         metrics = learner.update(batch, log=log)
         assert {x.dtype for x in metrics.values()} == (wide if log else set())
-    assert layers == {"forward": {torch.bfloat16}, "_after_first_layer": {torch.bfloat16}}, "autocast is on"
+    assert layers == {"forward": {torch.bfloat16}, "_later_layers": {torch.bfloat16}}, "autocast is on"
     for name, dtypes in (seen | bins | scan).items():
         assert dtypes == wide, name
     kept = [*a.state_dict().values(), *(p.grad for p in a.parameters() if p.grad is not None)]
