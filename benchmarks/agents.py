@@ -24,11 +24,12 @@ ENCODERS: dict[str, type[TrajEncoder]] = {
     "Mamba": MambaTrajEncoder,
 }
 
+ONLINE = "MultiTaskAgent online"
 # The type, and settings. By default a `MultiTaskAgent` only clones; with its online term it also maximises the critics.
 AGENTS: dict[str, tuple[type[Agent], tuple[str, ...]]] = {
     "Agent": (Agent, ()),
     "MultiTaskAgent": (MultiTaskAgent, ()),
-    "MultiTaskAgent online": (MultiTaskAgent, ("MultiTaskAgent.online_coeff = 0.1",)),
+    ONLINE: (MultiTaskAgent, ("MultiTaskAgent.online_coeff = 0.1",)),
 }
 
 ACTIONS = {

@@ -16,7 +16,7 @@ import measure
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState
-from agents import ACTIONS, AGENTS, ENCODERS, SIZES, Size, configured_spec
+from agents import ACTIONS, AGENTS, ENCODERS, ONLINE, SIZES, Size, configured_spec
 from measure import Column, MatrixProduct, Row, Table, Timing
 from plain_agent import PlainLearner
 
@@ -227,6 +227,7 @@ def padding(reader: ReplayReader) -> float:
 
 def run(options: argparse.Namespace) -> tuple[Row, list[Row]]:
     cases = [Case(*parts) for parts in product(SIZES, AGENTS, ENCODERS, ACTIONS)]
+    cases = [case for case in cases if case.agent != ONLINE or case.encoder in ("FF", "Transformer")]  # it takes long
     if options.quick:
         cases = [case for case in cases if case.size == "demo" and case.actions == "discrete"]
     rates, products = {}, {}
