@@ -168,7 +168,7 @@ class Agent(nn.Module):
             raise ValueError(f"{name}.n_step={n_step}: it must be 1 or more")
         _check_obs_names(f"{name}.pass_obs_keys_to_actor", pass_obs_keys_to_actor, obs_spec)
         self.action_spec = action_spec
-        self.num_critics, self.num_critics_td = num_critics, num_critics_td
+        self.num_critics_td = num_critics_td
         self.online_coeff, self.offline_coeff = online_coeff, offline_coeff
         self.reward_multiplier = reward_multiplier
         self.tau = tau
@@ -363,7 +363,7 @@ class Agent(nn.Module):
         )
 
     def scalars(self, q: Tensor) -> Tensor:
-        """Critic outputs (..., O) as one number each, (..., 1), on the critics' own scale."""
+        """Critic outputs (..., O) as one number each, (..., 1), on the critics' own scale: the same for all gammas."""
         return q
 
     def returns(self, scalars: Tensor) -> Tensor:
@@ -372,10 +372,10 @@ class Agent(nn.Module):
 
     def td_ensemble(self, B: int, L: int) -> np.ndarray:
         """The critics that a TD target reduces over, (B, L, S, G) int64: a random subset, drawn with replacement for
-        every timestep and gamma (REDQ, arXiv 2101.05982). On the host, which then knows how much each has to compute.
+        every timestep and gamma (REDQ, arXiv 2101.05982). On the host, which so knows how much each has to compute.
         """
         members = np.empty((B, L, self.num_critics_td, len(self.gammas)), np.int64)
-        torch.randint(self.num_critics, members.shape, out=torch.from_numpy(members))
+        torch.randint(self.critics.num_critics, members.shape, out=torch.from_numpy(members))
         return members
 
     def draw(self, dist: ActionDistribution, num: int, differentiable: bool) -> Tensor:

@@ -227,7 +227,7 @@ def padding(reader: ReplayReader) -> float:
 
 def run(options: argparse.Namespace) -> tuple[Row, list[Row]]:
     cases = [Case(*parts) for parts in product(SIZES, AGENTS, ENCODERS, ACTIONS)]
-    cases = [case for case in cases if case.agent != ONLINE or case.encoder in ("FF", "Transformer")]  # it takes long
+    cases = [case for case in cases if case.agent != ONLINE or case.encoder in ("FF", "Transformer")]
     if options.quick:
         cases = [case for case in cases if case.size == "demo" and case.actions == "discrete"]
     rates, products = {}, {}

@@ -197,7 +197,7 @@ def count_flops(run: Callable[[], object]) -> int:
     """Floating-point operations of the matrix products, convolutions and attention of one call, backward included.
 
     By PyTorch's own counter, which sees single operations, also those with out= inside an autograd.Function (such as
-    the GRU's recurrence), and two kinds that it does not know. As it does, attention counts all pairs of timesteps,
+    the GRU's recurrence), and three kinds that it does not know. As it does, attention counts all pairs of timesteps,
     masked ones too. Elementwise work, softmax, norms and the optimiser are not counted.
     """
     with FlopCounterMode(display=False, custom_mapping=_uncounted_by_torch()) as counter:
@@ -206,7 +206,7 @@ def count_flops(run: Callable[[], object]) -> int:
 
 
 def _uncounted_by_torch() -> dict[Any, Callable[..., int]]:
-    """Formulas of the shapes, for PyTorch's fused attention on CPUs and for cuDNN's recurrent networks."""
+    """Formulas of the shapes: of matrix-vector products, of fused attention on CPUs, of cuDNN's recurrent networks."""
 
     def attention(q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> int:
         return sdpa_flop_count(q, k, v)
@@ -221,8 +221,12 @@ def _uncounted_by_torch() -> dict[Any, Callable[..., int]]:
     def recurrent_backward(x: Any, weights: Any, *args: Any, **kwargs: Any) -> int:
         return 2 * recurrent(x, weights)
 
+    def matrix_vector(matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
+        return 2 * matrix[0] * matrix[1]
+
     aten = torch.ops.aten
     return {
+        aten.mv: matrix_vector,
         aten._scaled_dot_product_flash_attention_for_cpu: attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
         aten._cudnn_rnn: recurrent,

@@ -39,17 +39,16 @@ def linear(layer: EnsembleLinear, member: int) -> nn.Linear:
 
 
 class PlainCritic(nn.Module):
-    """One critic of an ensemble by itself (without dropout)."""
+    """One critic of an ensemble by itself (without dropout, with the default activation)."""
 
     def __init__(self, ensemble: CriticEnsemble, member: int):
         super().__init__()
         layers = (ensemble.inp_layer, *ensemble.core_layers, ensemble.output_layer)
         self.layers = nn.ModuleList(linear(layer, member) for layer in layers)
-        self.activation = ensemble.activation
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
-            x = self.activation(layer(x))
+            x = nn.functional.leaky_relu(layer(x))
         return self.layers[-1](x)
 
 

@@ -59,7 +59,7 @@ def build(
 
 def every_critic(agent: Agent, B: int, L: int) -> np.ndarray:
     """In place of `Agent.td_ensemble`: all critics, each once."""
-    C, G = agent.num_critics, len(agent.gammas)
+    C, G = agent.critics.num_critics, len(agent.gammas)
     return np.tile(np.arange(C)[:, None], (B, L, 1, G))
 
 

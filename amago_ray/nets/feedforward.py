@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable
-from functools import partial
 
 import gin
 import torch
@@ -13,16 +12,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "elu": partial(F.elu, inplace=True),
+    "elu": F.elu,
     "gelu": F.gelu,
-    "leaky_relu": F.leaky_relu_,
+    "leaky_relu": F.leaky_relu,
     "mish": F.mish,
-    "relu": F.relu_,
-    "selu": partial(F.selu, inplace=True),
+    "relu": F.relu,
+    "selu": F.selu,
     "sigmoid": torch.sigmoid,
     "silu": F.silu,
     "softplus": F.softplus,
     "tanh": torch.tanh,
+}
+# Those whose gradient can be told from their result.
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "elu": F.elu_,
+    "leaky_relu": F.leaky_relu_,
+    "relu": F.relu_,
+    "selu": F.selu_,
 }
 SIMNORM_GROUP = 8
 
@@ -31,13 +37,15 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
 
 
-def activation(name: str) -> Callable[[Tensor], Tensor]:
-    """The elementwise function called `name`. It may put its result in the place of its argument, as layers' outputs,
-    which nobody else reads, allow. Raises ValueError, with the nearest known name, for any other.
+def activation(name: str, in_place: bool = False) -> Callable[[Tensor], Tensor]:
+    """The elementwise function called `name`. Raises ValueError, with the nearest known name, for any other.
+
+    in_place: it may overwrite its argument, which saves memory. Hand it only what nothing else reads, and no view where
+        gradient flows: autograd would copy the gradient of all that is viewed.
     """
     if name not in ACTIVATIONS:
         raise ValueError(f"activation={name!r} is unknown; did you mean {_nearest(name, ACTIVATIONS)!r}?")
-    return ACTIVATIONS[name]
+    return IN_PLACE.get(name, ACTIVATIONS[name]) if in_place else ACTIVATIONS[name]
 
 
 _activation = activation  # for constructors whose argument of that name hides the function

@@ -154,7 +154,7 @@ class ResidualActor(ActorHead):
 
 
 class EnsembleLinear(nn.Module):
-    """C independent linear layers as one batched matrix product: (C, N, d_in) -> (C, N, d_out)."""
+    """C independent linear layers at once: (C, N, d_in) -> (C, N, d_out)."""
 
     def __init__(self, num: int, d_in: int, d_out: int):
         super().__init__()
@@ -167,7 +167,7 @@ class EnsembleLinear(nn.Module):
         weight, bias = (self.weight.detach(), self.bias.detach()) if frozen else (self.weight, self.bias)
         weight = weight.to(x_CNI.dtype)
         if weight.shape[2] == 1 and not x_CNI.is_cuda:
-            # A CPU's batched product of single columns takes three times as long as these, forward and backward.
+            # On CPUs a batched product with single columns takes three times as long, forward and backward.
             columns = [x_NI @ weight_I1[:, 0] for x_NI, weight_I1 in zip(x_CNI.unbind(), weight.unbind(), strict=True)]
             out_CN1 = torch.stack(columns).unsqueeze(-1)
             return out_CN1 + bias.to(out_CN1.dtype)
@@ -179,8 +179,8 @@ class AskedRows:
     """Which rows each critic of an ensemble computes, when only some of them are asked about each row.
 
     A row x = n * G + g is a state and a discount factor. row_CR: the R rows of each critic: those that it is asked
-    about and, so that all compute equally many, some others. state_CR: n * C + c of these. answer_NSG: where the
-    answers are in a flat view of (C, R).
+    about and, so that all compute equally many, some others. state_CR: n * C + c of these. answer_NSG: c * R + r of
+    the answers.
     """
 
     row_CR: np.ndarray
@@ -232,13 +232,14 @@ class CriticEnsemble(nn.Module):
     ):
         super().__init__()
         self.action_input = action_input
-        self.state_dim, self.num_gammas, self.num_outputs = state_dim, len(gammas), num_outputs
+        self.state_dim, self.num_gammas = state_dim, len(gammas)
+        self.num_critics, self.num_outputs = num_critics, num_outputs
         d_inp = state_dim + 1 + action_spec.vector_size if action_input else state_dim
         d_out = num_outputs if action_input else len(gammas) * action_spec.vector_size
         self.inp_layer = EnsembleLinear(num_critics, d_inp, d_hidden)
         self.core_layers = nn.ModuleList(EnsembleLinear(num_critics, d_hidden, d_hidden) for _ in range(n_layers - 1))
         self.output_layer = EnsembleLinear(num_critics, d_hidden, d_out)
-        self.activation = activation(activation_name)
+        self.activation = activation(activation_name, in_place=True)
         self.dropout = nn.Dropout(dropout_p)
         gamma_feature = symlog(1.0 / (1.0 - gammas).clamp(1e-6, 1.0))
         self.register_buffer("gamma_feature", gamma_feature.float(), persistent=False)
@@ -293,13 +294,14 @@ class CriticEnsemble(nn.Module):
     ) -> Tensor:
         """As `values`, of S of the critics for each state and gamma, (K, B, L, S, G, O'), without gradient.
 
-        Critics with action input compute nothing for the states and gammas that they are not asked about.
+        On a CPU critics with action input compute nothing for states and gammas that they are not asked about, and
+        `read` sees their outputs as (C, K, R, O). A GPU is done with all before it would have the rows' numbers.
         members_BLSG: int64, on the host: which ones, perhaps some repeatedly.
         """
-        if not self.action_input:
-            q_KBLCG1 = self.values(prepared, action_KBLGA, frozen=True, read=read)
-            index = on_device(members_BLSG, q_KBLCG1.device)[None, ..., None]
-            return q_KBLCG1.take_along_dim(index, dim=3)
+        another_network = type(self).values is not CriticEnsemble.values  # then all are asked, by that method
+        if not self.action_input or prepared.is_cuda or another_network:
+            q_KBLCGO = self.values(prepared, action_KBLGA, frozen=True, read=read)
+            return q_KBLCGO.take_along_dim(on_device(members_BLSG, q_KBLCGO.device)[None, ..., None], dim=3)
         B, L = prepared.shape[:2]
         prepared_NCH, action_KNGA = prepared.flatten(0, 1), action_KBLGA.flatten(1, 2)
         members_NSG = members_BLSG.reshape(B * L, *members_BLSG.shape[2:])
@@ -316,18 +318,18 @@ class CriticEnsemble(nn.Module):
         self, members_NSG: np.ndarray, prepared_NCH: Tensor, action_KNGA: Tensor, read: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """What `read` makes of the outputs of some critics, (K, N, S, G, O')."""
-        C, K, H, device = prepared_NCH.shape[1], len(action_KNGA), prepared_NCH.shape[2], prepared_NCH.device
+        (_, C, H), K = prepared_NCH.shape, len(action_KNGA)
         asked = AskedRows.of(members_NSG, C)
         R = asked.row_CR.shape[1]
         inputs_KXI = self._action_inputs(action_KNGA).flatten(1, 2)
-        inputs_CKRI = inputs_KXI[:, on_device(asked.row_CR, device)].transpose(0, 1)
-        state_CRH = prepared_NCH.flatten(0, 1)[on_device(asked.state_CR, device)]
+        inputs_CKRI = inputs_KXI[:, torch.from_numpy(asked.row_CR)].transpose(0, 1)
+        state_CRH = prepared_NCH.flatten(0, 1)[torch.from_numpy(asked.state_CR)]
         weight_CIH = self.inp_layer.weight[:, self.state_dim :].to(inputs_KXI.dtype)
         first = torch.bmm(inputs_CKRI.flatten(1, 2), weight_CIH).view(C, K, R, H).add_(state_CRH.unsqueeze(1))
         hidden_CNH = self._activate(first).flatten(1, 2)
         out_CKRO = self._later_layers(hidden_CNH, frozen=True).float().view(C, K, R, self.num_outputs)
         read_KXO = read(out_CKRO).transpose(0, 1).flatten(1, 2)
-        return read_KXO[:, on_device(asked.answer_NSG, device)]
+        return read_KXO[:, torch.from_numpy(asked.answer_NSG)]
 
     def _part_size(self, prepared_NCH: Tensor, action_KNGA: Tensor) -> int:
         """How many states are computed at a time without gradient."""
@@ -360,17 +362,17 @@ class CriticEnsemble(nn.Module):
         first_CRH = torch.bmm(inputs_RI.expand(C, -1, -1), weight_CIH.to(inputs_RI.dtype))
         first = first_CRH.view(C, K, N, G, H)
         state_part = prepared_NCH.transpose(0, 1)[:, None, :, None]
-        # In place it needs no second buffer of the size of everything; where gradient flows, a view's would be copied.
+        # In place it needs no second buffer of the size of everything, but where gradient flows this is a view.
         first = first + state_part if torch.is_grad_enabled() else first.add_(state_part)
         out_CRO = self._later_layers(self._activate(first).view(C, K * N * G, H), frozen).float()
         return read(out_CRO.view(C, K, N, G, self.num_outputs)).permute(1, 2, 0, 3, 4)
 
     def _activate(self, x: Tensor) -> Tensor:
-        """Hand it no view: the activation works in place, and autograd then copies a view's gradient."""
+        """What is handed in is overwritten; where gradient flows it must be no view (see `activation`)."""
         return self.dropout(self.activation(x))
 
     def _later_layers(self, hidden_CNH: Tensor, frozen: bool) -> Tensor:
-        """Outputs (C, N, O) of the first hidden layer."""
+        """Outputs (C, N, O) from the activations of the first hidden layer."""
         for layer in self.core_layers:
             hidden_CNH = self._activate(layer(hidden_CNH, frozen))
         return self.output_layer(hidden_CNH, frozen)

@@ -16,7 +16,10 @@ from torch import Tensor
 
 
 def on_device(values: np.ndarray, device: torch.device | str) -> Tensor:
-    """An array of the host as a tensor on the device. The host does not wait for the copy."""
+    """An array of the host as a tensor on the device. The host does not wait for the copy.
+
+    On a CPU it is no copy: both share their memory.
+    """
     tensor = torch.from_numpy(values)
     # Only a copy from page-locked memory is asynchronous.
     return tensor.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else tensor

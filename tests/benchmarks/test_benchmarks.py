@@ -164,6 +164,11 @@ def test_operations_of_the_gru_are_counted(measure: ModuleType) -> None:
     assert measure.count_flops(lambda: gru_sequence(rnn, x).sum().backward()) == 3 * forward
 
 
+def test_operations_of_matrix_vector_products_are_counted(measure: ModuleType) -> None:
+    matrix, vector = torch.randn(6, 5), torch.randn(5)
+    assert measure.count_flops(lambda: matrix @ vector) == 2 * 6 * 5
+
+
 def test_operations_of_fused_attention_are_counted_on_cpus(measure: ModuleType) -> None:
     B, H, L, K = 2, 4, 16, 8
     q = torch.randn(B, H, L, K, requires_grad=True)

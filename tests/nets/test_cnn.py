@@ -33,6 +33,21 @@ def test_gridworld_cnn_equals_the_reference() -> None:
     torch.testing.assert_close(out, torch.from_numpy(arrays["eval/tstep_emb"]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("activation", ["leaky_relu", "relu", "elu", "gelu"])
+def test_impala_equals_a_naive_reading(activation: str) -> None:
+    torch.manual_seed(0)
+    cnn, act = (
+        IMPALAishCNN((20, 20, 3), channels_first=False, activation=activation, channels=(4, 5)),
+        getattr(F, activation),
+    )
+    x = images = torch.randn(2, 3, 20, 20)
+    for convolution, pool, *blocks in cnn.stages:
+        x = pool(convolution(x))
+        for block in blocks:
+            x = x + block.conv2(act(block.conv1(act(x))))
+    torch.testing.assert_close(cnn.conv_forward(images), act(x))
+
+
 @pytest.mark.parametrize("trunk", TRUNKS)
 def test_layouts_leading_dimensions_and_dtypes_agree(trunk: type[CNN]) -> None:
     torch.manual_seed(0)

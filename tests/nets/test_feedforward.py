@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from amago_ray.nets.feedforward import MLP, Normalization, activation
+from amago_ray.nets.feedforward import ACTIVATIONS, IN_PLACE, MLP, Normalization, activation
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "parts.npz")
 
@@ -38,6 +38,21 @@ def test_unknown_names_are_rejected_with_the_nearest() -> None:
         Normalization("simnorm", 12)
     with pytest.raises(ValueError, match="n_layers=0"):
         MLP(3, 8, 0, 2)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_leave_their_argument_alone_unless_told_otherwise(name: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(50, requires_grad=True)
+    expected = getattr(F, name)(x)
+    torch.testing.assert_close(activation(name)(x), expected)
+    kept = x * 1.0
+    in_place = activation(name, in_place=True)(kept)
+    torch.testing.assert_close(in_place, expected)
+    assert (in_place is kept) == (name in IN_PLACE)
+    weights = torch.randn(50)
+    gradients = [torch.autograd.grad((y * weights).sum(), x)[0] for y in (in_place, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_mlp_is_its_layers_in_order() -> None:

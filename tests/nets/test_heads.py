@@ -122,6 +122,19 @@ def test_values_of_some_critics_are_those_of_all(
     close(asked, expected.detach())
 
 
+class Bounded(NCritics):
+    def values(self, *args: object, **settings: object) -> Tensor:
+        return 3 * super().values(*args, **settings).tanh()
+
+
+@by_kind
+def test_a_subclass_with_values_of_its_own_is_asked_for_them(kind: str) -> None:
+    torch.manual_seed(0)
+    critics, (state, action) = Bounded(D, SPECS[kind], GAMMAS, C, d_hidden=7), inputs(kind)
+    prepared, members = critics.prepare(state), np.ones((B, L, 1, G), np.int64)
+    close(critics.values_of(members, prepared, action), critics.values(prepared, action)[:, :, :, 1:2].detach())
+
+
 def test_critics_compute_only_what_they_are_asked() -> None:
     members = np.random.default_rng(0).integers(4, size=(500, 2, G))
     asked = heads.AskedRows.of(members, 4)
