@@ -186,8 +186,8 @@ class Collection:
                 self._share[worker] = 0
             elif worker not in self._in_flight:
                 self._start(worker, now)
-        for worker, (_, _, started) in self._in_flight.items():
-            if now - started > self._timeout_s:
+        for worker, (call, _, started) in self._in_flight.items():
+            if now - started > self._timeout_s and not call.done():
                 self._message(silent_worker(worker, self._timeout_s))
                 self._topology.restart_worker(worker)
                 self._in_flight[worker] = (*self._in_flight[worker][:2], now)
@@ -323,22 +323,20 @@ class Evaluation:
     def calls(self) -> list[RemoteCall]:
         now = time.monotonic()
         self._presence.look()
-        for share, report in enumerate(self._reports):
-            if report is None and share not in self._in_flight and (worker := self._worker_for(share)) is not None:
-                self._in_flight[share] = (self._start(worker, share), worker, now)
+        here = self._presence.here
+        open_shares = [i for i, report in enumerate(self._reports) if report is None and i not in self._in_flight]
+        for share in sorted(open_shares, key=lambda share: share not in here):
+            # A worker gets one share at a time: what waits for another share does not hang.
+            busy = {worker for _, worker, _ in self._in_flight.values()}
+            free = [worker for worker in ((share,) if share in here else here) if worker not in busy]
+            if free:
+                self._in_flight[share] = (self._start(free[0], share), free[0], now)
         for share, (call, worker, started) in self._in_flight.items():
-            if now - started > self._timeout_s:
+            if now - started > self._timeout_s and not call.done():
                 self._message(silent_worker(worker, self._timeout_s))
                 self._restart(worker)
                 self._in_flight[share] = (call, worker, now)
         return [call for call, _, _ in self._in_flight.values()]
-
-    def _worker_for(self, share: int) -> int | None:
-        here = self._presence.here
-        if share in here:
-            return share
-        load = [worker for _, worker, _ in self._in_flight.values()]
-        return min(here, key=load.count, default=None)
 
     def take(self, call: RemoteCall) -> None:
         share, worker = next((s, w) for s, (c, w, _) in self._in_flight.items() if c is call)

@@ -78,7 +78,8 @@ class MetricsLog:
     """Append rows to `{run_dir}/metrics.jsonl`: a killed process loses at most the row that it was writing.
 
     resume: go on with the rows that are there, less a torn last line; False starts an empty file.
-    newest: the last value of everything that this log has written, "<section>/<name>" -> value.
+    newest: the last value of everything that this log has written, "<section>/<name>" -> value, NaN where it
+        was not finite.
     wandb_run_id: the id to store and to hand back in `WandbOptions.run_id`; None without wandb.
 
     Raises ImportError if wandb is asked for but not installed, and ValueError if it cannot start as asked.
@@ -110,7 +111,7 @@ class MetricsLog:
         line = _encode({"section": section, **axes, **metrics})
         if os.write(self._fd, line) != len(line):  # one write per row; a short one means that the disk is full
             raise OSError(f"{self._path}: the row was cut short; is the disk full?")
-        self.newest |= {name: value for name, value in metrics.items() if value is not None}
+        self.newest |= {name: math.nan if value is None else value for name, value in metrics.items()}
         if self._run is not None:
             self._log_wandb(section, {**axes, **{name: value for name, value in metrics.items() if value is not None}})
 

@@ -157,19 +157,22 @@ def pool(name: str, nodes: Sequence[Node]) -> dict[str, str]:
     return {"pool": name} if any(node.labels.get("pool") == name for node in nodes) else {}
 
 
-def check_fits(roles: Sequence[Role], cluster: Cluster) -> None:
+def check_fits(roles: Sequence[Role], cluster: Cluster, whole: bool = False) -> None:
     """Raises ValueError, saying what is missing, when the run could not even begin on the cluster at its largest.
 
-    To begin it needs all learners and shards, and one process of every role that is spread.
+    To begin it needs all learners and shards, and one process of every role that is spread; all of these too where it
+    is `whole`, as a trial of a sweep is.
     """
     nodes = (*cluster.nodes, *cluster.growth)
-    needed = [Role(r.name, min(r.count, 1) if r.spread else r.count, r.each, r.labels, r.spread) for r in roles]
+    needed = [
+        Role(r.name, min(r.count, 1) if r.spread and not whole else r.count, r.each, r.labels, r.spread) for r in roles
+    ]
     placement = place(needed, nodes, free_only=False)
     for role, places in zip(roles, placement.places):
         if missing := places.count(NOWHERE):
             labels = "".join(f" labelled {name}={value}" for name, value in role.labels.items())
             there = "; ".join(f"{describe(node)} has {node.total}" for node in nodes) or "there is none"
-            who, finds = ("not one", "finds a") if role.spread else (missing, "find no")
+            who, finds = ("not one", "finds a") if role.spread and not whole else (missing, "find no")
             raise ValueError(
                 f"the run can never start: {who} of {role.count} {role.name}s, which need {role.each} each, {finds} "
                 f"node{labels} with as much left ({there}): {REMEDIES[role.name]}, or add nodes"
@@ -180,7 +183,7 @@ LEARNER, SHARD, WORKER = "learner", "replay shard", "rollout worker"
 REMEDIES = {
     LEARNER: "lower Experiment.num_learners or learner_cpus",
     SHARD: "lower Experiment.num_replay_shards or replay_capacity_gb",
-    WORKER: "see Experiment.rollout_nodes",
+    WORKER: "lower Experiment.num_rollout_workers, see Experiment.rollout_nodes",
 }
 
 

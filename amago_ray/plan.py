@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from amago_ray import config
 from amago_ray.agent import AgentSpec
 from amago_ray.envs.pool import MakeEnv, env_spaces
 from amago_ray.learner.learner import LearnerConfig
-from amago_ray.placement import Cluster, Node, Placement, amount, pool, table
+from amago_ray.placement import Cluster, Node, Placement, amount, matches, pool, table
 from amago_ray.replay.datasets import RowLayout, mixture_of
 from amago_ray.replay.rate_limiter import RateLimiter
 from amago_ray.replay.selection import SelectionConfig
@@ -28,7 +28,9 @@ def plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Cluster, 
     device = learner_device(x.num_learners, x.learner_device, cluster.gpus)
     cpus, shards = cluster.cpus, x.num_replay_shards
     nodes = (*cluster.nodes, *cluster.growth)
-    free_cpus = cpus - x.num_learners * (x.learner_cpus or 1)
+    learner_nodes = _selector(x.learner_nodes, "learner", cluster, nodes)
+    rollout_nodes = _selector(x.rollout_nodes, "rollout", cluster, nodes)
+    free_cpus = _cpus_for_workers(cluster, nodes, learner_nodes, rollout_nodes, x.num_learners * (x.learner_cpus or 1))
     default_workers = min(max(free_cpus, 1), -(-x.parallel_actors // ENVS_PER_WORKER))
     workers = x.num_rollout_workers or default_workers
     learner_cpus = x.learner_cpus
@@ -86,9 +88,24 @@ def plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Cluster, 
         worker_gpus=ROLLOUT_GPU_SHARE if x.rollout_device == "cuda" else 0.0,
         learner_cpus=float(learner_cpus),
         learner_gpus=1.0 if device == "cuda" else 0.0,
-        learner_nodes=_selector(x.learner_nodes, "learner", cluster, nodes),
-        rollout_nodes=_selector(x.rollout_nodes, "rollout", cluster, nodes),
+        learner_nodes=learner_nodes,
+        rollout_nodes=rollout_nodes,
     )
+
+
+def _cpus_for_workers(
+    cluster: Cluster,
+    nodes: Sequence[Node],
+    learner_nodes: Mapping[str, str],
+    rollout_nodes: Mapping[str, str],
+    learners_cpus: float,
+) -> int:
+    """Cores of the nodes that rollout workers may be on, less what learners take there."""
+    if cluster.local or cluster.in_group:
+        return int(cluster.cpus - learners_cpus)
+    theirs = [node for node in nodes if matches(node.labels, rollout_nodes)]
+    shared = any(matches(node.labels, learner_nodes) for node in theirs)
+    return int(sum(node.total.cpus for node in theirs) - (learners_cpus if shared else 0))
 
 
 def _selector(given: dict[str, str] | None, name: str, cluster: Cluster, nodes: Sequence[Node]) -> dict[str, str]:

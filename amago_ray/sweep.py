@@ -42,7 +42,7 @@ class Sweep:
     max_concurrent: trials at a time; None for as many as there is room for.
     grace_epochs: "asha" stops no trial earlier; by default a ninth of the epochs. reduction_factor: of as many trials
         that come to a rung, it lets one go on.
-    perturb_epochs: between two looks of "pbt"; by default a tenth of the epochs. At least val_interval counts.
+    perturb_epochs: between two looks of "pbt", rounded up to whole val_intervals; by default a tenth of the epochs.
     synchronous: "pbt" compares trials when all have come to the same epoch, so that even those that take turns on one
         machine learn from one another; False compares with what the others last reported, and nobody waits.
     max_failures: how often a trial whose process dies is continued from its last checkpoint.
@@ -84,6 +84,11 @@ class Sweep:
             if (value is None and optional) or (isinstance(value, int) and value >= least):
                 continue
             raise ValueError(f"Sweep.{name}={value!r}: it must be an integer of {least} or more")
+        if self.scheduler == "pbt" and self.max_concurrent is not None and self.max_concurrent < self.num_samples:
+            raise ValueError(
+                f"Sweep.max_concurrent={self.max_concurrent}: scheduler 'pbt' compares all of its {self.num_samples} "
+                "trials, and pauses those for which there is no room: leave it out"
+            )
         for name, text in self.params.items():
             distribution, _ = parse(name, text)
             if self.scheduler == "pbt" and distribution == "grid_search":

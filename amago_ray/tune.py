@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.sample import Categorical, Float, Integer
 from ray.util.placement_group import get_current_placement_group
 
 from amago_ray import config
 from amago_ray.cluster import connect, disconnect, survey
+from amago_ray.config import nearest
 from amago_ray.experiment import Experiment
 from amago_ray.metrics import AVERAGE_RETURN
 from amago_ray.placement import Cluster, Role, check_fits, place
 from amago_ray.plan import plan
+from amago_ray.population import Population
 from amago_ray.preflight import probe
 from amago_ray.sweep import Sweep, binding, domain
 from amago_ray.sweep_results import SWEEP_FILE, SweepResults, Trial, show
@@ -142,7 +144,8 @@ def run_sweep(experiment: Experiment, sweep: Sweep, name: str, resume: bool = Fa
     The folder is `{ckpt_base_dir}/{name}`; see `sweep_results` for what is in it. resume: go on with one that was
     killed.
     Raises ValueError, before anything starts, for parameters that gin does not know, for a sweep that could never run,
-    and where the folder holds a sweep or run already (or none that can be resumed).
+    and where the folder holds a sweep or run already (or none that can be resumed). Raises KeyboardInterrupt when it
+    was interrupted, after its state is kept.
     """
     folder = Path(experiment.ckpt_base_dir).expanduser().resolve() / name
     space = {parameter: domain(parameter, text, tune) for parameter, text in sweep.params.items()}
@@ -161,14 +164,18 @@ def run_sweep(experiment: Experiment, sweep: Sweep, name: str, resume: bool = Fa
     cluster, started_here = connect(experiment.ray_address, cpus_of_a_trial)
     try:
         roles = trial_roles(experiment)
-        check_fits(roles, cluster)
+        check_fits(roles, cluster, whole=True)
         print(f"{name}: {_room(roles, survey())}\n", flush=True)
         log = SweepLog(folder, SweepResults(sweep.metric, sweep.mode, experiment.epochs))
+        # A metric may be missing from a report: nothing was learned yet, say. `SweepLog` tells of one that never comes.
+        os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
         if resume:
-            tuner = tune.Tuner.restore(str(folder / TUNE_FOLDER), trainable(make), restart_errored=True)
+            tuner = tune.Tuner.restore(str(folder / TUNE_FOLDER), trainable(make), resume_errored=True)
         else:
             tuner = _tuner(experiment, sweep, space, trainable(make), folder, log)
         tuner.fit()
+        if any(trial.status == "running" for trial in SweepResults.read(folder).trials.values()):
+            raise KeyboardInterrupt  # Tune caught it, kept what it needs, and returned
     finally:
         if started_here:
             disconnect()
@@ -180,6 +187,7 @@ class SweepLog(tune.Callback):
 
     def __init__(self, folder: Path, results: SweepResults):
         self._folder, self._results = folder, results
+        self._missed = False  # whether a trial reported without the metric
 
     def setup(self, *args: Any, **info: Any) -> None:
         if (self._folder / SWEEP_FILE).is_file():  # the sweep is being resumed
@@ -189,6 +197,10 @@ class SweepLog(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         results = self._results
+        if results.metric not in result and not self._missed:
+            self._missed = True
+            known = sorted(name for name in result if "/" in name)
+            print(f"no {results.metric!r} is reported yet{nearest(results.metric, known)}", flush=True)
         entry = results.add(trial.trial_id, trial.config, result["epoch"], result.get(results.metric, float("nan")))
         counts = Counter(t.status for t in trials)
         print(
@@ -263,9 +275,11 @@ def _tuner(
             metric=sweep.metric,
             mode=sweep.mode,
             scheduler=scheduler(sweep, experiment.epochs, experiment.val_interval, space),
-            search_alg=tune.search.basic_variant.BasicVariantGenerator(random_state=sweep.seed),
+            # The limit goes in here: Tune ignores its own where it is given a generator.
+            search_alg=tune.search.basic_variant.BasicVariantGenerator(
+                random_state=sweep.seed, max_concurrent=sweep.max_concurrent or 0
+            ),
             num_samples=sweep.num_samples,
-            max_concurrent_trials=sweep.max_concurrent,
         ),
         run_config=tune.RunConfig(
             name=TUNE_FOLDER,
@@ -288,10 +302,11 @@ def scheduler(sweep: Sweep, epochs: int, val_interval: int, space: Mapping[str, 
             time_attr="epoch", max_t=epochs, grace_period=min(grace, epochs), reduction_factor=sweep.reduction_factor
         )
     if sweep.scheduler == "pbt":
-        interval = max(sweep.perturb_epochs or epochs // 10, val_interval, 1)
-        return PopulationBasedTraining(
+        interval = max(sweep.perturb_epochs or epochs // 10, 1)
+        return Population(
             time_attr="epoch",
-            perturbation_interval=interval,
+            perturbation_interval=-(-interval // val_interval) * val_interval,  # trials report with each validation
+            require_attrs=False,
             # A list is one to choose its neighbours from; a `choice` would be multiplied like a number.
             hyperparam_mutations={n: v.categories if isinstance(v, Categorical) else v for n, v in space.items()},
             custom_explore_fn=Bounds(space),

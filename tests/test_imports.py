@@ -22,7 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"amago_weights", "envs", "checkpoint", "metrics", "sweep"}),
     frozenset({"rollout", "replay", "learner"}),
     frozenset({"settings", "evaluation", "calls", "display", "placement", "plotting"}),
-    frozenset({"cluster", "presence", "replay_plotting", "sweep_results", "topology"}),
+    frozenset({"cluster", "population", "presence", "replay_plotting", "sweep_results", "topology"}),
     frozenset({"jobs", "plan", "preflight"}),
     frozenset({"schedule"}),
     frozenset({"experiment"}),
@@ -34,7 +34,7 @@ LAYERS: tuple[frozenset[str], ...] = (
 
 # Third-party packages that only the named modules may import.
 ONLY_IN: dict[str, frozenset[str]] = {
-    "ray": frozenset({"calls", "cluster", "topology", "tune"}),
+    "ray": frozenset({"calls", "cluster", "population", "topology", "tune"}),
     "wandb": frozenset({"metrics"}),
 }
 

@@ -84,6 +84,10 @@ def test_a_run_that_can_begin_is_let_through_and_others_are_told_what_is_missing
         check_fits(roles(1, learner_gpus=1), Cluster(2, (rollout,)))
     with pytest.raises(ValueError, match=r"4 of 20 replay shards, which need 1.0 GB each, .*replay_capacity_gb"):
         check_fits(roles(1, shards=20), Cluster(10, (learner, rollout)))
+    # A trial of a sweep begins with all of its workers.
+    check_fits(roles(2, learner_gpus=1, pooled=True), Cluster(10, (learner, rollout)), whole=True)
+    with pytest.raises(ValueError, match=r"98 of 100 rollout workers, .* find no node labelled pool=rollout"):
+        check_fits(roles(100, learner_gpus=1, pooled=True), Cluster(10, (learner, rollout)), whole=True)
 
 
 def test_nodes_that_an_autoscaler_may_add() -> None:

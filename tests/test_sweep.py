@@ -62,6 +62,7 @@ def test_mistakes_in_a_distribution(text: str, expected: str) -> None:
         ({"num_samples": 0}, "Sweep.num_samples=0: it must be an integer of 1 or more"),
         ({"reduction_factor": 1}, "Sweep.reduction_factor=1"),
         ({"max_concurrent": 0}, "Sweep.max_concurrent=0"),
+        ({"scheduler": "pbt", "num_samples": 4, "max_concurrent": 2}, "Sweep.max_concurrent=2: scheduler 'pbt'"),
         ({"scheduler": "pbt", "params": {"Experiment.seed": "grid_search([1])"}}, "does not allow: use choice"),
     ],
 )
