@@ -193,7 +193,7 @@ def test_schedulers_count_in_epochs() -> None:
 
     asha, pbt = made("asha"), made("pbt")
     assert (asha._time_attr, asha._max_t, asha._brackets[0]._rungs[-1][0]) == ("epoch", 90, 10)
-    assert (pbt._time_attr, pbt._perturbation_interval, pbt._synch) == ("epoch", 9, True)
+    assert (pbt._time_attr, pbt._perturbation_interval, pbt._synch) == ("epoch", 10, True), "whole validations"
     assert pbt._hyperparam_mutations["Experiment.batch_size"] == [16, 32], "only these values are tried"
 
 
