@@ -59,6 +59,23 @@ def test_asha_of_eight_trials_whose_driver_is_killed(tmp_path: Path) -> None:
         assert image.width > image.height
 
 
+def test_ctrl_c_does_not_look_like_success_and_the_sweep_goes_on_afterwards(tmp_path: Path) -> None:
+    file = write_config(tmp_path, "Experiment.epochs = 40")
+    arguments, sweep = command(file, "--num-samples", "1"), tmp_path / "runs" / "tiny_sweep"
+    run = subprocess.Popen(arguments, cwd=TESTS.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_until(lambda: bool(trials(sweep)) or run.poll() is not None, "no trial has begun", 5 * MINUTES)
+    run.send_signal(signal.SIGINT)
+    said, _ = run.communicate(timeout=3 * MINUTES)
+    assert run.returncode == 130, said
+    assert "amago-ray: stopped; --resume goes on" in said
+    ((name, entry),) = trials(sweep).items()
+    assert entry["status"] == "running" and entry["epoch"] < 40
+    resumed = subprocess.run([*arguments, "--resume"], cwd=TESTS.parent, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    ((same, entry),) = trials(sweep).items()
+    assert (same, entry["status"], entry["epoch"]) == (name, "finished", 40)
+
+
 def test_pbt_of_four_trials(tmp_path: Path) -> None:
     """Those that are behind go on from a copy of one that is ahead, with other parameters."""
     file = write_config(tmp_path, "Experiment.epochs = 4", "Sweep.perturb_epochs = 2")
