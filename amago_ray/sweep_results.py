@@ -52,6 +52,11 @@ class SweepResults:
     epochs: int
     trials: dict[str, Trial] = field(default_factory=dict)
 
+    @property
+    def running(self) -> bool:
+        """Whether a trial has begun and not ended."""
+        return any(trial.status == "running" for trial in self.trials.values())
+
     @classmethod
     def read(cls, folder: Path) -> SweepResults:
         """Raises ValueError where `folder` holds no sweep."""

@@ -174,7 +174,7 @@ def run_sweep(experiment: Experiment, sweep: Sweep, name: str, resume: bool = Fa
         else:
             tuner = _tuner(experiment, sweep, space, trainable(make), folder, log)
         tuner.fit()
-        if any(trial.status == "running" for trial in SweepResults.read(folder).trials.values()):
+        if not (folder / SWEEP_FILE).is_file() or SweepResults.read(folder).running:
             raise KeyboardInterrupt  # Tune caught it, kept what it needs, and returned
     finally:
         if started_here:
