@@ -12,22 +12,23 @@ from typing import Any
 
 import gin
 
-DRIVER_MODULES = ("amago_ray.experiment", "amago_ray.sweep")
+DRIVER_MODULES = ("amago_ray.experiment", "amago_ray.tune.sweep")
 CONFIGURABLE_MODULES = (
     *DRIVER_MODULES,
     "amago_ray.agent",
-    "amago_ray.losses",
+    "amago_ray.nets.actors",
+    "amago_ray.nets.attention",
     "amago_ray.nets.cnn",
-    "amago_ray.nets.distributions",
-    "amago_ray.nets.heads",
+    "amago_ray.nets.critics",
+    "amago_ray.nets.policy_outputs",
     "amago_ray.nets.scaling",
     "amago_ray.nets.traj_encoders",
-    "amago_ray.nets.attention",
     "amago_ray.nets.tstep_encoders",
-    "amago_ray.envs.exploration",
     "amago_ray.envs.builtin",
+    "amago_ray.envs.exploration",
     "amago_ray.replay.datasets",
     "amago_ray.replay.readers",
+    "amago_ray.replay.sampling.relabeling",
 )
 
 

@@ -17,13 +17,9 @@ from typing import Any, TypeVar
 import gin
 
 from amago_ray import config
-from amago_ray.calls import RemoteCall
-from amago_ray.checkpoint import RunDirectory, write_atomically
-from amago_ray.cluster import connect, disconnect
-from amago_ray.data import EpisodeResult, ReplayReport, RolloutReport, Weights
-from amago_ray.display import Display
-from amago_ray.envs.pool import MakeEnv
-from amago_ray.jobs import (
+from amago_ray.atomic_files import write_atomically
+from amago_ray.driver.cluster import connect, disconnect
+from amago_ray.driver.jobs import (
     Collection,
     CollectJob,
     Evaluation,
@@ -31,15 +27,22 @@ from amago_ray.jobs import (
     LearnJob,
     run_jobs,
 )
-from amago_ray.metrics import AVERAGE_RETURN, MetricsLog, Progress, summarize_episodes
-from amago_ray.placement import WORKER, Cluster, check_fits, place
-from amago_ray.plan import deal_environments, overview, plan, rate_limiter
-from amago_ray.preflight import check_folder, check_settings, is_begun, probe, weight_shapes
-from amago_ray.presence import MAX_DEATHS_IN_A_ROW, Presence
-from amago_ray.replay.datasets import mixture_of
-from amago_ray.schedule import EpochResult, make_schedule
+from amago_ray.driver.liveness import MAX_DEATHS_IN_A_ROW, Presence
+from amago_ray.driver.overview import overview
+from amago_ray.driver.placement import WORKER, Cluster, check_fits, place
+from amago_ray.driver.plan import deal_environments, plan, rate_limiter
+from amago_ray.driver.preflight import check_folder, check_settings, is_begun, probe, weight_shapes
+from amago_ray.driver.processes import TopologyConfig
+from amago_ray.driver.remote import RemoteCall
+from amago_ray.driver.schedule import EpochResult, make_schedule
+from amago_ray.driver.topology import START_TIMEOUT_S, LearnerDied, Topology, check_sendable
+from amago_ray.envs.makers import MakeEnv
+from amago_ray.messages import EpisodeResult, ReplayReport, RolloutReport, Weights
+from amago_ray.replay.datasets.dataset import mixture_of
+from amago_ray.run_directory import RunDirectory
 from amago_ray.settings import ExperimentSettings, replay_folder, wandb_options
-from amago_ray.topology import START_TIMEOUT_S, LearnerDied, Topology, TopologyConfig, check_sendable
+from amago_ray.watch.display import Display
+from amago_ray.watch.metrics import AVERAGE_RETURN, MetricsLog, Progress, summarize_episodes
 
 T = TypeVar("T")
 

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Literal
 
 from amago_ray.agent import Agent
-from amago_ray.checkpoint import RunDirectory
 from amago_ray.envs.exploration import EpsilonGreedy, ExplorationWrapper
-from amago_ray.envs.pool import MakeEnv
+from amago_ray.envs.makers import MakeEnv
 from amago_ray.learner.learner import MixedPrecision
-from amago_ray.metrics import WandbOptions
 from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import TstepEncoder
-from amago_ray.replay.datasets import MixtureOfDatasets, RLDataset
-from amago_ray.replay.relabeling import Relabeler
-from amago_ray.replay.sampling import PaddedSampling
-from amago_ray.replay.selection import SamplingMode
+from amago_ray.replay.datasets.dataset import MixtureOfDatasets, RLDataset
+from amago_ray.replay.sampling.relabeling import Relabeler
+from amago_ray.replay.sampling.selection import SamplingMode
+from amago_ray.replay.sampling.slices import PaddedSampling
+from amago_ray.run_directory import RunDirectory
+from amago_ray.watch.metrics import WandbOptions
 
 BatchLayout = Literal["padded", "packed", "bucketed"]
 ScheduleName = Literal["auto", "alternate", "overlap", "continuous"]

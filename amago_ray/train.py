@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amago_ray import config
-from amago_ray.envs.pool import EnvFailure
-from amago_ray.metrics import AVERAGE_RETURN, read_metrics, summarize_episodes
+from amago_ray.envs.makers import EnvFailure
+from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics, summarize_episodes
 
 if TYPE_CHECKING:
     from amago_ray.experiment import Experiment
@@ -92,7 +92,7 @@ def train(arguments: Sequence[str]) -> None:
         experiment.learn()
         print(f"\nThe run is in {experiment.directory.root}")
         if not options.no_final_test:
-            from amago_ray.evaluation import random_policy
+            from amago_ray.rollout.evaluate import random_policy
 
             trained = experiment.evaluate_test(experiment.make_val_env, episodes=FINAL_EPISODES)
             random = summarize_episodes(random_policy(experiment.make_val_env, FINAL_EPISODES, experiment.seed))
@@ -113,8 +113,8 @@ def load_experiment(configs: Sequence[str | Path], bindings: Sequence[str]) -> E
 
 def check_initial_weights(experiment: Experiment, path: Path, overwrite: bool) -> None:
     """Raises ValueError, before anything starts or is removed, for weights that the run could not begin with."""
-    from amago_ray.evaluation import load_policy_weights
-    from amago_ray.preflight import probe
+    from amago_ray.driver.preflight import probe
+    from amago_ray.rollout.evaluate import load_policy_weights
 
     load_policy_weights(probe(experiment), path)
     if overwrite and experiment.directory.root in path.resolve().parents:
@@ -145,8 +145,8 @@ def plot(arguments: Sequence[str]) -> None:
         "--reached", type=float, metavar="RETURN", help="also say when each run's return first got this high"
     )
     options = parser.parse_args(arguments)
-    from amago_ray.plotting import plot_runs
-    from amago_ray.sweep_results import SWEEP_FILE, plot_sweep
+    from amago_ray.tune.results import SWEEP_FILE, plot_sweep
+    from amago_ray.watch.curves import plot_runs
 
     with in_one_line():
         if (options.runs[0] / SWEEP_FILE).is_file():
@@ -186,8 +186,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.episodes < 1:
         raise Mistake(f"--episodes {options.episodes}: it must be 1 or more")
-    from amago_ray.evaluation import evaluate_policy, load_policy_weights, record_gif
-    from amago_ray.preflight import probe
+    from amago_ray.driver.preflight import probe
+    from amago_ray.rollout.evaluate import evaluate_policy, load_policy_weights, record_gif
 
     with in_one_line():
         experiment = load_experiment([options.run / "config.txt"], [*options.set, *_environment(options.env)])
@@ -224,10 +224,10 @@ def import_amago(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     import torch
 
-    from amago_ray.amago_weights import convert_amago_weights
-    from amago_ray.checkpoint import write_atomically
-    from amago_ray.preflight import probe
-    from amago_ray.weights import read_state_dict
+    from amago_ray.agent.amago_weights import convert_amago_weights
+    from amago_ray.agent.flat_weights import read_state_dict
+    from amago_ray.atomic_files import write_atomically
+    from amago_ray.driver.preflight import probe
 
     out = options.out
     folder = [f"Experiment.run_name = {out.name!r}", f"Experiment.ckpt_base_dir = {str(out.parent)!r}"]
@@ -250,7 +250,7 @@ def import_amago(arguments: Sequence[str]) -> None:
 
 def import_data(arguments: Sequence[str]) -> None:
     """Convert a dataset to the format of replay."""
-    from amago_ray.data_commands import import_data
+    from amago_ray.commands.import_data import import_data
 
     with in_one_line():
         import_data(arguments, load_experiment)
@@ -258,7 +258,7 @@ def import_data(arguments: Sequence[str]) -> None:
 
 def replay(arguments: Sequence[str]) -> None:
     """Look at what a run has stored; exit status 1 where it is damaged."""
-    from amago_ray.replay_command import inspect_replay
+    from amago_ray.commands.replay import inspect_replay
 
     with in_one_line():
         healthy = inspect_replay(arguments, load_experiment)
@@ -268,7 +268,7 @@ def replay(arguments: Sequence[str]) -> None:
 
 def tune(arguments: Sequence[str]) -> None:
     """Run a hyperparameter sweep; exit status 1 where a trial failed."""
-    from amago_ray.tune_command import tune
+    from amago_ray.commands.tune import tune
 
     with in_one_line():
         healthy = tune(arguments, load_experiment)

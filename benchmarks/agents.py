@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import gin
 
-from amago_ray.agent import Agent, AgentSpec, MultiTaskAgent
-from amago_ray.data import ActionSpec, ArraySpec, ObsSpec
+from amago_ray.agent import Agent, MultiTaskAgent
+from amago_ray.agent.spec import AgentSpec
 from amago_ray.nets.traj_encoders import (
     FFTrajEncoder,
     GRUTrajEncoder,
@@ -16,6 +16,7 @@ from amago_ray.nets.traj_encoders import (
     TrajEncoder,
 )
 from amago_ray.nets.tstep_encoders import FFTstepEncoder
+from amago_ray.specs import ActionSpec, ArraySpec, ObsSpec
 
 ENCODERS: dict[str, type[TrajEncoder]] = {
     "FF": FFTrajEncoder,

@@ -20,15 +20,16 @@ from agents import ACTIONS, AGENTS, ENCODERS, ONLINE, SIZES, Size, configured_sp
 from measure import Column, MatrixProduct, Row, Table, Timing
 from plain_agent import PlainLearner
 
-from amago_ray.agent import AgentSpec
-from amago_ray.allocator import keep_freed_memory
-from amago_ray.data import ActionSpec, LearnReport, Trajectory, TrajectoryId
+from amago_ray.agent.policy import TrainingBatch
+from amago_ray.agent.spec import AgentSpec
+from amago_ray.driver.malloc import keep_freed_memory
 from amago_ray.learner.batches import training_batch
 from amago_ray.learner.learner import Learner, LearnerConfig
-from amago_ray.policy import TrainingBatch
+from amago_ray.messages import LearnReport, Trajectory, TrajectoryId
 from amago_ray.replay.client import LocalShard, ReplayReader
-from amago_ray.replay.packing import pack
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
+from amago_ray.replay.storage.trajectory_pack import pack
+from amago_ray.specs import ActionSpec
 
 NUM_PREPARED = 3  # batches that `update` goes through in turn
 RUN_S = 0.4  # about how long one timed run takes, where that is enough for LEAST_BATCHES

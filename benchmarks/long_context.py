@@ -16,10 +16,10 @@ import measure
 import torch
 from measure import Column, Row, Table
 
-from amago_ray.allocator import keep_freed_memory
+from amago_ray.driver.malloc import keep_freed_memory
 from amago_ray.nets.attention import SlidingWindowAttention
 from amago_ray.nets.traj_encoders import MambaTrajEncoder, TformerTrajEncoder, TrajEncoder
-from amago_ray.plotting import COLOURS, DPI, FAINT, INK, PANEL_SIZE_IN, STYLE
+from amago_ray.watch.curves import COLOURS, DPI, FAINT, INK, PANEL_SIZE_IN, STYLE
 
 LENGTHS, QUICK_LENGTHS = (128, 512, 2048, 8192), (64, 128)
 WINDOW = 128

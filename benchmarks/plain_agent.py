@@ -22,11 +22,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from amago_ray import losses
-from amago_ray.agent import Agent, AgentLoss
+from amago_ray.agent import losses
+from amago_ray.agent.actor_critic import Agent, AgentLoss
+from amago_ray.agent.policy import TrainingBatch
 from amago_ray.learner.learner import LearnerConfig
-from amago_ray.nets.heads import MAX_CRITIC_ACTION, CriticEnsemble, EnsembleLinear
-from amago_ray.policy import TrainingBatch
+from amago_ray.nets.critics import MAX_CRITIC_ACTION, CriticEnsemble, EnsembleLinear
 
 
 def linear(layer: EnsembleLinear, member: int) -> nn.Linear:

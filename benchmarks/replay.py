@@ -19,9 +19,9 @@ import torch
 from measure import Column, Row, Table
 from replay_cases import DATA, NUM_ACTIONS, Copy, Data, NpzFiles, Ring
 
-from amago_ray.allocator import keep_freed_memory
-from amago_ray.data import ActionSpec
+from amago_ray.driver.malloc import keep_freed_memory
 from amago_ray.learner.batches import training_batch
+from amago_ray.specs import ActionSpec
 
 NUM_SHARDS = (1, 2, 4)
 ACTION_SPEC = ActionSpec("discrete", (), "int64", NUM_ACTIONS, (NUM_ACTIONS,))

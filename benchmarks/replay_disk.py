@@ -19,7 +19,7 @@ import numpy as np
 from measure import Column, Row, Table
 from replay_cases import DATA, Data, NpzFiles, Ring
 
-from amago_ray.allocator import keep_freed_memory
+from amago_ray.driver.malloc import keep_freed_memory
 
 MOST_NPZ_FILES = 1000
 

@@ -16,7 +16,7 @@ import measure
 from measure import Column, Row, Table
 from replay_cases import DATA, Ring
 
-from amago_ray.allocator import keep_freed_memory
+from amago_ray.driver.malloc import keep_freed_memory
 
 NUM_ROWS = 10
 

@@ -19,14 +19,14 @@ import torch
 from agents import ENCODERS, SIZES, configured_spec
 from measure import Column, Row, Table
 
-from amago_ray.agent import AgentSpec
-from amago_ray.data import RolloutReport
+from amago_ray.agent.spec import AgentSpec
 from amago_ray.envs.builtin import MetaFrozenLake
 from amago_ray.envs.exploration import EpsilonGreedy
-from amago_ray.envs.pool import EnvMaker, check_env
-from amago_ray.futures import Pending, Ready
+from amago_ray.envs.makers import EnvMaker, check_env
+from amago_ray.messages import RolloutReport
+from amago_ray.pending import Pending, Ready
 from amago_ray.replay.client import ReplayWriter
-from amago_ray.replay.packing import PackedTrajectories
+from amago_ray.replay.storage.trajectory_pack import PackedTrajectories
 from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
 
 ENVS: dict[str, EnvMaker] = {

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amago_ray.agent import AUXILIARY_GAMMAS, Agent, MultiTaskAgent
-from amago_ray.data import ActionSpec, ArraySpec
+from amago_ray.agent import MultiTaskAgent
+from amago_ray.agent.actor_critic import AUXILIARY_GAMMAS, Agent
+from amago_ray.agent.policy import TrainingBatch
 from amago_ray.nets.actions import action_vector
-from amago_ray.nets.heads import Actor, NCritics, NCriticsTwoHot
+from amago_ray.nets.actors import Actor
+from amago_ray.nets.critics import NCritics, NCriticsTwoHot
 from amago_ray.nets.traj_encoders import FFTrajEncoder, GRUTrajEncoder, TformerTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder
-from amago_ray.policy import TrainingBatch
+from amago_ray.specs import ActionSpec, ArraySpec
 
 torch.set_num_threads(1)
 

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from amago_ray.replay.datasets import Episode
+from amago_ray.replay.datasets.dataset import Episode
 
 
 def play(env: gym.Env, act: Callable[[Any], Any], rollouts: int) -> list[Episode]:

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from amago_ray.agent import Agent
-from amago_ray.amago_weights import convert_amago_weights
-from amago_ray.data import ActionSpec, ArraySpec
+from amago_ray.agent.amago_weights import convert_amago_weights
+from amago_ray.agent.policy import TrainingBatch
 from amago_ray.nets.traj_encoders import FFTrajEncoder, GRUTrajEncoder, TformerTrajEncoder
 from amago_ray.nets.tstep_encoders import CNNTstepEncoder, FFTstepEncoder
-from amago_ray.policy import TrainingBatch
+from amago_ray.specs import ActionSpec, ArraySpec
 
 GOLDEN = Path(__file__).parent / "golden"
 TSTEP_ENCODERS = {"ff": FFTstepEncoder, "cnn": CNNTstepEncoder}

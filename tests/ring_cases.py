@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from amago_ray.agent import Agent, AgentSpec
-from amago_ray.data import Batch, SampledSequences, Trajectory, TrajectoryId
+from amago_ray.agent import Agent
+from amago_ray.agent.spec import AgentSpec
 from amago_ray.envs.builtin.counting import Counting, misaligned
-from amago_ray.envs.pool import check_env
-from amago_ray.nets.heads import Actor, NCritics
+from amago_ray.envs.makers import check_env
+from amago_ray.messages import Batch, SampledSequences, Trajectory, TrajectoryId
+from amago_ray.nets.actors import Actor
+from amago_ray.nets.critics import NCritics
 from amago_ray.nets.traj_encoders import FFTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder
-from amago_ray.replay.selection import SelectionConfig
+from amago_ray.replay.sampling.selection import SelectionConfig
 from amago_ray.replay.shard import BUFFER, ReplayConfig, ReplayShard
-from amago_ray.replay.store import StoreConfig
+from amago_ray.replay.storage.store import StoreConfig
 from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
 
 # As in worker processes: with several threads and another process busy, a step of these small policies takes 100 times

@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from amago_ray.agent import Agent, AgentSpec, Multigammas
-from amago_ray.data import LearnReport
+from amago_ray.agent.actor_critic import Agent, Multigammas
+from amago_ray.agent.spec import AgentSpec
 from amago_ray.envs.exploration import EpsilonGreedy
-from amago_ray.envs.pool import check_env
-from amago_ray.evaluation import evaluate_policy
+from amago_ray.envs.makers import check_env
 from amago_ray.learner.learner import Learner, LearnerConfig
-from amago_ray.nets.heads import Actor, NCritics
+from amago_ray.messages import LearnReport
+from amago_ray.nets.actors import Actor
+from amago_ray.nets.critics import NCritics
 from amago_ray.nets.tstep_encoders import FFTstepEncoder
 from amago_ray.replay.client import LocalShard, ReplayReader, ReplayWriter
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
+from amago_ray.rollout.evaluate import evaluate_policy
 from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
 
 # As in worker processes: small networks on several threads spend their time waiting for them.

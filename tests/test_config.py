@@ -12,7 +12,7 @@ import pytest
 from conftest import TESTS
 
 from amago_ray import Experiment, config
-from amago_ray.agent import Agent, Multigammas
+from amago_ray.agent.actor_critic import Agent, Multigammas
 from amago_ray.config import nearest, record, reject_unknown_arguments, restore, snapshot
 from amago_ray.envs.builtin import Counting, TMaze
 from amago_ray.nets.traj_encoders import GRUTrajEncoder

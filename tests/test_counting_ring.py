@@ -21,14 +21,14 @@ from ring_cases import (
     tiny_agent,
 )
 
-from amago_ray.agent import AgentSpec
-from amago_ray.data import Batch, RolloutReport
+from amago_ray.agent.policy import TrainingBatch
+from amago_ray.agent.spec import AgentSpec
 from amago_ray.envs.exploration import EpsilonGreedy
 from amago_ray.learner.batches import Prefetcher, training_batch
+from amago_ray.messages import Batch, RolloutReport
 from amago_ray.nets.actions import action_vector
-from amago_ray.policy import TrainingBatch
 from amago_ray.replay.client import LocalShard, ReplayReader, ReplayWriter
-from amago_ray.replay.sampling import PaddedSampling
+from amago_ray.replay.sampling.slices import PaddedSampling
 from amago_ray.replay.shard import ReplayShard
 from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
 

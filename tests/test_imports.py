@@ -11,44 +11,44 @@ from pathlib import Path
 
 import pytest
 
-# A module may import modules of the layers above its own, and nothing else of the package. Modules of one layer do not
-# import one another. Names are the files and folders directly under amago_ray/.
+# Rooms: one may import those of the rows above its own, and nothing else of the package. Rooms of one row do not import
+# one another. A room is a file or a folder directly under amago_ray/; replay/ has rooms of its own.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"data"}),
-    frozenset({"allocator", "config", "futures", "weights"}),
-    frozenset({"nets"}),
-    frozenset({"losses", "policy"}),
-    frozenset({"agent"}),
-    frozenset({"amago_weights", "envs", "checkpoint", "metrics", "sweep"}),
+    frozenset({"atomic_files", "config", "pending", "specs"}),
+    frozenset({"messages", "nets", "run_directory"}),
+    frozenset({"agent", "envs", "replay/storage"}),
+    frozenset({"replay/sampling"}),
+    frozenset({"replay/datasets"}),
     frozenset({"rollout", "replay", "learner"}),
-    frozenset({"settings", "evaluation", "calls", "display", "placement", "plotting"}),
-    frozenset({"cluster", "population", "presence", "replay_plotting", "sweep_results", "topology"}),
-    frozenset({"jobs", "plan", "preflight"}),
-    frozenset({"schedule"}),
+    frozenset({"watch"}),
+    frozenset({"settings"}),
+    frozenset({"driver"}),
     frozenset({"experiment"}),
     frozenset({"__init__"}),
-    frozenset({"data_commands", "replay_command", "tune"}),
-    frozenset({"tune_command"}),
+    frozenset({"tune"}),
+    frozenset({"commands"}),
     frozenset({"train"}),
 )
 
-# Third-party packages that only the named modules may import.
+# Third-party packages that only the named rooms may import.
 ONLY_IN: dict[str, frozenset[str]] = {
-    "ray": frozenset({"calls", "cluster", "population", "topology", "tune"}),
-    "wandb": frozenset({"metrics"}),
+    "ray": frozenset({"driver", "tune"}),
+    "wandb": frozenset({"watch"}),
 }
 
 # What has to import where neither Ray nor wandb is installed.
-WITHOUT_RAY = ("amago_ray.agent", "amago_ray.nets.traj_encoders", "amago_ray.losses", "amago_ray.learner")
+WITHOUT_RAY = ("amago_ray.agent", "amago_ray.nets.traj_encoders", "amago_ray.agent.losses", "amago_ray.learner")
 
 PACKAGE = Path(__file__).parents[1] / "amago_ray"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYER_OF = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 
 
-def top_level(file: Path) -> str:
-    """The entry of the layer table that a file belongs to."""
-    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def room(path: Path) -> str:
+    """The entry of the layer table that a file or folder of the package belongs to."""
+    parts = path.relative_to(PACKAGE).parts
+    name = "/".join(parts[:2]) if "/".join(parts[:2]) in LAYER_OF else parts[0]
+    return name.removesuffix(".py")
 
 
 def imported_names(source: str, package: str) -> Iterator[str]:
@@ -67,40 +67,47 @@ def imported_names(source: str, package: str) -> Iterator[str]:
 
 
 def imports_of(file: Path) -> list[tuple[str, str]]:
-    """(root, second) of each import: ("amago_ray", "nets"), ("ray", ""); ("amago_ray", "__init__") for public names."""
+    """(root, room) of each import: ("amago_ray", "nets"), ("ray", ""); ("amago_ray", "__init__") for public names."""
     package = ".".join(file.relative_to(PACKAGE.parent).parent.parts)
     pairs = []
     for name in imported_names(file.read_text(encoding="utf-8"), package):
-        root, _, rest = name.partition(".")
-        second = rest.partition(".")[0]
-        if root == PACKAGE.name:
-            is_module = (PACKAGE / second).is_dir() or (PACKAGE / f"{second}.py").is_file()
-            pairs.append((root, second if second and is_module else "__init__"))
-        else:
+        root, *parts = name.split(".")
+        if root != PACKAGE.name:
             pairs.append((root, ""))
+            continue
+        while parts and not (
+            PACKAGE.joinpath(*parts).is_dir() or PACKAGE.joinpath(*parts).with_suffix(".py").is_file()
+        ):
+            parts.pop()
+        pairs.append((root, room(PACKAGE.joinpath(*parts)) if parts else "__init__"))
     return pairs
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_imports_only_go_one_way(file: Path) -> None:
-    own = top_level(file)
+    own = room(file)
     assert own in LAYER_OF, f"{own} has no place in the layer table at the top of this test: give it one"
-    for root, module in imports_of(file):
-        if root == PACKAGE.name and module != own:
-            assert module in LAYER_OF, f"{file.name} imports {module}, which has no place in the layer table"
-            assert LAYER_OF[module] < LAYER_OF[own], f"{own} may not import {module}"
+    for root, imported in imports_of(file):
+        if root == PACKAGE.name and imported != own:
+            assert imported in LAYER_OF, f"{file.name} imports {imported}, which has no place in the layer table"
+            assert LAYER_OF[imported] < LAYER_OF[own], f"{own} may not import {imported}"
+
+
+def test_the_front_door_is_small() -> None:
+    """So that a newcomer sees the story and not its parts: everything else has a room."""
+    assert len([file for file in PACKAGE.glob("*.py") if file.name != "__init__.py"]) <= 12
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_ray_and_wandb_stay_in_their_files(file: Path) -> None:
-    own = top_level(file)
+def test_ray_and_wandb_stay_in_their_rooms(file: Path) -> None:
+    own = room(file)
     for root, _ in imports_of(file):
         assert own in ONLY_IN.get(root, {own}), f"{own} may not import {root}; only {sorted(ONLY_IN[root])} may"
 
 
 def test_the_checker_sees_every_way_to_import() -> None:
-    source = "import ray.util\nfrom . import losses\nfrom ..nets import heads\ndef f():\n    from wandb import init\n"
-    expected = {"ray.util", "amago_ray.learner.losses", "amago_ray.nets.heads", "wandb.init"}
+    source = "import ray.util\nfrom . import losses\nfrom ..nets import critics\ndef f():\n    from wandb import init\n"
+    expected = {"ray.util", "amago_ray.learner.losses", "amago_ray.nets.critics", "wandb.init"}
     assert set(imported_names(source, "amago_ray.learner")) == expected
 
 

@@ -2,7 +2,7 @@
 
 from amago_ray.envs.amago_env import AMAGOEnv, env_name_of
 from amago_ray.envs.exploration import BilevelEpsilonGreedy, EpsilonGreedy, ExplorationWrapper
-from amago_ray.envs.pool import EnvFailure, EnvPool, Transition, VectorEnvPool, check_env, make_pool
+from amago_ray.envs.makers import EnvFailure, EnvPool, Transition, VectorEnvPool, check_env, make_pool
 from amago_ray.envs.spaces import action_spec, obs_spec
 
 __all__ = [

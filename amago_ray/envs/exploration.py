@@ -16,8 +16,8 @@ from typing import Any
 import gin
 import numpy as np
 
-from amago_ray.data import ActionSpec
 from amago_ray.envs.spaces import sample_actions
+from amago_ray.specs import ActionSpec
 
 
 class ExplorationWrapper(ABC):

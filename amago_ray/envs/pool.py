@@ -1,149 +1,155 @@
-"""The environments of one worker, stepped together, whether they are plain ones or a user's VectorEnv.
-
-    obs = pool.reset()
-    while collecting:
-        transition = pool.step(actions)                                     # what the actions led to
-        obs, fresh = pool.begin(transition.terminated | transition.truncated)   # what the policy sees next
-
-Broken environments are rebuilt, one at a time, without their siblings noticing. Rows of arrays are environments.
-All arrays belong to the pool: they hold until its next call, `transition.obs` until `begin`.
-"""
+"""What every pool of environments is: the interface, the arrays, the checks, and the count of failures."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from contextlib import closing
-from functools import partial
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-import amago_ray.envs.builtin  # noqa: F401 (registers the gymnasium ids of the environments that ship with the package)
-from amago_ray.data import ActionSpec, ObsSpec
-from amago_ray.envs.base_pool import EnvFailure, Transition, vector_env_in_list
-from amago_ray.envs.env_pool import EnvPool
-from amago_ray.envs.spaces import sample_actions
-from amago_ray.envs.vector_pool import VectorEnvPool
+from amago_ray.envs.amago_env import env_name_of
+from amago_ray.envs.spaces import ActionConverter, ObsConverter
+from amago_ray.specs import ActionSpec, ObsSpec
 
-__all__ = [
-    "EnvFailure",
-    "EnvMaker",
-    "EnvPool",
-    "MakeEnv",
-    "Transition",
-    "VectorEnvPool",
-    "check_env",
-    "env_spaces",
-    "make_pool",
-]
+LOG_PREFIX = "AMAGO_LOG_METRIC"
 
-EnvMaker = Callable[..., Any]  # returns a gym.Env or a VectorEnv
-MakeEnv = str | EnvMaker | list[str | EnvMaker] | tuple[str | EnvMaker, ...]
+_RESET_RESULT = "reset must return (observation, info), as in gymnasium"
 
 
-def make_pool(
-    make_env: MakeEnv, num_envs: int, first_env: int, seed: int, max_failures_in_a_row: int = 5
-) -> EnvPool | VectorEnvPool:
-    """The pool of the environments `first_env` ... `first_env + num_envs - 1` of a run.
+class EnvFailure(RuntimeError):
+    """One environment failed too many times in a row."""
 
-    make_env: a gymnasium id, a function that returns a gymnasium Env or VectorEnv (one with a parameter `num_envs` is
-    given it), or a list of ids and functions that return an Env: environment i of the run is entry i modulo its length.
 
-    Raises ValueError or TypeError for environments that do not fit, and whatever the functions raise.
+@dataclass(slots=True)
+class Transition:
+    """Result of one step of all N environments.
+
+    obs: arrays (N, ...) after the step; where a rollout ended, its final observation. rewards: (N,) float32.
+    terminated, truncated: (N,) bool. failed: (N,) bool, the environment broke; `begin` rebuilds it.
+    stepped: (N,) bool, False where there was no transition: the environment failed, or was only resetting. Such rows
+    have zero reward and did not end.
+    infos: the logged `info` entries, by row, under their names without `LOG_PREFIX`.
     """
-    entries = _entries(make_env)
-    makers = [_maker(entries[(first_env + index) % len(entries)], num_envs) for index in range(num_envs)]
-    first = makers[0]()
-    makers[0] = _reusing(first, makers[0])
-    if not isinstance(first, VectorEnv):
-        return EnvPool(makers, seed, max_failures_in_a_row, first_env)
-    if len(entries) > 1:
-        raise vector_env_in_list(first)
-    if first.num_envs != num_envs:
-        raise ValueError(
-            f"make_env built a VectorEnv of {first.num_envs} environments where {num_envs} are needed "
-            "(a worker's share of parallel_actors): give make_env a parameter num_envs"
+
+    obs: dict[str, np.ndarray]
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    stepped: np.ndarray
+    failed: np.ndarray
+    infos: dict[int, dict[str, float]] = field(default_factory=dict)
+
+
+class Pool(ABC):
+    """What both kinds of pool share: the arrays, the checks of numbers, and the count of failures.
+
+    num_envs: N. env_names: current name of each environment (a rollout's name changes in `begin`). failures: how many
+    there were. last_failure: traceback of the newest one.
+    """
+
+    def __init__(self, env: Any, num_envs: int, max_failures_in_a_row: int) -> None:
+        self.num_envs = num_envs
+        self.max_failures_in_a_row = max_failures_in_a_row
+        self.failures = 0
+        self.last_failure = ""
+        self.env_names: list[str] = [""] * num_envs
+        self._observation, self._action = converters(env)
+        self.obs_spec: ObsSpec = self._observation.spec
+        self.action_spec: ActionSpec = self._action.spec
+        self._obs = self._observation.empty(num_envs)
+        self._real_obs = {name: column for name, column in self._obs.items() if column.dtype.kind == "f"}
+        self._rewards = np.zeros(num_envs, np.float32)
+        self._terminated, self._truncated, self._stepped, self._failed, self._fresh = np.zeros((5, num_envs), bool)
+
+    @abstractmethod
+    def reset(self) -> dict[str, np.ndarray]:
+        """Start a rollout in every environment. Returns their observations (N, ...)."""
+
+    @abstractmethod
+    def step(self, actions: np.ndarray) -> Transition:
+        """Take stored actions (N, ...), one in each environment. Raises EnvFailure at the limit of failures."""
+
+    @abstractmethod
+    def begin(self, ended: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Start new rollouts where they `ended` (N,) bool or failed. To be called after every step.
+
+        Returns the observations (N, ...) to act on, and `fresh` (N,) bool, where these start a rollout. A rollout that
+        had not ended where `fresh` is True was lost to a failure. Raises EnvFailure at the limit of failures.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the environments."""
+
+    def _transition(self, infos: dict[int, dict[str, float]]) -> Transition:
+        return Transition(
+            self._obs, self._rewards, self._terminated, self._truncated, self._stepped, self._failed, infos
         )
-    return VectorEnvPool(makers[0], seed, max_failures_in_a_row, first_env)
+
+    def _not_finite(self) -> dict[int, str]:
+        """What is NaN or infinite, by row."""
+        found: dict[int, str] = {}
+        if not np.isfinite(self._rewards).all():
+            found |= {int(row): "its reward is not finite" for row in np.flatnonzero(~np.isfinite(self._rewards))}
+        for name, column in self._real_obs.items():
+            finite = np.isfinite(column)
+            if not finite.all():
+                bad = ~finite.reshape(self.num_envs, -1).all(axis=1)
+                found |= {int(row): f"its observation {name!r} is not finite" for row in np.flatnonzero(bad)}
+        return found
+
+    def _fail(self, rows: int | slice, error: Exception, failures_in_a_row: int) -> None:
+        """Mark `rows` failed and leave zeros in them. Raises EnvFailure at the limit."""
+        self.failures += 1
+        self.last_failure = "".join(traceback.format_exception(error))
+        if failures_in_a_row >= self.max_failures_in_a_row:
+            name = self.env_names[rows if isinstance(rows, int) else 0]
+            raise EnvFailure(
+                f"environment {name} failed {failures_in_a_row} times in a row, "
+                f"the last time with:\n{self.last_failure}"
+            ) from error
+        self._failed[rows] = True
+        for column in (*self._obs.values(), self._rewards, self._terminated, self._truncated):
+            column[rows] = 0
 
 
-def check_env(make_env: MakeEnv, seed: int = 0, num_steps: int = 20) -> tuple[ObsSpec, ActionSpec, str]:
-    """Build every entry of `make_env` once and take a few random steps in it.
-
-    Returns the specifications that all of them share and the first one's name. Raises ValueError or TypeError, in one
-    line that names the environment, for anything that would stop a run.
-    """
-    entries = list({id(entry): entry for entry in _entries(make_env)}.values())
-    found: list[tuple[ObsSpec, ActionSpec, str]] = []
-    for entry in entries:
-        try:
-            env = _maker(entry, num_envs=1)()
-        except Exception as error:  # anything that a user's function may raise
-            raise ValueError(f"building the environment {_entry_name(entry)} failed with {_one_line(error)}") from error
-        if isinstance(env, VectorEnv) and len(entries) > 1:
-            raise vector_env_in_list(env)
-        found.append(_try_out(env, seed, num_steps))
-        (*first, first_name), (*this, name) = found[0], found[-1]
-        if this != first:
-            raise ValueError(f"environments must have the same spaces: {first_name} has {first}, {name} has {this}")
-    return found[0]
-
-
-def env_spaces(make_env: MakeEnv) -> tuple[gym.Space, gym.Space]:
-    """Observation and action space of one environment of `make_env`, which all of them share (see `check_env`)."""
-    with closing(_maker(_entries(make_env)[0], num_envs=1)()) as env:
-        if isinstance(env, VectorEnv):
-            return env.single_observation_space, env.single_action_space
-        return env.observation_space, env.action_space
-
-
-def _try_out(env: gym.Env | VectorEnv, seed: int, num_steps: int) -> tuple[ObsSpec, ActionSpec, str]:
-    """Take random steps in `env`, and close it."""
-    num_envs = env.num_envs if isinstance(env, VectorEnv) else 1
-    pool = make_pool(lambda: env, num_envs, first_env=0, seed=seed, max_failures_in_a_row=1)
-    rng = np.random.default_rng(seed)
+def converters(env: Any) -> tuple[ObsConverter, ActionConverter]:
+    """Converters of the spaces of `env`, which is found to have gymnasium's interface."""
+    name = env_name_of(env)
+    prefix = "single_" if isinstance(env, VectorEnv) else ""
+    needed = ("reset", "step", f"{prefix}observation_space", f"{prefix}action_space")
+    if missing := [attribute for attribute in needed if not hasattr(env, attribute)]:
+        raise TypeError(f"{name} has no {', '.join(missing)}: an environment must be a gymnasium Env or VectorEnv")
     try:
-        pool.reset()
-        for _ in range(num_steps):
-            transition = pool.step(sample_actions(pool.action_spec, num_envs, rng))
-            pool.begin(transition.terminated | transition.truncated)
-    except EnvFailure as failure:
-        raise ValueError(f"environment {pool.env_names[0]} failed with {_one_line(failure.__cause__)}") from failure
-    finally:
-        pool.close()
-    return pool.obs_spec, pool.action_spec, pool.env_names[0]
+        return ObsConverter(getattr(env, needed[2])), ActionConverter(getattr(env, needed[3]))
+    except ValueError as error:
+        raise ValueError(f"environment {name}: {error}") from error
 
 
-def _entries(make_env: MakeEnv) -> list[str | EnvMaker]:
-    entries: list[str | EnvMaker] = list(make_env) if isinstance(make_env, (list, tuple)) else [make_env]
-    if not entries:
-        raise ValueError("make_env is an empty list: it needs at least one environment")
-    return entries
+def reset_env(env: Any, seed: int | None, options: dict[str, Any] | None = None) -> Any:
+    """The observation after a reset. Raises TypeError if it is not gymnasium's pair."""
+    result = env.reset(seed=seed) if options is None else env.reset(options=options)
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+        raise TypeError(_RESET_RESULT)
+    return result[0]
 
 
-def _maker(entry: str | EnvMaker, num_envs: int) -> EnvMaker:
-    """A function without parameters that builds what `entry` stands for."""
-    if isinstance(entry, str):
-        return partial(gym.make, entry)
-    if not callable(entry):
-        raise TypeError(f"make_env is {entry!r}: it must be a gymnasium id, a function that returns one, or a list")
-    if "num_envs" in inspect.signature(entry).parameters:
-        return partial(entry, num_envs=num_envs)
-    return entry
+def logged(info: dict[str, Any]) -> dict[str, str]:
+    """The keys of an `info` that are to be logged, and under which name."""
+    keys = [key for key in info if isinstance(key, str) and key.startswith(LOG_PREFIX)]
+    return {key: key.removeprefix(LOG_PREFIX).lstrip(" _:/") for key in keys}
 
 
-def _reusing(env: gym.Env | VectorEnv, maker: EnvMaker) -> EnvMaker:
-    """`maker`, whose first call returns `env`, which it has built already."""
-    built = [env]
-    return lambda: built.pop() if built else maker()
+def env_seeds(seed: int, env_index: int) -> Iterator[int]:
+    """Endless seeds below 2^31: for the environment as first built, then for each time that it is rebuilt."""
+    for build in count():
+        yield int(np.random.SeedSequence(seed, spawn_key=(env_index, build)).generate_state(1)[0] >> 1)
 
 
-def _entry_name(entry: str | EnvMaker) -> str:
-    return entry if isinstance(entry, str) else getattr(entry, "__qualname__", repr(entry))
-
-
-def _one_line(error: BaseException | None) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+def vector_env_in_list(env: VectorEnv) -> TypeError:
+    return TypeError(f"{env_name_of(env)} is a VectorEnv: it can be make_env's only environment, not one of a list")

@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from amago_ray.data import ActionSpec, ArraySpec
+from amago_ray.specs import ActionSpec, ArraySpec
 
 OBSERVATION = "observation"  # name of an observation that is not a Dict
 

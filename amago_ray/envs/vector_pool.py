@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from amago_ray.envs.amago_env import env_name_of
-from amago_ray.envs.base_pool import Pool, Transition, env_seeds, logged, reset_env
+from amago_ray.envs.pool import Pool, Transition, env_seeds, logged, reset_env
 
 
 class VectorEnvPool(Pool):

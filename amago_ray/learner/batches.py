@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from amago_ray.data import ACTION, OBS_PREFIX, REWARD, TERMINATED, ActionSpec, Batch
+from amago_ray.agent.policy import TrainingBatch
+from amago_ray.messages import ACTION, REWARD, TERMINATED, Batch
 from amago_ray.nets.actions import action_vector
-from amago_ray.nets.packing import Packing, on_device
-from amago_ray.policy import TrainingBatch
+from amago_ray.nets.packed_sequences import Packing, on_device
+from amago_ray.specs import OBS_PREFIX, ActionSpec
 
 
 def pad(rows: Sequence[np.ndarray], length: int, pin: bool = False) -> torch.Tensor:

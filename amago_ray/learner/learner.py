@@ -13,11 +13,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
-from amago_ray.agent import Agent, AgentSpec
-from amago_ray.data import Batch, LearnReport, Weights
+from amago_ray.agent import Agent
+from amago_ray.agent.flat_weights import flatten_state
+from amago_ray.agent.policy import TrainingBatch
+from amago_ray.agent.spec import AgentSpec
 from amago_ray.learner.batches import Prefetcher, training_batch
-from amago_ray.policy import TrainingBatch
-from amago_ray.weights import flatten_state
+from amago_ray.messages import Batch, LearnReport, Weights
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
 PRIORITY_BATCHES = 10  # whose priorities go back to replay together

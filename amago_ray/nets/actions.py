@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amago_ray.data import ActionSpec
+from amago_ray.specs import ActionSpec
 
 
 def action_vector(stored: Tensor, spec: ActionSpec) -> Tensor:

@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from amago_ray.nets.feedforward import Normalization
-from amago_ray.nets.packing import Packing
+from amago_ray.nets.packed_sequences import Packing
 
 MAX_CHUNK = 32  # timesteps that are scanned one after the other; chunks are scanned side by side
 # Numbers in a buffer of the scan. On a CPU few enough that it stays in the cache, elsewhere many, for wide kernels.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from amago_ray.nets.packing import Packing
+from amago_ray.nets.packed_sequences import Packing
 
 
 class GRURecurrence(torch.autograd.Function):

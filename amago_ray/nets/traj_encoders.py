@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from amago_ray.nets.attention import Attention, CausalAttention
 from amago_ray.nets.feedforward import Normalization, activation
 from amago_ray.nets.mamba import MambaBlock, MambaMemory
-from amago_ray.nets.packing import Packing
+from amago_ray.nets.packed_sequences import Packing
 from amago_ray.nets.recurrent import gru_sequence
 from amago_ray.nets.transformer import KeyValueCache, PositionEmbedding, Transformer
 

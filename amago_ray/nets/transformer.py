@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from amago_ray.nets.attention import Attention
 from amago_ray.nets.feedforward import Normalization, activation
-from amago_ray.nets.packing import Packing
+from amago_ray.nets.packed_sequences import Packing
 
 PositionEmbedding = Literal["fixed", "learnable", "rope"]
 

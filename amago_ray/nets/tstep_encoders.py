@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amago_ray.data import ObsSpec
 from amago_ray.nets.cnn import CNN, DrQv2Aug, NatureishCNN
 from amago_ray.nets.feedforward import MLP, Normalization
 from amago_ray.nets.scaling import InputNorm, symlog
+from amago_ray.specs import ObsSpec
 
 
 def one_hot_categories(obs: Mapping[str, Tensor], obs_spec: ObsSpec) -> dict[str, Tensor]:

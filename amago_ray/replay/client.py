@@ -11,11 +11,11 @@ from typing import Protocol
 
 import numpy as np
 
-from amago_ray.data import Batch, SampledSequences, Trajectory
-from amago_ray.futures import Pending, ProcessDied, Ready
-from amago_ray.replay.packing import PackedTrajectories, pack
+from amago_ray.messages import Batch, SampledSequences, Trajectory
+from amago_ray.pending import Pending, ProcessDied, Ready
+from amago_ray.replay.sampling.sources import Available, ReplayEmpty
 from amago_ray.replay.shard import BUFFER, ReplayShard
-from amago_ray.replay.sources import Available, ReplayEmpty
+from amago_ray.replay.storage.trajectory_pack import PackedTrajectories, pack
 
 RETRY_INTERVAL_S = 0.2
 REQUEST_BYTES = 16 << 20

@@ -17,11 +17,12 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from amago_ray.data import ACTION, OBS_PREFIX, REWARD, TERMINATED, ActionSpec, Trajectory
 from amago_ray.envs.spaces import OBSERVATION
-from amago_ray.replay.datasets import RowLayout
+from amago_ray.messages import ACTION, REWARD, TERMINATED, Trajectory
+from amago_ray.replay.datasets.dataset import RowLayout
 from amago_ray.replay.readers import AMAGO_OBS_PREFIX
-from amago_ray.replay.records import Schema
+from amago_ray.replay.storage.records import Schema
+from amago_ray.specs import OBS_PREFIX, ActionSpec
 
 
 def export_npz(trajectories: Iterable[Trajectory], layout: RowLayout, folder: Path) -> int:

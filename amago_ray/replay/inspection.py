@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from amago_ray.data import Trajectory, TrajectoryId
-from amago_ray.replay import records
-from amago_ray.replay.records import DATA, Corrupt, Entry
-from amago_ray.replay.segments import (
+from amago_ray.messages import Trajectory, TrajectoryId
+from amago_ray.replay.datasets.stored import UNBOUNDED
+from amago_ray.replay.sampling.selection import PriorityFile
+from amago_ray.replay.storage import records
+from amago_ray.replay.storage.records import DATA, Corrupt, Entry
+from amago_ray.replay.storage.segments import (
     FileSegment,
     Segment,
     StorageError,
@@ -28,9 +30,7 @@ from amago_ray.replay.segments import (
     segment_path,
     whole_entries,
 )
-from amago_ray.replay.selection import PriorityFile
-from amago_ray.replay.store import StoreConfig, TrajectoryStore
-from amago_ray.replay.stored import UNBOUNDED
+from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
 
 OPEN_ATTEMPTS = 20  # a run that evicts may delete a segment between our listing it and opening it
 

@@ -19,14 +19,15 @@ import gin
 import gymnasium as gym
 import numpy as np
 
-from amago_ray.data import ACTION, REWARD, TERMINATED, ActionSpec, Trajectory, TrajectoryId
 from amago_ray.envs.spaces import OBSERVATION
-from amago_ray.replay.datasets import NOT_FROM_A_WORKER, Episode, RLDataset, RowLayout
-from amago_ray.replay.records import Schema
-from amago_ray.replay.selection import SamplingMode, SelectionConfig
-from amago_ray.replay.sources import Source
-from amago_ray.replay.store import TrajectoryStore
-from amago_ray.replay.stored import StoredSource, open_stores
+from amago_ray.messages import ACTION, REWARD, TERMINATED, Trajectory, TrajectoryId
+from amago_ray.replay.datasets.dataset import NOT_FROM_A_WORKER, Episode, RLDataset, RowLayout
+from amago_ray.replay.datasets.stored import StoredSource, open_stores
+from amago_ray.replay.sampling.selection import SamplingMode, SelectionConfig
+from amago_ray.replay.sampling.sources import Source
+from amago_ray.replay.storage.records import Schema
+from amago_ray.replay.storage.store import TrajectoryStore
+from amago_ray.specs import ActionSpec
 
 AMAGO_OBS_PREFIX = "_OBS_KEY_"
 AMAGO_ARRAYS = ("rl2s", "time_idxs", "rews", "dones", "actions")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from amago_ray.data import ReplayReport, SampledSequences
-from amago_ray.replay.packing import PackedTrajectories
-from amago_ray.replay.relabeling import Relabeler
-from amago_ray.replay.sampling import PaddedSampling, check_padded_sampling
-from amago_ray.replay.selection import Selection, SelectionConfig
-from amago_ray.replay.sources import Available, BufferSource, Changed, ReplayEmpty, SliceConfig, Source
-from amago_ray.replay.store import StoreConfig, TrajectoryStore
+from amago_ray.messages import ReplayReport, SampledSequences
+from amago_ray.replay.sampling.relabeling import Relabeler
+from amago_ray.replay.sampling.selection import Selection, SelectionConfig
+from amago_ray.replay.sampling.slices import PaddedSampling, check_padded_sampling
+from amago_ray.replay.sampling.sources import Available, BufferSource, Changed, ReplayEmpty, SliceConfig, Source
+from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
+from amago_ray.replay.storage.trajectory_pack import PackedTrajectories
 
 BUFFER = 0  # the source that is the shard's own buffer
 

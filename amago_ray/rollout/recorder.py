@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from amago_ray.data import ACTION, OBS_PREFIX, REWARD, TERMINATED, ActionSpec, ObsSpec, Trajectory, TrajectoryId
-from amago_ray.envs.pool import Transition
+from amago_ray.envs.makers import Transition
+from amago_ray.messages import ACTION, REWARD, TERMINATED, Trajectory, TrajectoryId
+from amago_ray.specs import OBS_PREFIX, ActionSpec, ObsSpec
 
 
 class TrajectoryRecorder:

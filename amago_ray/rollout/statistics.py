@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from amago_ray.data import EpisodeResult
-from amago_ray.envs.pool import Transition
+from amago_ray.envs.makers import Transition
+from amago_ray.messages import EpisodeResult
 
 
 class EpisodeStatistics:

@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from amago_ray.agent import AgentSpec
-from amago_ray.data import ActionSpec, RolloutReport, Trajectory, Weights
+from amago_ray.agent.flat_weights import load_flat_state
+from amago_ray.agent.spec import AgentSpec
 from amago_ray.envs.exploration import ExplorationWrapper
-from amago_ray.envs.pool import MakeEnv, make_pool
+from amago_ray.envs.makers import MakeEnv, make_pool
+from amago_ray.messages import RolloutReport, Trajectory, Weights
 from amago_ray.nets.actions import stored_action
 from amago_ray.rollout.recorder import TrajectoryRecorder
 from amago_ray.rollout.statistics import EpisodeStatistics
-from amago_ray.weights import load_flat_state
+from amago_ray.specs import ActionSpec
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from amago_ray.envs.amago_env import AMAGOEnv
-from amago_ray.envs.pool import EnvFailure, EnvPool, VectorEnvPool, check_env, make_pool
+from amago_ray.envs.makers import EnvFailure, EnvPool, VectorEnvPool, check_env, make_pool
 
 ROOT = Path(__file__).parents[2]
 
@@ -387,6 +387,6 @@ def test_check_env_says_what_is_wrong_in_one_line(make_env: Any, message: str) -
 
 def test_the_environments_that_ship_with_the_package_need_no_import() -> None:
     # Elsewhere in this process they may have been imported already.
-    code = "from amago_ray.envs.pool import make_pool; print(make_pool('amago_ray/TMaze-v0', 1, 0, 0).num_envs)"
+    code = "from amago_ray.envs.makers import make_pool; print(make_pool('amago_ray/TMaze-v0', 1, 0, 0).num_envs)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.strip() == "1", result.stderr

@@ -11,12 +11,13 @@ import pytest
 import torch
 from ring_cases import Recorded, as_batch, counting, sample
 
-from amago_ray.data import ActionKind, Batch
 from amago_ray.envs.exploration import EpsilonGreedy
 from amago_ray.learner.batches import Prefetcher, pad, training_batch
+from amago_ray.messages import Batch
 from amago_ray.nets.actions import action_vector
-from amago_ray.replay.packing import pack
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
+from amago_ray.replay.storage.trajectory_pack import pack
+from amago_ray.specs import ActionKind
 
 CPU = torch.device("cpu")
 KINDS = get_args(ActionKind)

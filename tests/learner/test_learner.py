@@ -20,18 +20,21 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from amago_ray.agent import Agent, AgentSpec, MultiTaskAgent
-from amago_ray.data import ArraySpec, Batch, ObsSpec
+from amago_ray.agent import Agent, MultiTaskAgent
+from amago_ray.agent.losses import exp_filter, leaky_relu_filter
+from amago_ray.agent.policy import TrainingBatch
+from amago_ray.agent.spec import AgentSpec
 from amago_ray.learner.learner import Learner, LearnerConfig, MixedPrecision, fetch_means
-from amago_ray.losses import exp_filter, leaky_relu_filter
+from amago_ray.messages import Batch
 from amago_ray.nets.attention import SlidingSinkAttention
 from amago_ray.nets.cnn import GridworldCNN
-from amago_ray.nets.distributions import GMM, ActionDistribution, Beta
+from amago_ray.nets.distributions import ActionDistribution
 from amago_ray.nets.mamba import SelectiveScan
+from amago_ray.nets.policy_outputs import GMM, Beta
 from amago_ray.nets.recurrent import GRURecurrence
 from amago_ray.nets.traj_encoders import IdentityTrajEncoder, MambaTrajEncoder
 from amago_ray.nets.tstep_encoders import CNNTstepEncoder
-from amago_ray.policy import TrainingBatch
+from amago_ray.specs import ArraySpec, ObsSpec
 
 TRAJ_ENCODERS = {
     "identity": IdentityTrajEncoder,

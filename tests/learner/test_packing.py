@@ -9,12 +9,14 @@ import pytest
 import torch
 from ring_cases import make_shards, sample, trajectory
 
-from amago_ray.agent import Agent, AgentSpec, MultiTaskAgent
-from amago_ray.data import ActionSpec, ArraySpec, Batch, Trajectory, TrajectoryId
+from amago_ray.agent import Agent, MultiTaskAgent
+from amago_ray.agent.spec import AgentSpec
 from amago_ray.learner.batches import training_batch
+from amago_ray.messages import Batch, Trajectory, TrajectoryId
+from amago_ray.nets.actors import Actor
 from amago_ray.nets.attention import SlidingSinkAttention
-from amago_ray.nets.heads import Actor, NCritics, NCriticsTwoHot
-from amago_ray.nets.packing import Packing
+from amago_ray.nets.critics import NCritics, NCriticsTwoHot
+from amago_ray.nets.packed_sequences import Packing
 from amago_ray.nets.traj_encoders import (
     FFTrajEncoder,
     GRUTrajEncoder,
@@ -25,7 +27,8 @@ from amago_ray.nets.traj_encoders import (
 )
 from amago_ray.nets.tstep_encoders import CNNTstepEncoder, FFTstepEncoder
 from amago_ray.replay.client import LocalShard, ReplayReader
-from amago_ray.replay.packing import pack
+from amago_ray.replay.storage.trajectory_pack import pack
+from amago_ray.specs import ActionSpec, ArraySpec
 
 DISCRETE = ActionSpec("discrete", (), "int64", 3, (3,))
 CONTINUOUS = ActionSpec("continuous", (2,), "float32", 2)

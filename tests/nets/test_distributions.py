@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from amago_ray.data import ActionSpec
-from amago_ray.nets.distributions import (
+from amago_ray.nets.policy_outputs import (
     GMM,
     Beta,
     Discrete,
@@ -19,6 +18,7 @@ from amago_ray.nets.distributions import (
     TanhGaussian,
     default_policy_output,
 )
+from amago_ray.specs import ActionSpec
 
 PARTS = np.load(Path(__file__).parents[1] / "golden" / "parts.npz")
 DISCRETE = ActionSpec("discrete", (), "int64", 5, (5,))

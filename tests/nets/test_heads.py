@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amago_ray.data import ActionSpec
-from amago_ray.nets import heads
-from amago_ray.nets.heads import MAX_CRITIC_ACTION, Actor, ActorHead, NCritics, ResidualActor
+from amago_ray.nets import critics as critic_heads
+from amago_ray.nets.actors import Actor, ActorHead, ResidualActor
+from amago_ray.nets.critics import MAX_CRITIC_ACTION, NCritics
+from amago_ray.specs import ActionSpec
 
 K, B, L, D, C = 3, 2, 4, 5, 3
 GAMMAS = torch.tensor([0.0, 0.9, 0.999])
@@ -106,12 +107,12 @@ def test_frozen_values_pass_gradient_to_actions_alone(kind: str) -> None:
 
 @by_kind
 @pytest.mark.parametrize("num_asked", [1, 2, 5])
-@pytest.mark.parametrize("part", [heads.CPU_PART, 2 * C * 7 * K * G])
+@pytest.mark.parametrize("part", [critic_heads.CPU_PART, 2 * C * 7 * K * G])
 def test_values_of_some_critics_are_those_of_all(
     monkeypatch: pytest.MonkeyPatch, kind: str, num_asked: int, part: int
 ) -> None:
     """Whichever are asked, more often than once even, and however few states are computed at a time."""
-    monkeypatch.setattr(heads, "CPU_PART", part)
+    monkeypatch.setattr(critic_heads, "CPU_PART", part)
     critics, (state, action) = build_critics(kind), inputs(kind)
     prepared = critics.prepare(state)
     members = np.random.default_rng(0).integers(C, size=(B, L, num_asked, G))
@@ -137,7 +138,7 @@ def test_a_subclass_with_values_of_its_own_is_asked_for_them(kind: str) -> None:
 
 def test_critics_compute_only_what_they_are_asked() -> None:
     members = np.random.default_rng(0).integers(4, size=(500, 2, G))
-    asked = heads.AskedRows.of(members, 4)
+    asked = critic_heads.AskedRows.of(members, 4)
     share = asked.row_CR.size / (4 * 500 * G)
     assert 0.4375 <= share < 0.48  # 1 - (3/4)^2 of the rows, and what evens the critics out
     assert all(len(set(row)) == len(row) for row in asked.row_CR.tolist())

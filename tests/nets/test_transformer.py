@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from amago_ray.agent.flat_weights import flatten_state, load_flat_state
 from amago_ray.nets.attention import Attention, CausalAttention, SlidingSinkAttention, SlidingWindowAttention
 from amago_ray.nets.transformer import SigmaReparamLinear, Transformer, rope_tables, rotate, sinusoid
-from amago_ray.weights import flatten_state, load_flat_state
 
 PARTS = np.load(Path(__file__).parents[1] / "golden" / "parts.npz")
 POSITIONS = ["fixed", "learnable", "rope"]

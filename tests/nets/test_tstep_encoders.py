@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from amago_ray.data import ArraySpec
 from amago_ray.nets.cnn import GridworldCNN
 from amago_ray.nets.tstep_encoders import CNNTstepEncoder, FFTstepEncoder, one_hot_categories
+from amago_ray.specs import ArraySpec
 
 IMAGE = ArraySpec((6, 5, 3), "uint8")
 STATE = ArraySpec((2,), "float32")

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from ring_cases import assert_same_batch, assert_uniform, make_shards, stored_ids, trajectory
 
-from amago_ray.data import Batch
-from amago_ray.futures import CallTimeout, ProcessDied
+from amago_ray.messages import Batch
+from amago_ray.pending import CallTimeout, ProcessDied
 from amago_ray.replay import client
 from amago_ray.replay.client import LocalShard, ReplayReader, ReplayWriter
-from amago_ray.replay.packing import PackedTrajectories, pack
+from amago_ray.replay.sampling.sources import ReplayEmpty
 from amago_ray.replay.shard import ReplayShard
-from amago_ray.replay.sources import ReplayEmpty
+from amago_ray.replay.storage.trajectory_pack import PackedTrajectories, pack
 
 
 @pytest.fixture(autouse=True)

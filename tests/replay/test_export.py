@@ -12,8 +12,8 @@ import pytest
 from gymnasium import spaces
 from ring_cases import trajectory
 
-from amago_ray.data import Trajectory
-from amago_ray.replay.datasets import Episode, RowLayout
+from amago_ray.messages import Trajectory
+from amago_ray.replay.datasets.dataset import Episode, RowLayout
 from amago_ray.replay.export import action_vectors, export_minari, export_npz, observations
 from amago_ray.replay.readers import AmagoDataset, MinariDataset
 

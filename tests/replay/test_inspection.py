@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from ring_cases import assert_same_trajectories, make_shards, trajectory
 
-from amago_ray.data import Trajectory
+from amago_ray.messages import Trajectory
 from amago_ray.replay import inspection
+from amago_ray.replay.datasets.stored import UNBOUNDED
 from amago_ray.replay.inspection import Contents, Damage, StoredShard, find_stored_data, read_priorities, verify
-from amago_ray.replay.packing import pack
-from amago_ray.replay.records import Corrupt
-from amago_ray.replay.segments import StorageError, segment_numbers, segment_path
 from amago_ray.replay.shard import ReplayShard, shard_folder
-from amago_ray.replay.store import StoreConfig, TrajectoryStore
-from amago_ray.replay.stored import UNBOUNDED
+from amago_ray.replay.storage.records import Corrupt
+from amago_ray.replay.storage.segments import StorageError, segment_numbers, segment_path
+from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
+from amago_ray.replay.storage.trajectory_pack import pack
 
 SETTINGS = "Experiment.replay_capacity_gb = {gb}\nExperiment.replay_capacity_trajectories = {num}\n"
 
@@ -116,13 +116,15 @@ def test_a_segment_that_is_evicted_while_we_look_is_no_error(tmp_path: Path, mon
     stale = [listed]
     for number in listed[:2]:
         segment_path(tmp_path, number).unlink()
-    monkeypatch.setattr("amago_ray.replay.store.segment_numbers", lambda p: stale.pop() if stale else listed[2:])
+    monkeypatch.setattr(
+        "amago_ray.replay.storage.store.segment_numbers", lambda p: stale.pop() if stale else listed[2:]
+    )
     descriptors = len(os.listdir("/proc/self/fd"))
     shard = StoredShard(tmp_path)
     assert 0 < len(shard) < 40 and shard.damage == []
     shard.close()
     assert len(os.listdir("/proc/self/fd")) == descriptors
-    monkeypatch.setattr("amago_ray.replay.store.segment_numbers", lambda p: listed)
+    monkeypatch.setattr("amago_ray.replay.storage.store.segment_numbers", lambda p: listed)
     with pytest.raises(StorageError, match="No such file"):
         StoredShard(tmp_path)
     monkeypatch.setattr(inspection, "segment_numbers", lambda p: listed)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from ring_cases import as_batch, assert_same_batch, assert_uniform, make_shards, sample, stored_ids, trajectory
 
-from amago_ray.data import Trajectory
-from amago_ray.replay.packing import pack
+from amago_ray.messages import Trajectory
+from amago_ray.replay.sampling.sources import ReplayEmpty
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
-from amago_ray.replay.sources import ReplayEmpty
+from amago_ray.replay.storage.trajectory_pack import pack
 
 
 def filled(trajectories: list[Trajectory], **settings: object) -> ReplayShard:

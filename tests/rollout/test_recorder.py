@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amago_ray.data import ActionSpec, ArraySpec, Trajectory
-from amago_ray.envs.pool import Transition
+from amago_ray.envs.makers import Transition
+from amago_ray.messages import Trajectory
 from amago_ray.rollout.recorder import TrajectoryRecorder
+from amago_ray.specs import ActionSpec, ArraySpec
 
 OBS_SPEC = {"place": ArraySpec((2,), "float32"), "kind": ArraySpec((), "uint8", (200,))}
 ACTION_SPEC = ActionSpec("discrete", (), "int64", 5, (5,))

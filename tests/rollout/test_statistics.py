@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from amago_ray.data import EpisodeResult
-from amago_ray.envs.pool import Transition
+from amago_ray.envs.makers import Transition
+from amago_ray.messages import EpisodeResult
 from amago_ray.rollout.statistics import EpisodeStatistics
 
 NAMES = ["a", "b"]

@@ -21,19 +21,20 @@ from ring_cases import (
     tiny_agent,
 )
 
-from amago_ray.data import ActionKind, Weights
+from amago_ray.agent.flat_weights import flatten_state
 from amago_ray.envs.builtin.action_spaces import make_action_space
 from amago_ray.envs.builtin.counting import Counting, misaligned
 from amago_ray.envs.exploration import EpsilonGreedy
-from amago_ray.envs.pool import EnvFailure
+from amago_ray.envs.makers import EnvFailure
 from amago_ray.envs.spaces import action_spec, sample_actions
 from amago_ray.learner.batches import training_batch
+from amago_ray.messages import Weights
 from amago_ray.nets.actions import action_vector
 from amago_ray.nets.traj_encoders import GRUTrajEncoder, TformerTrajEncoder
-from amago_ray.replay.packing import pack
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
+from amago_ray.replay.storage.trajectory_pack import pack
 from amago_ray.rollout.worker import PreviousStep, TorchRandomStream
-from amago_ray.weights import flatten_state
+from amago_ray.specs import ActionKind
 
 KINDS = get_args(ActionKind)
 

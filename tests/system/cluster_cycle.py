@@ -35,7 +35,7 @@ from system.own_machines import (
 from system.processes import wait_until
 from system.test_determinism import rows_without_clock
 
-from amago_ray.metrics import AVERAGE_RETURN, read_metrics
+from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
 
 pytestmark = pytest.mark.timeout(1800)  # the first time, everything is installed
 

@@ -14,9 +14,9 @@ from typing import Any
 import gin
 import gymnasium as gym
 
-from amago_ray.agent import Agent, AgentLoss
+from amago_ray.agent.actor_critic import Agent, AgentLoss
+from amago_ray.agent.policy import TrainingBatch
 from amago_ray.envs.builtin import Counting
-from amago_ray.policy import TrainingBatch
 
 
 def taken_order(order: Path, mine_only: bool = False) -> int | None:

@@ -16,8 +16,8 @@ from system.processes import wait_until
 
 from amago_ray import Experiment, config
 from amago_ray.envs.builtin import Counting
-from amago_ray.metrics import read_metrics
 from amago_ray.nets.traj_encoders import GRUTrajEncoder
+from amago_ray.watch.metrics import read_metrics
 
 WORKERS = 3
 

@@ -12,7 +12,7 @@ import psutil
 import ray
 import ring_cases
 
-from amago_ray.data import Trajectory
+from amago_ray.messages import Trajectory
 
 
 def pid_of(actor: Any) -> int:

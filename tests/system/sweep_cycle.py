@@ -13,7 +13,7 @@ from PIL import Image
 from sweep_cases import trials, write_config
 from system.processes import assert_gone, wait_until
 
-from amago_ray.metrics import read_metrics
+from amago_ray.watch.metrics import read_metrics
 
 MINUTES = 60.0
 PARAMS = ("--param", "Agent.gamma=loguniform(0.9, 0.999)", "--param", "Experiment.batch_size=choice([4, 8])")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from amago_ray.metrics import read_metrics
+from amago_ray.watch.metrics import read_metrics
 
 # Numbers of the clock: how long things took, and what is computed from that.
 CLOCK = ("wall_s", "per Second", "(fraction)")

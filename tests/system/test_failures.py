@@ -18,8 +18,8 @@ from system.faults import BuggyAgent, FaultyAgent, HangsInStep, KillsInStep, Rai
 from system.processes import assert_gone, pids_of, wait_until
 
 from amago_ray import config
-from amago_ray.envs.pool import EnvFailure
-from amago_ray.metrics import read_metrics
+from amago_ray.envs.makers import EnvFailure
+from amago_ray.watch.metrics import read_metrics
 
 
 def column(experiment: Any, section: str, name: str) -> list[Any]:

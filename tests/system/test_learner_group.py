@@ -9,7 +9,7 @@ from typing import Any
 import ray
 import torch
 
-from amago_ray.metrics import read_metrics
+from amago_ray.watch.metrics import read_metrics
 
 
 def test_a_group_of_two_stays_one_agent(make_experiment: Callable[..., Any], tmp_path: Path) -> None:

@@ -20,14 +20,14 @@ from single_process import small_agent_spec, with_gammas
 
 from amago_ray import config, train
 from amago_ray.envs.builtin import Counting, Identity, TMaze
-from amago_ray.evaluation import evaluate_policy
 from amago_ray.learner.learner import Learner, LearnerConfig
-from amago_ray.metrics import read_metrics
 from amago_ray.nets.traj_encoders import GRUTrajEncoder
 from amago_ray.replay.client import LocalShard, ReplayReader
-from amago_ray.replay.datasets import Episode, MixtureOfDatasets, OnlineReplay, RLDataset, RowLayout
+from amago_ray.replay.datasets.dataset import Episode, MixtureOfDatasets, OnlineReplay, RLDataset, RowLayout
 from amago_ray.replay.readers import EpisodeDataset, StoredDataset
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
+from amago_ray.rollout.evaluate import evaluate_policy
+from amago_ray.watch.metrics import read_metrics
 
 COUNTING = partial(Counting, 6)  # what `make_experiment` trains on
 

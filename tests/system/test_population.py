@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ray import tune
 
-from amago_ray.population import Population
+from amago_ray.tune.population import Population
 
 LAST = 31
 

@@ -15,7 +15,7 @@ from system.processes import pids_of, stored_trajectories
 from system.test_failures import column
 
 from amago_ray import config
-from amago_ray.replay.selection import PriorityFile
+from amago_ray.replay.sampling.selection import PriorityFile
 from amago_ray.replay.shard import shard_folder
 from amago_ray.settings import replay_folder
 

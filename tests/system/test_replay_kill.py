@@ -19,13 +19,13 @@ from conftest import TESTS
 from ring_cases import assert_same_trajectories, stored_trajectories, trajectory
 from system.replay_process import Life
 
-from amago_ray.data import Batch, Trajectory
-from amago_ray.futures import ProcessDied
+from amago_ray.messages import Batch, Trajectory
+from amago_ray.pending import ProcessDied
 from amago_ray.replay import client
 from amago_ray.replay.client import ReplayReader, ReplayWriter
-from amago_ray.replay.selection import SelectionConfig
+from amago_ray.replay.sampling.selection import SelectionConfig
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
-from amago_ray.replay.store import StoreConfig
+from amago_ray.replay.storage.store import StoreConfig
 
 DEATHS = 200
 

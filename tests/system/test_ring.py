@@ -15,11 +15,11 @@ from system.processes import stored_trajectories
 from system.test_determinism import rows_without_clock
 
 from amago_ray import config, train
-from amago_ray.data import RolloutReport
+from amago_ray.driver.schedule import CollectSummary
 from amago_ray.envs.builtin import Counting
-from amago_ray.metrics import AVERAGE_RETURN, read_metrics
+from amago_ray.messages import RolloutReport
 from amago_ray.nets.traj_encoders import FFTrajEncoder
-from amago_ray.schedule import CollectSummary
+from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
 
 
 @pytest.mark.parametrize("num_shards", [1, 3])

@@ -16,10 +16,11 @@ from ray import tune as ray_tune
 from sweep_cases import trials, write_config
 from system.test_determinism import rows_without_clock
 
-from amago_ray import config, train, tune
-from amago_ray.checkpoint import RunDirectory
-from amago_ray.metrics import read_metrics
-from amago_ray.sweep import Sweep
+from amago_ray import config, train
+from amago_ray.run_directory import RunDirectory
+from amago_ray.tune import trial as tune
+from amago_ray.tune.sweep import Sweep
+from amago_ray.watch.metrics import read_metrics
 
 
 def command(config_file: Path, *more: str) -> int:

@@ -7,8 +7,8 @@ from typing import Any, get_args
 import numpy as np
 from gymnasium import spaces
 
-from amago_ray.data import ActionKind
 from amago_ray.envs.builtin.arguments import check_choice, check_integer
+from amago_ray.specs import ActionKind
 
 
 def make_action_space(kind: ActionKind, size: int) -> spaces.Space[Any]:

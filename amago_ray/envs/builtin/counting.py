@@ -11,9 +11,10 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from amago_ray.data import ACTION, OBS_PREFIX, REWARD, TERMINATED, ActionKind
 from amago_ray.envs.builtin.action_spaces import make_action_space
 from amago_ray.envs.builtin.arguments import check_flag, check_integer
+from amago_ray.messages import ACTION, REWARD, TERMINATED
+from amago_ray.specs import OBS_PREFIX, ActionKind
 
 MAX_ID = 2**31 - 1
 MAX_REWARD = 2**24  # above it float32 no longer tells one integer from the next
@@ -118,7 +119,7 @@ def misaligned(
 ) -> list[str]:
     """What is wrong with a piece of a Counting rollout: one line per broken rule, none if every row is right.
 
-    columns: rows as in `amago_ray.data`: "obs.<key>", "action", "reward" and "terminated", each with n rows that follow
+    columns: rows as in `messages`: "obs.<key>", "action", "reward" and "terminated", each with n rows that follow
     one another in one rollout. first_time_idx: index of row 0 in the rollout. episode_length, terminate: as in
     `Counting`. Actions may differ by 1e-6, which rescaling a continuous action may cost; all else is compared exactly.
     """

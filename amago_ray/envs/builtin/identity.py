@@ -10,9 +10,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from amago_ray.data import ActionKind
 from amago_ray.envs.builtin.action_spaces import make_action_space
 from amago_ray.envs.builtin.arguments import check_integer
+from amago_ray.specs import ActionKind
 
 
 @gin.configurable

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from amago_ray.data import ActionKind
 from amago_ray.envs.builtin.counting import Counting, misaligned, reward_of
+from amago_ray.specs import ActionKind
 
 KINDS = get_args(ActionKind)
 
 
 def rollout_table(env: Counting, seed: int | None = None) -> dict[str, np.ndarray]:
-    """One rollout of random actions as rows of `amago_ray.data`."""
+    """One rollout of random actions as rows of `amago_ray.messages`."""
     observation, _ = env.reset(seed=seed)
     zero = np.zeros(env.action_space.shape or (), dtype=env.action_space.dtype)
     rows = [(observation, zero, 0.0, False)]

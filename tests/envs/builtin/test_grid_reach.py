@@ -14,7 +14,7 @@ from gymnasium.utils.env_checker import check_env
 import amago_ray.envs.builtin  # noqa: F401 - registers the ids
 from amago_ray.envs.builtin.grid import DOWN, LEFT, RIGHT, STAY, UP
 from amago_ray.envs.builtin.grid_reach import GridReach
-from amago_ray.evaluation import random_policy
+from amago_ray.rollout.evaluate import random_policy
 
 
 def cells(env: GridReach, observation: dict[str, np.ndarray]) -> tuple[tuple[int, int], tuple[int, int]]:

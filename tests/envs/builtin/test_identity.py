@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from amago_ray.data import ActionKind
 from amago_ray.envs.builtin.identity import Identity
+from amago_ray.specs import ActionKind
 
 KINDS = get_args(ActionKind)
 

@@ -1,0 +1,427 @@
+"""`Agent`: off-policy actor-critic RL on top of a sequence model (AMAGO, arXiv 2310.09971).
+
+Around a `policy.Policy`, the half that acts, `Agent` puts critics, target networks and value scales, and turns a batch
+into a loss.
+
+Shape letters: B sequences, L transitions of a training sequence (L + 1 timesteps), D state width, K sampled actions,
+C critics, S of them that a target reduces over, G discount factors (the main gamma is always the last), A action
+vector.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import gin
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from amago_ray.agent import losses
+from amago_ray.agent.policy import Policy, TrainingBatch
+from amago_ray.config import nearest
+from amago_ray.nets.actors import Actor, ActorHead
+from amago_ray.nets.critics import CriticEnsemble, NCritics
+from amago_ray.nets.distributions import ActionDistribution
+from amago_ray.nets.scaling import PopArt
+from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
+from amago_ray.nets.tstep_encoders import FFTstepEncoder, TstepEncoder
+from amago_ray.specs import ActionKind, ActionSpec, ObsSpec
+
+PRIORITY_OF_LARGEST = 0.9
+LEAST_PRIORITY = 1e-3  # so that nothing that was learned well is never drawn again
+AUXILIARY_GAMMAS = (0.1, 0.9, 0.95, 0.97, 0.99, 0.995)
+
+
+@gin.configurable
+@dataclass(frozen=True)
+class Multigammas:
+    """Discount factors trained beside the main one, for discrete and for all other action spaces."""
+
+    discrete: tuple[float, ...] = AUXILIARY_GAMMAS
+    continuous: tuple[float, ...] = AUXILIARY_GAMMAS
+
+    def for_actions(self, kind: ActionKind) -> tuple[float, ...]:
+        return tuple(self.discrete if kind == "discrete" else self.continuous)
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """The N real transitions of a batch, as actor and critics see them, laid out as (B, L) = (1, N).
+
+    state, next_state: (1, N, D) before and after each, the latter without gradient. taken: (1, N, A) action vectors.
+    dist: the policy's distributions of batch shape (1, N, G).
+    """
+
+    state: Tensor
+    next_state: Tensor
+    taken: Tensor
+    dist: ActionDistribution
+
+
+@dataclass(frozen=True)
+class AgentLoss:
+    """Scalars of one batch; `loss` is the one to minimise. `metrics` is empty unless it was asked for.
+
+    priority: (B,) of the sequences, where the batch was drawn by priority and critics are trained.
+    """
+
+    loss: Tensor
+    actor_loss: Tensor
+    critic_loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    priority: Tensor | None = None
+
+
+@gin.configurable
+class Agent(nn.Module):
+    """Actor-critic over every gamma at once: an ensemble TD loss, a DPG loss and filtered behaviour cloning.
+
+    online_coeff, offline_coeff: weights of the DPG and the filtered-BC term of the actor loss.
+    gamma: main discount factor, the one that acts; it is trained last of `Multigammas`.
+    reward_multiplier: scale of rewards in the loss. tau: Polyak rate of the target networks.
+    num_critics: ensemble size. num_critics_td: how many of them, drawn anew each step, a TD target reduces over.
+    num_actions_for_value_in_critic_loss, ..._in_actor_loss: sampled actions per state (ignored where the expectation
+        over actions is exact, which it is for discrete actions).
+    fake_filter: clone all behaviour; with online_coeff 0 no critic is computed at all.
+    fbc_filter_func: advantage -> weight (`binary_filter`, `exp_filter`, `leaky_relu_filter`).
+    popart: normalise values (arXiv 1809.04474). use_target_actor: TD targets act by the slow copy of the actor.
+    use_multigamma: train the auxiliary gammas. n_step: length of the TD returns.
+    critic_loss_weight: weight of the critic loss beside the actor loss.
+    pass_obs_keys_to_actor: names of observation arrays that the actor sees as they are, beside the state (see
+        `ActorHead`): an action mask, say.
+    """
+
+    gammas: Tensor
+
+    def __init__(
+        self,
+        obs_spec: ObsSpec,
+        action_spec: ActionSpec,
+        max_seq_len: int,
+        tstep_encoder_type: type[TstepEncoder] = FFTstepEncoder,
+        traj_encoder_type: type[TrajEncoder] = TformerTrajEncoder,
+        actor_type: type[ActorHead] = Actor,
+        critic_type: Callable[..., CriticEnsemble] = NCritics,
+        num_critics: int = 4,
+        num_critics_td: int = 2,
+        online_coeff: float = 1.0,
+        offline_coeff: float = 0.1,
+        gamma: float = 0.999,
+        reward_multiplier: float = 10.0,
+        tau: float = 0.003,
+        fake_filter: bool = False,
+        num_actions_for_value_in_critic_loss: int = 1,
+        num_actions_for_value_in_actor_loss: int = 1,
+        fbc_filter_func: Callable[[Tensor], Tensor] = losses.binary_filter,
+        popart: bool = True,
+        use_target_actor: bool = True,
+        use_multigamma: bool = True,
+        n_step: int = 1,
+        critic_loss_weight: float = 10.0,
+        pass_obs_keys_to_actor: tuple[str, ...] = (),
+    ):
+        super().__init__()
+        name = type(self).__name__
+        if not 0.0 <= gamma < 1.0:
+            raise ValueError(f"{name}.gamma={gamma}: a discount factor lies in [0, 1)")
+        if not 1 <= num_critics_td <= num_critics:
+            raise ValueError(f"{name}.num_critics_td={num_critics_td}: choose 1 to num_critics={num_critics}")
+        if n_step < 1:
+            raise ValueError(f"{name}.n_step={n_step}: it must be 1 or more")
+        _check_obs_names(f"{name}.pass_obs_keys_to_actor", pass_obs_keys_to_actor, obs_spec)
+        self.action_spec = action_spec
+        self.num_critics_td = num_critics_td
+        self.online_coeff, self.offline_coeff = online_coeff, offline_coeff
+        self.reward_multiplier = reward_multiplier
+        self.tau = tau
+        self.fake_filter = fake_filter
+        self.num_actions_td = num_actions_for_value_in_critic_loss
+        self.num_actions_pi = num_actions_for_value_in_actor_loss
+        self.filter = fbc_filter_func
+        self.use_target_actor = use_target_actor
+        self.n_step = n_step
+        self.critic_loss_weight = critic_loss_weight
+
+        gammas = (*(Multigammas().for_actions(action_spec.kind) if use_multigamma else ()), gamma)
+        self.gamma_names = tuple(f"{g:g}" for g in gammas)
+        self.register_buffer("gammas", torch.tensor(gammas, dtype=torch.float32), persistent=False)
+        tstep_encoder = tstep_encoder_type(obs_spec=obs_spec, rl2_dim=1 + action_spec.vector_size)
+        traj_encoder = traj_encoder_type(tstep_dim=tstep_encoder.emb_dim, max_seq_len=max_seq_len)
+        state_dim = traj_encoder.emb_dim
+        actor = actor_type(state_dim=state_dim, action_spec=action_spec, num_gammas=len(gammas))
+        self.policy = Policy(tstep_encoder, traj_encoder, actor, tuple(pass_obs_keys_to_actor))
+        self.critics = critic_type(
+            state_dim=state_dim, action_spec=action_spec, gammas=self.gammas, num_critics=num_critics
+        )
+        self.target_actor = copy.deepcopy(actor).requires_grad_(False)
+        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
+        self.popart = PopArt(len(gammas), enabled=popart)
+
+    @property
+    def exact_expectation(self) -> bool:
+        """Whether action probabilities may stand for sampled actions: V(s) = sum_a pi(a|s) Q(s, a)."""
+        return not self.critics.action_input
+
+    @property
+    def uses_critics(self) -> bool:
+        return not (self.fake_filter and self.online_coeff == 0)
+
+    def forward(self, batch: TrainingBatch, log: bool = False) -> AgentLoss:
+        """The loss of one batch. Updates PopArt and input statistics as it goes when in training mode.
+
+        Only the encoders see padded sequences. Actor and critics compute on the N real transitions of the batch, laid
+        out as (B, L) = (1, N).
+        """
+        metrics: dict[str, Tensor] = {}
+        priority_B = None
+        real = self.encode(batch)
+        dist = real.dist
+        if self.uses_critics:
+            target_BLG = self.td_target(real.next_state, batch)
+            if self.training:
+                self.popart.update(target_BLG.unsqueeze(-1))
+            q_out, value = self.judge(real)
+            critic_BLCG = self.critic_error(q_out, target_BLG)
+            if batch.weight is not None:
+                priority_B = self.priority(critic_BLCG.detach(), batch)
+                critic_BLCG = critic_BLCG * self._sequence_weight(batch)[..., None, None]
+            critic_loss = losses.masked_mean(critic_BLCG, self._real_mask(self.critic_mask(batch), batch))
+            q_BLCG1 = self.scalars(q_out.detach())
+            actor_BLG = self.actor_objective(dist, real.taken, q_BLCG1, value, metrics, log)
+            if log:
+                self._log_values(q_BLCG1, target_BLG, metrics)
+        else:
+            critic_loss = real.state.new_zeros(())
+            log_prob_BLG = dist.log_prob(real.taken.unsqueeze(2)).squeeze(-1)
+            actor_BLG = self.offline_coeff * losses.filtered_behavior_cloning(
+                log_prob_BLG, torch.ones_like(log_prob_BLG)
+            )
+        if batch.weight is not None:
+            actor_BLG = actor_BLG * self._sequence_weight(batch)[..., None]
+        actor_loss = losses.masked_mean(actor_BLG, self._real_mask(self.actor_mask(batch), batch))
+        loss = actor_loss + self.critic_loss_weight * critic_loss
+        if log:
+            entropy_BLG = dist.entropy().squeeze(-1)
+            for g, gamma in enumerate(self.gamma_names):
+                metrics[f"Policy Entropy (gamma={gamma})"] = entropy_BLG[:, :, g].mean()
+            metrics |= {"Total Loss": loss, "Actor Loss": actor_loss, "Critic Loss": critic_loss}
+        return AgentLoss(loss, actor_loss, critic_loss, metrics, priority_B)
+
+    @staticmethod
+    def _sequence_weight(batch: TrainingBatch) -> Tensor:
+        """(1, N): the weight of the sequence that each real transition is in."""
+        assert batch.weight is not None
+        return batch.real(batch.weight.unsqueeze(1).expand_as(batch.mask))
+
+    def priority(self, critic_BLCG: Tensor, batch: TrainingBatch) -> Tensor:
+        """How much is still to be learned from each sequence, (B,): the larger, the more often replay draws it.
+
+        A mixture of the largest and the mean error over its transitions, each the mean over critics and gammas
+        (R2D2, Kapturowski et al. 2019, section 2.3). critic_BLCG: `critic_error` of the real transitions.
+        """
+        error_BL = batch.padded(self.td_error(critic_BLCG).mean(dim=(2, 3)))
+        mean_B = error_BL.sum(dim=1) / batch.mask.sum(dim=1).clamp(min=1)
+        return PRIORITY_OF_LARGEST * error_BL.amax(dim=1) + (1 - PRIORITY_OF_LARGEST) * mean_B + LEAST_PRIORITY
+
+    def td_error(self, critic_BLCG: Tensor) -> Tensor:
+        """The size of each critic's error, from `critic_error`."""
+        return critic_BLCG.sqrt()
+
+    def get_values(self, batch: TrainingBatch) -> dict[str, Tensor]:
+        """What the agent makes of stored data, name -> (B, L, G) with NaN in the padding; nothing is left changed.
+
+        "q": Q(s, a), and "value": V(s), means over the ensemble. "target": TD targets of Q. These three are returns in
+            units of scaled reward.
+        "advantage": A(s, a), and "filter_weight": the weight that filtered behaviour cloning gives it. For `Agent`
+            advantages are in the units of raw critic outputs, as in its loss.
+
+        Computed in evaluation mode. Actions and critics are drawn as for the loss, and asking again draws the same.
+        Raises ValueError where no critic is trained.
+        """
+        if not self.uses_critics:
+            raise ValueError("get_values: with fake_filter and online_coeff=0 this agent trains no critics")
+        with self._looking_only():
+            real = self.encode(batch)
+            target_BLG = self.td_target(real.next_state, batch)
+            q_out, value = self.judge(real)
+            q = self.scalars(q_out)
+            advantage_BLG = self.advantage(q, value)
+            values = {
+                "q": self.returns(q).mean(dim=2).squeeze(-1),
+                "value": self.returns(value).mean(dim=(0, 3)).squeeze(-1),
+                "advantage": advantage_BLG,
+                "filter_weight": self.filter_weight(advantage_BLG),
+                "target": target_BLG,
+            }
+            return {name: batch.padded(value, fill=torch.nan) for name, value in values.items()}
+
+    @contextmanager
+    def _looking_only(self) -> Iterator[None]:
+        """In evaluation mode, without gradient; afterwards modes and random states are what they were."""
+        modes = [(module, module.training) for module in self.modules()]
+        devices = [self.gammas.device] if self.gammas.is_cuda else []
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=devices):
+                self.eval()
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def actor_mask(self, batch: TrainingBatch) -> Tensor | None:
+        """(B, L) bool, transitions that the actor loss counts; override it to leave some out. None: all real ones.
+
+        What is true in the padding does not matter. PopArt and logged means go on counting every real transition.
+        """
+        return None
+
+    def critic_mask(self, batch: TrainingBatch) -> Tensor | None:
+        """As `actor_mask`, for the critic loss."""
+        return None
+
+    @staticmethod
+    def _real_mask(mask_BL: Tensor | None, batch: TrainingBatch) -> Tensor | None:
+        return None if mask_BL is None else batch.real(mask_BL)
+
+    def encode(self, batch: TrainingBatch) -> Transitions:
+        """States and policy of the real transitions of a batch."""
+        state = self.policy.encode(batch.obs, batch.rl2, batch.time_idx, batch.timestep_mask, batch.packing)
+        before, after = batch.before(state), batch.after(state.detach())
+        obs = {name: batch.before(x) for name, x in self.policy.actor_obs(batch.obs).items()}
+        return Transitions(before, after, batch.real(batch.actions), self.policy.actor(before, obs))
+
+    def judge(self, real: Transitions) -> tuple[Tensor, Tensor]:
+        """Critic outputs for the actions taken, (1, N, C, G, O), and scalars for the policy's, (K, 1, N, C, G, 1).
+
+        The latter pass gradient to the policy's actions alone.
+        """
+        prepared = self.critics.prepare(real.state)
+        taken_BLA = self.policy.actor.policy_output.action_from_buffer(real.taken)
+        q_out = self.critics.values(prepared, taken_BLA[None, :, :, None])[0]
+        pi_KBLGA = self.draw(real.dist, self.num_actions_pi, differentiable=self.online_coeff > 0)
+        return q_out, self.critics.values(prepared, pi_KBLGA, frozen=True, read=self.scalars)
+
+    @torch.no_grad()
+    def td_target(self, next_BLD: Tensor, batch: TrainingBatch) -> Tensor:
+        """n-step TD targets (1, N, G), in units of scaled reward, from the states (1, N, D) after each transition."""
+        actor = self.target_actor if self.use_target_actor else self.policy.actor
+        obs = {name: batch.after(x) for name, x in self.policy.actor_obs(batch.obs).items()}
+        action_KBLGA = self.draw(actor(next_BLD, obs), self.num_actions_td, differentiable=False)
+        members_BLSG = self.td_ensemble(*next_BLD.shape[:2])
+        prepared = self.target_critics.prepare(next_BLD)
+        q_KBLSG1 = self.target_critics.values_of(members_BLSG, prepared, action_KBLGA, read=self.scalars)
+        q_BLSG = self.returns(q_KBLSG1).mean(dim=0).squeeze(-1)
+        q_next_BLG = q_BLSG.amin(dim=2) if self.online_coeff > 0 else q_BLSG.mean(dim=2)
+        reward_BL1 = self.reward_multiplier * batch.rewards.unsqueeze(-1)
+        return batch.real(
+            losses.n_step_target(
+                reward_BL1,
+                batch.terminated.unsqueeze(-1),
+                batch.padded(q_next_BLG),
+                self.gammas,
+                batch.mask,
+                self.n_step,
+            )
+        )
+
+    def scalars(self, q: Tensor) -> Tensor:
+        """Critic outputs (..., O) as one number each, (..., 1), on the critics' own scale: the same for all gammas."""
+        return q
+
+    def returns(self, scalars: Tensor) -> Tensor:
+        """`scalars` (..., G, 1) in units of scaled reward."""
+        return self.popart.denormalize(scalars)
+
+    def td_ensemble(self, B: int, L: int) -> np.ndarray:
+        """The critics that a TD target reduces over, (B, L, S, G) int64: a random subset, drawn with replacement for
+        every timestep and gamma (REDQ, arXiv 2101.05982). On the host, which so knows how much each has to compute.
+        """
+        members = np.empty((B, L, self.num_critics_td, len(self.gammas)), np.int64)
+        torch.randint(self.critics.num_critics, members.shape, out=torch.from_numpy(members))
+        return members
+
+    def draw(self, dist: ActionDistribution, num: int, differentiable: bool) -> Tensor:
+        """Action vectors (K, B, L, G, A): the probabilities alone where expectations are exact, else `num` samples."""
+        if self.exact_expectation:
+            return dist.probs.unsqueeze(0)
+        sample = dist.rsample if differentiable else dist.sample
+        return torch.stack([sample() for _ in range(num)])
+
+    def critic_error(self, q_BLCGO: Tensor, target_BLG: Tensor) -> Tensor:
+        """Error of every critic (B, L, C, G) in the normalised space."""
+        normalised_BLG = self.popart.normalize_target(target_BLG.unsqueeze(-1)).squeeze(-1)
+        return losses.critic_mse(self.popart(q_BLCGO).squeeze(-1), normalised_BLG)
+
+    def advantage(self, q_BLCG1: Tensor, value_KBLCG1: Tensor) -> Tensor:
+        """A(s, a) = mean over critics of Q(s, a) minus that of V(s), (B, L, G), in `scalars`."""
+        return (q_BLCG1.mean(dim=2) - value_KBLCG1.detach().mean(dim=(0, 3))).squeeze(-1)
+
+    def filter_weight(self, advantage_BLG: Tensor) -> Tensor:
+        """Weight (B, L, G) of each transition in behaviour cloning."""
+        return torch.ones_like(advantage_BLG) if self.fake_filter else self.filter(advantage_BLG)
+
+    def dpg_objective(self, value_KBLCG1: Tensor) -> Tensor:
+        """- min over critics of Q(s, a ~ pi), normalised, (B, L, G); gradient flows to the action only."""
+        return -self.popart(value_KBLCG1.mean(dim=0).amin(dim=2)).squeeze(-1)
+
+    def actor_objective(
+        self,
+        dist: ActionDistribution,
+        taken_BLA: Tensor,
+        q_BLCG1: Tensor,
+        value_KBLCG1: Tensor,
+        metrics: dict[str, Tensor],
+        log: bool,
+    ) -> Tensor:
+        """Weighted sum (B, L, G) of the DPG and the filtered-BC objective."""
+        objective = torch.zeros_like(value_KBLCG1[0, :, :, 0, :, 0])
+        if self.online_coeff > 0:
+            objective = objective + self.online_coeff * self.dpg_objective(value_KBLCG1)
+        if self.offline_coeff > 0:
+            log_prob_BLG = dist.log_prob(taken_BLA.unsqueeze(2)).squeeze(-1)
+            advantage_BLG = self.advantage(q_BLCG1, value_KBLCG1)
+            weight_BLG = self.filter_weight(advantage_BLG)
+            objective = objective + self.offline_coeff * losses.filtered_behavior_cloning(log_prob_BLG, weight_BLG)
+            if log:
+                approved = (weight_BLG > 1e-3).float().mean()
+                metrics["Pct. of Actions Approved by Filter (All Gammas)"] = 100.0 * approved
+                main = (weight_BLG[..., -1] > 1e-3).float().mean()
+                metrics[f"Pct. of Actions Approved by Filter (gamma={self.gamma_names[-1]})"] = 100.0 * main
+                metrics["Mean Filter Weight"] = weight_BLG.mean()
+                metrics["Mean Advantage"] = advantage_BLG.mean()
+                metrics["Mean Action Logprob"] = log_prob_BLG.mean()
+        return objective
+
+    @torch.no_grad()
+    def update_targets(self) -> None:
+        """Move the target networks toward the trained ones by `tau` (Polyak); call after every optimiser step."""
+        for target, online in ((self.target_actor, self.policy.actor), (self.target_critics, self.critics)):
+            torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.tau)
+
+    @torch.no_grad()
+    def _log_values(self, q_BLCG1: Tensor, target_BLG: Tensor, metrics: dict[str, Tensor]) -> None:
+        q_BLCG = self.returns(q_BLCG1).squeeze(-1)
+        spread_BLG = q_BLCG.std(dim=2, correction=0)
+        for g, gamma in enumerate(self.gamma_names):
+            metrics[f"Q(s,a) (gamma={gamma})"] = q_BLCG[..., g].mean()
+            metrics[f"Q(s,a) Ensemble Std (gamma={gamma})"] = spread_BLG[..., g].mean()
+            metrics[f"TD Target (gamma={gamma})"] = target_BLG[..., g].mean()
+        metrics["TD Target Min"], metrics["TD Target Max"] = target_BLG.aminmax()
+        if self.popart.enabled:
+            # A copy: metrics are fetched later, and the statistics move in place.
+            mu, sigma = self.popart.mu.clone(), self.popart.sigma
+            for g, gamma in enumerate(self.gamma_names):
+                metrics[f"PopArt mu (gamma={gamma})"] = mu[g, 0]
+                metrics[f"PopArt sigma (gamma={gamma})"] = sigma[g, 0]
+
+
+def _check_obs_names(setting: str, names: tuple[str, ...], obs_spec: ObsSpec) -> None:
+    if isinstance(names, str):
+        raise ValueError(f"{setting}={names!r}: write a tuple of names, {(names,)!r}")
+    for name in names:
+        if name not in obs_spec:
+            raise ValueError(f"{setting}={names!r}: no observation is named {name!r}{nearest(name, obs_spec)}")

@@ -1,0 +1,130 @@
+"""What acting and learning share: the policy, and the batch of sequences that it is trained on.
+
+`Policy` is timestep encoder, sequence model and actor. It is what rollout workers hold and what is broadcast to them.
+
+Shape letters: B sequences or environments, L transitions of a training sequence (L + 1 timesteps), N real transitions
+of a batch, D state width, A action vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from amago_ray.nets.actors import NO_OBS, ActorHead
+from amago_ray.nets.packed_sequences import Packing
+from amago_ray.nets.traj_encoders import TrajEncoder
+from amago_ray.nets.tstep_encoders import TstepEncoder
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Sequences on the learner's device: what `Agent.forward` consumes.
+
+    What belongs to timesteps is padded to (B, L+1, ...), or, with a `packing`, laid end to end as (1, R, ...).
+    obs: name -> timesteps. rl2: timesteps x (1+A), previous reward and action vector. time_idx: timesteps, int64.
+    What belongs to transitions is always padded.
+    actions: (B, L, A) action vectors. rewards: (B, L). terminated: (B, L) float. mask: (B, L) bool, real transitions.
+    real_rows: (N,) int64, where `mask` is true in a flat view of (B, L). Found from `mask` when it is not given, which
+        on a GPU waits for the device.
+    weight: (B,) of each sequence in the loss; None for equal ones. Where it is given, the loss comes with priorities.
+    """
+
+    obs: dict[str, Tensor]
+    rl2: Tensor
+    time_idx: Tensor
+    actions: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    mask: Tensor
+    real_rows: Tensor | None = None
+    weight: Tensor | None = None
+    packing: Packing | None = None
+
+    def before(self, x: Tensor) -> Tensor:
+        """Of timesteps x, (B, L+1, ...) or packed, those that real transitions start from, as (1, N, ...)."""
+        return self.real(x[:, :-1]) if self.packing is None else x[:, self.packing.start_N]
+
+    def after(self, x: Tensor) -> Tensor:
+        """As `before`, those that real transitions lead to."""
+        return self.real(x[:, 1:]) if self.packing is None else x[:, self.packing.start_N + 1]
+
+    def real(self, x_BL: Tensor) -> Tensor:
+        """The real transitions of x (B, L, ...), as (1, N, ...)."""
+        rows = self.mask.flatten().nonzero().squeeze(1) if self.real_rows is None else self.real_rows
+        return x_BL.flatten(0, 1)[rows].unsqueeze(0)
+
+    def padded(self, x_1N: Tensor, fill: float = 0.0) -> Tensor:
+        """The inverse of `real`, with `fill` in the padding."""
+        rows = self.mask.flatten().nonzero().squeeze(1) if self.real_rows is None else self.real_rows
+        flat = x_1N.new_full((self.mask.numel(), *x_1N.shape[2:]), fill).index_copy(0, rows, x_1N.squeeze(0))
+        return flat.unflatten(0, self.mask.shape)
+
+    @property
+    def timestep_mask(self) -> Tensor | None:
+        """(B, L+1) bool: a sequence of l transitions has l + 1 real timesteps. None where all are real (packed)."""
+        if self.packing is not None:
+            return None
+        return nn.functional.pad(self.mask, (1, 0), value=True)
+
+
+class Policy(nn.Module):
+    """The half of the agent that acts: observation, previous action and reward -> state -> action.
+
+    actor_obs_names: observation arrays that the actor sees beside the state.
+    """
+
+    def __init__(
+        self,
+        tstep_encoder: TstepEncoder,
+        traj_encoder: TrajEncoder,
+        actor: ActorHead,
+        actor_obs_names: tuple[str, ...] = (),
+    ):
+        super().__init__()
+        self.tstep_encoder = tstep_encoder
+        self.traj_encoder = traj_encoder
+        self.actor = actor
+        self.actor_obs_names = actor_obs_names
+
+    def encode(
+        self,
+        obs: Mapping[str, Tensor],
+        rl2: Tensor,
+        time_idx: Tensor,
+        timestep_mask: Tensor | None = None,
+        packing: Packing | None = None,
+    ) -> Tensor:
+        """State embeddings (B, L, D) of whole sequences; (1, R, D) of packed ones."""
+        embedding = self.tstep_encoder(obs, rl2, timestep_mask)
+        if packing is None:
+            return self.traj_encoder(embedding, time_idx)
+        return self.traj_encoder.forward_packed(embedding, time_idx, packing)
+
+    def actor_obs(self, obs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Those arrays of an observation that the actor sees."""
+        return {name: obs[name] for name in self.actor_obs_names} if self.actor_obs_names else NO_OBS
+
+    def initial_memory(self, num_envs: int) -> Any:
+        return self.traj_encoder.initial_memory(num_envs)
+
+    def reset_memory(self, memory: Any, mask_B: np.ndarray) -> Any:
+        return self.traj_encoder.reset_memory(memory, mask_B)
+
+    @torch.inference_mode()
+    def act(
+        self, obs: Mapping[str, Tensor], rl2: Tensor, time_idx: Tensor, memory: Any, sample: bool
+    ) -> tuple[Tensor, Any]:
+        """Action vectors (B, A) for one timestep of B environments, by the main gamma, and the new memory.
+
+        obs: name -> (B, ...). rl2: (B, 1+A). time_idx: (B,). sample: draw from the policy, else its mode.
+        """
+        embedding = self.tstep_encoder({k: v.unsqueeze(1) for k, v in obs.items()}, rl2.unsqueeze(1)).squeeze(1)
+        state, memory = self.traj_encoder.step(embedding, time_idx, memory)
+        dist = self.actor.main_gamma(state, self.actor_obs(obs))
+        return (dist.sample() if sample else dist.mode), memory

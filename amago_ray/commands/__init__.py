@@ -1,0 +1,1 @@
+"""The commands of `amago-ray`, one per file."""

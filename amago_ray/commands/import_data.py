@@ -1,0 +1,156 @@
+"""`amago-ray import-data`: datasets of other formats as replay segments, checked against a configuration."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gin
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from amago_ray import config
+from amago_ray.envs.makers import check_env, env_spaces
+from amago_ray.messages import Trajectory, TrajectoryId
+from amago_ray.replay.datasets.dataset import NOT_FROM_A_WORKER, RLDataset, RowLayout
+from amago_ray.replay.datasets.stored import UNBOUNDED
+from amago_ray.replay.readers import AmagoDataset, MinariDataset, StoredDataset
+from amago_ray.replay.shard import shard_folder
+from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
+from amago_ray.replay.storage.trajectory_pack import pack
+
+if TYPE_CHECKING:
+    from amago_ray.experiment import Experiment
+
+MESSAGE_BYTES = 8 << 20
+UNFINISHED = ".unfinished"  # suffix of the folder that an import is written to until it is complete
+
+DESCRIPTION = """\
+convert a dataset to the format of replay, which is sampled from without reading whole trajectories
+
+SOURCE is one of
+  a folder of .npz files that AMAGO 3.x wrote        runs/old/buffer
+  a Minari dataset, by id or by its folder           D4RL/pen/human-v2
+  the replay/ folder of a run                        runs/tmaze/replay
+  an RLDataset of yours, by its name in gin          @MyDataset   (its module is imported by --config)
+
+examples:
+  amago-ray import-data D4RL/pen/human-v2 --out data/pen
+  amago-ray import-data runs/old/buffer --config configs/tmaze.gin --out data/tmaze
+"""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import has written."""
+
+    trajectories: int
+    timesteps: int
+    num_bytes: int
+    mean_return: float
+
+
+def import_data(arguments: Sequence[str], load_experiment: Callable[..., Experiment]) -> None:
+    """Run the command. Raises ValueError for a source that cannot be read or does not fit the configuration."""
+    parser = argparse.ArgumentParser(
+        prog="amago-ray import-data", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="SOURCE", help="see above")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to be made")
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="gin file of the runs that will learn from the data; only a Minari dataset does without",
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="'NAME = VALUE'", help="one gin binding")
+    options = parser.parse_args(arguments)
+    out: Path = options.out
+    if out.exists():
+        raise ValueError(f"--out {out}: this exists already; name a folder to be made")
+    compressed: tuple[str, ...] = ()
+    layout: RowLayout | None = None
+    if options.config:
+        # A configuration may already name as its dataset what is only being made here.
+        experiment = load_experiment(options.config, [*options.set, "Experiment.dataset = None"])
+        check_env(experiment.make_train_env)
+        layout = RowLayout(*env_spaces(experiment.make_train_env))
+        compressed = tuple(experiment.replay_compression)
+    else:
+        config.load([], options.set)
+    dataset = dataset_of(options.source)
+    if layout is None:
+        if dataset.spaces is None:
+            raise ValueError(f"{options.source} does not say of which environments it is: add --config FILE")
+        layout = RowLayout(*dataset.spaces)
+    written = write_dataset(dataset, layout, out, compressed)
+    print(
+        f"{written.trajectories:,} trajectories, {written.timesteps:,} timesteps, mean return "
+        f"{written.mean_return:.4g}, {written.num_bytes / 1e9:.3g} GB. To learn from them:\n"
+        f'  Experiment.dataset = @StoredDataset()\n  StoredDataset.path = "{out}"'
+    )
+
+
+def dataset_of(source: str) -> RLDataset:
+    """The dataset that SOURCE of the command stands for. Raises ValueError where there is none."""
+    if source.startswith("@"):
+        name = source.removeprefix("@").removesuffix("()")
+        try:
+            make = gin.get_configurable(name)
+        except ValueError as error:
+            raise ValueError(
+                f"SOURCE {source}: nothing is configurable by this name"
+                f"{config.nearest(name, config.configurable_names())}"
+            ) from error
+        dataset = make()
+        if not isinstance(dataset, RLDataset):
+            raise ValueError(f"SOURCE {source}: this is no RLDataset")
+        return dataset
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        return MinariDataset(source)
+    if next(folder.glob("shard_*"), None) is not None:
+        return StoredDataset(folder)
+    if (folder / "metadata.json").exists() or (folder / "data" / "metadata.json").exists():
+        return MinariDataset(source)
+    return AmagoDataset(folder)
+
+
+def write_dataset(
+    dataset: RLDataset, layout: RowLayout, out: Path, compressed: tuple[str, ...] = (), show: bool = True
+) -> Imported:
+    """Write every trajectory of a dataset to the folder `out`, which appears once it is complete.
+
+    layout: that every trajectory must fit. compressed: observation arrays to be compressed. show: progress.
+    Raises ValueError, naming the trajectory, for one that does not fit.
+    """
+    dataset.check(layout)
+    unfinished = out.with_name(out.name + UNFINISHED)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    store = TrajectoryStore(StoreConfig(shard_folder(unfinished, 0), capacity_bytes=UNBOUNDED, compressed=compressed))
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    total_reward, gathered, gathered_bytes = 0.0, list[Trajectory](), 0
+    try:
+        with Progress(*columns, disable=not show) as progress:
+            for index in progress.track(range(len(dataset)), description="importing"):
+                trajectory = dataset.trajectory(index, layout)
+                total_reward += trajectory.total_reward
+                # Numbered in order, whoever made it: a store would take a number that it has skipped for a repeat.
+                gathered.append(replace(trajectory, id=TrajectoryId(NOT_FROM_A_WORKER, 0, index)))
+                gathered_bytes += trajectory.num_bytes
+                if gathered_bytes >= MESSAGE_BYTES or index + 1 == len(dataset):
+                    store.push(pack(gathered))
+                    gathered, gathered_bytes = [], 0
+        store.commit()
+        written = Imported(len(store), store.num_transitions, store.num_bytes, total_reward / max(len(store), 1))
+    except BaseException:
+        store.close()
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    store.close()
+    unfinished.rename(out)
+    return written

@@ -1,0 +1,155 @@
+"""The roles as Ray actors: a shard, a rollout worker, a learner, each in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from typing import Any
+
+import ray
+import torch
+
+from amago_ray import config
+from amago_ray.driver.malloc import keep_freed_memory
+from amago_ray.driver.processes import TopologyConfig
+from amago_ray.driver.remote import RemoteShard
+from amago_ray.learner.learner import Learner
+from amago_ray.messages import LearnReport, RolloutReport, Weights
+from amago_ray.replay.client import ReplayReader, ReplayWriter
+from amago_ray.replay.shard import ReplayShard
+from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
+
+
+class ShardActor(ReplayShard):
+    """A replay process."""
+
+    def __init__(self, topology: TopologyConfig, shard: int):
+        keep_freed_memory()
+        config.restore(topology.gin_config)
+        sources = []
+        for dataset in topology.datasets:
+            assert topology.layout is not None, "a run with datasets has a layout"
+            sources.append(dataset.source(topology.layout, shard, topology.num_replay_shards))
+        super().__init__(topology.replay, shard, sources)
+
+
+class RolloutActor:
+    """A worker process: training environments, and validation environments that are built when first needed."""
+
+    def __init__(self, topology: TopologyConfig, worker: int, shard_names: list[str]):
+        keep_freed_memory()
+        torch.set_num_threads(1)  # a small policy on several threads spends its time waiting for them
+        config.restore(topology.gin_config)
+        self._topology, self._worker = topology, worker
+        self._incarnation = topology.incarnation
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            self._incarnation = time.time_ns()  # Ray does not say how often it restarted this actor; time never repeats
+        self._writer = ReplayWriter(find_shards(shard_names))
+        self._training: RolloutWorker | None = None
+        self._validation: RolloutWorker | None = None
+
+    def collect(self, timesteps: int, weights: Weights, exploration_steps: int) -> RolloutReport:
+        if self._training is None:
+            self._training = self._build(self._topology.rollout[self._worker], self._writer.write, self._flush)
+        self._training.set_exploration_steps(exploration_steps)
+        self._training.set_weights(weights)
+        return self._training.collect(timesteps)
+
+    def validate(
+        self, share: int, weights: Weights, steps_per_env: int | None, episodes_per_env: int | None
+    ) -> RolloutReport:
+        """Evaluate in a share of the validation environments: this worker's own, which it keeps, or an absent one's."""
+        if share != self._worker:
+            return self.test(self._topology.validation[share], weights, steps_per_env, episodes_per_env)
+        if self._validation is None:
+            self._validation = self._build(self._topology.validation[share])
+        self._validation.set_weights(weights)
+        return self._validation.evaluate(steps_per_env, episodes_per_env)
+
+    def test(
+        self, rollout: RolloutConfig, weights: Weights, steps_per_env: int | None, episodes_per_env: int | None
+    ) -> RolloutReport:
+        """Evaluate in environments of their own, which are closed afterwards."""
+        worker = self._build(rollout)
+        with contextlib.closing(worker):
+            worker.set_weights(weights)
+            return worker.evaluate(steps_per_env, episodes_per_env)
+
+    def _build(self, rollout: RolloutConfig, write: Any = None, flush: Any = None) -> RolloutWorker:
+        return RolloutWorker(rollout, self._topology.agent_spec, self._worker, self._incarnation, write, flush)
+
+    def _flush(self) -> float:
+        self._writer.flush()
+        return self._writer.wait_s
+
+
+class LearnerActor:
+    """A learner process. Built in two steps, because the members of a group must know the first one's address."""
+
+    def __init__(self, topology: TopologyConfig, rank: int, shard_names: list[str]):
+        keep_freed_memory()
+        config.restore(topology.gin_config)
+        self._topology, self._rank, self._shards = topology, rank, find_shards(shard_names)
+        self._num_threads = max(int(topology.learner_cpus), 1)
+
+    def address(self) -> tuple[str, int]:
+        """This node's address and a free port, for the group to meet at."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def build(self, address: tuple[str, int]) -> None:
+        """Join the group and make the agent. Returns when every member has joined."""
+        torch.set_num_threads(self._num_threads)
+        world_size = self._topology.num_learners
+        if world_size > 1:
+            os.environ |= {
+                "MASTER_ADDR": address[0],
+                "MASTER_PORT": str(address[1]),
+                "RANK": str(self._rank),
+                "LOCAL_RANK": "0",  # Ray shows every learner only its own GPU
+                "WORLD_SIZE": str(world_size),
+            }
+        spec = self._topology.agent_spec
+        batches_per_request, max_in_flight = self._topology.request_size
+        reader = ReplayReader(
+            self._shards,
+            self._topology.batch_size,
+            self._topology.learner.seed,
+            self._rank,
+            batches_per_request,
+            max_in_flight,
+            self._topology.importance_exponent,
+            self._topology.bucketed,
+        )
+        self._learner = Learner(self._topology.learner, spec, reader, self._rank, world_size)
+
+    def train(self, num_batches: int, mixture: tuple[float, ...] | None) -> LearnReport:
+        torch.set_num_threads(self._num_threads)  # a setting of the thread, and calls change threads
+        return self._learner.train(num_batches, mixture)
+
+    def progress(self) -> int:
+        return self._learner.progress()
+
+    def publish(self, version: int) -> tuple[Weights, int]:
+        """Two results, so that the driver can wait for the small one and never fetch the other."""
+        return self._learner.publish(version), version
+
+    def save_state(self, folder: str) -> None:
+        self._learner.save_state(folder)
+
+    def load_state(self, folder: str) -> None:
+        self._learner.load_state(folder)
+
+    def save_agent(self, path: str) -> None:
+        self._learner.save_agent(path)
+
+    def load_agent(self, path: str) -> None:
+        self._learner.load_agent(path)
+
+
+def find_shards(names: list[str]) -> list[RemoteShard]:
+    """The replay shards of this run, by the names of their actors."""
+    return [RemoteShard(ray.get_actor(name), i) for i, name in enumerate(names)]

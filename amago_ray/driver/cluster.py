@@ -1,0 +1,102 @@
+"""The connection to Ray, and the nodes that it has."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import yaml
+from ray._private.state import available_resources_per_node  # there is no public way to ask what is free on each node
+from ray.util.placement_group import get_current_placement_group
+
+from amago_ray.driver.placement import Cluster, Node, Resources
+
+LAUNCHED = Path("~/ray_bootstrap_config.yaml")
+
+
+def connect(address: str | None, cpus_needed: Callable[[Cluster], float]) -> tuple[Cluster, bool]:
+    """Connect to Ray: the instance that this process already uses, the cluster at `address`, or a new local one.
+
+    Returns what there is, and whether the connection was made here, so that `disconnect` is due at the end.
+
+    address: None takes RAY_ADDRESS where it is set (a submitted job) and "local" otherwise.
+    cpus_needed: by a run on a machine of that size. A local Ray is told that it has so many, so that a run with more
+        processes than cores still starts.
+    Raises ValueError when there is no cluster at `address`.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if ray.is_initialized():
+        return survey(), False
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if address == "local":
+        machine = this_machine()
+        options |= {"num_cpus": max(machine.cpus, math.ceil(cpus_needed(machine))), "include_dashboard": False}
+        ray.init(address="local", **options)
+        # What was promised to Ray above the machine's own cores must not be planned with.
+        return replace(survey(), cpus=machine.cpus, local=True), True
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, ValueError) as error:
+        raise ValueError(f"Experiment.ray_address={address!r}: no Ray cluster answers there ({error})") from error
+    return survey(), True
+
+
+def disconnect() -> None:
+    """Leave Ray, ending it where it was started for this run."""
+    ray.shutdown()
+
+
+def this_machine() -> Cluster:
+    """This machine alone, before Ray runs on it."""
+    total = Resources(os.cpu_count() or 1, torch.cuda.device_count(), math.inf)
+    return Cluster(os.cpu_count() or 1, (Node("this machine", total, total),), local=True)
+
+
+def survey() -> Cluster:
+    """What the cluster that this process is connected to has; of a placement group that it is part of, that alone."""
+    group = get_current_placement_group()
+    if group is not None:
+        total = Resources(*(sum(b.get(name, 0.0) for b in group.bundle_specs) for name in ("CPU", "GPU", "memory")))
+        return Cluster(int(total.cpus), (Node("the placement group", total, total),), in_group=True)
+    free = available_resources_per_node()
+    nodes = tuple(
+        Node(
+            n["NodeManagerAddress"],
+            _resources(n["Resources"]),
+            _resources(free.get(n["NodeID"], {})),
+            {name: value for name, value in n["Labels"].items() if not name.startswith("ray.io/node-")},
+        )
+        for n in sorted(ray.nodes(), key=lambda n: n["NodeID"])
+        if n["Alive"]
+    )
+    more = tuple(growth(nodes, _launched()))
+    return Cluster(int(sum(node.total.cpus for node in (*nodes, *more))), nodes, more)
+
+
+def growth(nodes: Sequence[Node], launched: Mapping[str, Any]) -> Iterator[Node]:
+    """Nodes that the autoscaler may add to `nodes`, by the configuration that `ray up` launched the cluster with."""
+    room = launched.get("max_workers", 0) - (len(nodes) - 1)
+    for name, kind in launched.get("available_node_types", {}).items():
+        labels, amounts = kind.get("labels", {}), kind.get("resources", {})
+        there = sum(labels.items() <= node.labels.items() for node in nodes)
+        is_head = name == launched.get("head_node_type")
+        for _ in range(min(kind.get("max_workers", 0) + is_head - there, room) if amounts.get("CPU") else 0):
+            total = _resources({"memory": math.inf} | amounts)
+            yield Node(f"a new {name} node", total, total, labels)
+            room -= 1
+
+
+def _launched() -> dict[str, Any]:
+    """What the launcher left on the head node, where submitted drivers run; empty where there was no launcher."""
+    file = LAUNCHED.expanduser()
+    return yaml.safe_load(file.read_text()) if file.is_file() else {}
+
+
+def _resources(amounts: Any) -> Resources:
+    return Resources(amounts.get("CPU", 0.0), amounts.get("GPU", 0.0), amounts.get("memory", 0.0))

@@ -1,0 +1,115 @@
+"""Which rollout workers can be given work now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+
+from amago_ray.driver.remote import RemoteCall
+from amago_ray.pending import ProcessDied
+
+MAX_DEATHS_IN_A_ROW = 10
+RETRY_INTERVAL_S = 0.5
+
+
+class Presence:
+    """Keeps apart the workers that are up from those that are away: restarting, or waiting for a node.
+
+    ping: asks a worker; answered when it is up. num_workers: in all, away until `wait_for` or `look` finds them up.
+    timeout_s: with no worker up for longer, there is nobody left to do the work.
+
+        presence.look()                       # now and then: who has come up?
+        if presence.is_here(worker): ...      # then it may be called
+        presence.lost(worker, death)          # when a call raised ProcessDied
+        presence.worked(worker)               # when a call was answered
+    """
+
+    def __init__(
+        self, ping: Callable[[int], RemoteCall], num_workers: int, timeout_s: float, message: Callable[[str], None]
+    ):
+        self._ping, self._timeout_s, self._message = ping, timeout_s, message
+        self._pings: dict[int, RemoteCall] = {worker: ping(worker) for worker in range(num_workers)}
+        self._not_before: dict[int, float] = {}
+        self._deaths = [0] * num_workers
+        self._seen: set[int] = set()
+        self._somebody_at = time.monotonic()
+        self.num_workers = num_workers
+
+    def is_here(self, worker: int) -> bool:
+        return worker not in self._pings and worker not in self._not_before
+
+    @property
+    def here(self) -> list[int]:
+        return [worker for worker in range(self.num_workers) if self.is_here(worker)]
+
+    def wait_for(self, certain: Collection[int], likely: Collection[int], timeout_s: float, grace_s: float) -> None:
+        """Wait at the start of a run until the workers that have room are up.
+
+        certain: there is room for them now. likely: there will be when others make it; they get at least `grace_s`.
+        Raises ProcessDied when not one is up after `timeout_s`.
+        """
+        started = time.monotonic()
+        while True:
+            self._take_answers(quiet=True)
+            waited = time.monotonic() - started
+            wanted = {*certain, *(likely if waited < grace_s else ())}
+            if wanted <= set(self.here) and self.here:
+                break
+            if waited > timeout_s:
+                if not self.here:
+                    raise ProcessDied(f"no rollout worker came up within {timeout_s:g} s")
+                break
+            time.sleep(0.05)  # between two looks at who is up
+        away = self.num_workers - len(self.here)
+        if away:
+            self._message(
+                f"{away} of {self.num_workers} rollout workers wait for a node and join when there is one; "
+                "the others do their share meanwhile"
+            )
+
+    def look(self) -> None:
+        """Find out who came up since the last look. Raises ProcessDied when nobody has been up for too long."""
+        now = time.monotonic()
+        for worker, moment in list(self._not_before.items()):
+            if now >= moment:
+                del self._not_before[worker]
+                self._pings[worker] = self._ping(worker)
+        self._take_answers(quiet=False)
+        if self.here:
+            self._somebody_at = now
+        elif now - self._somebody_at > self._timeout_s:
+            raise ProcessDied(f"no rollout worker has been up for {self._timeout_s:g} s (call_timeout_s)")
+
+    def _take_answers(self, quiet: bool) -> None:
+        for worker, ping in list(self._pings.items()):
+            if not ping.done():
+                continue
+            del self._pings[worker]
+            try:
+                ping.result()
+            except ProcessDied:
+                self._not_before[worker] = time.monotonic() + RETRY_INTERVAL_S
+                continue
+            if not quiet:
+                news = "is back" if worker in self._seen else "has a node now and joins"
+                self._message(f"rollout worker {worker} {news}: {len(self.here)} of {self.num_workers} at work")
+            self._seen.add(worker)
+
+    def lost(self, worker: int, death: ProcessDied) -> bool:
+        """A call to this worker ended with `death`. Returns whether that is news.
+
+        Raises `death` when the worker has died time and again, without finishing anything in between.
+        """
+        if not self.is_here(worker):
+            return False
+        self._not_before[worker] = time.monotonic() + RETRY_INTERVAL_S
+        self._deaths[worker] += 1
+        if self._deaths[worker] > MAX_DEATHS_IN_A_ROW:
+            raise death
+        if self._deaths[worker] == 1:
+            self._message(f"rollout worker {worker} died; Ray restarts it, the others take over meanwhile ({death})")
+        return True
+
+    def worked(self, worker: int) -> None:
+        """A call to this worker was answered."""
+        self._deaths[worker] = 0

@@ -1,0 +1,90 @@
+"""Ray calls in flight: timeouts, and telling a dead process from a bug."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
+
+from amago_ray.messages import SampledSequences
+from amago_ray.pending import CallTimeout, Pending, ProcessDied
+from amago_ray.replay.sampling.sources import Available
+from amago_ray.replay.storage.trajectory_pack import PackedTrajectories
+
+T = TypeVar("T")
+
+
+class RemoteCall(Generic[T]):
+    """A `Pending` over one Ray object reference. `what` names it in errors."""
+
+    def __init__(self, ref: ray.ObjectRef, what: str):
+        self.ref = ref
+        self._what = what
+
+    def done(self) -> bool:
+        return bool(ray.wait([self.ref], timeout=0, fetch_local=False)[0])
+
+    def result(self, timeout_s: float | None = None) -> T:
+        try:
+            return ray.get(self.ref, timeout=timeout_s)
+        except GetTimeoutError as error:
+            raise CallTimeout(f"{self._what} did not answer within {timeout_s:g} s") from error
+        # A dead actor, one that is restarting ("unavailable"), its node, or an object that went down with it.
+        except (RayActorError, WorkerCrashedError, ObjectLostError) as error:
+            raise ProcessDied(f"{self._what}: {_first_line(error)}") from error
+        except RayTaskError as error:
+            if isinstance(error.cause, (ProcessDied, CallTimeout)):
+                raise error.cause from error
+            raise as_cause(error) from error
+
+
+def as_cause(error: RayTaskError) -> Exception:
+    """The exception that the remote code raised, with the remote traceback as a note."""
+    cause = error.cause
+    if not isinstance(cause, Exception):
+        return error
+    cause.add_note(str(error))
+    return cause
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
+
+
+def wait_any(calls: Sequence[RemoteCall[Any]], timeout_s: float) -> list[RemoteCall[Any]]:
+    """The calls that are done, after waiting at most `timeout_s` for one."""
+    if not calls:
+        return []
+    ready, _ = ray.wait([call.ref for call in calls], num_returns=1, timeout=timeout_s, fetch_local=False)
+    if not ready:
+        return []
+    done = set(ray.wait([call.ref for call in calls], num_returns=len(calls), timeout=0, fetch_local=False)[0])
+    return [call for call in calls if call.ref in done]
+
+
+class RemoteShard:
+    """A `ReplayShard` actor behind the interface that writers and readers use."""
+
+    def __init__(self, actor: ActorHandle, index: int):
+        self._actor = actor
+        self._what = f"replay shard {index}"
+
+    def push(self, packed: PackedTrajectories) -> Pending[int]:
+        return RemoteCall(self._actor.push.remote(packed), self._what)
+
+    def available(self) -> Pending[tuple[Available, ...]]:
+        return RemoteCall(self._actor.available.remote(), self._what)
+
+    def sample(
+        self, num_sequences: int, version: int, draw: tuple[int, ...], source: int
+    ) -> Pending[SampledSequences | None]:
+        return RemoteCall(self._actor.sample.remote(num_sequences, version, draw, source), self._what)
+
+    def update_priorities(
+        self, life: int, numbers: np.ndarray, priorities: np.ndarray, largest: float
+    ) -> Pending[None]:
+        return RemoteCall(self._actor.update_priorities.remote(life, numbers, priorities, largest), self._what)

@@ -1,0 +1,144 @@
+"""Actor heads on top of the state embedding s: one action distribution per timestep and discount factor.
+
+Shape letters: K sampled actions, B sequences, L timesteps, N states of a batch, D state width, C critics, S of them
+that are asked, G discount factors, A action vector, H hidden width, P parameters of one action distribution, O outputs
+of one critic.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import gin
+from torch import Tensor, nn
+
+from amago_ray.nets.distributions import ActionDistribution
+from amago_ray.nets.feedforward import MLP, Normalization, activation
+from amago_ray.nets.policy_outputs import PolicyOutput, default_policy_output
+from amago_ray.specs import ActionSpec
+
+NO_OBS: Mapping[str, Tensor] = MappingProxyType({})
+
+
+class ActorHead(nn.Module, ABC):
+    """Base class of actors: state embedding to one action distribution per discount factor. Define `params`.
+
+    Beside states, actors see `obs`: the observation arrays that `Agent.pass_obs_keys_to_actor` names, (..., *shape) in
+    their own dtype, with the leading dimensions of the states; no array unless some are named.
+
+    policy_output_type: family of the distribution; by default the one that fits the action space.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_spec: ActionSpec,
+        num_gammas: int,
+        policy_output_type: type[PolicyOutput] | None = None,
+    ):
+        super().__init__()
+        self.state_dim, self.num_gammas = state_dim, num_gammas
+        self.policy_output = (policy_output_type or default_policy_output(action_spec))(action_spec)
+
+    @abstractmethod
+    def params(self, state: Tensor, main_gamma_only: bool, obs: Mapping[str, Tensor]) -> Tensor:
+        """Distribution parameters (..., G * P) of states (..., D), gamma by gamma; (..., P) for the main one alone."""
+
+    def forward(self, state_BLD: Tensor, obs: Mapping[str, Tensor] = NO_OBS) -> ActionDistribution:
+        """Distributions of batch shape (B, L, G); any leading dimensions in place of (B, L)."""
+        params = self.params(state_BLD, main_gamma_only=False, obs=obs).float()
+        return self.policy_output(params.unflatten(-1, (self.num_gammas, self.policy_output.num_params)))
+
+    def main_gamma(self, state_BD: Tensor, obs: Mapping[str, Tensor] = NO_OBS) -> ActionDistribution:
+        """The distribution of the last gamma alone, batch shape (B,): all that acting needs."""
+        return self.policy_output(self.params(state_BD, main_gamma_only=True, obs=obs).float())
+
+
+def last_outputs(layer: nn.Linear, x: Tensor, num: int) -> Tensor:
+    """The last `num` outputs of a linear layer, without computing the others."""
+    return nn.functional.linear(x, layer.weight[-num:], None if layer.bias is None else layer.bias[-num:])
+
+
+@gin.configurable
+class Actor(ActorHead):
+    """One MLP for all discount factors."""
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_spec: ActionSpec,
+        num_gammas: int,
+        n_layers: int = 2,
+        d_hidden: int = 256,
+        activation: str = "leaky_relu",
+        dropout_p: float = 0.0,
+        policy_output_type: type[PolicyOutput] | None = None,
+    ):
+        super().__init__(state_dim, action_spec, num_gammas, policy_output_type)
+        num_outputs = num_gammas * self.policy_output.num_params
+        self.base = MLP(state_dim, d_hidden, n_layers, num_outputs, activation=activation, dropout_p=dropout_p)
+
+    def params(self, state: Tensor, main_gamma_only: bool, obs: Mapping[str, Tensor]) -> Tensor:
+        if main_gamma_only:
+            return last_outputs(self.base.out_layer, self.base.hidden(state), self.policy_output.num_params)
+        return self.base(state)
+
+
+class ResidualBlock(nn.Module):
+    """x + ff2(activation(ff1(norm(x)))), (..., d) -> (..., d), with a hidden layer of `d_ff` (arXiv 2410.09754)."""
+
+    def __init__(self, d: int, d_ff: int, activation_name: str, normalization: str, dropout_p: float):
+        super().__init__()
+        self.norm = Normalization(normalization, d)
+        self.ff1 = nn.Linear(d, d_ff)
+        self.ff2 = nn.Linear(d_ff, d)
+        self.activation = activation(activation_name)
+        self.dropout = nn.Dropout(dropout_p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.dropout(self.ff2(self.activation(self.ff1(self.norm(x)))))
+
+
+@gin.configurable
+class ResidualActor(ActorHead):
+    """One residual network for all discount factors, which stays trainable as it grows (SimBa, arXiv 2410.09754).
+
+    A linear layer to `feature_dim`, `residual_blocks` blocks of x + MLP(norm(x)) with a hidden layer of
+    `residual_ff_dim`, a last norm and a linear layer. normalization: see `Normalization`.
+    dropout_p: on the features that enter the blocks and on what each block adds.
+    Raises ValueError for residual_blocks below 1, an unknown activation or normalization.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_spec: ActionSpec,
+        num_gammas: int,
+        feature_dim: int = 256,
+        residual_ff_dim: int = 512,
+        residual_blocks: int = 2,
+        activation: str = "leaky_relu",
+        normalization: str = "layer",
+        dropout_p: float = 0.0,
+        policy_output_type: type[PolicyOutput] | None = None,
+    ):
+        super().__init__(state_dim, action_spec, num_gammas, policy_output_type)
+        if residual_blocks < 1:
+            raise ValueError(f"ResidualActor.residual_blocks={residual_blocks}: it must be 1 or more")
+        self.inp_layer = nn.Linear(state_dim, feature_dim)
+        self.dropout = nn.Dropout(dropout_p)
+        self.blocks = nn.ModuleList(
+            ResidualBlock(feature_dim, residual_ff_dim, activation, normalization, dropout_p)
+            for _ in range(residual_blocks)
+        )
+        self.out_norm = Normalization(normalization, feature_dim)
+        self.out_layer = nn.Linear(feature_dim, num_gammas * self.policy_output.num_params)
+
+    def params(self, state: Tensor, main_gamma_only: bool, obs: Mapping[str, Tensor]) -> Tensor:
+        x = self.dropout(self.inp_layer(state))
+        for block in self.blocks:
+            x = block(x)
+        x = self.out_norm(x)
+        return last_outputs(self.out_layer, x, self.policy_output.num_params) if main_gamma_only else self.out_layer(x)

@@ -1,0 +1,291 @@
+"""Data that were there before the run: datasets, and how they are mixed with what the run collects.
+
+A dataset is served inside the replay shards: each of S shards loads every S-th trajectory when it is drawn, and keeps
+what it loaded last in memory. Nothing of it is evicted or written to.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import gin
+import gymnasium as gym
+import numpy as np
+
+from amago_ray.envs.spaces import ActionConverter, ObsConverter
+from amago_ray.messages import ACTION, REWARD, TERMINATED, Trajectory, TrajectoryId
+from amago_ray.replay.sampling.sources import Available, Columns, SliceConfig, Source, slice_tables
+from amago_ray.specs import OBS_PREFIX
+
+CACHE_BYTES = 512 << 20  # of trajectories that one shard keeps loaded, per dataset
+NOT_FROM_A_WORKER = -1  # worker number in the identities of trajectories that no worker of this run made
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One rollout as its environment gave it: T transitions.
+
+    observations: T + 1 of them, as a list, or as the space's structure with a leading axis of T + 1 on every array.
+    actions: (T, ...) as the environment takes them. rewards: (T,).
+    terminated: (T,) bool, or one bool that says whether the last transition ended in a terminal state.
+    """
+
+    observations: Any
+    actions: Any
+    rewards: Any
+    terminated: Any = False
+    env_name: str = "dataset"
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """How the run stores observations and actions: as its environments' spaces say."""
+
+    observation_space: gym.Space
+    action_space: gym.Space
+
+    @cached_property
+    def obs(self) -> ObsConverter:
+        return ObsConverter(self.observation_space)
+
+    @cached_property
+    def action(self) -> ActionConverter:
+        return ActionConverter(self.action_space)
+
+    def empty(self, num_rows: int) -> Columns:
+        """The columns of a table of zeros (see `data.Trajectory`)."""
+        return {OBS_PREFIX + name: values for name, values in self.obs.empty(num_rows).items()} | {
+            ACTION: np.zeros((num_rows, *self.action.spec.shape), self.action.spec.dtype),
+            REWARD: np.zeros(num_rows, dtype=np.float32),
+            TERMINATED: np.zeros(num_rows, dtype=bool),
+        }
+
+    def trajectory(self, episode: Episode, index: int) -> Trajectory:
+        """The episode as a run would have stored it, under the identity of a dataset's trajectory number `index`.
+
+        Raises ValueError where it does not fit the run's spaces, or its lengths do not fit one another.
+        """
+        rewards = np.asarray(episode.rewards, dtype=np.float32).reshape(-1)
+        num = len(rewards)
+        if num == 0:
+            raise ValueError("it has no transition")
+        columns = self.empty(num + 1)
+        self.write_obs(columns, episode.observations)
+        actions = self.action.from_env(np.asarray(episode.actions))
+        terminated = np.asarray(episode.terminated, dtype=bool)
+        if terminated.ndim == 0:
+            terminated = (np.arange(num) == num - 1) & terminated
+        if not len(actions) == len(terminated) == num:
+            raise ValueError(
+                f"{len(actions)} actions and {len(terminated)} terminations for {num} rewards: there must be as many"
+            )
+        columns[ACTION][1:], columns[REWARD][1:], columns[TERMINATED][1:] = actions, rewards, terminated
+        return Trajectory(
+            id=TrajectoryId(NOT_FROM_A_WORKER, 0, index),
+            env_name=episode.env_name,
+            columns=columns,
+            first_time_idx=0,
+            truncated=not terminated[-1],
+            weight_version=0,
+        )
+
+    def write_obs(self, columns: Columns, observations: Any) -> None:
+        """Fill the observation columns of a table from `observations`, as in `Episode`. Raises ValueError."""
+        out = {name.removeprefix(OBS_PREFIX): x for name, x in columns.items() if name.startswith(OBS_PREFIX)}
+        num_rows = len(columns[REWARD])
+        if isinstance(observations, list) and len(observations) != num_rows:
+            raise ValueError(f"{len(observations)} observations for {num_rows - 1} rewards: there must be one more")
+        try:
+            if isinstance(observations, list):
+                for row, observation in enumerate(observations):
+                    self.obs.write(out, row, observation)
+            else:
+                self.obs.write_batch(out, observations)
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"observations are not built like the space {self.observation_space}") from error
+
+
+class RLDataset(ABC):
+    """Trajectories to learn from. Subclass it with these two methods, and name it in gin as `Experiment.dataset`.
+
+        @gin.configurable
+        class MyDataset(RLDataset):
+            def __len__(self): return len(self.files)
+            def episode(self, index): return Episode(**numpy.load(self.files[index]))
+
+    It is sent to the shards, so it must be picklable: best it holds paths and no data.
+    """
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many trajectories there are. It may grow during the run; 0 means that the dataset is not ready yet."""
+
+    @abstractmethod
+    def episode(self, index: int) -> Episode:
+        """Trajectory number `index`."""
+
+    @property
+    def spaces(self) -> tuple[gym.Space, gym.Space] | None:
+        """Observation and action space of the data, where the dataset knows them."""
+        return None
+
+    def trajectory(self, index: int, layout: RowLayout) -> Trajectory:
+        """Trajectory number `index` as the run stores it. Raises ValueError, naming it, where it does not fit."""
+        try:
+            return self._trajectory(index, layout)
+        except ValueError as error:
+            raise ValueError(f"{type(self).__name__}, trajectory {index}: {error}") from error
+
+    def _trajectory(self, index: int, layout: RowLayout) -> Trajectory:
+        return layout.trajectory(self.episode(index), index)
+
+    def check(self, layout: RowLayout) -> None:
+        """Raises ValueError for data of other environments, as far as spaces and the first trajectory tell."""
+        if self.spaces is not None and not _same_rows(RowLayout(*self.spaces), layout):
+            raise ValueError(
+                f"{type(self).__name__} holds data of other environments: its spaces are {self.spaces[0]} and "
+                f"{self.spaces[1]}, the run's are {layout.observation_space} and {layout.action_space}"
+            )
+        if len(self):
+            self.trajectory(0, layout)
+
+    def source(self, layout: RowLayout, shard: int, num_shards: int) -> Source:
+        """What shard number `shard` of `num_shards` samples from."""
+        return DatasetSource(self, layout, shard, num_shards)
+
+
+def _same_rows(a: RowLayout, b: RowLayout) -> bool:
+    """Whether observations are stored alike, and equal stored actions mean the same."""
+    same_obs = ObsConverter(_sorted(a.observation_space)) == ObsConverter(_sorted(b.observation_space))
+    return same_obs and a.action_space == b.action_space
+
+
+def _sorted(space: gym.Space) -> gym.Space:
+    """The space with the keys of its Dicts in order: files come back sorted, and arrays are known by name."""
+    match space:
+        case gym.spaces.Dict():
+            return gym.spaces.Dict([(key, _sorted(part)) for key, part in sorted(space.spaces.items())])
+        case gym.spaces.Tuple():
+            return gym.spaces.Tuple([_sorted(part) for part in space.spaces])
+        case _:
+            return space
+
+
+class DatasetSource(Source):
+    """Every `num_shards`-th trajectory of a dataset, each with the same weight."""
+
+    def __init__(
+        self, dataset: RLDataset, layout: RowLayout, shard: int, num_shards: int, cache_bytes: int = CACHE_BYTES
+    ):
+        self._dataset, self._layout = dataset, layout
+        self._shard, self._num_shards = shard, num_shards
+        self._cache: OrderedDict[int, Trajectory] = OrderedDict()
+        self._cached_bytes, self._cache_bytes = 0, cache_bytes
+        self._size = 0
+
+    def available(self) -> Available:
+        # Draws are of what this call has seen, so that a dataset that grows cannot change their probability.
+        self._size = len(range(self._shard, len(self._dataset), self._num_shards))
+        return Available(version=self._size, trajectories=self._size, total=float(self._size))
+
+    def draw(self, num: int, slices: SliceConfig, rng: np.random.Generator) -> dict[str, Any]:
+        numbers = rng.integers(self._size, size=num)
+        drawn = [self._load(number) for number in numbers.tolist()]
+        columns, start, lengths = slice_tables([t.columns for t in drawn], slices, rng)
+        return {
+            "columns": columns,
+            "lengths": lengths,
+            "first_time_idx": start + np.array([t.first_time_idx for t in drawn]),
+            "ids": np.array([(t.id.worker, t.id.incarnation, t.id.sequence) for t in drawn], dtype=np.int64),
+            "number": numbers,
+            "weight_version": np.array([t.weight_version for t in drawn], dtype=np.int64),
+            "probability": np.full(num, 1.0 / self._size),
+        }
+
+    def _load(self, number: int) -> Trajectory:
+        if number in self._cache:
+            self._cache.move_to_end(number)
+            return self._cache[number]
+        trajectory = self._dataset.trajectory(self._shard + number * self._num_shards, self._layout)
+        self._cache[number] = trajectory
+        self._cached_bytes += trajectory.num_bytes
+        while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
+            self._cached_bytes -= self._cache.popitem(last=False)[1].num_bytes
+        return trajectory
+
+
+@gin.configurable
+class OnlineReplay:
+    """In a mixture: what the run itself collects."""
+
+
+@gin.configurable
+@dataclass(frozen=True)
+class MixtureOfDatasets:
+    """Several sources of data, drawn from with given weights.
+
+        Experiment.dataset = @MixtureOfDatasets()
+        MixtureOfDatasets.sources = (@OnlineReplay(), @MinariDataset())
+        MixtureOfDatasets.weights = (0.1, 0.9)
+        MixtureOfDatasets.final_weights = (1.0, 0.0)
+        MixtureOfDatasets.anneal_epochs = (10, 50)
+
+    sources: datasets, and at most one `OnlineReplay`. weights: of each, on any scale; a source that has nothing yet is
+    left out, and the others share its part.
+    final_weights: where the weights go, in a straight line from the first to the second of anneal_epochs.
+    """
+
+    sources: Sequence[RLDataset | OnlineReplay] = ()
+    weights: Sequence[float] = ()
+    final_weights: Sequence[float] | None = None
+    anneal_epochs: tuple[int, int] = (0, 1)
+
+    def __post_init__(self) -> None:
+        for source in self.sources:
+            if not isinstance(source, RLDataset | OnlineReplay):
+                raise ValueError(f"MixtureOfDatasets.sources: {source!r} is neither an RLDataset nor OnlineReplay()")
+        if sum(isinstance(source, OnlineReplay) for source in self.sources) > 1:
+            raise ValueError("MixtureOfDatasets.sources: there is one OnlineReplay at most")
+        for name, weights in (("weights", self.weights), ("final_weights", self.final_weights)):
+            if weights is None:
+                continue
+            if len(weights) != len(self.sources) or min(weights, default=1) < 0 or not sum(weights):
+                raise ValueError(
+                    f"MixtureOfDatasets.{name}={tuple(weights)!r}: give one number of 0 or more for each of the "
+                    f"{len(self.sources)} sources, and not only zeros"
+                )
+        first, last = self.anneal_epochs
+        if not 0 <= first < last:
+            raise ValueError(f"MixtureOfDatasets.anneal_epochs={self.anneal_epochs!r}: two epochs, the later one last")
+
+    @property
+    def learns_from_replay(self) -> bool:
+        """Whether what the run collects is among the sources; where it is not, the run collects nothing."""
+        return any(isinstance(source, OnlineReplay) for source in self.sources)
+
+    @property
+    def datasets(self) -> tuple[RLDataset, ...]:
+        """The sources beside the run's own."""
+        return tuple(source for source in self.sources if isinstance(source, RLDataset))
+
+    def weights_at(self, epoch: int) -> tuple[float, ...]:
+        """Weight of what the run collects, then of each of `datasets`; they add up to 1."""
+        first, last = self.anneal_epochs
+        done = min(max((epoch - first) / (last - first), 0.0), 1.0)
+        begin = np.array(self.weights, dtype=np.float64) / sum(self.weights)
+        end = begin if self.final_weights is None else np.array(self.final_weights) / sum(self.final_weights)
+        now = (1 - done) * begin + done * end
+        online = [isinstance(source, OnlineReplay) for source in self.sources]
+        return (float(now[online].sum()), *(float(w) for w, mine in zip(now, online, strict=True) if not mine))
+
+
+def mixture_of(dataset: RLDataset | MixtureOfDatasets | None) -> MixtureOfDatasets:
+    """The mixture that a setting stands for: a lone dataset is all that is learned from, None is the buffer alone."""
+    if isinstance(dataset, MixtureOfDatasets):
+        return dataset
+    return MixtureOfDatasets((OnlineReplay(),), (1.0,)) if dataset is None else MixtureOfDatasets((dataset,), (1.0,))

@@ -1,0 +1,58 @@
+"""Sampling from segments that other processes wrote, without changing anything there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amago_ray.replay.sampling.selection import Selection, SelectionConfig
+from amago_ray.replay.sampling.sources import Available, BufferSource, SliceConfig, Source
+from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
+
+UNBOUNDED = 1 << 62  # bytes: nothing that is there is evicted
+
+
+def open_stores(folder: Path) -> list[TrajectoryStore]:
+    """The stores in shard_0, shard_1, ... of `folder`, to be read only; none where there is no such folder."""
+    found = sorted(folder.glob("shard_*"), key=lambda path: int(path.name.removeprefix("shard_")))
+    return [TrajectoryStore(StoreConfig(shard, capacity_bytes=UNBOUNDED), read_only=True) for shard in found]
+
+
+class StoredSource(Source):
+    """Every `num_shards`-th trajectory of several stores, by the weights of a `SelectionConfig`."""
+
+    def __init__(self, stores: Sequence[TrajectoryStore], selection: SelectionConfig, shard: int, num_shards: int):
+        self._parts: list[tuple[int, BufferSource]] = []
+        self._num_stores = len(stores)
+        self._trajectories = 0
+        for i, store in enumerate(stores):
+            chosen = Selection(selection, store.table, commit=store.commits)
+            numbers = np.arange(store.table.first, store.table.end)
+            mine = (numbers + i) % num_shards == shard
+            if not mine.all():
+                chosen.exclude(numbers[~mine].tolist())
+            if mine.any():
+                self._parts.append((i, BufferSource(store, chosen)))
+                self._trajectories += int(mine.sum())
+
+    def available(self) -> Available:
+        parts = [part.available() for _, part in self._parts]
+        version = hash(tuple(part.version for part in parts))
+        return Available(version, self._trajectories, sum(part.total for part in parts))
+
+    def draw(self, num: int, slices: SliceConfig, rng: np.random.Generator) -> dict[str, Any]:
+        totals = np.array([part.available().total for _, part in self._parts])
+        share = totals / totals.sum()
+        drawn = []
+        for (i, part), n, p in zip(self._parts, rng.multinomial(num, share).tolist(), share.tolist(), strict=True):
+            if n > 0:
+                fields = part.draw(n, slices, rng)
+                fields["probability"] = fields["probability"] * p
+                fields["number"] = fields["number"] * self._num_stores + i  # one number means one trajectory
+                drawn.append(fields)
+        columns = {name: np.concatenate([d["columns"][name] for d in drawn]) for name in drawn[0]["columns"]}
+        facts = {name: np.concatenate([d[name] for d in drawn]) for name in drawn[0] if name != "columns"}
+        return facts | {"columns": columns}

@@ -1,0 +1,124 @@
+"""Hindsight: trajectories that are changed as they are sampled."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import gin
+import numpy as np
+
+from amago_ray.messages import ACTION, REWARD, TERMINATED
+from amago_ray.specs import OBS_PREFIX
+
+ACHIEVED, DESIRED = OBS_PREFIX + "achieved_goal", OBS_PREFIX + "desired_goal"
+
+Strategy = Literal["future", "final"]
+RewardFunction = Callable[[np.ndarray, np.ndarray, dict[str, Any]], np.ndarray]
+
+
+class Relabeler(ABC):
+    """Changes a trajectory at sampling time, inside the shard.
+
+    It is sent to the shards, so it must be picklable and small.
+    """
+
+    @abstractmethod
+    def __call__(self, columns: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """A trajectory's table after relabelling.
+
+        columns: the whole stored trajectory, T + 1 rows of each column (see `data.Trajectory`). They may be shared with
+        other draws, so the answer holds new arrays for what it changes.
+        The answer has the same columns, and may have fewer rows, but no fewer than two.
+        """
+
+
+@gin.configurable
+class HindsightRelabeler(Relabeler):
+    """Trains on some trajectories as if a goal that they came to reach had been desired from the start.
+
+    For Dict observations with "achieved_goal" and "desired_goal", as in gymnasium-robotics. The goal is a part of every
+    observation that the policy remembers, so a trajectory gets one goal for all its rows: the new goal replaces the
+    desired one, all rewards are computed anew, those that the policy sees as previous rewards too, and the trajectory
+    ends, terminated, with the first transition that reaches the goal.
+
+    A goal that the first row has achieved already is not chosen: the trajectory would be over before it begins. Where
+    none is left, the trajectory stays as it is. Of a rollout that was cut into pieces, each is relabelled by itself.
+
+    strategy: "future" takes the goal of a uniformly drawn row after the first. Each transition before that row is thus
+    trained towards a goal drawn uniformly from what was achieved after it, which is the strategy of that name for
+    single transitions. "final" takes the goal of the last row.
+    probability: of relabelling a sampled trajectory.
+    tolerance: largest Euclidean distance at which a goal counts as reached; 0 for equality.
+    reward_fn: (achieved goals (n, ...), desired goals (n, ...), {}) -> rewards (n,), like the `compute_reward` of
+    goal-conditioned environments; None for 1 where the goal is reached and else 0.
+    Raises ValueError for an argument out of range, and for trajectories without goals.
+    Source: Andrychowicz et al. 2017, arXiv 1707.01495, sections 3.2 and 4.5.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy = "future",
+        probability: float = 0.8,
+        tolerance: float = 0.0,
+        reward_fn: RewardFunction | None = None,
+    ):
+        if strategy not in get_args(Strategy):
+            raise ValueError(
+                f"HindsightRelabeler.strategy={strategy!r}: use one of {', '.join(map(repr, get_args(Strategy)))}"
+            )
+        if not 0 <= probability <= 1:
+            raise ValueError(f"HindsightRelabeler.probability={probability!r}: it must be between 0 and 1")
+        if not tolerance >= 0:
+            raise ValueError(f"HindsightRelabeler.tolerance={tolerance!r}: it must be a distance of 0 or more")
+        self.strategy, self.probability, self.tolerance, self.reward_fn = strategy, probability, tolerance, reward_fn
+
+    def __call__(self, columns: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        achieved = self._achieved_goals(columns)
+        if rng.random() >= self.probability:
+            return columns
+        candidates = np.flatnonzero(~self._reached(achieved, achieved[0]))
+        if self.strategy == "final":
+            candidates = candidates[candidates == len(achieved) - 1]
+        if not len(candidates):
+            return columns
+        goal = achieved[rng.choice(candidates)]
+        reached = self._reached(achieved, goal)
+        num_rows = int(reached.argmax()) + 1
+        relabeled = {name: column[:num_rows] for name, column in columns.items()}
+        relabeled[DESIRED] = np.broadcast_to(goal, (num_rows, *goal.shape)).astype(columns[DESIRED].dtype)
+        relabeled[REWARD] = self._rewards(relabeled, reached[:num_rows])
+        relabeled[TERMINATED] = reached[:num_rows]  # that is: in the last row
+        return relabeled
+
+    def _achieved_goals(self, columns: dict[str, np.ndarray]) -> np.ndarray:
+        if ACHIEVED not in columns or DESIRED not in columns or columns[ACHIEVED].shape != columns[DESIRED].shape:
+            shapes = {k.removeprefix(OBS_PREFIX): c.shape[1:] for k, c in columns.items() if k.startswith(OBS_PREFIX)}
+            raise ValueError(
+                "Experiment.relabeler_type=HindsightRelabeler: observations need an 'achieved_goal' and a "
+                f"'desired_goal' of the same shape, and they have {shapes}"
+            )
+        return columns[ACHIEVED]
+
+    def _reached(self, achieved: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        """(n,) bool: which of the achieved goals (n, ...) count as `goal`."""
+        if self.tolerance == 0:
+            return (achieved == goal).reshape(len(achieved), -1).all(axis=1)
+        apart = (achieved.astype(np.float64) - goal).reshape(len(achieved), -1)
+        return (apart * apart).sum(axis=1) <= self.tolerance**2
+
+    def _rewards(self, columns: dict[str, np.ndarray], reached: np.ndarray) -> np.ndarray:
+        if self.reward_fn is None:
+            return reached.astype(np.float32)
+        rewards = np.array(self.reward_fn(columns[ACHIEVED], columns[DESIRED], {}), dtype=np.float32)
+        if rewards.shape != reached.shape:
+            raise ValueError(
+                f"HindsightRelabeler.reward_fn={self.reward_fn!r}: it gave rewards of shape {rewards.shape} for "
+                f"{len(reached)} goals; it must give one for each"
+            )
+        # Nothing leads to the first row of a rollout: it holds zeros, whatever the goal. A later piece's first row has
+        # the action and the reward that led to it.
+        if not (columns[ACTION][0].any() or columns[REWARD][0]):
+            rewards[0] = 0.0
+        return rewards

@@ -1,0 +1,1 @@
+"""Stored trajectories: files, their index, and what can be read out of them without the run."""

@@ -1,0 +1,414 @@
+"""Trajectories on disk or in memory, oldest first, bounded in bytes and in number."""
+
+from __future__ import annotations
+
+import fcntl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from amago_ray.replay.storage import records
+from amago_ray.replay.storage.records import COMMIT, FACTS, Corrupt, Entry, Record, Schema
+from amago_ray.replay.storage.segments import (
+    FileSegment,
+    Segment,
+    StorageError,
+    check_columns,
+    new_segment,
+    read_header,
+    read_rows,
+    segment_numbers,
+    segment_path,
+    whole_entries,
+)
+from amago_ray.replay.storage.stored_ids import SeenIds
+from amago_ray.replay.storage.table import INDEX, Table
+from amago_ray.replay.storage.trajectory_pack import PackedTrajectories
+from amago_ray.specs import OBS_PREFIX
+
+SEGMENT_BYTES = (1 << 20, 256 << 20)
+SEGMENTS_PER_STORE = 16
+MAX_SEGMENTS = 256  # each has an open file, and a process commonly may have 1024
+LOCK_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """Where and how one shard keeps its trajectories.
+
+    folder: of the segment files; None keeps them in memory. capacity_bytes, capacity_trajectories: the oldest are
+    evicted beyond either. compressed: observation arrays that are stored as lz4 blocks.
+    segment_bytes: size at which a new segment is begun; by default a sixteenth of the capacity, within SEGMENT_BYTES
+    as long as that makes at most MAX_SEGMENTS.
+    fsync_interval_s: at most so much of what was acknowledged is lost when the power fails. Nothing is lost when a
+    process dies.
+    stride: number of shards that share each worker's trajectories in turn.
+    """
+
+    folder: Path | None = None
+    capacity_bytes: int = 1 << 30
+    capacity_trajectories: int = 1 << 40
+    compressed: tuple[str, ...] = ()
+    segment_bytes: int | None = None
+    fsync_interval_s: float = 10.0
+    stride: int = 1
+
+    @property
+    def bytes_per_segment(self) -> int:
+        least, most = SEGMENT_BYTES
+        size = min(max(self.capacity_bytes // SEGMENTS_PER_STORE, least), most)
+        return self.segment_bytes or max(size, self.capacity_bytes // MAX_SEGMENTS)
+
+
+class TrajectoryStore:
+    """A first-in-first-out store of trajectories, as a log of records in segments.
+
+        push    -> written to the newest segment when it returns, and known by identity
+        commit  -> what was pushed becomes visible, ordered by identity; the oldest beyond capacity are evicted
+        read    -> slices of visible trajectories
+
+    Opening a folder reads the log again: what was pushed and what was committed is as it was. A record that is not
+    whole at the end of the newest segment, which its writer was never told was stored, is cut off.
+
+    damage: what was found broken, in words. renumbered: records were lost, so that numbers of trajectories are not
+    what they were when the folder was last open.
+    read_only: only look: nothing can be pushed, and the folder may be in use by another process.
+    Raises StorageError where the folder cannot be used.
+    """
+
+    def __init__(self, config: StoreConfig, read_only: bool = False):
+        self.config = config
+        self.read_only = read_only
+        self.table = Table()
+        self.evicted = 0
+        self.commits = 0
+        self.damage: list[str] = []
+        self.renumbered = False
+        self._seen = SeenIds(config.stride)
+        self._staged: list[tuple[int, np.ndarray]] = []  # record key, facts
+        self._records: dict[int, Record] = {}
+        self._next_record = 0
+        self._env_names: list[str] = []
+        self._segments: dict[int, Segment] = {}
+        self._live: dict[int, int] = {}  # segment -> trajectories that are not evicted
+        self._records_of: dict[int, list[int]] = {}
+        self._schemas: dict[int, Schema] = {}
+        self._current: int | None = None
+        self._next_segment = 0
+        self._unsynced: set[Segment] = set()
+        self._sync_error: StorageError | None = None
+        self._lock: BinaryIO | None = None
+        self._closed = threading.Event()
+        if config.folder is None:
+            return
+        if not read_only:
+            self._lock = lock_folder(config.folder)
+            for path in config.folder.glob("*.new"):
+                path.unlink()
+        self._load(config.folder)
+        if not read_only:
+            threading.Thread(target=self._sync_now_and_then, name="fsync", daemon=True).start()
+
+    # ---------------------------------------------------------------- writing
+
+    def push(self, packed: PackedTrajectories) -> int:
+        """Store those trajectories that are new; returns how many.
+
+        Raises ValueError for a trajectory that is too large for the whole store, and then none is stored. Raises
+        StorageError, and then a part of a message that spans segments may be: pushing it again stores the rest.
+        """
+        self._check_fits(packed)
+        new = self._seen.new(packed.ids)
+        if not new.all():
+            packed = packed.select(np.flatnonzero(new))
+        for part in packed.pieces(self.config.bytes_per_segment):
+            self._append(part)
+        return len(packed)
+
+    def _append(self, packed: PackedTrajectories) -> None:
+        schema = Schema.of(packed.columns, tuple(OBS_PREFIX + name for name in self.config.compressed))
+        buffers, record, facts = records.encode(packed, schema, time.time())
+        size = sum(len(buffer) for buffer in buffers)
+        number = self._segment_for(schema, size)
+        segment = self._segments[number]
+        record.segment, record.offset, record.columns_at = number, segment.size, segment.size + record.columns_at
+        self._write(segment, buffers)
+        self._stage(Entry(record, records.DATA, facts, {"envs": sorted(set(packed.env_names))}))
+
+    def _write(self, segment: Segment, buffers: list[Any]) -> None:
+        if self._sync_error is not None:
+            raise self._sync_error
+        segment.append(buffers)
+        if self.config.folder is not None:
+            self._unsynced.add(segment)
+
+    def _segment_for(self, schema: Schema, size: int) -> int:
+        """The segment that takes the next `size` bytes of such columns; a new one where the newest is full."""
+        current = self._current
+        if current is not None and self._schemas[current] == schema:
+            if self._segments[current].size + size <= self.config.bytes_per_segment:
+                return current
+        number = self._next_segment
+        known = {"seen": self._seen.to_json(), "total": self.table.end, "commits": self.commits}
+        capacity = max(self.config.bytes_per_segment, size + 65536)
+        segment = new_segment(self.config.folder, number, capacity, schema, known)
+        self._add_segment(number, segment, schema)
+        self._delete_dead_segments()
+        return number
+
+    def _add_segment(self, number: int, segment: Segment, schema: Schema) -> None:
+        self._segments[number], self._schemas[number] = segment, schema
+        self._live[number], self._records_of[number] = 0, []
+        self._current, self._next_segment = number, number + 1
+
+    def _stage(self, entry: Entry) -> None:
+        key, self._next_record = self._next_record, self._next_record + 1
+        self._records[key] = entry.record
+        self._records_of[entry.record.segment].append(key)
+        self._live[entry.record.segment] += len(entry.facts)
+        facts = entry.facts.copy()
+        for name in entry.extras["envs"]:
+            if name not in self._env_names:
+                self._env_names.append(name)
+        numbers = np.array([self._env_names.index(name) for name in entry.extras["envs"]], dtype=np.int32)
+        facts["env"] = numbers[facts["env"]]
+        self._seen.add(np.stack([facts["worker"], facts["incarnation"], facts["sequence"]], axis=1))
+        self._staged.append((key, facts))
+
+    def commit(self, number: int | None = None) -> None:
+        """Make all that was pushed visible, ordered by identity, and evict beyond capacity.
+
+        number: of this commit, by which ages are told; the next one by default. Raises StorageError.
+        """
+        number = self.commits + 1 if number is None else number
+        if self._current is not None and (self._staged or number != self.commits):
+            total = self.table.end + sum(len(facts) for _, facts in self._staged)
+            self._write(self._segments[self._current], [records.encode_commit(number, total, time.time())])
+            self._show_staged(number)
+        self._evict()
+
+    def _show_staged(self, number: int) -> None:
+        self.commits = number
+        if not self._staged:
+            return
+        rows = np.concatenate([self._index_rows(key, facts, number) for key, facts in self._staged])
+        self.table.append(rows[np.lexsort((rows["sequence"], rows["incarnation"], rows["worker"]))])
+        self._staged.clear()
+
+    def _index_rows(self, key: int, facts: np.ndarray, commit: int) -> np.ndarray:
+        record = self._records[key]
+        rows = np.empty(len(facts), dtype=INDEX)
+        for name in FACTS.names or ():
+            rows[name] = facts[name]
+        ends = np.cumsum(facts["num_rows"])
+        rows["record"], rows["commit"] = key, commit
+        rows["first_row"] = ends - facts["num_rows"]
+        # A trajectory's share of its record, such that the shares add up to the record.
+        rows["num_bytes"] = np.diff(record.columns_bytes * ends // max(record.num_rows, 1), prepend=0)
+        return rows
+
+    def _evict(self) -> None:
+        rows = self.table.rows
+        excess = int(self.num_bytes - self.config.capacity_bytes)
+        by_bytes = 0 if excess <= 0 else int(np.searchsorted(np.cumsum(rows["num_bytes"]), excess) + 1)
+        num = max(by_bytes, len(rows) - self.config.capacity_trajectories)
+        if num <= 0:
+            return
+        for key, count in zip(*np.unique(rows["record"][:num], return_counts=True), strict=True):
+            self._live[self._records[int(key)].segment] -= int(count)
+        self.table.drop(num)
+        self.evicted += num
+        self._delete_dead_segments()
+
+    def _delete_dead_segments(self) -> None:
+        """Free the oldest segments as long as nothing in them is alive."""
+        for number in sorted(self._segments):
+            if self._live[number] or number == self._current:
+                return
+            segment = self._segments.pop(number)
+            self._unsynced.discard(segment)
+            segment.close() if self.read_only else segment.delete()
+            for key in self._records_of.pop(number):
+                del self._records[key]
+            del self._live[number], self._schemas[number]
+
+    def _check_fits(self, packed: PackedTrajectories) -> None:
+        row_bytes = packed.row_bytes
+        largest = int(packed.num_rows.argmax())
+        num_rows = int(packed.num_rows[largest])
+        if num_rows * row_bytes > self.config.capacity_bytes:
+            raise ValueError(
+                f"one trajectory of {num_rows * row_bytes:,} bytes ({num_rows - 1:,} timesteps of "
+                f"{packed.env_names[largest]!r}) does not fit a shard of {self.config.capacity_bytes:,} bytes: "
+                "raise Experiment.replay_capacity_gb or lower Experiment.traj_save_len"
+            )
+
+    # ---------------------------------------------------------------- reading
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self.table.rows["num_bytes"].sum())
+
+    @property
+    def num_transitions(self) -> int:
+        return int(self.table.rows["num_rows"].sum()) - len(self.table)
+
+    @property
+    def num_staged(self) -> int:
+        """Trajectories that are stored and not visible yet."""
+        return sum(len(facts) for _, facts in self._staged)
+
+    @property
+    def num_segments(self) -> int:
+        return len(self._segments)
+
+    def env_name(self, env: int) -> str:
+        return self._env_names[env]
+
+    def facts(self, numbers: np.ndarray) -> np.ndarray:
+        """(B,) INDEX rows of visible trajectories."""
+        return self.table.rows[numbers - self.table.first]
+
+    def damaged(self, numbers: np.ndarray, anew: bool = False) -> list[int]:
+        """All trajectories of those records of the trajectories `numbers` that do not match their checksum.
+
+        The checksum of a record that this process has not written is compared when it is first read from, and that of
+        others if it is to be done anew. What is found is added to `damage`.
+        """
+        keys = np.unique(self.facts(numbers)["record"]).tolist()
+        bad = [key for key in keys if (anew or not self._records[key].verified) and not self._verify(key)]
+        if not bad:
+            return []
+        rows = self.table.rows
+        return (np.flatnonzero(np.isin(rows["record"], bad)) + self.table.first).tolist()
+
+    def _verify(self, key: int) -> bool:
+        record = self._records[key]
+        segment = self._segments[record.segment]
+        try:
+            check_columns(segment, record)
+        except (Corrupt, StorageError) as error:
+            self.damage.append(f"{segment.name}, byte {record.offset}: {error}; it is left out of sampling")
+            return False
+        record.verified = True
+        return True
+
+    def read(self, numbers: np.ndarray, start: np.ndarray, num_rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Rows [start, start + num_rows) of each visible trajectory, end to end: column -> (sum num_rows, ...).
+
+        Raises StorageError, or Corrupt for compressed blocks that cannot be read.
+        """
+        facts = self.facts(numbers)
+        first = facts["first_row"] + start
+        places = [self._records[key] for key in facts["record"].tolist()]
+        stops = np.cumsum(num_rows)
+        columns = {}
+        for column in self._schemas[places[0].segment].columns:
+            out = np.empty((int(stops[-1]), *column.shape), dtype=column.dtype)
+            flat = out.reshape(-1).view(np.uint8)
+            size = column.row_bytes
+            for record, row, count, stop in zip(places, first.tolist(), num_rows.tolist(), stops.tolist(), strict=True):
+                piece = flat[(stop - count) * size : stop * size]
+                schema = self._schemas[record.segment]  # what is compressed may differ from one segment to another
+                read_rows(self._segments[record.segment], record, schema, column.name, row, piece)
+            columns[column.name] = out
+        return columns
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._closed.set()
+        for segment in self._segments.values():
+            segment.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    # ---------------------------------------------------------------- opening
+
+    def _load(self, folder: Path) -> None:
+        numbers = segment_numbers(folder)
+        for number in numbers:
+            segment = FileSegment(segment_path(folder, number), write=not self.read_only)
+            try:
+                schema, known, first = read_header(segment)
+            except Corrupt as error:
+                self._lost(f"{error}; its data are left out")
+                if not self.read_only:
+                    segment.rename(segment.path.with_suffix(".damaged"))  # told once, and no part of the log any more
+                segment.close()
+                continue
+            self._add_segment(number, segment, schema)
+            self._seen = SeenIds.from_json(known["seen"], self.config.stride)
+            self.commits = max(self.commits, known["commits"])
+            total = known["total"]
+            for entry in whole_entries(segment, number, first, self._on_damage(segment, number == numbers[-1])):
+                if entry.kind == COMMIT:
+                    total = entry.extras["total"]
+                    self._show_staged(entry.extras["number"])
+                else:
+                    self._stage(entry)
+            # Numbers count back from the newest: what went missing was older.
+            self.table.first, self.table.end = total - len(self.table), total
+        self._next_segment = numbers[-1] + 1 if numbers else 0
+        self._evict()
+
+    def _on_damage(self, segment: Segment, newest: bool) -> Callable[[Corrupt, int, int | None], None]:
+        def report(error: Corrupt, offset: int, following: int | None) -> None:
+            if following is None and newest and self.read_only:
+                return  # its writer is in the middle of it
+            if following is None and newest:
+                lost = segment.size - offset
+                segment.truncate(offset)
+                self.damage.append(f"{error}; the last {lost:,} bytes were cut off")
+            else:
+                self._lost(f"{error}; {(following or segment.size) - offset:,} bytes are left out")
+
+        return report
+
+    def _lost(self, what: str) -> None:
+        self.damage.append(what)
+        self.renumbered = True
+
+    def _sync_now_and_then(self) -> None:
+        while not self._closed.wait(self.config.fsync_interval_s):
+            for segment in list(self._unsynced):
+                self._unsynced.discard(segment)
+                try:
+                    segment.sync()
+                except StorageError as error:  # whoever pushes next must hear of it
+                    self._sync_error = error
+                    return
+
+
+def lock_folder(folder: Path) -> BinaryIO:
+    """Make the folder this process's own until the file that is returned is closed.
+
+    A process that was killed lets go at once; one that still runs is waited for. Raises StorageError.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / "lock", "ab")  # held open as long as the store
+    except OSError as error:
+        raise StorageError(
+            error.errno,
+            f"replay cannot use the folder {folder}: {error.strerror}; set Experiment.replay_dir to another",
+        ) from error
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                file.close()
+                raise StorageError(
+                    error.errno, f"the replay folder {folder} is in use by another process: end that run first"
+                ) from error
+            time.sleep(0.05)

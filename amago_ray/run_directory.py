@@ -1,0 +1,130 @@
+"""The run directory: where everything is, and writing it so that a crash leaves only whole files.
+
+{ckpt_base_dir}/{run_name}/
+    config.txt  metrics.jsonl  wandb_logs/  replay/
+    ckpts/training_states/{run_name}_epoch_{n}/   ckpts/latest/policy.pt   ckpts/policy_weights/policy_epoch_{n}.pt
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from amago_ray.atomic_files import _sync, glob_escape, write_atomically
+
+RUN_STATE = "run_state.json"
+
+
+class RunDirectory:
+    """Paths and atomic writes of one run."""
+
+    def __init__(self, ckpt_base_dir: str | os.PathLike[str], run_name: str):
+        self.run_name = run_name
+        self.root = Path(ckpt_base_dir).expanduser().resolve() / run_name
+        self.config = self.root / "config.txt"
+        self.replay = self.root / "replay"
+        self.wandb_logs = self.root / "wandb_logs"
+        self.training_states = self.root / "ckpts" / "training_states"
+        self.latest_policy = self.root / "ckpts" / "latest" / "policy.pt"
+        self.policy_weights = self.root / "ckpts" / "policy_weights"
+
+    def check_writable(self) -> None:
+        """Raises ValueError, naming the setting, where the run's folder cannot be made or written. Leaves nothing."""
+        there = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
+        try:
+            with tempfile.TemporaryDirectory(dir=there):
+                pass
+        except OSError as error:
+            raise self._not_writable(error) from error
+
+    def create(self) -> None:
+        """Make the directories. Raises ValueError, naming the setting, where that is not possible."""
+        try:
+            for folder in (self.wandb_logs, self.training_states, self.latest_policy.parent, self.policy_weights):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._not_writable(error) from error
+
+    def _not_writable(self, error: OSError) -> ValueError:
+        return ValueError(f"ckpt_base_dir={str(self.root.parent)!r} cannot be written: {error.strerror or error}")
+
+    def exists(self) -> bool:
+        """Whether a run of this name has already trained here."""
+        return (self.root / "metrics.jsonl").is_file() or bool(self.saved_epochs())
+
+    def remove(self) -> None:
+        """Delete the run, where there is one."""
+        if self.root.exists():
+            shutil.rmtree(self.root)
+
+    def policy_epoch(self, epoch: int) -> Path:
+        return self.policy_weights / f"policy_epoch_{epoch}.pt"
+
+    def training_state(self, epoch: int) -> Path:
+        return self.training_states / f"{self.run_name}_epoch_{epoch}"
+
+    def saved_epochs(self) -> list[int]:
+        """Epochs with a complete training state, oldest first."""
+        pattern = re.compile(re.escape(self.run_name) + r"_epoch_(\d+)")
+        found = []
+        for folder in self.training_states.glob(f"{glob_escape(self.run_name)}_epoch_*"):
+            match = pattern.fullmatch(folder.name)
+            if match and (folder / RUN_STATE).is_file():
+                found.append(int(match.group(1)))
+        return sorted(found)
+
+    def save_training_state(self, epoch: int, fill: Callable[[Path], None], run_state: dict[str, Any]) -> Path:
+        """Let `fill` write into a new folder, add the driver's own state, and give it its name last of all.
+
+        The run state is the completion marker: it is written after everything else.
+        """
+        final = self.training_state(epoch)
+        partial = final.with_name(f".{final.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        fill(partial)
+        for path in partial.rglob("*"):
+            _sync(path)
+        write_atomically(partial / RUN_STATE, lambda path: path.write_text(json.dumps(run_state, indent=2)))
+        (final / RUN_STATE).unlink(missing_ok=True)  # first, so that an older state is never listed half removed
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync(final.parent)
+        return final
+
+    def adopt_training_state(self, folder: Path) -> None:
+        """Make a complete training state of any run this one's newest: copied here, and states of later epochs removed.
+
+        Raises ValueError when `folder` holds no complete training state.
+        """
+        if not (folder / RUN_STATE).is_file():
+            raise ValueError(f"{folder} holds no complete training state: {RUN_STATE} is missing")
+        state = json.loads((folder / RUN_STATE).read_text())
+        epoch = state["progress"]["epoch"]
+        own = self.saved_epochs()
+        state["wandb_run_id"] = self.load_run_state(own[-1])["wandb_run_id"] if own else None
+        files = [path for path in folder.iterdir() if path.name != RUN_STATE]
+
+        def copy(to: Path) -> None:
+            for path in files:
+                (shutil.copytree if path.is_dir() else shutil.copy2)(path, to / path.name)
+
+        if folder.resolve() != self.training_state(epoch).resolve():
+            self.save_training_state(epoch, copy, state)
+        for later in self.saved_epochs():
+            if later > epoch:
+                self.remove_training_state(later)
+
+    def remove_training_state(self, epoch: int) -> None:
+        """Delete a training state; it counts as gone at once."""
+        (self.training_state(epoch) / RUN_STATE).unlink()
+        shutil.rmtree(self.training_state(epoch))
+
+    def load_run_state(self, epoch: int) -> dict[str, Any]:
+        return json.loads((self.training_state(epoch) / RUN_STATE).read_text())

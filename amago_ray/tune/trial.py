@@ -1,0 +1,329 @@
+"""Experiments as trials of Ray Tune: `trainable` for a Tuner of one's own, `run_sweep` for the command line.
+
+A trial is a run like any other, in a folder of its own below the sweep's: it can be plotted, evaluated and resumed. Its
+checkpoints are the run's training states.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search.sample import Categorical, Float, Integer
+from ray.util.placement_group import get_current_placement_group
+
+from amago_ray import config
+from amago_ray.config import nearest
+from amago_ray.driver.cluster import connect, disconnect, survey
+from amago_ray.driver.placement import Cluster, Role, check_fits, place
+from amago_ray.driver.plan import plan
+from amago_ray.driver.preflight import probe
+from amago_ray.driver.topology import bundles
+from amago_ray.experiment import Experiment
+from amago_ray.tune.population import Population
+from amago_ray.tune.results import SWEEP_FILE, SweepResults, Trial, show
+from amago_ray.tune.sweep import Sweep, binding, domain
+from amago_ray.watch.metrics import AVERAGE_RETURN
+
+STATE = "training_state"
+TUNE_FOLDER = "tune"  # of a sweep, where Ray Tune keeps its own files
+
+MakeExperiment = Callable[[dict[str, Any]], Experiment]
+
+
+def trainable(make_experiment: MakeExperiment) -> type[tune.Trainable]:
+    """A class of trials for `ray.tune.Tuner`, of the experiment that `make_experiment` makes of a trial's parameters.
+
+        def make_experiment(config):
+            return Experiment(run_name="lake", make_train_env=..., max_seq_len=128, learning_rate=config["lr"])
+
+        ray.tune.Tuner(
+            amago_ray.tune.trial.trainable(make_experiment),
+            param_space={"lr": ray.tune.loguniform(1e-4, 1e-2)},
+            tune_config=ray.tune.TuneConfig(metric="val/return", mode="max", num_samples=8),
+        ).fit()
+
+    Each trial takes one placement group for all of its processes, and writes to
+    `{ckpt_base_dir}/{run_name}/{trial id}`. A step lasts until the next validation, and reports "val/return",
+    "collect/return", "epoch" (counted from 1), "frames", "updates" and the newest value of everything in
+    `metrics.jsonl`. Checkpoints are training states; a trial that is given another's goes on from that one's networks,
+    with its own parameters and with the data that it has collected itself.
+    """
+    folder = os.getcwd()
+
+    class ExperimentTrial(_ExperimentTrial):
+        @classmethod
+        def make(cls, parameters: dict[str, Any]) -> Experiment:
+            if os.path.isdir(folder):
+                os.chdir(folder)  # Tune changes to a folder of its own, where relative paths would lead nowhere
+            return make_experiment(parameters)
+
+    return ExperimentTrial
+
+
+class _ExperimentTrial(tune.Trainable):
+    """One experiment, driven step by step."""
+
+    @classmethod
+    def make(cls, parameters: dict[str, Any]) -> Experiment:
+        raise NotImplementedError
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """The trial itself, which only waits, and a bundle for each of its processes."""
+        wanted, labels = bundles(trial_roles(cls.make(dict(config))))
+        selectors = {} if labels is None else {"bundle_label_selector": labels}
+        return tune.PlacementGroupFactory([{}, *wanted], strategy="PACK", **selectors)
+
+    def setup(self, config: dict[str, Any]) -> None:
+        made = self.make(dict(config))
+        group = get_current_placement_group()
+        assert group is not None, "Tune places every trial into a group"
+        self.experiment = replace(
+            made,
+            ckpt_base_dir=Path(made.ckpt_base_dir).expanduser().resolve() / made.run_name,
+            run_name=self.trial_id,
+            wandb_group_name=made.wandb_group_name or made.run_name,
+            num_rollout_workers=len(group.bundle_specs) - made.num_learners - made.num_replay_shards,
+            verbose=False,
+        )
+        self._saved: int | None = None  # epoch of the newest training state that only Tune asked for; older ones go
+
+    def step(self) -> dict[str, Any]:
+        experiment = self.experiment
+        if experiment.progress.epoch < 0:
+            experiment.start(overwrite=True)  # nothing was restored: what an earlier life left has no checkpoint
+        experiment.learn(until=experiment.epoch_of_next_validation() + 1)
+        newest, progress = experiment.newest_metrics, experiment.progress
+        return {
+            **newest,
+            "val/return": newest.get(f"val/{AVERAGE_RETURN}", float("nan")),
+            "collect/return": newest.get(f"collect/{AVERAGE_RETURN}", float("nan")),
+            "epoch": progress.epoch + 1,
+            "frames": progress.total_frames,
+            "updates": progress.gradient_steps,
+            "run": str(experiment.directory.root),
+            "done": progress.epoch + 1 >= experiment.epochs,
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        experiment, epoch = self.experiment, self.experiment.progress.epoch
+        for_tune_alone = epoch not in experiment.directory.saved_epochs()  # ckpt_interval did not ask for it
+        shutil.copytree(experiment.save(), Path(checkpoint_dir) / STATE)
+        if self._saved is not None and self._saved != epoch:
+            experiment.directory.remove_training_state(self._saved)
+            self._saved = None
+        if for_tune_alone:
+            self._saved = epoch
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]  # Tune types a dict alone
+        directory = self.experiment.directory
+        directory.create()
+        directory.adopt_training_state(Path(checkpoint_dir) / STATE)
+        self.experiment.start(resume=True)
+
+    def cleanup(self) -> None:
+        self.experiment.close()
+
+
+def trial_roles(experiment: Experiment) -> tuple[Role, ...]:
+    """What the processes of an experiment ask for, on the cluster that this process is connected to."""
+    return plan(experiment, probe(experiment), survey()).roles
+
+
+def run_sweep(experiment: Experiment, sweep: Sweep, name: str, resume: bool = False) -> Path:
+    """Run a sweep over the experiment that gin describes, showing progress; returns its folder.
+
+    The folder is `{ckpt_base_dir}/{name}`; see `sweep_results` for what is in it. resume: go on with one that was
+    killed.
+    Raises ValueError, before anything starts, for parameters that gin does not know, for a sweep that could never run,
+    and where the folder holds a sweep or run already (or none that can be resumed). Raises KeyboardInterrupt when it
+    was interrupted, after its state is kept.
+    """
+    folder = Path(experiment.ckpt_base_dir).expanduser().resolve() / name
+    space = {parameter: domain(parameter, text, tune) for parameter, text in sweep.params.items()}
+    make = ConfiguredExperiment(config.snapshot(), str(folder.parent), name)
+    _check_parameters(make, space)
+    restorable = tune.Tuner.can_restore(str(folder / TUNE_FOLDER))
+    if resume and not restorable:
+        raise ValueError(f"--resume: {folder} holds no sweep that could go on; leave --resume out to start one")
+    if folder.exists() and not resume:
+        raise ValueError(f"{folder} exists already: go on with it (--resume), or choose another --name")
+
+    def cpus_of_a_trial(machine: Cluster) -> float:
+        return plan(experiment, spec, replace(machine, local=False)).num_cpus
+
+    spec = probe(experiment)
+    cluster, started_here = connect(experiment.ray_address, cpus_of_a_trial)
+    try:
+        roles = trial_roles(experiment)
+        check_fits(roles, cluster, whole=True)
+        print(f"{name}: {_room(roles, survey())}\n", flush=True)
+        log = SweepLog(folder, SweepResults(sweep.metric, sweep.mode, experiment.epochs))
+        # A metric may be missing from a report: nothing was learned yet, say. `SweepLog` tells of one that never comes.
+        os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+        if resume:
+            tuner = tune.Tuner.restore(str(folder / TUNE_FOLDER), trainable(make), resume_errored=True)
+        else:
+            tuner = _tuner(experiment, sweep, space, trainable(make), folder, log)
+        tuner.fit()
+        if not (folder / SWEEP_FILE).is_file() or SweepResults.read(folder).running:
+            raise KeyboardInterrupt  # Tune caught it, kept what it needs, and returned
+    finally:
+        if started_here:
+            disconnect()
+    return folder
+
+
+class SweepLog(tune.Callback):
+    """Keeps `sweep.json` up to date and prints a line whenever a trial reports."""
+
+    def __init__(self, folder: Path, results: SweepResults):
+        self._folder, self._results = folder, results
+        self._missed = False  # whether a trial reported without the metric
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        if (self._folder / SWEEP_FILE).is_file():  # the sweep is being resumed
+            self._results = SweepResults.read(self._folder)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        results = self._results
+        if results.metric not in result and not self._missed:
+            self._missed = True
+            known = sorted(name for name in result if "/" in name)
+            print(f"no {results.metric!r} is reported yet{nearest(results.metric, known)}", flush=True)
+        entry = results.add(trial.trial_id, trial.config, result["epoch"], result.get(results.metric, float("nan")))
+        counts = Counter(t.status for t in trials)
+        print(
+            f"trial {trial.trial_id}  epoch {entry.epoch:>4}/{results.epochs}  "
+            f"{results.metric} {show(entry.last):>8}  best {show(entry.best):>8}  |  "
+            f"{counts['RUNNING']} running, {counts['PENDING'] + counts['PAUSED']} waiting, "
+            f"{counts['TERMINATED'] + counts['ERROR']} done",
+            flush=True,
+        )
+        results.write(self._folder)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._end(trial, "finished")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._end(trial, "failed")
+        error = Path(trial.error_file).read_text().strip() if trial.error_file else "no reason is known"
+        print(f"trial {trial.trial_id} failed: {error.splitlines()[-1]}  (all of it: {trial.error_file})", flush=True)
+
+    def _end(self, trial: Any, status: str) -> None:
+        entry = self._results.trials.setdefault(trial.trial_id, Trial(dict(trial.config)))
+        entry.status = "stopped" if status == "finished" and entry.epoch < self._results.epochs else status
+        self._results.write(self._folder)
+
+
+class ConfiguredExperiment:
+    """Makes the experiment of a trial: a configuration in gin, and the trial's parameters on top of it."""
+
+    def __init__(self, gin_config: str, ckpt_base_dir: str, run_name: str):
+        self._gin_config, self._folder = gin_config, {"ckpt_base_dir": ckpt_base_dir, "run_name": run_name}
+
+    def __call__(self, parameters: Mapping[str, Any]) -> Experiment:
+        config.restore(self._gin_config, driver=True)
+        config.load([], [binding(name, value) for name, value in parameters.items()])
+        return Experiment(**self._folder)  # type: ignore[arg-type]  # gin fills in the rest
+
+
+def _check_parameters(make: ConfiguredExperiment, space: Mapping[str, Any]) -> None:
+    """Make the experiment with one value of every parameter, and without any, which stays configured."""
+    drawn = {
+        name: values["grid_search"][0] if isinstance(values, dict) else values.sample()
+        for name, values in space.items()
+    }
+    make(drawn)
+    make({})
+
+
+def _room(roles: tuple[Role, ...], cluster: Cluster) -> str:
+    """How many trials there is room for at a time."""
+    copies, placed = 0, True
+    while placed and copies < 1000:
+        copies += 1
+        placed = all(-1 not in places for places in place(roles * copies, cluster.nodes, free_only=False).places)
+    at_once = max(copies - 1, 1)
+    each = ", ".join(f"{role.count} {role.name}{'s' * (role.count > 1)} ({role.each} each)" for role in roles)
+    return f"a trial takes {each}; {at_once} at a time find{'s' * (at_once == 1)} room, the others wait their turn"
+
+
+def _tuner(
+    experiment: Experiment,
+    sweep: Sweep,
+    space: dict[str, Any],
+    trial: type[tune.Trainable],
+    folder: Path,
+    log: SweepLog,
+) -> tune.Tuner:
+    keeps_all = sweep.scheduler == "pbt"  # a trial may be told to go on from a checkpoint that is no longer the newest
+    return tune.Tuner(
+        trial,
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            metric=sweep.metric,
+            mode=sweep.mode,
+            scheduler=scheduler(sweep, experiment.epochs, experiment.val_interval, space),
+            # The limit goes in here: Tune ignores its own where it is given a generator.
+            search_alg=tune.search.basic_variant.BasicVariantGenerator(
+                random_state=sweep.seed, max_concurrent=sweep.max_concurrent or 0
+            ),
+            num_samples=sweep.num_samples,
+        ),
+        run_config=tune.RunConfig(
+            name=TUNE_FOLDER,
+            storage_path=str(folder),
+            callbacks=[log],
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
+            checkpoint_config=tune.CheckpointConfig(
+                checkpoint_frequency=1, checkpoint_at_end=True, num_to_keep=None if keeps_all else 2
+            ),
+        ),
+    )
+
+
+def scheduler(sweep: Sweep, epochs: int, val_interval: int, space: Mapping[str, Any]) -> TrialScheduler:
+    """Tune's scheduler of that name. Time is counted in epochs; metric and mode come from the Tuner."""
+    if sweep.scheduler == "asha":
+        grace = sweep.grace_epochs or max(epochs // 9, 1)
+        return ASHAScheduler(
+            time_attr="epoch", max_t=epochs, grace_period=min(grace, epochs), reduction_factor=sweep.reduction_factor
+        )
+    if sweep.scheduler == "pbt":
+        interval = max(sweep.perturb_epochs or epochs // 10, 1)
+        return Population(
+            time_attr="epoch",
+            perturbation_interval=-(-interval // val_interval) * val_interval,  # trials report with each validation
+            require_attrs=False,
+            # A list is one to choose its neighbours from; a `choice` would be multiplied like a number.
+            hyperparam_mutations={n: v.categories if isinstance(v, Categorical) else v for n, v in space.items()},
+            custom_explore_fn=Bounds(space),
+            synch=sweep.synchronous,
+        )
+    return FIFOScheduler()
+
+
+class Bounds:
+    """Keeps parameters that "pbt" has multiplied within the range that they are drawn from."""
+
+    def __init__(self, space: Mapping[str, Any]):
+        self._ranges = {
+            name: (values.lower, values.upper) for name, values in space.items() if isinstance(values, Float | Integer)
+        }
+
+    def __call__(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        for name, (low, high) in self._ranges.items():
+            parameters[name] = min(max(parameters[name], low), high - isinstance(parameters[name], int))
+        return parameters

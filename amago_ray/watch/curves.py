@@ -1,0 +1,225 @@
+"""Learning curves as a picture: return against frames and against time, and success by attempt for meta-RL."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TRAIN_SECTIONS, VAL_SECTION = ("collect", "train"), "val"
+ATTEMPT_SUCCESS = re.compile(r"Attempt (\d+) Success")
+MOMENTS = 5  # of training, in the panel of attempts; of one run alone, else the first and the last of them
+PANEL_SIZE_IN, DPI = (3.5, 2.9), 200
+INK, FAINT = "#333333", "#8a8a8a"
+# Okabe and Ito's colours, told apart by colour-blind readers too; those that are legible on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLE: dict[Any, Any] = {
+    "axes.edgecolor": "#cccccc",
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "font.size": 9,
+    "grid.color": "#ececec",
+    "text.parse_math": False,  # a run may have a dollar in its name
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+}
+
+Label = tuple[str, str, float]  # text, colour, and the height (in data units) of the line's end
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of the return panels. frames, minutes, returns: (N,)."""
+
+    frames: np.ndarray
+    minutes: np.ndarray
+    returns: np.ndarray
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """Success by attempt number at one moment of training, the mean of the rows around it. numbers, success: (K,)."""
+
+    frames: int
+    numbers: np.ndarray
+    success: np.ndarray
+
+
+@dataclass(frozen=True)
+class RunCurves:
+    """What one run has to show. train or val is None where nothing was logged; attempts are oldest first."""
+
+    name: str
+    train: Curve | None
+    val: Curve | None
+    attempts: list[Attempts]
+
+
+def plot_runs(run_dirs: Sequence[Path], out: Path) -> Path:
+    """Draw the learning curves of one or several runs into the PNG `out`, and return its path.
+
+    Return against frames, return against minutes and, where runs log "Attempt <i> Success", success by attempt number,
+    early in training (light) to late (dark). Validation is the line with markers, training the thin one. Each run has
+    its own colour; seeds are runs like any others.
+
+    Raises ValueError, naming the folder, for a run that has logged no returns yet.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure  # without pyplot there is no global state, and the backend is Agg
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    runs = [_read_run(path) for path in run_dirs]
+    if not runs:
+        raise ValueError("plot: name at least one run directory")
+    num_panels = 3 if any(run.attempts for run in runs) else 2
+    with matplotlib.rc_context(STYLE):
+        width, height = PANEL_SIZE_IN
+        layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.03)  # inches; the last is a fraction
+        figure = Figure(figsize=(width * num_panels, height), dpi=DPI, layout=layout)
+        axes = figure.subplots(1, num_panels)
+        _draw_returns(axes[0], runs, "frames")
+        _draw_returns(axes[1], runs, "minutes")
+        if num_panels == 3:
+            _draw_attempts(axes[2], runs)
+        if len(runs) == 1:
+            figure.suptitle(runs[0].name, x=0.01, ha="left", color=FAINT, fontsize=9)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, format="png", facecolor="white")
+    return out
+
+
+def _read_run(run_dir: Path) -> RunCurves:
+    try:
+        rows = read_metrics(run_dir)
+    except FileNotFoundError as error:
+        raise ValueError(f"plot: {run_dir} has no metrics.jsonl; is it the directory of a run?") from error
+    train_rows = [row for row in rows if row["section"] in TRAIN_SECTIONS]
+    val_rows = [row for row in rows if row["section"] == VAL_SECTION]
+    train, val = _curve(train_rows), _curve(val_rows)
+    if train is None and val is None:
+        raise ValueError(f"plot: {run_dir}/metrics.jsonl has no returns yet; wait for the run's first epochs")
+    return RunCurves(run_dir.resolve().name, train, val, _attempts(val_rows) or _attempts(train_rows))
+
+
+def _curve(rows: Sequence[Mapping[str, Any]]) -> Curve | None:
+    """The rows that have a return, which is null or absent while no rollout has finished."""
+    points = [
+        (row["total_frames"], row["wall_s"] / 60, value)
+        for row in rows
+        if (value := row.get(f"{row['section']}/{AVERAGE_RETURN}")) is not None
+    ]
+    return Curve(*np.array(points).T) if points else None
+
+
+def _attempts(rows: Sequence[Mapping[str, Any]]) -> list[Attempts]:
+    """Up to MOMENTS moments: the rows that log attempts cut into equal spans of training, and each span's mean."""
+    logged = []
+    for row in rows:
+        by_number: defaultdict[int, list[float]] = defaultdict(list)  # one entry per environment name
+        for key, value in row.items():
+            if value is not None and (match := ATTEMPT_SUCCESS.search(key)):
+                by_number[int(match[1])].append(value)
+        if by_number:
+            logged.append((row["total_frames"], {number: np.mean(values) for number, values in by_number.items()}))
+
+    moments = []
+    for span in np.array_split(np.arange(len(logged)), min(MOMENTS, len(logged)) or 1):
+        successes = [logged[i][1] for i in span]
+        numbers = sorted({number for success in successes for number in success})
+        means = [np.mean([success[number] for success in successes if number in success]) for number in numbers]
+        if numbers:
+            moments.append(Attempts(logged[span[-1]][0], np.array(numbers), np.array(means)))
+    return moments
+
+
+def _draw_returns(axes: Axes, runs: Sequence[RunCurves], against: str) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    labels: list[Label] = []
+    for run, colour in zip(runs, _colours(len(runs)), strict=True):
+        ends: list[Label] = []
+        if run.train is not None:
+            x, y = getattr(run.train, against), run.train.returns
+            axes.plot(x, y, color=_tint(colour, 0.5), linewidth=1)
+            ends.append(("training", _tint(colour, 0.6), y[-1]))
+        if run.val is not None:
+            x, y = getattr(run.val, against), run.val.returns
+            axes.plot(x, y, color=colour, linewidth=1.8, marker="o", markersize=4, markeredgecolor="white", zorder=3)
+            ends.append(("validation", colour, y[-1]))
+        labels += ends if len(runs) == 1 else [(run.name, colour, ends[-1][2])]
+    axes.margins(x=0.02)
+    if against == "frames":
+        axes.set_title("Return by experience")
+        axes.set_xlabel("environment frames")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    else:
+        axes.set_title("Return by time")
+        axes.set_xlabel("wall time (minutes)")
+    _label_ends(axes, labels)
+
+
+def _draw_attempts(axes: Axes, runs: Sequence[RunCurves]) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    frames_text = EngFormatter(places=0, sep="")
+    labels: list[Label] = []
+    for run, colour in zip(runs, _colours(len(runs)), strict=True):
+        moments = run.attempts if len(runs) == 1 else run.attempts[:1] + run.attempts[1:][-1:]
+        strengths = np.linspace(1.0, 0.4, len(moments))[::-1]  # the last is the run's own colour
+        ends: list[Label] = []
+        for moment, strength in zip(moments, strengths, strict=True):
+            shade = _tint(colour, strength)
+            axes.plot(moment.numbers, moment.success, color=shade, linewidth=1.8, marker="o", markersize=4)
+            ends.append((f"{frames_text(moment.frames)} frames", shade, moment.success[-1]))
+        labels += ends if len(runs) == 1 else [(run.name, colour, end) for _, _, end in ends[-1:]]
+    axes.set_title("Success by attempt")
+    axes.set_xlabel("attempt at the same task" if len(runs) == 1 else "attempt (light: early, dark: late)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(-0.03, 1.03)
+    _label_ends(axes, labels)
+
+
+def _label_ends(axes: Axes, labels: Sequence[Label]) -> None:
+    """Name every line to the right of its end; names that would touch are moved apart."""
+    low, high = axes.get_ylim()
+    ordered = sorted(labels, key=lambda label: label[2])
+    heights = np.array([(end - low) / (high - low) for _, _, end in ordered])
+    gap = 0.075  # of the axes' height: one line of text
+    for i in range(1, len(heights)):
+        heights[i] = max(heights[i], heights[i - 1] + gap)
+    ceiling = 0.98
+    for i in reversed(range(len(heights))):
+        heights[i] = min(heights[i], ceiling)
+        ceiling = heights[i] - gap
+    for (text, colour, _), height in zip(ordered, heights, strict=True):
+        axes.text(1.015, height, text, color=colour, va="center", fontsize=8, transform=axes.transAxes)
+
+
+def _tint(colour: str, strength: float) -> str:
+    """`colour` thinned with white: 1 is the colour itself, 0 is white."""
+    from matplotlib.colors import to_hex, to_rgb
+
+    red, green, blue = (1 - strength * (1 - channel) for channel in to_rgb(colour))
+    return to_hex((red, green, blue))
+
+
+def _colours(count: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]

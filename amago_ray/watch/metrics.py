@@ -1,0 +1,220 @@
+"""What a run writes down about itself: one JSON row per report, and the same row to wandb when asked.
+
+There is one writer. Workers, shards and learners send numbers in their reports; only the driver makes a `MetricsLog`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from amago_ray.messages import EpisodeResult
+
+if TYPE_CHECKING:
+    from wandb import Run
+
+METRICS_FILE = "metrics.jsonl"
+AVERAGE_RETURN = "Average Total Return (Across All Env Names)"
+
+
+@dataclass
+class Progress:
+    """How far the run is: the counters that are the x-axes of every curve.
+
+    frames_by_env: environment steps by environment name. wall_s: seconds of running, summed over resumes.
+    """
+
+    epoch: int = 0
+    gradient_steps: int = 0
+    frames_by_env: dict[str, int] = field(default_factory=dict)
+    wall_s: float = 0.0
+
+    @property
+    def total_frames(self) -> int:
+        return sum(self.frames_by_env.values())
+
+    def add_frames(self, frames_by_env: Mapping[str, int]) -> None:
+        for name, frames in frames_by_env.items():
+            self.frames_by_env[name] = self.frames_by_env.get(name, 0) + frames
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Progress:
+        return cls(**{**state, "frames_by_env": dict(state["frames_by_env"])})
+
+
+@dataclass(frozen=True)
+class WandbOptions:
+    """Where a run is logged on wandb.
+
+    dir: local folder, by default `{run_dir}/wandb_logs`. mode: "offline" never opens a connection; None is what the
+    environment variable WANDB_MODE says, or online. run_id: of the run to continue; None starts a new one.
+    """
+
+    project: str
+    entity: str | None = None
+    group: str | None = None
+    name: str | None = None
+    dir: Path | None = None
+    mode: Literal["online", "offline"] | None = None
+    run_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("online", "offline", None):
+            raise ValueError(f"wandb mode={self.mode!r}: it is 'online', 'offline' or None")
+
+
+class MetricsLog:
+    """Append rows to `{run_dir}/metrics.jsonl`: a killed process loses at most the row that it was writing.
+
+    resume: go on with the rows that are there, less a torn last line; False starts an empty file.
+    newest: the last value of everything that this log has written, "<section>/<name>" -> value, NaN where it
+        was not finite.
+    wandb_run_id: the id to store and to hand back in `WandbOptions.run_id`; None without wandb.
+
+    Raises ImportError if wandb is asked for but not installed, and ValueError if it cannot start as asked.
+    """
+
+    def __init__(self, run_dir: Path, *, resume: bool, wandb: WandbOptions | None) -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._path = run_dir / METRICS_FILE
+        self._run = None if wandb is None else _start_wandb(wandb, run_dir)
+        self._sections: set[str] = set()
+        self.newest: dict[str, float] = {}
+        self._fd = _open_append(self._path)
+        os.ftruncate(self._fd, len(_whole_lines(self._path)) if resume else 0)
+
+    @property
+    def wandb_run_id(self) -> str | None:
+        return None if self._run is None else self._run.id
+
+    def log(self, section: str, values: Mapping[str, float], progress: Progress) -> None:
+        """Write one row: the section, the x-axes, and each value as "<section>/<name>", null where it is not finite."""
+        axes = {
+            "epoch": progress.epoch,
+            "total_frames": progress.total_frames,
+            "gradient_steps": progress.gradient_steps,
+            "wall_s": round(progress.wall_s, 3),
+            **{f"frames/{env_name}": frames for env_name, frames in progress.frames_by_env.items()},
+        }
+        metrics = {f"{section}/{name}": _finite(value) for name, value in values.items()}
+        line = _encode({"section": section, **axes, **metrics})
+        if os.write(self._fd, line) != len(line):  # one write per row; a short one means that the disk is full
+            raise OSError(f"{self._path}: the row was cut short; is the disk full?")
+        self.newest |= {name: math.nan if value is None else value for name, value in metrics.items()}
+        if self._run is not None:
+            self._log_wandb(section, {**axes, **{name: value for name, value in metrics.items() if value is not None}})
+
+    def rewind(self, epoch: int) -> None:
+        """Drop the rows of epochs past `epoch`, which a resumed run will write again. All or nothing."""
+        rows = [row for row in read_metrics(self._path.parent) if row["epoch"] <= epoch]
+        temporary = self._path.with_suffix(".jsonl.tmp")
+        with open(temporary, "wb") as file:
+            file.writelines(_encode(row) for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self._path)
+        os.close(self._fd)  # the old file's
+        self._fd = _open_append(self._path)
+
+    def close(self) -> None:
+        """Close the file and finish the wandb run. Nothing can be logged after it."""
+        os.close(self._fd)
+        if self._run is not None:
+            self._run.finish()
+
+    def _log_wandb(self, section: str, row: Mapping[str, float]) -> None:
+        assert self._run is not None
+        if section not in self._sections:  # every row carries every axis; this is the one that charts open with
+            self._run.define_metric(f"{section}/*", step_metric="total_frames")
+            self._sections.add(section)
+        self._run.log(dict(row))
+
+
+def summarize_episodes(episodes: Sequence[EpisodeResult]) -> dict[str, float]:
+    """Averages over finished rollouts, by environment name; empty if there are none.
+
+    The bottom quintile is the 20th percentile. "Across All" weighs every environment name alike, however many rollouts
+    each of them finished. An info metric is averaged over the rollouts that reported it.
+    """
+    if not episodes:
+        return {}
+    by_env: defaultdict[str, list[EpisodeResult]] = defaultdict(list)
+    for episode in episodes:
+        by_env[episode.env_name].append(episode)
+
+    summary: dict[str, float] = {"Total Episodes": len(episodes)}
+    for env_name, group in sorted(by_env.items()):
+        returns = [episode.total_reward for episode in group]
+        summary[f"Average Total Return in {env_name}"] = float(np.mean(returns))
+        summary[f"Bottom Quintile Total Return in {env_name}"] = float(np.percentile(returns, 20))
+        summary[f"Average Episode Length in {env_name}"] = float(np.mean([episode.length for episode in group]))
+        for metric in dict.fromkeys(name for episode in group for name in episode.metrics):
+            reported = [episode.metrics[metric] for episode in group if metric in episode.metrics]
+            summary[f"Average {metric} in {env_name}"] = float(np.mean(reported))
+    summary[AVERAGE_RETURN] = float(np.mean([summary[f"Average Total Return in {env_name}"] for env_name in by_env]))
+    return summary
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """All rows of a run, oldest first, less a torn last line. FileNotFoundError if the run has no metrics file."""
+    return [json.loads(line) for line in _whole_lines(run_dir / METRICS_FILE).splitlines()]
+
+
+def _start_wandb(options: WandbOptions, run_dir: Path) -> Run:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ImportError("log_to_wandb=True needs wandb: pip install 'amago_ray[wandb]'") from error
+    folder = options.dir or run_dir / "wandb_logs"
+    folder.mkdir(parents=True, exist_ok=True)  # wandb turns to a temporary folder if this one is missing
+    try:
+        run = wandb.init(
+            project=options.project,
+            entity=options.entity,
+            group=options.group,
+            name=options.name,
+            dir=folder,
+            mode=options.mode,
+            id=options.run_id,
+            resume="allow" if options.run_id else None,
+            settings=wandb.Settings(console="off"),  # the live display is not a log
+        )
+    except (wandb.Error, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(
+            f"wandb cannot start with project={options.project!r}, entity={options.entity!r}, mode={options.mode!r}, "
+            f"run_id={options.run_id!r}: {reason}. Correct that setting, or use mode='offline' or log_to_wandb=False."
+        ) from error
+    for axis in ("epoch", "total_frames", "gradient_steps", "wall_s", "frames/*"):
+        run.define_metric(axis)
+    return run
+
+
+def _open_append(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+
+def _whole_lines(path: Path) -> bytes:
+    """The file up to its last line end."""
+    content = path.read_bytes()
+    return content[: content.rfind(b"\n") + 1]
+
+
+def _encode(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, allow_nan=False).encode() + b"\n"
+
+
+def _finite(value: float) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None

@@ -1,0 +1,129 @@
+"""Workers that come, go and stay away, as the driver sees them."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from amago_ray.driver import liveness as presence
+from amago_ray.driver.liveness import MAX_DEATHS_IN_A_ROW, Presence
+from amago_ray.pending import ProcessDied
+
+
+class Ping:
+    """An answer that the test gives: True when the worker is up, a ProcessDied when it is not to be had."""
+
+    def __init__(self) -> None:
+        self.answer: bool | ProcessDied = False
+
+    def done(self) -> bool:
+        return self.answer is not False
+
+    def result(self, timeout_s: float | None = None) -> Any:
+        if isinstance(self.answer, ProcessDied):
+            raise self.answer
+        return self.answer
+
+
+class Workers:
+    def __init__(self, num: int, timeout_s: float = 60.0):
+        self.pings: dict[int, Ping] = {}
+        self.said: list[str] = []
+        self.presence = Presence(self.ping, num, timeout_s, self.said.append)
+
+    def ping(self, worker: int) -> Any:
+        self.pings[worker] = Ping()
+        return self.pings[worker]
+
+    def come_up(self, *workers: int) -> None:
+        for worker in workers:
+            self.pings[worker].answer = True
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "RETRY_INTERVAL_S", 0.0)
+
+
+def test_a_run_begins_with_those_that_have_room_and_the_others_join_later() -> None:
+    workers = Workers(3)
+    workers.come_up(0, 1)
+    workers.presence.wait_for(certain={0, 1}, likely={0, 1}, timeout_s=5, grace_s=5)
+    assert workers.presence.here == [0, 1]
+    assert workers.said == [
+        "1 of 3 rollout workers wait for a node and join when there is one; the others do their share meanwhile"
+    ]
+    workers.presence.look()
+    assert not workers.presence.is_here(2)
+    workers.come_up(2)
+    workers.presence.look()
+    assert workers.presence.here == [0, 1, 2]
+    assert workers.said[1:] == ["rollout worker 2 has a node now and joins: 3 of 3 at work"]
+
+
+def test_a_run_waits_for_those_that_are_just_starting() -> None:
+    workers = Workers(2)
+    workers.come_up(0)
+    late = threading.Timer(0.2, workers.come_up, [1])
+    late.start()
+    workers.presence.wait_for(certain={0, 1}, likely={0, 1}, timeout_s=30, grace_s=0)
+    late.join()
+    assert workers.presence.here == [0, 1] and workers.said == []
+
+
+def test_nobody_comes_up() -> None:
+    with pytest.raises(ProcessDied, match="no rollout worker came up within 0.1 s"):
+        Workers(2).presence.wait_for(certain={0}, likely={0}, timeout_s=0.1, grace_s=0)
+
+
+def test_a_worker_that_died_is_away_until_it_answers() -> None:
+    workers = Workers(2)
+    workers.come_up(0, 1)
+    workers.presence.look()
+    workers.said.clear()
+    assert workers.presence.lost(1, ProcessDied("its node is gone"))
+    assert not workers.presence.lost(1, ProcessDied("the second of its calls")), "one death is told once"
+    workers.presence.look()  # asks again
+    workers.pings[1].answer = ProcessDied("restarting")
+    workers.presence.look()
+    workers.presence.look()
+    assert workers.presence.here == [0]
+    workers.come_up(1)
+    workers.presence.look()
+    assert workers.presence.here == [0, 1]
+    assert workers.said == [
+        "rollout worker 1 died; Ray restarts it, the others take over meanwhile (its node is gone)",
+        "rollout worker 1 is back: 2 of 2 at work",
+    ]
+
+
+def test_a_worker_that_does_nothing_but_die_ends_the_run() -> None:
+    workers = Workers(1)
+
+    def die() -> None:
+        workers.presence.look()
+        workers.come_up(0)
+        workers.presence.look()
+        workers.presence.lost(0, ProcessDied("again"))
+
+    die()
+    workers.presence.worked(0)  # what it did since counts
+    for _ in range(MAX_DEATHS_IN_A_ROW):
+        die()
+    with pytest.raises(ProcessDied, match="again"):
+        die()
+
+
+def test_without_anybody_the_run_ends_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = Workers(1, timeout_s=50.0)
+    workers.come_up(0)
+    workers.presence.look()
+    workers.presence.lost(0, ProcessDied("cut off"))
+    now = presence.time.monotonic()
+    monkeypatch.setattr(presence.time, "monotonic", lambda: now + 49)
+    workers.presence.look()
+    monkeypatch.setattr(presence.time, "monotonic", lambda: now + 51)
+    with pytest.raises(ProcessDied, match="no rollout worker has been up for 50 s"):
+        workers.presence.look()

@@ -1,0 +1,123 @@
+"""The whole loop learns: the identity task with every kind of action, and a T-maze with memory but not without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import single_process
+from accelerate.state import AcceleratorState, GradientState
+from single_process import SingleProcess, small_agent_spec, with_gammas
+
+from amago_ray import config
+from amago_ray.agent import MultiTaskAgent
+from amago_ray.envs.builtin import Identity, TMaze
+from amago_ray.learner.learner import LearnerConfig
+from amago_ray.nets.critics import NCriticsTwoHot
+from amago_ray.nets.traj_encoders import FFTrajEncoder, GRUTrajEncoder, MambaTrajEncoder, TformerTrajEncoder
+from amago_ray.rollout.evaluate import random_policy
+from amago_ray.specs import ActionKind
+
+TINY_GRU = partial(GRUTrajEncoder, d_hidden=32, n_layers=1, d_output=32)
+
+
+TINY_TWO_HOT = partial(NCriticsTwoHot, n_layers=1, d_hidden=32, output_bins=32, min_return=-5.0, max_return=20.0)
+AGENTS = {"Agent": {}, "MultiTaskAgent": {"agent_type": MultiTaskAgent, "critic_type": TINY_TWO_HOT}}
+# Cloning what the critics approve of is slower than following their gradient.
+IDENTITY_EPOCHS = {"Agent": 24, "MultiTaskAgent": 96}
+
+
+@pytest.fixture
+def mixed_precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Learners compute in the precision that the test names, which `accelerate` lets a process choose once."""
+    monkeypatch.setattr(single_process, "LearnerConfig", partial(LearnerConfig, mixed_precision=request.param))
+    forget_precision()
+    yield
+    forget_precision()
+
+
+def forget_precision() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize(
+    ("action", "size", "memoryless", "enough", "mixed_precision"),
+    # memoryless: what the docstring of `Identity` says that no policy without memory beats.
+    [
+        ("discrete", 4, 1 / 4, 0.9, "no"),
+        ("discrete", 4, 1 / 4, 0.9, "bf16"),
+        ("multibinary", 2, 1 / 2, 0.9, "no"),
+        ("multidiscrete", 2, (1 / 2 + 1 / 3) / 2, 0.9, "no"),
+        ("continuous", 2, 1 / 2, 0.85, "no"),
+    ],
+    indirect=["mixed_precision"],
+)
+def test_every_kind_of_action_learns_the_identity_task(
+    action: ActionKind, size: int, memoryless: float, enough: float, mixed_precision: None, agent: str
+) -> None:
+    config.load([], with_gammas(0.5))
+    make_env = partial(Identity, action, size)
+    training = SingleProcess(
+        make_env, small_agent_spec(make_env, TINY_GRU, max_seq_len=4, gamma=0.9, tau=0.01, **AGENTS[agent])
+    )
+    untrained = training.mean_return(sample_actions=False)
+    random = [result.total_reward for result in random_policy(make_env, 300)]
+    assert max(untrained, sum(random) / len(random)) < memoryless + 0.15 < enough
+
+    if (agent, action) == ("MultiTaskAgent", "continuous"):
+        enough = 0.75  # the last tenth takes it several times as long
+    reached = train_until(training, enough, IDENTITY_EPOCHS[agent], every=4, steps_per_env=20, batches=40)
+    assert reached >= enough
+
+
+CORRIDOR = 8
+TMAZE_EPOCHS = 64  # eight seeds out of eight needed 24 to 48
+
+
+@pytest.mark.parametrize(
+    "traj_encoder_type",
+    [
+        TINY_GRU,
+        partial(TformerTrajEncoder, d_model=32, n_heads=2, d_ff=64, n_layers=1, dropout_ff=0, dropout_emb=0),
+        partial(MambaTrajEncoder, d_model=32, n_layers=1),
+    ],
+    ids=["GRU", "Transformer", "Mamba"],
+)
+def test_memory_solves_the_tmaze(traj_encoder_type: Any) -> None:
+    training = tmaze_training(traj_encoder_type)
+    assert train_until(training, 0.9, TMAZE_EPOCHS, every=4, steps_per_env=2 * (CORRIDOR + 1), batches=50) >= 0.9
+
+
+def test_without_memory_the_tmaze_stays_a_coin_toss() -> None:
+    """The same budget, and looked at as often: the best of all evaluations is still no better than a guess."""
+    training = tmaze_training(partial(FFTrajEncoder, d_model=32))
+    best = train_until(training, 1.1, TMAZE_EPOCHS, every=4, steps_per_env=2 * (CORRIDOR + 1), batches=50)
+    assert 0.35 <= best <= 0.6, "it should reach the junction, and guess there"
+
+
+def tmaze_training(traj_encoder_type: Any) -> SingleProcess:
+    # Both turns must still be tried, in every rollout, when the corridor is long mastered.
+    config.load(
+        [], [*with_gammas(0.5, 0.7, 0.8), "EpsilonGreedy.eps_end = 0.15", "EpsilonGreedy.randomize_eps = False"]
+    )
+    make_env = partial(TMaze, CORRIDOR)
+    spec = small_agent_spec(make_env, traj_encoder_type, max_seq_len=CORRIDOR + 2, gamma=0.95, tau=0.01)
+    return SingleProcess(make_env, spec, learning_rate=1e-3, steps_anneal=300)
+
+
+def train_until(
+    training: SingleProcess, enough: float, max_epochs: int, every: int, steps_per_env: int, batches: int
+) -> float:
+    """Train, looking at the policy's mode `every` few epochs, until it is good enough; returns the best seen."""
+    best = float("-inf")
+    for epoch in range(max_epochs):
+        training.epoch(steps_per_env, batches)
+        if epoch % every == every - 1:
+            best = max(best, training.mean_return(400, sample_actions=False))
+            if best >= enough:
+                break
+    return best

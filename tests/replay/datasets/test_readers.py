@@ -1,0 +1,404 @@
+"""What is read is what was written, row by row: AMAGO's files, Minari's, those of a run; and `import-data`."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import dataset_cases
+import gin
+import gymnasium as gym
+import numpy as np
+import pytest
+import ring_cases
+from conftest import TESTS
+from gymnasium import spaces
+
+from amago_ray import config, train
+from amago_ray.commands.import_data import dataset_of, write_dataset
+from amago_ray.messages import Trajectory
+from amago_ray.replay.client import LocalShard, ReplayReader
+from amago_ray.replay.datasets.dataset import Episode, RLDataset, RowLayout
+from amago_ray.replay.datasets.stored import UNBOUNDED, open_stores
+from amago_ray.replay.readers import AmagoDataset, EpisodeDataset, MinariDataset, StoredDataset
+from amago_ray.replay.sampling.selection import SamplingMode
+from amago_ray.replay.shard import ReplayConfig, ReplayShard, shard_folder
+from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
+from amago_ray.replay.storage.trajectory_pack import pack
+
+MADE_UP = RowLayout(
+    spaces.Dict({"from": spaces.Box(-999, 999, (4,), np.int16), "pixels": spaces.Box(0, 255, (2, 2), np.uint8)}),
+    spaces.Discrete(3),
+)  # of `ring_cases.trajectory`
+
+
+class Walk(gym.Env):
+    """Random observations of every kind, rollouts of 2 to 6 steps; every third one is truncated."""
+
+    def __init__(self, action_space: gym.Space):
+        self.observation_space = spaces.Dict(
+            x=spaces.Box(-1, 1, (3,), np.float64),
+            kind=spaces.Discrete(4, start=2),
+            parts=spaces.Tuple([spaces.MultiBinary(2), spaces.Box(0, 255, (2,), np.uint8)]),
+        )
+        self.action_space = action_space
+        self._rollouts = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.observation_space.seed(self._rollouts)
+        self._length, self._time, self._rollouts = 2 + self._rollouts % 5, 0, self._rollouts + 1
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        self._time += 1
+        over, cut = self._time == self._length, self._rollouts % 3 == 0
+        return self.observation_space.sample(), self._time / 2, over and not cut, over and cut, {}
+
+
+@pytest.fixture
+def minari_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    return tmp_path / "minari"
+
+
+def record(env: gym.Env, dataset_id: str, rollouts: int = 6) -> list[Trajectory]:
+    """Make a Minari dataset of random actions; returns what a run would have stored of the same rollouts."""
+    env.action_space.seed(0)
+    played = dataset_cases.play(env, lambda observation: env.action_space.sample(), rollouts)
+    dataset_cases.write_minari(env, played, dataset_id)
+    layout = RowLayout(env.observation_space, env.action_space)
+    return [layout.trajectory(episode, i) for i, episode in enumerate(played)]
+
+
+def assert_same(dataset: RLDataset, layout: RowLayout, expected: Sequence[Trajectory]) -> None:
+    dataset.check(layout)
+    ring_cases.assert_same_trajectories([dataset.trajectory(i, layout) for i in range(len(dataset))], expected)
+
+
+@pytest.mark.parametrize(
+    "action_space",
+    [
+        spaces.Discrete(3, start=-1),
+        spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32)),
+        spaces.MultiBinary(3),
+        spaces.MultiDiscrete([2, 3]),
+    ],
+    ids=lambda space: type(space).__name__,
+)
+def test_minari_rows(action_space: gym.Space, minari_folder: Path) -> None:
+    env = Walk(action_space)
+    expected = record(env, "walk/random-v0")
+    layout = RowLayout(env.observation_space, env.action_space)
+    by_id = MinariDataset("walk/random-v0")
+    sent: MinariDataset = pickle.loads(pickle.dumps(by_id))
+    for dataset in (by_id, sent, MinariDataset(str(minari_folder / "walk" / "random-v0"))):
+        assert_same(dataset, layout, expected)
+    assert by_id.trajectory(0, layout).env_name == "walk/random-v0"
+    with pytest.raises(ValueError, match="data of other environments"):
+        by_id.check(RowLayout(env.observation_space, spaces.Discrete(9)))
+
+
+def test_minari_knows_the_environment(minari_folder: Path) -> None:
+    record(gym.make("CartPole-v1"), "cartpole/random-v0", rollouts=2)
+    dataset = MinariDataset("cartpole/random-v0")
+    assert dataset.trajectory(0, RowLayout(*dataset.spaces)).env_name == "CartPole-v1"
+
+
+def test_mistakes_with_minari(minari_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"MinariDataset.dataset='no/such-v0'.*not found"):
+        MinariDataset("no/such-v0")
+    with pytest.raises(ValueError, match="MinariDataset.dataset='no such id'"):
+        MinariDataset("no such id")
+    for missing in ("minari", "h5py"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, missing, None)  # an import now fails as where it is not installed
+            with pytest.raises(ImportError, match=r"install amago_ray\[offline\]"):
+                MinariDataset("walk/random-v0")
+
+
+def save_amago(path: Path, t: Trajectory, layout: RowLayout, compressed: bool = False) -> None:
+    """A file with the arrays that AMAGO 3.x saves of a trajectory."""
+    spec, rows = layout.action.spec, t.num_transitions + 1
+    stored = t.columns["action"]
+    vectors = np.eye(spec.vector_size)[stored] if spec.kind == "discrete" else stored.astype(np.float32)
+    vectors[: int(t.first_time_idx == 0)] = 0
+    named = isinstance(layout.observation_space, spaces.Dict)
+    arrays = {
+        f"_OBS_KEY_{name.removeprefix('obs.') if named else 'observation'}": column
+        for name, column in t.columns.items()
+        if name.startswith("obs.")
+    } | {
+        "rl2s": np.concatenate([t.columns["reward"][:, None], vectors], axis=1).astype(np.float32),
+        "time_idxs": t.first_time_idx + np.arange(rows)[:, None],
+        "rews": t.columns["reward"][1:, None],
+        "dones": t.columns["terminated"][1:, None],
+        "actions": vectors[1:].astype(np.float32),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (np.savez_compressed if compressed else np.savez)(path, **arrays)
+
+
+def amago_files(folder: Path) -> list[Trajectory]:
+    """The files of two rollouts, of which one was saved in two pieces, as AMAGO lays them out."""
+    made = [ring_cases.trajectory(i, 4 + i, env_name="maze", incarnation=0, worker=-1) for i in range(2)]
+    made.append(ring_cases.trajectory(2, 3, worker=-1, env_name="maze", first_time_idx=9))
+    for t in made:
+        t.columns["action"][0] = 2 if t.first_time_idx else 0
+        t.columns["reward"][0] = 7.5 if t.first_time_idx else 0.0
+    for t, kind in zip(made, ("fifo", "fifo", "protected"), strict=True):
+        save_amago(folder / "buffer" / kind / f"maze_{t.id.sequence:08x}_1712.5", t, MADE_UP, kind == "protected")
+    return made
+
+
+def test_amago_rows(tmp_path: Path) -> None:
+    expected = amago_files(tmp_path)
+    dataset = AmagoDataset(tmp_path)
+    assert_same(dataset, MADE_UP, expected)
+    assert {dataset.trajectory(i, MADE_UP).env_name for i in range(3)} == {"maze"}
+
+
+@pytest.mark.parametrize("action_space", [spaces.Box(-3, 3, (2,)), spaces.MultiBinary(2)], ids=["Box", "MultiBinary"])
+def test_amago_actions_and_plain_observations(tmp_path: Path, action_space: gym.Space) -> None:
+    layout = RowLayout(spaces.Box(-1, 1, (3,)), action_space)
+    action_space.seed(0)
+    actions = np.array([action_space.sample() for _ in range(4)])
+    made = layout.trajectory(Episode(np.linspace(-1, 1, 15).reshape(5, 3), actions, [1.0, 2.0, 3.0, 4.0], True), 0)
+    save_amago(tmp_path / "env_0_1.npz", made, layout)
+    assert_same(AmagoDataset(tmp_path), layout, [made])
+
+
+def test_mistakes_with_amago_files(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there are no .npz files below it"):
+        AmagoDataset(tmp_path / "nowhere")
+    (tmp_path / "a_b_1.traj").touch()
+    with pytest.raises(ValueError, match="pickles.*save npz"):
+        AmagoDataset(tmp_path)
+    good = ring_cases.trajectory(0)
+    save_amago(tmp_path / "good_0_1.npz", good, MADE_UP)
+    dataset = AmagoDataset(tmp_path)
+    for layout, message in [
+        (RowLayout(MADE_UP.observation_space, spaces.Discrete(4)), r"vectors of shape \(3,\)"),
+        (RowLayout(MADE_UP.observation_space, spaces.MultiBinary(3)), None),
+        (RowLayout(MADE_UP.observation_space, spaces.MultiDiscrete([2, 1])), "vectors of shape"),
+        (
+            RowLayout(spaces.Dict(other=spaces.Discrete(2)), MADE_UP.action_space),
+            "'other': it has from, pixels",
+        ),
+        (RowLayout(spaces.Box(-1, 1, (4,)), MADE_UP.action_space), "no observation 'observation'"),
+    ]:
+        if message is None:
+            dataset.check(layout)  # a one-hot is a valid set of bits
+        else:
+            with pytest.raises(ValueError, match=f"AmagoDataset, trajectory 0: .*{message}"):
+                dataset.check(layout)
+    (tmp_path / "good_0_1.npz").write_bytes(b"no zip")
+    with pytest.raises(ValueError, match=r"trajectory 0: .*good_0_1.npz cannot be read"):
+        dataset.check(MADE_UP)
+    np.savez(tmp_path / "good_0_1.npz", actions=np.zeros(3))
+    with pytest.raises(ValueError, match="lacks rl2s, time_idxs, rews, dones"):
+        dataset.check(MADE_UP)
+
+
+def run_folder(folder: Path, num_shards: int = 2, commits: int = 3) -> list[Trajectory]:
+    """The replay folder of a run: five trajectories at each commit, of which shard i stores every second, and more
+    that were not committed."""
+    made = []
+    for i in range(num_shards):
+        config = StoreConfig(shard_folder(folder, i), capacity_bytes=UNBOUNDED, segment_bytes=2000, stride=num_shards)
+        store = TrajectoryStore(config)
+        for commit in range(commits + 1):
+            pushed = [ring_cases.trajectory(n, 2 + n) for n in range(5 * commit, 5 * commit + 5) if n % num_shards == i]
+            store.push(pack(pushed))
+            if commit < commits:
+                made += pushed
+                store.commit()
+        store.close()
+    return made
+
+
+def test_stored_rows(tmp_path: Path) -> None:
+    expected = run_folder(tmp_path)
+    dataset = StoredDataset(tmp_path)
+    for reader in (dataset, pickle.loads(pickle.dumps(dataset))):
+        assert_same(reader, MADE_UP, expected)
+    with pytest.raises(ValueError, match="of other environments.*from"):
+        dataset.check(RowLayout(spaces.Box(-1, 1, (2,)), MADE_UP.action_space))
+
+
+@pytest.mark.parametrize("mode", ["trajectories", "timesteps", "recent"])
+def test_stored_data_are_drawn_by_weight(tmp_path: Path, mode: SamplingMode) -> None:
+    """Three shards read what two wrote; the writers still have it open, and nothing there changes."""
+    made = run_folder(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    writing = TrajectoryStore(StoreConfig(shard_folder(tmp_path, 0), capacity_bytes=UNBOUNDED, stride=2))
+    dataset = StoredDataset(tmp_path, mode, half_life=2.0)
+    shards = [ReplayShard(ReplayConfig(max_seq_len=4), i, [dataset.source(MADE_UP, i, 3)]) for i in range(3)]
+    reader = ReplayReader([LocalShard(s) for s in shards], batch_size=100, seed=0)
+    assert sum(shard.available()[1].trajectories for shard in shards) == 15
+    batches = list(reader.batches(40, 0, mixture=(0, 1)))
+    drawn = np.concatenate([batch.gather("ids")[:, 2] for batch in batches])
+    weight = {
+        "trajectories": {t.id.sequence: 1.0 for t in made},
+        "timesteps": {t.id.sequence: float(t.num_transitions) for t in made},
+        "recent": {t.id.sequence: 2.0 ** (t.id.sequence // 5 / 2.0) for t in made},
+    }[mode]
+    total = sum(weight.values())
+    dataset_cases.assert_distribution(Counter(drawn.tolist()), weight)
+    numbers = {}
+    for batch in batches:
+        probability = [weight[n] / total for n in batch.gather("ids")[:, 2].tolist()]
+        np.testing.assert_allclose(batch.probability, probability)
+        for rows, first in zip(batch.rows("obs.from"), batch.first_time_idx, strict=True):
+            np.testing.assert_array_equal(rows[:, 3], np.arange(first, first + len(rows)))
+        for shard, number, id in zip(
+            *(batch.gather(name).tolist() for name in ("shard", "number", "ids")), strict=True
+        ):
+            assert numbers.setdefault((shard, number), id) == id, "a number means one trajectory"
+    writing.close()
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_stored_data_with_damage_are_drawn_around(tmp_path: Path) -> None:
+    made = run_folder(tmp_path, num_shards=1)
+    (store,) = open_stores(tmp_path)
+    segment = sorted(tmp_path.rglob("*.segment"))[0]
+    stored = bytearray(segment.read_bytes())
+    stored[store._records[0].columns_at] ^= 1
+    segment.write_bytes(stored)
+    shard = ReplayShard(ReplayConfig(max_seq_len=4), 0, [StoredDataset(tmp_path).source(MADE_UP, 0, 1)])
+    reader = ReplayReader([LocalShard(shard)], batch_size=50, seed=0)
+    drawn = {n for batch in reader.batches(10, 0, mixture=(0, 1)) for n in batch.gather("ids")[:, 2].tolist()}
+    assert drawn < {t.id.sequence for t in made} and len(drawn) >= 5
+
+
+def test_mistakes_with_stored_data(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match="no trajectories are stored there"):
+            StoredDataset(path)
+    with pytest.raises(ValueError, match="'prioritized'.*use 'trajectories'"):
+        StoredDataset(tmp_path, "prioritized")
+    with pytest.raises(ValueError, match="'oldest'"):
+        StoredDataset(tmp_path, "oldest")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("compressed", [(), ("pixels",)])
+def test_import_keeps_every_row(tmp_path: Path, compressed: tuple[str, ...]) -> None:
+    run_folder(tmp_path / "run")
+    dataset = StoredDataset(tmp_path / "run")
+    written = write_dataset(dataset, MADE_UP, tmp_path / "out", compressed, show=False)
+    again = StoredDataset(tmp_path / "out")
+    made = [dataset.trajectory(i, MADE_UP) for i in range(15)]
+    assert (written.trajectories, written.timesteps) == (15, sum(t.num_transitions for t in made))
+    assert written.mean_return == pytest.approx(np.mean([t.total_reward for t in made]))
+    for i, t in enumerate(made):
+        read = again.trajectory(i, MADE_UP)
+        assert read.id.sequence == i and read.env_name == t.env_name
+        for name, column in t.columns.items():
+            np.testing.assert_array_equal(read.columns[name], column)
+
+
+class Interrupted(EpisodeDataset):
+    """Ends the process, or fails, at its third trajectory."""
+
+    def __init__(self, kill: bool):
+        super().__init__([Episode(np.zeros((3, 2), np.float32), np.zeros(2, np.int64), np.ones(2)) for _ in range(5)])
+        self.kill = kill
+
+    def episode(self, index: int) -> Episode:
+        if index == 3 and self.kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if index == 3:
+            raise ValueError("torn")
+        return super().episode(index)
+
+
+def test_an_import_that_ends_early_leaves_nothing_that_passes_for_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, layout = tmp_path / "out", RowLayout(spaces.Box(-1, 1, (2,)), spaces.Discrete(2))
+    with pytest.raises(ValueError, match="Interrupted, trajectory 3: torn"):
+        write_dataset(Interrupted(kill=False), layout, out, show=False)
+    assert list(tmp_path.iterdir()) == []
+    code = (
+        "import test_readers as t; from amago_ray.commands import import_data as d; d.MESSAGE_BYTES = 1\n"
+        f"d.write_dataset(t.Interrupted(True), t.RowLayout(t.spaces.Box(-1, 1, (2,)), t.spaces.Discrete(2)), "
+        f"t.Path({str(out)!r}), show=False)"
+    )
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS), str(Path(__file__).parent)])
+    killed = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (left,) = tmp_path.iterdir()
+    assert left != out and list(left.rglob("*.segment"))
+    with pytest.raises(ValueError, match="no trajectories are stored"):
+        StoredDataset(left)
+    whole = Interrupted(kill=False)
+    monkeypatch.setattr(Interrupted, "episode", EpisodeDataset.episode)
+    assert write_dataset(whole, layout, out, show=False).trajectories == 5
+    assert list(tmp_path.iterdir()) == [out] and len(StoredDataset(out)) == 5
+
+
+@gin.configurable(module="test_readers")
+class Ones(EpisodeDataset):
+    def __init__(self) -> None:
+        super().__init__([Episode(np.ones((3, 2), np.float32), np.zeros(2, np.int64), np.ones(2)) for _ in range(4)])
+
+
+def test_what_a_source_stands_for(tmp_path: Path, minari_folder: Path) -> None:
+    config.load([])
+    amago_files(tmp_path / "amago")
+    run_folder(tmp_path / "run")
+    record(gym.make("CartPole-v1"), "cart/random-v0", rollouts=1)
+    for source, kind in [
+        (str(tmp_path / "amago"), AmagoDataset),
+        (str(tmp_path / "run"), StoredDataset),
+        ("cart/random-v0", MinariDataset),
+        (str(minari_folder / "cart" / "random-v0"), MinariDataset),
+        ("@Ones", Ones),
+        ("@Ones()", Ones),
+    ]:
+        assert type(dataset_of(source)) is kind
+    with pytest.raises(ValueError, match="@MinariDatast: .*did you mean 'MinariDataset'"):
+        dataset_of("@MinariDatast")
+    with pytest.raises(ValueError, match="no RLDataset"):
+        dataset_of("@TMaze")
+
+
+def import_data(*arguments: str | Path) -> int:
+    gin.clear_config()
+    return train.main(["import-data", *map(str, arguments)])
+
+
+def test_the_command(tmp_path: Path, minari_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = record(gym.make("CartPole-v1"), "cart/random-v0", rollouts=4)
+    gin_file = tmp_path / "cart.gin"
+    gin_file.write_text(
+        "Experiment.run_name = 'cart'\nExperiment.make_train_env = 'CartPole-v1'\nExperiment.max_seq_len = 8\n"
+        f"Experiment.dataset = @StoredDataset()\nStoredDataset.path = '{tmp_path / 'made'}'\n"
+    )
+    for out, options in ((tmp_path / "made", ["--config", gin_file]), (tmp_path / "deep" / "er", [])):
+        assert import_data("cart/random-v0", "--out", out, *options) == 0
+        printed = capsys.readouterr().out
+        steps = sum(t.num_transitions for t in expected)
+        assert f"4 trajectories, {steps} timesteps, mean return {steps / 4:.4g}" in printed
+        assert f'StoredDataset.path = "{out}"' in printed
+        assert_same(StoredDataset(out), RowLayout(*MinariDataset("cart/random-v0").spaces), expected)
+    amago_files(tmp_path / "amago")
+    for arguments, message in [
+        (["cart/random-v0", "--out", tmp_path / "made"], "exists already"),
+        ([tmp_path / "amago", "--out", tmp_path / "x"], "add --config FILE"),
+        ([tmp_path / "amago", "--out", tmp_path / "x", "--config", gin_file], "AmagoDataset, trajectory 0"),
+        (["no/such-v0", "--out", tmp_path / "x"], "no/such-v0"),
+        (["@Nobody", "--out", tmp_path / "x"], "Nobody"),
+    ]:
+        assert import_data(*arguments) == 2
+        out, err = capsys.readouterr()
+        assert err.count("\n") == 1 and message in err, err
+        assert not (tmp_path / "x").exists()

@@ -1,0 +1,241 @@
+"""Hindsight, in the shard: which goals are chosen, what is computed anew, and what is left alone."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from typing import Any
+
+import gin
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ring_cases import as_batch, assert_uniform, make_shards, sample, stored_trajectories
+from torch import device
+
+from amago_ray import config
+from amago_ray.learner.batches import training_batch
+from amago_ray.messages import SampledSequences, Trajectory, TrajectoryId
+from amago_ray.replay.sampling.relabeling import ACHIEVED, DESIRED, HindsightRelabeler, Relabeler
+from amago_ray.replay.shard import ReplayShard
+from amago_ray.replay.storage.trajectory_pack import pack
+from amago_ray.specs import ActionSpec
+
+NOWHERE = -99.0  # the goal of all collected rollouts, which nothing achieves
+CHANGED = {DESIRED, "reward", "terminated"}
+property_based = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+@gin.configurable
+def minus_distance(achieved: np.ndarray, desired: np.ndarray, info: dict[str, Any]) -> np.ndarray:
+    """A dense reward, and one that is never 0 away from the goal."""
+    return -np.linalg.norm(achieved - desired, axis=-1)
+
+
+def goal_trajectory(path: np.ndarray, sequence: int = 0, **facts: Any) -> Trajectory:
+    """A piece of a rollout that achieves the goals `path` (T + 1, ...); obs.row says where each row is from."""
+    num_rows, first = len(path), facts.get("first_time_idx", 0)
+    columns = {
+        ACHIEVED: path.astype(np.float32),
+        DESIRED: np.full(path.shape, NOWHERE, dtype=np.float32),
+        "obs.row": np.arange(num_rows, dtype=np.int16),
+        "action": (1 + np.arange(num_rows)) % 3,
+        "reward": np.full(num_rows, -7.0, dtype=np.float32),
+        "terminated": np.zeros(num_rows, dtype=bool),
+    }
+    if first == 0:
+        columns["action"][0] = columns["reward"][0] = 0
+    facts = {"env_name": "walk", "first_time_idx": 0, "truncated": True, "weight_version": 0} | facts
+    return Trajectory(id=TrajectoryId(0, 0, sequence), columns=columns, **facts)
+
+
+def line(num: int, sequence: int = 0, **facts: Any) -> Trajectory:
+    """`num` transitions straight ahead: another goal in every row."""
+    first = facts.get("first_time_idx", 0)
+    return goal_trajectory(np.stack([first + np.arange(num + 1), np.zeros(num + 1)], axis=1), sequence, **facts)
+
+
+def shard_of(trajectories: list[Trajectory], relabeler: Relabeler | None, max_seq_len: int = 100) -> ReplayShard:
+    (shard,) = make_shards(1, max_seq_len, relabeler=relabeler)
+    shard.push(pack(trajectories))
+    shard.commit()
+    return shard
+
+
+def tables(drawn: SampledSequences) -> list[dict[str, np.ndarray]]:
+    batch = as_batch(drawn)
+    rows = {name: batch.rows(name) for name in batch.column_names}
+    return [{name: column[i] for name, column in rows.items()} for i in range(batch.num_sequences)]
+
+
+def goals(drawn: SampledSequences) -> np.ndarray:
+    """(n, 2) the goal of each sequence."""
+    return np.stack([table[DESIRED][0] for table in tables(drawn)])
+
+
+def test_future_goals_are_uniform_over_all_that_is_achieved_later() -> None:
+    shard = shard_of([line(10)], HindsightRelabeler("future", probability=1.0))
+    drawn = sample(shard, 4000)
+    chosen = goals(drawn)[:, 0].astype(int)
+    assert_uniform(np.bincount(chosen, minlength=11)[1:])
+    assert (chosen > 0).all() and (drawn.lengths == chosen).all()
+
+
+def test_each_transition_sees_goals_uniform_over_its_own_future() -> None:
+    """Which makes it the strategy of that name, though a whole sequence has one goal."""
+    chosen = goals(sample(shard_of([line(8)], HindsightRelabeler("future", probability=1.0)), 6000))[:, 0].astype(int)
+    for t in range(7):
+        assert_uniform(np.bincount(chosen[chosen > t], minlength=9)[t + 1 :])
+
+
+def test_final_goals_are_those_of_the_last_row() -> None:
+    shard = shard_of([line(n, sequence=n) for n in range(1, 9)], HindsightRelabeler("final", probability=1.0))
+    drawn = sample(shard, 200)
+    assert (goals(drawn)[:, 0] == drawn.ids[:, 2]).all() and (drawn.lengths == drawn.ids[:, 2]).all()
+    assert all(
+        table["reward"][1:].tolist() == [0.0] * (n - 1) + [1.0] for table, n in zip(tables(drawn), drawn.lengths)
+    )
+
+
+def test_the_other_trajectories_are_untouched() -> None:
+    stored = [line(n, sequence=n) for n in range(1, 9)]
+    drawn = sample(shard_of(stored, HindsightRelabeler(probability=0.3)), 4000)
+    untouched = [table for table in zip(tables(drawn), drawn.ids[:, 2]) if table[0][DESIRED][0, 0] == NOWHERE]
+    assert abs(len(untouched) / 4000 - 0.7) < 5 * np.sqrt(0.3 * 0.7 / 4000)
+    for table, sequence in untouched:
+        for name, column in stored[sequence - 1].columns.items():
+            np.testing.assert_array_equal(table[name], column, err_msg=name)
+
+
+@property_based
+@given(
+    length=st.integers(1, 30),
+    max_seq_len=st.integers(1, 12),
+    strategy=st.sampled_from(["future", "final"]),
+    tolerance=st.sampled_from([0.0, 1.0, 2.3]),
+    first_time_idx=st.sampled_from([0, 40]),
+    dense=st.booleans(),
+    seed=st.integers(0, 1 << 30),
+)
+def test_what_is_computed_anew_is_consistent(
+    length: int, max_seq_len: int, strategy: Any, tolerance: float, first_time_idx: int, dense: bool, seed: int
+) -> None:
+    """Random walks that come back to where they were; slices of them; pieces from the middle of a rollout."""
+    rng = np.random.default_rng(seed)
+    path = np.cumsum(rng.integers(-1, 2, (length + 1, 2)), axis=0)
+    stored = goal_trajectory(path, first_time_idx=first_time_idx)
+    reward_fn = minus_distance if dense else None
+    shard = shard_of([stored], HindsightRelabeler(strategy, 1.0, tolerance, reward_fn), max_seq_len)
+    drawn = sample(shard, 8)
+    apart = np.linalg.norm(path - path[0], axis=1) > tolerance
+    possible = apart[-1] if strategy == "final" else apart.any()
+    for table, first in zip(tables(drawn), (drawn.first_time_idx - first_time_idx).tolist()):
+        rows = np.arange(first, first + len(table["reward"]))
+        np.testing.assert_array_equal(table["obs.row"], rows)
+        for name in table.keys() - (CHANGED if possible else set()):
+            np.testing.assert_array_equal(table[name], stored.columns[name][rows], err_msg=name)
+        if not possible:
+            continue
+        goal = table[DESIRED][0]
+        assert (table[DESIRED] == goal).all(), "a sequence has one goal"
+        distance = np.linalg.norm(path - goal, axis=1)
+        end = int((distance <= tolerance).argmax())
+        assert (path[path.shape[0] - 1] == goal).all() if strategy == "final" else (path == goal).all(axis=1).any()
+        assert 0 < end and rows[-1] <= end, "it ends with the first transition that reaches the goal"
+        assert table["terminated"].tolist() == (rows == end).tolist()
+        rewards = -distance[rows] if dense else (rows == end).astype(float)
+        if first_time_idx + first == 0:
+            rewards[0] = 0.0
+        np.testing.assert_allclose(table["reward"], rewards, rtol=1e-6)
+        assert {name: column.dtype for name, column in table.items()} == {
+            name: column.dtype for name, column in stored.columns.items()
+        }
+
+
+def test_the_first_row_of_a_later_piece_gets_its_reward_anew() -> None:
+    """It is the previous reward that the policy saw there; the first row of a rollout has none."""
+    pieces = [line(5, sequence=0), line(5, sequence=1, first_time_idx=5)]
+    drawn = sample(shard_of(pieces, HindsightRelabeler("final", 1.0, reward_fn=minus_distance)), 100)
+    assert set(drawn.first_time_idx.tolist()) == {0, 5}
+    for table, first_time_idx in zip(tables(drawn), drawn.first_time_idx):
+        assert table["reward"].tolist() == [0.0 if first_time_idx == 0 else -5.0, -4.0, -3.0, -2.0, -1.0, 0.0]
+
+
+def test_the_learner_sees_new_previous_rewards_and_goals() -> None:
+    drawn = sample(shard_of([line(6)], HindsightRelabeler("future", 1.0)), 16)
+    batch = training_batch(as_batch(drawn), ActionSpec("discrete", (), "int64", 3, (3,)), device("cpu"))
+    reaching = drawn.lengths - 1
+    for b, last in enumerate(reaching.tolist()):
+        assert batch.rewards[b].nonzero().tolist() == batch.terminated[b].nonzero().tolist() == [[last]]
+        assert batch.rl2[b, :, 0].nonzero().tolist() == [[last + 1]]
+        assert (batch.obs["desired_goal"][b, : last + 2, 0] == last + 1).all()
+
+
+@pytest.mark.parametrize("strategy", ["future", "final"])
+def test_goals_that_hold_from_the_start_are_not_chosen(strategy: Any) -> None:
+    still = goal_trajectory(np.zeros((6, 2)))
+    (table,) = tables(sample(shard_of([still], HindsightRelabeler(strategy, 1.0)), 1))
+    for name, column in still.columns.items():
+        np.testing.assert_array_equal(table[name], column, err_msg=name)
+    there_and_back = goal_trajectory(np.array([[0, 0], [1, 0], [2, 0], [1, 0], [0, 0]]))
+    drawn = sample(shard_of([there_and_back], HindsightRelabeler(strategy, 1.0)), 300)
+    expected = {NOWHERE} if strategy == "final" else {1.0, 2.0}
+    assert set(goals(drawn)[:, 0].tolist()) == expected
+
+
+def test_a_draw_is_a_function_of_its_name() -> None:
+    shards = [shard_of([line(9, i) for i in range(5)], HindsightRelabeler()) for _ in range(2)]
+    (a, b), other = (sample(shard, 50, draw=(1, 2)) for shard in shards), sample(shards[0], 50, draw=(1, 3))
+    for name, column in a.columns.items():
+        np.testing.assert_array_equal(column, b.columns[name], err_msg=name)
+    assert goals(a).tolist() != goals(other).tolist()
+
+
+def test_what_is_stored_stays_as_it_was() -> None:
+    stored = [line(n, sequence=n) for n in range(1, 5)]
+    shard = shard_of(stored, HindsightRelabeler(probability=1.0))
+    sample(shard, 100)
+    for before, after in zip(stored, stored_trajectories(shard), strict=True):
+        for name, column in before.columns.items():
+            np.testing.assert_array_equal(after.columns[name], column, err_msg=name)
+    columns = {name: column.copy() for name, column in stored[-1].columns.items()}
+    for column in columns.values():
+        column.flags.writeable = False
+    HindsightRelabeler(probability=1.0)(columns, np.random.default_rng(0))
+
+
+def test_integer_goals_of_any_shape() -> None:
+    trajectory = goal_trajectory(np.arange(10).reshape(5, 1, 2))
+    for name in (ACHIEVED, DESIRED):
+        trajectory.columns[name] = trajectory.columns[name].astype(np.uint8)
+    for tolerance in (0.0, 0.5):
+        table = HindsightRelabeler("final", 1.0, tolerance)(trajectory.columns, np.random.default_rng(0))
+        assert table[DESIRED].tolist() == [[[8, 9]]] * 5 and table[DESIRED].dtype == np.uint8
+
+
+def test_as_gin_configures_it() -> None:
+    config.load([], ["HindsightRelabeler.strategy = 'final'", "HindsightRelabeler.reward_fn = @minus_distance"])
+    relabeler = pickle.loads(pickle.dumps(HindsightRelabeler(probability=1.0)))
+    gin.clear_config()
+    assert relabeler(line(3).columns, np.random.default_rng(0))["reward"].tolist() == [0.0, -2.0, -1.0, 0.0]
+
+
+@pytest.mark.parametrize(("name", "value"), [("strategy", "episode"), ("probability", 1.5), ("tolerance", -0.1)])
+def test_bad_arguments(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"HindsightRelabeler\.{name}={value!r}: "):
+        HindsightRelabeler(**{name: value})
+
+
+def test_trajectories_without_goals_are_refused() -> None:
+    columns = line(3).columns
+    without = {name: column for name, column in columns.items() if name != ACHIEVED}
+    for bad in (without, columns | {DESIRED: columns[DESIRED][:, :1]}):
+        with pytest.raises(ValueError, match="'achieved_goal' and a 'desired_goal' of the same shape, and they have"):
+            HindsightRelabeler(probability=0.0)(bad, np.random.default_rng(0))
+
+
+def test_a_reward_function_that_gives_too_few_is_refused() -> None:
+    relabeler = HindsightRelabeler("final", 1.0, reward_fn=lambda achieved, desired, info: 1.0)
+    with pytest.raises(ValueError, match=re.escape("it gave rewards of shape () for 4 goals")):
+        relabeler(line(3).columns, np.random.default_rng(0))

@@ -1,0 +1,236 @@
+"""A broken or full disk costs what it must, is told in words that name the file, and leaves the rest as it was."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ring_cases import assert_same_trajectories, make_shards, sample, stored_trajectories, trajectory
+
+from amago_ray.messages import Trajectory
+from amago_ray.replay.shard import ReplayShard
+from amago_ray.replay.storage import records
+from amago_ray.replay.storage.segments import StorageError, segment_path
+from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
+from amago_ray.replay.storage.trajectory_pack import pack
+
+SENT = [trajectory(i, 4 + i % 3) for i in range(12)]
+
+
+def folder_of(tmp_path: Path, **settings: Any) -> Path:
+    """The folder of a shard that was closed: twelve messages of one trajectory, a commit after each."""
+    (shard,) = make_shards(1, folder=tmp_path, **settings)
+    for t in SENT:
+        shard.push(pack([t]))
+        shard.commit()
+    shard.close()
+    return tmp_path / "shard_0"
+
+
+def heads(path: Path) -> list[int]:
+    """Offsets of the records in a file."""
+    data, mark = path.read_bytes(), records.MAGIC.to_bytes(4, "little")
+    return [i for i in range(4, len(data)) if data[i : i + 4] == mark]
+
+
+def flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 16
+    path.write_bytes(data)
+
+
+def healthy(shard: ReplayShard) -> list[Trajectory]:
+    """What is drawn in the end, once each."""
+    for draw in range(30):
+        version = shard.available()[0].version
+        drawn = shard.sample(200, version, (draw,))
+    assert drawn is not None
+    stored = {t.id.sequence: t for t in SENT}
+    for i, stop in enumerate(drawn.stops.tolist()):
+        start, n = int(drawn.first_time_idx[i]), int(drawn.lengths[i])
+        for name, column in drawn.columns.items():
+            expected = stored[int(drawn.ids[i, 2])].columns[name][start : start + n + 1]
+            np.testing.assert_array_equal(column[stop - n - 1 : stop], expected)
+    return [stored[sequence] for sequence in sorted(set(drawn.ids[:, 2].tolist()))]
+
+
+@pytest.mark.parametrize("where", ["head", "facts", "columns"])
+@pytest.mark.parametrize("compressed", [(), ("pixels", "from")])
+def test_a_flipped_byte_costs_one_message(tmp_path: Path, where: str, compressed: tuple[str, ...]) -> None:
+    path = segment_path(folder_of(tmp_path, compressed=compressed), 0)
+    begin, end = heads(path)[6:8]  # the fourth message, then its commit
+    flip(path, {"head": begin + 9, "facts": begin + records.HEAD_BYTES + 20, "columns": end - 30}[where])
+    (shard,) = make_shards(1, folder=tmp_path, compressed=compressed)
+    assert_same_trajectories(healthy(shard), SENT[:3] + SENT[4:])
+    (damage,) = shard.report().damage
+    assert f"{path}, byte {begin}" in damage and "checksum" in damage
+    shard.push(pack([trajectory(20)]))
+    assert shard.commit().inserted == 1
+    shard.close()
+
+
+@pytest.mark.parametrize("compressed", [("pixels", "from"), ()])
+def test_a_file_that_breaks_under_the_process_costs_what_was_in_it(tmp_path: Path, compressed: tuple[str, ...]) -> None:
+    (shard,) = make_shards(1, folder=tmp_path, segment_bytes=1, compressed=compressed)
+    for t in SENT:
+        shard.push(pack([t]))
+        shard.commit()
+    path = segment_path(tmp_path / "shard_0", 3)
+    os.truncate(path, heads(path)[0] + records.HEAD_BYTES + 100)
+    assert_same_trajectories(healthy(shard), SENT[:3] + SENT[4:])
+    assert [str(path) in damage for damage in shard.report().damage] == [True]
+    shard.close()
+
+
+def test_a_segment_whose_header_is_broken_is_put_aside(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, segment_bytes=1)
+    path = segment_path(folder, 4)
+    flip(path, 40)
+    for damages in (1, 0):
+        (shard,) = make_shards(1, folder=tmp_path, segment_bytes=1)
+        assert_same_trajectories(stored_trajectories(shard), SENT[:4] + SENT[5:])
+        assert len(shard.report().damage) == damages and all(str(path) in damage for damage in shard.report().damage)
+        assert shard.push(pack(SENT)) == 0  # also what was lost was stored once
+        shard.close()
+    assert path.with_suffix(".damaged").exists()
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "empty", "not numbers"])
+def test_broken_priorities_start_anew(tmp_path: Path, how: str) -> None:
+    path = folder_of(tmp_path, mode="prioritized") / "priorities"
+    data = path.read_bytes()
+    changed = {"flipped": data[:3] + b"x" + data[4:], "cut": data[:-2], "empty": b""}
+    path.write_bytes(changed.get(how, data[:-4] + np.float32(np.nan).tobytes()))
+    (shard,) = make_shards(1, folder=tmp_path, mode="prioritized")
+    assert shard.selection.priorities(np.arange(12)).tolist() == [1.0] * 12
+    (damage,) = shard.report().damage
+    assert str(path) in damage and "anew" in damage
+    assert_same_trajectories(healthy(shard), SENT)
+    shard.close()
+
+
+def test_numbers_and_priorities_are_the_same_after_a_restart(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"mode": "prioritized", "capacity_trajectories": 5, "segment_bytes": 1}
+    folder_of(tmp_path, **settings)
+    for _ in range(3):
+        (shard,) = make_shards(1, folder=tmp_path, **settings)
+        assert (shard.store.table.first, shard.store.table.end) == (7, 12)
+        shard.update_priorities(shard.report().life, np.array([9, 11]), np.array([3.0, 0.5]), 4.0)
+        assert shard.selection.priorities(np.arange(7, 12)).tolist() == [1.0, 1.0, 3.0, 1.0, 0.5]
+        shard.close()
+    (shard,) = make_shards(1, folder=tmp_path, **settings)
+    assert shard.selection.priorities(np.arange(7, 12)).tolist() == [1.0, 1.0, 3.0, 1.0, 0.5]
+    shard.push(pack([trajectory(12)]))
+    shard.commit()
+    assert shard.selection.priorities(np.arange(8, 13)).tolist() == [1.0, 3.0, 1.0, 0.5, 4.0]
+    shard.close()
+
+
+def full(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def pwritev(fd: int, buffers: Any, offset: int) -> int:
+        os.pwrite(fd, b"half of it", offset)
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "pwritev", pwritev)
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"),
+    [(errno.ENOSPC, "No space left.*lower Experiment.replay_capacity_gb"), (errno.EIO, "Input/output")],
+)
+@pytest.mark.parametrize("segment_bytes", [1, 1 << 20])
+def test_a_full_disk_is_told_and_nothing_else_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, hint: str, segment_bytes: int
+) -> None:
+    folder_of(tmp_path, segment_bytes=segment_bytes)
+    (shard,) = make_shards(1, folder=tmp_path, segment_bytes=segment_bytes)
+    with monkeypatch.context() as patch:
+        full(patch, code)
+        for call in (lambda: shard.push(pack([trajectory(50)])), shard.commit):
+            with pytest.raises(StorageError, match=rf"cannot write to the replay segment .*{hint}") as caught:
+                call()
+            assert caught.value.errno == code and str(tmp_path) in str(caught.value)
+        assert_same_trajectories(healthy(shard), SENT)
+    assert shard.push(pack([trajectory(50)])) == 1  # there is space again
+    shard.commit()
+    shard.close()
+    (shard,) = make_shards(1, folder=tmp_path, segment_bytes=segment_bytes)
+    assert_same_trajectories(stored_trajectories(shard), [*SENT, trajectory(50)])
+    assert shard.report().damage == ()
+    shard.close()
+
+
+def test_a_limit_on_file_sizes_is_told(tmp_path: Path) -> None:
+    (shard,) = make_shards(1, folder=tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+    try:
+        with pytest.raises(StorageError, match="File too large"):
+            for t in SENT * 2:
+                shard.push(pack([trajectory(t.id.sequence, 60)]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    stored = shard.commit().trajectories
+    shard.close()
+    (shard,) = make_shards(1, folder=tmp_path)
+    assert len(shard.store) == stored > 0 and shard.report().damage == ()
+    assert_same_trajectories(stored_trajectories(shard), [trajectory(i, 60) for i in range(stored)])
+    shard.close()
+
+
+def test_a_folder_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="replay cannot use the folder .*file.*; set Experiment.replay_dir"):
+        TrajectoryStore(StoreConfig(tmp_path / "file"))
+    (shard,) = make_shards(1, folder=tmp_path)
+    opened = os.open
+
+    def refuse(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return opened(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(StorageError, match="Read-only file system; set Experiment.replay_dir to a folder"):
+        shard.push(pack([trajectory(0)]))
+    monkeypatch.undo()
+    assert shard.push(pack([trajectory(0)])) == 1
+    shard.close()
+
+
+def test_priorities_that_cannot_be_written_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shard,) = make_shards(1, folder=tmp_path, mode="prioritized")
+    shard.push(pack(SENT))
+    replace: Callable[..., Any] = Path.write_bytes
+
+    def write_bytes(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    shard.commit()
+    monkeypatch.setattr(Path, "write_bytes", replace)
+    shard.update_priorities(shard.report().life, np.array([3]), np.array([7.0]), 7.0)
+    (damage,) = shard.report().damage
+    assert str(tmp_path) in damage and "No space left" in damage and "stay in memory" in damage
+    assert shard.selection.priorities(np.array([2, 3])).tolist() == [1.0, 7.0]
+    assert len(sample(shard, 5).lengths) == 5
+    shard.close()
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from amago_ray.replay.storage import store
+
+    monkeypatch.setattr(store, "LOCK_TIMEOUT_S", 0.0)
+    (shard,) = make_shards(1, folder=tmp_path)
+    with pytest.raises(StorageError, match="in use by another process"):
+        make_shards(1, folder=tmp_path)
+    shard.push(pack(SENT))
+    assert len(TrajectoryStore(StoreConfig(tmp_path / "shard_0"), read_only=True).damage) == 0
+    shard.close()
+    make_shards(1, folder=tmp_path)[0].close()

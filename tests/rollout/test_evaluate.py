@@ -1,0 +1,121 @@
+"""Policies at work in this process: a random one, a saved one, and a picture of it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from single_process import small_agent_spec
+
+from amago_ray.agent.flat_weights import flatten_state
+from amago_ray.agent.spec import AgentSpec
+from amago_ray.envs.builtin import Counting, Identity, TMaze
+from amago_ray.messages import Weights
+from amago_ray.nets.traj_encoders import GRUTrajEncoder
+from amago_ray.rollout.evaluate import evaluate_policy, load_policy_weights, random_policy, record_gif
+
+TMAZE = partial(TMaze, 4)
+
+
+def spec_of(make_env: Any = TMAZE, width: int = 16) -> AgentSpec:
+    return small_agent_spec(
+        make_env, partial(GRUTrajEncoder, d_hidden=width, n_layers=1, d_output=width), max_seq_len=8, width=width
+    )
+
+
+def returns(results: list[Any]) -> list[float]:
+    return [result.total_reward for result in results]
+
+
+@pytest.fixture
+def weights_file(tmp_path: Path) -> Path:
+    path = tmp_path / "policy.pt"
+    torch.save(spec_of().build().state_dict(), path)
+    return path
+
+
+def test_a_random_policy_does_as_the_docstrings_say() -> None:
+    results = random_policy(partial(Identity, "discrete", 4), episodes=2000, seed=1)
+    assert 2000 <= len(results) < 2000 + 8
+    assert np.mean(returns(results)) == pytest.approx(1 / 4, abs=0.05)
+    assert {result.length for result in results} == {2} and {r.env_name for r in results} == {"Identity-discrete"}
+    assert returns(random_policy(TMAZE, 20, seed=1)) == returns(random_policy(TMAZE, 20, seed=1))
+    assert returns(random_policy(TMAZE, 20, seed=1)) != returns(random_policy(TMAZE, 20, seed=2))
+
+
+def test_an_evaluation_depends_on_its_seed_alone(weights_file: Path) -> None:
+    spec = spec_of()
+    weights = load_policy_weights(spec, weights_file)
+    first = evaluate_policy(spec, weights, TMAZE, episodes=20, seed=1)
+    torch.manual_seed(5)  # what others draw does not matter
+    assert evaluate_policy(spec, weights, TMAZE, episodes=20, seed=1) == first
+    assert evaluate_policy(spec, weights, TMAZE, episodes=20, seed=2) != first
+    assert 20 <= len(first) < 20 + 8 * 2
+    assert len(evaluate_policy(spec, weights, TMAZE, episodes=3, seed=1)) == 3
+
+
+def test_the_mode_of_the_policy_is_one_action(weights_file: Path) -> None:
+    """All rollouts look the same until the junction, and the cue is the only thing that the mode can depend on."""
+    spec = spec_of()
+    weights = load_policy_weights(spec, weights_file)
+    sampled = evaluate_policy(spec, weights, TMAZE, episodes=40, sample_actions=True)
+    greedy = evaluate_policy(spec, weights, TMAZE, episodes=40, sample_actions=False)
+    assert len(set(returns(greedy))) <= 2 < len(set(returns(sampled)))
+
+
+def test_weights_are_those_of_the_file(weights_file: Path) -> None:
+    spec = spec_of()
+    agent = spec.build()
+    with torch.no_grad():
+        for parameter in agent.parameters():
+            parameter += 1
+    torch.save(agent.state_dict(), weights_file)
+    np.testing.assert_array_equal(load_policy_weights(spec, weights_file).buffer, flatten_state(agent.policy))
+
+
+def test_weights_that_do_not_fit(weights_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none\.pt: there is no such file of policy weights"):
+        load_policy_weights(spec_of(), tmp_path / "none.pt")
+    with pytest.raises(ValueError, match=r"policy\.pt does not fit this configuration: .*size mismatch") as error:
+        load_policy_weights(spec_of(width=24), weights_file)
+    assert "\n" not in str(error.value)
+
+
+def test_a_gif_has_a_frame_per_timestep(weights_file: Path, tmp_path: Path) -> None:
+    spec = spec_of()
+    weights = load_policy_weights(spec, weights_file)
+    for make_env in (TMAZE, "amago_ray/TMaze-v0", [TMAZE, TMAZE]):
+        out = record_gif(spec, weights, make_env, tmp_path / "new folder" / "out.gif", seed=3)
+        (result,) = evaluate_policy(spec, weights, make_env, episodes=1, seed=3)
+        with Image.open(out) as picture:
+            assert picture.format == "GIF"
+            assert sum(frame_ms(picture)) == 120 * (result.length + 1)
+
+
+def frame_ms(picture: Any) -> list[int]:
+    """How long each picture is shown; equal ones in a row are stored as one that stays longer."""
+    durations = []
+    for i in range(picture.n_frames):
+        picture.seek(i)
+        durations.append(picture.info["duration"])
+    return durations
+
+
+class WithoutPictures(gym.Wrapper):
+    def __init__(self) -> None:
+        super().__init__(Counting(3))
+
+
+@pytest.mark.parametrize("make_env", [partial(Counting, 3), WithoutPictures], ids=["partial", "class"])
+def test_an_environment_that_does_not_render(make_env: Any, tmp_path: Path) -> None:
+    spec = spec_of(make_env)
+    weights = Weights(1, flatten_state(spec.build().policy))
+    with pytest.raises(ValueError, match=r"--gif: .* does not render: it must take render_mode='rgb_array'"):
+        record_gif(spec, weights, make_env, tmp_path / "out.gif")
+    assert not (tmp_path / "out.gif").exists()

@@ -1,0 +1,220 @@
+"""The run directory: only whole files, only whole training states, and an error that names the setting."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from amago_ray.atomic_files import glob_escape, write_atomically
+from amago_ray.run_directory import RunDirectory
+
+STRANGE_NAMES = ["plain", "a*b", "what?", "[x]", "a[0-9]*", "spaces and (brackets)", "a.b", "déjà-vu", "a_epoch_3"]
+
+
+def contents(folder: Path) -> set[str]:
+    """Every file below `folder`."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def writes(text: str) -> Callable[[Path], None]:
+    def fill(folder: Path) -> None:
+        (folder / "deep").mkdir()
+        (folder / "weights.bin").write_text(text)
+        (folder / "deep" / "more.bin").write_text(text)
+
+    return fill
+
+
+class Crash(Exception):
+    pass
+
+
+def crashes(folder: Path) -> None:
+    (folder / "weights.bin").write_text("half of it")
+    raise Crash
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    directory = RunDirectory(tmp_path, "my run")
+    directory.create()
+    return directory
+
+
+def test_the_layout(run: RunDirectory, tmp_path: Path) -> None:
+    root = tmp_path / "my run"
+    assert run.config == root / "config.txt" and run.wandb_logs == root / "wandb_logs"
+    assert run.latest_policy == root / "ckpts" / "latest" / "policy.pt"
+    assert run.policy_epoch(3) == root / "ckpts" / "policy_weights" / "policy_epoch_3.pt"
+    assert run.training_state(3) == root / "ckpts" / "training_states" / "my run_epoch_3"
+    for folder in (run.wandb_logs, run.latest_policy.parent, run.policy_weights, run.training_states):
+        assert folder.is_dir()
+    assert contents(tmp_path) == set()
+    run.create()  # again, as when a run is resumed
+    assert not run.exists() and run.saved_epochs() == []
+
+
+def test_a_relative_base_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    directory = RunDirectory("runs", "r")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    directory.create()
+    assert (tmp_path / "runs" / "r" / "ckpts").is_dir()
+
+
+def test_a_home_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert RunDirectory("~/runs", "r").root == tmp_path / "runs" / "r"
+
+
+@pytest.mark.parametrize("below", ["", "runs"])
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, below: str) -> None:
+    file = tmp_path / "a file"
+    file.write_text("not a folder")
+    base = file / below
+    with pytest.raises(ValueError, match="ckpt_base_dir='.*a file.*' cannot be written: ") as caught:
+        RunDirectory(base, "r").create()
+    assert "\n" not in str(caught.value) and file.read_text() == "not a folder"
+
+
+# Single files
+
+
+def test_a_write_is_whole_and_leaves_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "policy.pt"
+    seen = []
+
+    def write(path: Path) -> None:
+        path.write_text("new")
+        seen.append((path.parent, target.exists()))
+
+    write_atomically(target, write)
+    assert target.read_text() == "new" and contents(tmp_path) == {"policy.pt"}
+    assert seen == [(tmp_path, False)]  # beside the target, on the same file system, and not under its name
+
+
+def test_a_write_that_fails_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "policy.pt"
+    target.write_text("old")
+
+    def fail(path: Path) -> None:
+        path.write_text("half of it")
+        raise Crash
+
+    with pytest.raises(Crash):
+        write_atomically(target, fail)
+    assert target.read_text() == "old" and contents(tmp_path) == {"policy.pt"}
+    with pytest.raises(FileNotFoundError):
+        write_atomically(target, lambda path: None)  # nothing was written
+    write_atomically(target, lambda path: path.write_text("new"))
+    assert target.read_text() == "new"
+
+
+# Training states
+
+
+def test_a_training_state_is_saved_and_found(run: RunDirectory) -> None:
+    for epoch in (10, 2, 33):
+        folder = run.save_training_state(epoch, writes(f"weights {epoch}"), {"epoch": epoch, "name": "é"})
+        assert folder == run.training_state(epoch)
+    assert run.saved_epochs() == [2, 10, 33] and run.exists()
+    assert run.load_run_state(10) == {"epoch": 10, "name": "é"}
+    assert (run.training_state(10) / "weights.bin").read_text() == "weights 10"
+    files = {"weights.bin", "deep/more.bin", "run_state.json"}
+    assert contents(run.training_states) == {f"my run_epoch_{e}/{name}" for e in (2, 10, 33) for name in files}
+
+
+def test_a_state_that_was_not_finished_is_not_listed(run: RunDirectory) -> None:
+    run.save_training_state(1, writes("one"), {})
+    with pytest.raises(Crash):
+        run.save_training_state(2, crashes, {})
+    assert run.saved_epochs() == [1]
+    run.training_state(3).mkdir()  # a folder without the marker
+    (run.training_state(3) / "weights.bin").write_text("")
+    assert run.saved_epochs() == [1]
+    run.save_training_state(2, writes("two"), {"again": True})  # over what the crash left
+    assert run.saved_epochs() == [1, 2]
+    assert contents(run.training_state(2)) == {"weights.bin", "deep/more.bin", "run_state.json"}
+    assert sorted(path.name for path in run.training_states.iterdir()) == [f"my run_epoch_{e}" for e in (1, 2, 3)]
+
+
+def test_the_marker_is_written_last(run: RunDirectory) -> None:
+    def fill(folder: Path) -> None:
+        assert run.saved_epochs() == [] and not (folder / "run_state.json").exists()
+        (folder / "weights.bin").write_text("x")
+
+    run.save_training_state(1, fill, {})
+    with pytest.raises(TypeError):
+        run.save_training_state(2, fill_nothing, {"not for JSON": object()})
+    assert run.saved_epochs() == [1]
+
+
+def fill_nothing(folder: Path) -> None:
+    pass
+
+
+def test_a_state_may_be_saved_again(run: RunDirectory) -> None:
+    run.save_training_state(1, writes("old"), {"version": 1})
+    with pytest.raises(Crash):
+        run.save_training_state(1, crashes, {"version": 2})
+    assert run.load_run_state(1) == {"version": 1}  # the old one is whole until the new one is
+    run.save_training_state(1, lambda folder: (folder / "other.bin").write_text("new"), {"version": 2})
+    assert run.load_run_state(1) == {"version": 2}
+    assert contents(run.training_state(1)) == {"other.bin", "run_state.json"}
+
+
+def test_a_state_that_was_half_removed_is_not_listed(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.save_training_state(1, writes("old"), {})
+    remove = shutil.rmtree
+
+    def stop_within(path: Path, **settings: bool) -> None:
+        if Path(path) == run.training_state(1):
+            (Path(path) / "weights.bin").unlink()
+            raise Crash
+        remove(path, **settings)
+
+    monkeypatch.setattr(shutil, "rmtree", stop_within)
+    with pytest.raises(Crash):
+        run.save_training_state(1, writes("new"), {})
+    assert run.saved_epochs() == []
+
+
+@pytest.mark.parametrize("name", STRANGE_NAMES)
+def test_names_are_taken_literally(tmp_path: Path, name: str) -> None:
+    for other in STRANGE_NAMES:
+        directory = RunDirectory(tmp_path, other)
+        directory.create()
+        directory.save_training_state(7, writes(other), {"name": other})
+    run = RunDirectory(tmp_path, name)
+    for stranger in ("axb", "whatx", "x", "a5c", "aXb", "other"):  # what the names would match as patterns
+        folder = run.training_states / f"{stranger}_epoch_1"
+        folder.mkdir()
+        (folder / "run_state.json").write_text(json.dumps({}))
+    (run.training_states / f"{name}_epoch_x").mkdir()
+    assert run.saved_epochs() == [7] and run.load_run_state(7) == {"name": name}
+
+
+def test_a_name_that_continues_another(tmp_path: Path) -> None:
+    for name, epoch in (("run", 1), ("run_epoch_2", 3)):
+        directory = RunDirectory(tmp_path, name)
+        directory.create()
+        directory.save_training_state(epoch, writes(""), {})
+    assert RunDirectory(tmp_path, "run").saved_epochs() == [1]
+    assert RunDirectory(tmp_path, "run_epoch_2").saved_epochs() == [3]
+
+
+def test_escaped_names_match_themselves_only(tmp_path: Path) -> None:
+    for name in STRANGE_NAMES:
+        (tmp_path / name).touch()
+    for name in STRANGE_NAMES:
+        assert [path.name for path in tmp_path.glob(glob_escape(name))] == [name]
+
+
+def test_a_run_that_only_logged_exists(run: RunDirectory) -> None:
+    (run.root / "metrics.jsonl").write_text("{}\n")
+    assert run.exists()

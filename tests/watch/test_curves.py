@@ -1,0 +1,76 @@
+"""Learning curves become a picture with something on it; a run without rows becomes a clear error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from amago_ray.watch.curves import DPI, PANEL_SIZE_IN, plot_runs
+from amago_ray.watch.metrics import AVERAGE_RETURN, METRICS_FILE, MetricsLog, Progress
+
+
+def write_run(run_dir: Path, *, epochs: int = 20, attempts: int = 0, val: bool = True) -> Path:
+    log = MetricsLog(run_dir, resume=False, wandb=None)
+    for epoch in range(epochs):
+        progress = Progress(epoch, 10 * epoch, {"Lake": 1000 * (epoch + 1)}, wall_s=2.0 * (epoch + 1))
+        skill = 1 - 0.8**epoch
+        success = {f"Average Attempt {i} Success in Lake": skill * i / attempts for i in range(1, attempts + 1)}
+        log.log("collect", {AVERAGE_RETURN: skill if epoch else float("nan"), **success}, progress)
+        log.log("train", {"loss": 1.0}, progress)
+        if val and epoch % 5 == 0:
+            log.log("val", {AVERAGE_RETURN: skill + 0.1, **success}, progress)
+    log.close()
+    return run_dir
+
+
+def read_picture(path: Path, *, panels: int) -> np.ndarray:
+    """The picture's pixels (H, W, 3), checked for its size and for a fair share of ink."""
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert image.size == (round(PANEL_SIZE_IN[0] * DPI * panels), round(PANEL_SIZE_IN[1] * DPI))
+        pixels = np.asarray(image.convert("RGB"))
+    for panel in np.array_split(pixels, panels, axis=1):
+        assert 0.01 < (panel < 250).any(axis=-1).mean() < 0.5
+    return pixels
+
+
+def has_colour(pixels: np.ndarray, colour: str) -> bool:
+    return bool((pixels == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=-1).any())
+
+
+def test_one_run_with_attempts_has_three_panels(tmp_path: Path) -> None:
+    out = tmp_path / "docs" / "curves.png"
+    assert plot_runs([write_run(tmp_path / "lake", attempts=5)], out) == out
+    assert has_colour(read_picture(out, panels=3), "#0072B2")
+
+
+def test_several_runs_have_their_own_colours(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / "seed_0"),
+        write_run(tmp_path / "seed_1", epochs=2, val=False),
+        write_run(tmp_path / "cost_$5_$6"),
+    ]
+    pixels = read_picture(plot_runs(runs, tmp_path / "curves.png"), panels=2)
+    assert has_colour(pixels, "#0072B2") and has_colour(pixels, "#009E73")
+
+
+def test_runs_with_and_without_attempts_mix(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / "meta", attempts=3),
+        write_run(tmp_path / "plain"),
+        write_run(tmp_path / "one", epochs=2),
+    ]
+    read_picture(plot_runs(runs, tmp_path / "curves.png"), panels=3)
+
+
+def test_a_run_without_rows_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere has no metrics\.jsonl"):
+        plot_runs([tmp_path / "nowhere"], tmp_path / "curves.png")
+    (tmp_path / METRICS_FILE).touch()
+    with pytest.raises(ValueError, match=f"{tmp_path.name}.* no returns yet"):
+        plot_runs([tmp_path], tmp_path / "curves.png")
+    with pytest.raises(ValueError, match="at least one run"):
+        plot_runs([], tmp_path / "curves.png")
