@@ -1,20 +1,22 @@
-"""The settings of an experiment: their names, types, defaults and meaning."""
+"""The settings of an experiment. Each is written down once: type, default, meaning, and what values it takes."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from amago_ray.agent import Agent
+from amago_ray.config import nearest
 from amago_ray.envs.exploration import EpsilonGreedy, ExplorationWrapper
 from amago_ray.envs.makers import MakeEnv
 from amago_ray.learner.learner import MixedPrecision
 from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import TstepEncoder
-from amago_ray.replay.datasets.dataset import MixtureOfDatasets, RLDataset
+from amago_ray.replay.datasets import MixtureOfDatasets, RLDataset
 from amago_ray.replay.sampling.relabeling import Relabeler
 from amago_ray.replay.sampling.selection import SamplingMode
 from amago_ray.replay.sampling.slices import PaddedSampling
@@ -23,144 +25,297 @@ from amago_ray.watch.metrics import WandbOptions
 
 BatchLayout = Literal["padded", "packed", "bucketed"]
 ScheduleName = Literal["auto", "alternate", "overlap", "continuous"]
+WandbMode = Literal["online", "offline"]
+
+Check = Callable[[Any], str | None]  # what a value must be, where it is not
+
+
+def whole_number(minimum: int) -> Check:
+    """Integers from `minimum` on."""
+
+    def check(value: Any) -> str | None:
+        fits = isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+        return None if fits else f"it must be an integer of {minimum} or more"
+
+    return check
+
+
+def positive(value: Any) -> str | None:
+    """Numbers above 0."""
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    return None if fits else "it must be a number above 0"
+
+
+def fraction(value: Any) -> str | None:
+    """Numbers from 0 to 1."""
+    fits = isinstance(value, (int, float)) and 0 <= value <= 1
+    return None if fits else "it must be a number in [0, 1]"
+
+
+def one_of(choices: Any) -> Check:
+    """The members of a Literal type."""
+    known = get_args(choices)
+
+    def check(value: Any) -> str | None:
+        return None if value in known else f"use one of {', '.join(map(repr, known))}"
+
+    return check
+
+
+def subclass_of(base: type) -> Check:
+    """Classes below `base`. Raises TypeError itself, naming the nearest of those that there are."""
+
+    def check(value: Any) -> str | None:
+        if isinstance(value, type) and issubclass(value, base):
+            return None
+        known = sorted(set(_subclasses(base)))
+        hint = nearest(value, known) if isinstance(value, str) else f"; known: {', '.join(known)}"
+        raise TypeError(f"it must be a subclass of {base.__name__}{hint}")
+
+    return check
+
+
+def _subclasses(base: type) -> Iterator[str]:
+    if not getattr(base, "__abstractmethods__", None):
+        yield base.__name__
+    child: type
+    for child in base.__subclasses__():
+        yield from _subclasses(child)
+
+
+def folder_name(value: Any) -> str | None:
+    """Text that names one folder."""
+    fits = isinstance(value, str) and value not in ("", ".", "..") and not {"/", "\0"} & set(value)
+    return None if fits else "it names a folder, so it takes text without '/'"
+
+
+def setting(default: Any, meaning: str, check: Check | None = None, optional: bool = False) -> Any:
+    """One field of the settings. optional: None is a value of it too, which `check` does not see."""
+    return field(default=default, metadata={"meaning": " ".join(meaning.split()), "check": check, "optional": optional})
+
+
+SECTIONS = {  # by the first setting of each
+    "run_name": "Task",
+    "tstep_encoder_type": "Agent",
+    "epochs": "Each epoch",
+    "traj_save_len": "Data",
+    "learning_rate": "Optimiser",
+    "exploration_wrapper_type": "Acting",
+    "log_to_wandb": "Logging",
+    "num_rollout_workers": "Distribution",
+}
 
 
 @dataclass
 class ExperimentSettings:
-    """Every setting of an experiment, with its default.
+    """Every setting of an experiment, with its default and its meaning."""
 
-    Task
-        run_name: folder of the run, under ckpt_base_dir.
-        make_train_env, make_val_env: a gymnasium id, a function that returns a gymnasium.Env or VectorEnv, or a list of
-            them dealt out over the environments. Validation uses the training environments' makers by default.
-        max_seq_len: longest training sequence and the Transformer's context, in timesteps.
-        ckpt_base_dir: where runs are kept.
-    Agent
-        tstep_encoder_type: by default a CNN for a single image, else `FFTstepEncoder`.
-        traj_encoder_type, agent_type: the sequence model and the learning algorithm.
-    Each epoch
-        epochs: how many. parallel_actors: environments, over all workers.
-        train_timesteps_per_epoch: steps in each of them. val_timesteps_per_epoch: the same in validation; None runs
-            each validation environment until it has finished one rollout.
-        train_batches_per_epoch: batches that each learner takes. batches_per_update: gradient accumulation.
-        batch_size: sequences per batch and learner.
-        start_learning_at_epoch, start_collecting_at_epoch: first epoch that does either.
-        val_interval, ckpt_interval: epochs between validations, and between saved training states.
-    Data
-        traj_save_len: longest stored trajectory, in timesteps; by default 8 x max_seq_len. padded_sampling: "none",
-            "both", "left" or "right" (see `replay.sampling`). replay_capacity_gb: over all shards.
-            replay_capacity_trajectories: likewise; None for no limit.
-        replay_sampling: "trajectories" or "timesteps", uniform over either; "recent", where the chance of a trajectory
-            halves every replay_half_life epochs; "prioritized" by the critics' error ** priority_exponent, with losses
-            weighted by importance ** importance_exponent (see `replay.selection`).
-        replay_durable: keep the data in files, so that a shard that dies and a run that is resumed have them again.
-            replay_dir: of these files; None for the run's own folder. replay_fsync_interval_s: what a loss of power
-            may cost. replay_compression: names of observation arrays stored compressed (lz4), for images.
-        dataset: data to learn from beside or in place of what is collected: an `RLDataset`, or a `MixtureOfDatasets`
-            with weights (see `replay.datasets`). None learns from what is collected; without `OnlineReplay` in the
-            mixture, and with a lone dataset, nothing is collected.
-        relabeler_type: makes the `Relabeler` that changes trajectories as they are sampled; None for none.
-        batch_layout: of sequences of different lengths: "padded" to the longest of the batch; "packed" end to end,
-            which spares the work that goes into padding; "bucketed", padded, but among sequences of similar lengths
-            out of a larger draw, for networks of your own that cannot be packed.
-    Optimiser
-        learning_rate, lr_warmup_steps (linear, in updates), grad_clip (norm), l2_coeff (AdamW's weight decay),
-        mixed_precision: "no", "bf16" or "fp16".
-    Acting
-        exploration_wrapper_type: None for none. sample_actions_train, sample_actions_val: draw actions from the policy,
-        or take its mode.
-    Logging
-        log_to_wandb, wandb_project, wandb_entity, wandb_group_name, wandb_mode ("online", "offline").
-        log_interval: batches between two that are measured in detail. verbose: show progress. seed: of everything.
-    Distribution
-        num_rollout_workers: processes that share the environments; by default one per free core, at most one per
-            8 environments. Those for which a cluster has no room yet join when nodes come. num_replay_shards,
-            num_learners: processes. learner_device: "auto" takes a GPU where there is one. rollout_device: "cpu" or
-            "cuda". learner_cpus: cores of one learner; by default those that the workers leave free on a machine of
-            its own, 1 on a cluster.
-        learner_nodes, rollout_nodes: Ray's label selectors of the nodes for learners with shards, and for rollout
-            workers, such as {"pool": "rollout"}; None takes the nodes labelled pool=learner and pool=rollout where
-            there are any, and else all; {} takes all. A run on this machine alone ignores them.
-        schedule: "alternate" collects, then learns; "overlap" learns while the next epoch's data come in; "auto" is
-            "overlap" where the learner has a GPU of its own. "continuous" does both freely, within a ratio:
-            updates_per_timestep, of optimiser steps to timesteps collected; by default that of an epoch.
-            replay_min_timesteps: stored before learning begins. rate_tolerance: by how many epochs' worth of timesteps
-            either side may be ahead of the ratio.
-        ray_address: None is the cluster that the job was submitted to, else a Ray of its own on this machine.
-        call_timeout_s: a process that is silent for so long counts as hung and is restarted.
+    run_name: str = setting(MISSING, "folder of the run, under ckpt_base_dir", folder_name)
+    make_train_env: MakeEnv = setting(
+        MISSING,
+        """a gymnasium id, a function that returns a gymnasium.Env or VectorEnv, or a list of them dealt out over the
+        environments""",
+    )
+    max_seq_len: int = setting(
+        MISSING, "longest training sequence and the Transformer's context, in timesteps", whole_number(1)
+    )
+    make_val_env: MakeEnv = setting(None, "the same for validation; None takes the training environments' makers")
+    ckpt_base_dir: str | os.PathLike[str] = setting("runs", "where runs are kept")
+
+    tstep_encoder_type: type[TstepEncoder] | None = setting(
+        None,
+        "what maps one timestep to a vector; None takes a CNN for a single image, else FFTstepEncoder",
+        subclass_of(TstepEncoder),
+        optional=True,
+    )
+    traj_encoder_type: type[TrajEncoder] = setting(TformerTrajEncoder, "the sequence model", subclass_of(TrajEncoder))
+    agent_type: type[Agent] = setting(Agent, "the learning algorithm", subclass_of(Agent))
+
+    epochs: int = setting(1000, "how many epochs to run", whole_number(1))
+    parallel_actors: int = setting(12, "environments, over all workers", whole_number(1))
+    train_timesteps_per_epoch: int = setting(1000, "steps in each environment; 0 collects nothing", whole_number(0))
+    val_timesteps_per_epoch: int | None = setting(
+        None,
+        "steps in each validation environment; None runs each until it has finished one rollout",
+        whole_number(1),
+        optional=True,
+    )
+    train_batches_per_epoch: int = setting(1000, "batches that each learner takes; 0 learns nothing", whole_number(0))
+    batches_per_update: int = setting(1, "batches whose gradients are accumulated for one update", whole_number(1))
+    batch_size: int = setting(24, "sequences per batch and learner", whole_number(1))
+    start_learning_at_epoch: int = setting(0, "first epoch that learns", whole_number(0))
+    start_collecting_at_epoch: int = setting(0, "first epoch that collects", whole_number(0))
+    val_interval: int = setting(20, "epochs between validations", whole_number(1))
+    ckpt_interval: int = setting(50, "epochs between saved training states", whole_number(1))
+    always_save_latest: bool = setting(True, "write latest/policy.pt after every epoch, and not only after the last")
+
+    traj_save_len: int | None = setting(
+        None, "longest stored trajectory, in timesteps; None is 8 x max_seq_len", whole_number(1), optional=True
+    )
+    padded_sampling: PaddedSampling = setting(
+        "none", "how the start of a training sequence is drawn (see replay.sampling.slices)", one_of(PaddedSampling)
+    )
+    replay_capacity_gb: float = setting(4.0, "of all shards together, in 1e9 bytes", positive)
+    replay_capacity_trajectories: int | None = setting(
+        None, "likewise, in trajectories; None for no limit", whole_number(1), optional=True
+    )
+    replay_sampling: SamplingMode = setting(
+        "trajectories",
+        """"trajectories" or "timesteps": uniform over either; "recent": the chance of a trajectory halves every
+        replay_half_life epochs; "prioritized": by the critics' error ** priority_exponent, with losses weighted by
+        importance ** importance_exponent (see replay.sampling.selection)""",
+        one_of(SamplingMode),
+    )
+    replay_half_life: float = setting(100.0, """of "recent" sampling, in epochs""", positive)
+    priority_exponent: float = setting(0.6, """of "prioritized" sampling""")
+    importance_exponent: float = setting(0.4, """of "prioritized" sampling; 0 leaves losses unweighted""", fraction)
+    replay_durable: bool = setting(
+        True, "keep the data in files, so that a shard that dies and a run that is resumed have them again"
+    )
+    replay_dir: str | os.PathLike[str] | None = setting(None, "of these files; None for the run's own folder")
+    replay_fsync_interval_s: float = setting(10.0, "how many seconds of data a loss of power may cost", positive)
+    replay_compression: tuple[str, ...] = setting(
+        (), "names of observation arrays that are stored compressed (lz4), for images"
+    )
+    dataset: RLDataset | MixtureOfDatasets | None = setting(
+        None,
+        """data to learn from beside or in place of what is collected: an RLDataset, or a MixtureOfDatasets with
+        weights. None learns from what is collected; with a lone data set, and without OnlineReplay in the mixture,
+        nothing is collected""",
+    )
+    relabeler_type: Callable[[], Relabeler] | None = setting(
+        None, "makes the Relabeler that changes trajectories as they are sampled; None for none"
+    )
+    batch_layout: BatchLayout = setting(
+        "padded",
+        """of sequences of different lengths: "padded" to the longest of the batch; "packed" end to end, which spares
+        the work that goes into padding; "bucketed", padded, but among sequences of similar lengths out of a larger
+        draw, for networks of your own that cannot be packed""",
+        one_of(BatchLayout),
+    )
+
+    learning_rate: float = setting(1e-4, "of AdamW", positive)
+    lr_warmup_steps: int = setting(500, "updates over which the learning rate rises linearly", whole_number(0))
+    grad_clip: float = setting(1.0, "largest norm of the gradient", positive)
+    l2_coeff: float = setting(1e-3, "AdamW's weight decay")
+    mixed_precision: MixedPrecision = setting("no", "of encoders and heads", one_of(MixedPrecision))
+
+    exploration_wrapper_type: Callable[..., ExplorationWrapper] | None = setting(
+        EpsilonGreedy, "how training environments are explored; None for not at all"
+    )
+    sample_actions_train: bool = setting(True, "draw actions from the policy, or take its mode")
+    sample_actions_val: bool = setting(True, "likewise, in validation and in tests")
+
+    log_to_wandb: bool = setting(False, "send every row of metrics.jsonl to wandb too")
+    wandb_project: str = setting("amago_ray", "where it goes there")
+    wandb_entity: str | None = setting(None, "whose it is there; None for the account's own")
+    wandb_group_name: str | None = setting(None, "what it is shown together with; None for nothing")
+    wandb_mode: WandbMode | None = setting(
+        None, "None is what WANDB_MODE says, or online", one_of(WandbMode), optional=True
+    )
+    log_interval: int = setting(20, "batches between two that are measured in detail", whole_number(1))
+    verbose: bool = setting(True, "show progress")
+    seed: int = setting(0, "of everything that is random")
+
+    num_rollout_workers: int | None = setting(
+        None,
+        """processes that share the environments; None is one per free core, and at most one per 8 environments. Those
+        for which a cluster has no room yet join when nodes come""",
+        whole_number(1),
+        optional=True,
+    )
+    num_replay_shards: int = setting(1, "processes that share the data", whole_number(1))
+    num_learners: int = setting(1, "processes that share the learning", whole_number(1))
+    learner_device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", """"auto" takes a GPU where there is one""", one_of(Literal["auto", "cpu", "cuda"])
+    )
+    rollout_device: Literal["cpu", "cuda"] = setting(
+        "cpu", "where the acting policy runs", one_of(Literal["cpu", "cuda"])
+    )
+    learner_cpus: int | None = setting(
+        None,
+        "cores of one learner; None is those that the workers leave free on a machine of its own, 1 on a cluster",
+        whole_number(1),
+        optional=True,
+    )
+    learner_nodes: dict[str, str] | None = setting(
+        None,
+        """Ray's label selector of the nodes for learners with shards, such as {"pool": "learner"}; None takes the
+        nodes labelled pool=learner where there are any, and else all; {} takes all. A run on this machine alone
+        ignores it""",
+    )
+    rollout_nodes: dict[str, str] | None = setting(None, "likewise for rollout workers: pool=rollout")
+    schedule: ScheduleName = setting(
+        "auto",
+        """"alternate" collects, then learns; "overlap" learns while the next epoch's data come in; "auto" is "overlap"
+        where the learner has a GPU of its own. "continuous" does both freely, within a ratio""",
+        one_of(ScheduleName),
+    )
+    updates_per_timestep: float | None = setting(
+        None,
+        """the ratio of "continuous": updates per timestep collected; None is that of an epoch""",
+        positive,
+        optional=True,
+    )
+    replay_min_timesteps: int = setting(0, """stored before "continuous" begins to learn""", whole_number(0))
+    rate_tolerance: float = setting(
+        1.0,
+        """by how many epochs' worth of timesteps either side of "continuous" may be ahead of the ratio""",
+        positive,
+    )
+    ray_address: str | None = setting(
+        None, "None is the cluster that the job was submitted to, else a Ray of its own on this machine"
+    )
+    call_timeout_s: float = setting(
+        600.0, "seconds after which a process that is silent counts as hung and is restarted", positive
+    )
+
+
+def check_values(settings: ExperimentSettings) -> None:
+    """Raises ValueError or TypeError, naming setting, value and what would be right, for a value that cannot be right.
+
+    Each setting is looked at by itself; what several must agree on is checked by `driver.probe`.
     """
+    for one in fields(settings):
+        check, value = one.metadata.get("check"), getattr(settings, one.name)
+        if check is None or (value is None and one.metadata["optional"]):
+            continue
+        try:
+            objection = check(value)
+        except TypeError as error:
+            raise TypeError(f"Experiment.{one.name}={value!r}: {error}") from error
+        if objection:
+            none = ", or None" if one.metadata["optional"] else ""
+            raise ValueError(f"Experiment.{one.name}={value!r}: {objection}{none}")
 
-    run_name: str
-    make_train_env: MakeEnv
-    max_seq_len: int
-    make_val_env: MakeEnv = None  # type: ignore[assignment]  # None stands for the training environments' makers
-    ckpt_base_dir: str | os.PathLike[str] = "runs"
 
-    tstep_encoder_type: type[TstepEncoder] | None = None
-    traj_encoder_type: type[TrajEncoder] = TformerTrajEncoder
-    agent_type: type[Agent] = Agent
+def table() -> str:
+    """All settings as Markdown: a table per section."""
+    lines = []
+    for one in fields(ExperimentSettings):
+        if section := SECTIONS.get(one.name):
+            lines += ["", f"### {section}", "", "| setting | default | meaning |", "|---|---|---|"]
+        lines.append(f"| `{one.name}` | {_default(one)} | {one.metadata['meaning']} |")
+    return "\n".join(lines[1:]) + "\n"
 
-    epochs: int = 1000
-    parallel_actors: int = 12
-    train_timesteps_per_epoch: int = 1000
-    val_timesteps_per_epoch: int | None = None
-    train_batches_per_epoch: int = 1000
-    batches_per_update: int = 1
-    batch_size: int = 24
-    start_learning_at_epoch: int = 0
-    start_collecting_at_epoch: int = 0
-    val_interval: int = 20
-    ckpt_interval: int = 50
 
-    traj_save_len: int | None = None
-    padded_sampling: PaddedSampling = "none"
-    replay_capacity_gb: float = 4.0
-    replay_capacity_trajectories: int | None = None
-    replay_sampling: SamplingMode = "trajectories"
-    replay_half_life: float = 100.0
-    priority_exponent: float = 0.6
-    importance_exponent: float = 0.4
-    replay_durable: bool = True
-    replay_dir: str | os.PathLike[str] | None = None
-    replay_fsync_interval_s: float = 10.0
-    replay_compression: tuple[str, ...] = ()
-    dataset: RLDataset | MixtureOfDatasets | None = None
-    relabeler_type: Callable[[], Relabeler] | None = None
-    batch_layout: BatchLayout = "padded"
+def _default(one: Field[Any]) -> str:
+    if one.default is MISSING:
+        return "required"
+    return f"`{one.default.__name__ if isinstance(one.default, type) else repr(one.default)}`"
 
-    learning_rate: float = 1e-4
-    lr_warmup_steps: int = 500
-    grad_clip: float = 1.0
-    l2_coeff: float = 1e-3
-    mixed_precision: MixedPrecision = "no"
 
-    exploration_wrapper_type: Callable[..., ExplorationWrapper] | None = EpsilonGreedy
-    sample_actions_train: bool = True
-    sample_actions_val: bool = True
+def _described() -> str:
+    paragraphs = []
+    for one in fields(ExperimentSettings):
+        if section := SECTIONS.get(one.name):
+            paragraphs.append(section)
+        text = f"{one.name} ({_default(one).strip('`')}): {one.metadata['meaning']}."
+        paragraphs.append(textwrap.fill(text, 112, initial_indent="    ", subsequent_indent="        "))
+    return "\n".join(paragraphs)
 
-    log_to_wandb: bool = False
-    wandb_project: str = "amago_ray"
-    wandb_entity: str | None = None
-    wandb_group_name: str | None = None
-    wandb_mode: Literal["online", "offline"] | None = None
-    log_interval: int = 20
-    verbose: bool = True
-    seed: int = 0
 
-    num_rollout_workers: int | None = None
-    num_replay_shards: int = 1
-    num_learners: int = 1
-    learner_device: Literal["auto", "cpu", "cuda"] = "auto"
-    rollout_device: Literal["cpu", "cuda"] = "cpu"
-    learner_cpus: int | None = None
-    learner_nodes: dict[str, str] | None = None
-    rollout_nodes: dict[str, str] | None = None
-    schedule: ScheduleName = "auto"
-    updates_per_timestep: float | None = None
-    replay_min_timesteps: int = 0
-    rate_tolerance: float = 1.0
-    ray_address: str | None = None
-    call_timeout_s: float = 600.0
+ExperimentSettings.__doc__ = f"{ExperimentSettings.__doc__}\n\n{_described()}\n"  # for help(), from the one source
 
 
 def replay_folder(settings: ExperimentSettings) -> Path:

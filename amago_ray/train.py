@@ -108,12 +108,12 @@ def load_experiment(configs: Sequence[str | Path], bindings: Sequence[str]) -> E
     missing = [name for name in required if not config.is_bound("Experiment", name)]
     if missing:
         raise ValueError(f"the configuration lacks {', '.join(f'Experiment.{name}' for name in missing)}")
-    return Experiment()  # type: ignore[call-arg]  # gin fills them in
+    return Experiment()  # gin fills in the required ones
 
 
 def check_initial_weights(experiment: Experiment, path: Path, overwrite: bool) -> None:
     """Raises ValueError, before anything starts or is removed, for weights that the run could not begin with."""
-    from amago_ray.driver.preflight import probe
+    from amago_ray.driver.probe import probe
     from amago_ray.rollout.evaluate import load_policy_weights
 
     load_policy_weights(probe(experiment), path)
@@ -186,7 +186,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.episodes < 1:
         raise Mistake(f"--episodes {options.episodes}: it must be 1 or more")
-    from amago_ray.driver.preflight import probe
+    from amago_ray.driver.probe import probe
     from amago_ray.rollout.evaluate import evaluate_policy, load_policy_weights, record_gif
 
     with in_one_line():
@@ -227,7 +227,7 @@ def import_amago(arguments: Sequence[str]) -> None:
     from amago_ray.agent.amago_weights import convert_amago_weights
     from amago_ray.agent.flat_weights import read_state_dict
     from amago_ray.atomic_files import write_atomically
-    from amago_ray.driver.preflight import probe
+    from amago_ray.driver.probe import probe
 
     out = options.out
     folder = [f"Experiment.run_name = {out.name!r}", f"Experiment.ckpt_base_dir = {str(out.parent)!r}"]

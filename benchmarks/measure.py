@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import accumulate
 from pathlib import Path
 from statistics import median
@@ -339,7 +339,7 @@ def main(
             raise SystemExit(f"--only {options.only!r} leaves no case")
         result = {
             "benchmark": Path(sys.argv[0]).stem,
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "revision": commit,
             "machine": described,
             "quick": options.quick,

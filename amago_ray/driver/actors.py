@@ -13,7 +13,7 @@ import torch
 
 from amago_ray import config
 from amago_ray.driver.malloc import keep_freed_memory
-from amago_ray.driver.processes import TopologyConfig
+from amago_ray.driver.plan import Plan
 from amago_ray.driver.remote import RemoteShard
 from amago_ray.learner.learner import Learner
 from amago_ray.messages import LearnReport, RolloutReport, Weights
@@ -25,25 +25,25 @@ from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
 class ShardActor(ReplayShard):
     """A replay process."""
 
-    def __init__(self, topology: TopologyConfig, shard: int):
+    def __init__(self, plan: Plan, shard: int):
         keep_freed_memory()
-        config.restore(topology.gin_config)
+        config.restore(plan.gin_config)
         sources = []
-        for dataset in topology.datasets:
-            assert topology.layout is not None, "a run with datasets has a layout"
-            sources.append(dataset.source(topology.layout, shard, topology.num_replay_shards))
-        super().__init__(topology.replay, shard, sources)
+        for dataset in plan.datasets:
+            assert plan.layout is not None, "a run with datasets has a layout"
+            sources.append(dataset.source(plan.layout, shard, plan.num_replay_shards))
+        super().__init__(plan.replay, shard, sources)
 
 
 class RolloutActor:
     """A worker process: training environments, and validation environments that are built when first needed."""
 
-    def __init__(self, topology: TopologyConfig, worker: int, shard_names: list[str]):
+    def __init__(self, plan: Plan, worker: int, shard_names: list[str]):
         keep_freed_memory()
         torch.set_num_threads(1)  # a small policy on several threads spends its time waiting for them
-        config.restore(topology.gin_config)
-        self._topology, self._worker = topology, worker
-        self._incarnation = topology.incarnation
+        config.restore(plan.gin_config)
+        self._plan, self._worker = plan, worker
+        self._incarnation = plan.incarnation
         if ray.get_runtime_context().was_current_actor_reconstructed:
             self._incarnation = time.time_ns()  # Ray does not say how often it restarted this actor; time never repeats
         self._writer = ReplayWriter(find_shards(shard_names))
@@ -52,7 +52,7 @@ class RolloutActor:
 
     def collect(self, timesteps: int, weights: Weights, exploration_steps: int) -> RolloutReport:
         if self._training is None:
-            self._training = self._build(self._topology.rollout[self._worker], self._writer.write, self._flush)
+            self._training = self._build(self._plan.rollout[self._worker], self._writer.write, self._flush)
         self._training.set_exploration_steps(exploration_steps)
         self._training.set_weights(weights)
         return self._training.collect(timesteps)
@@ -62,9 +62,9 @@ class RolloutActor:
     ) -> RolloutReport:
         """Evaluate in a share of the validation environments: this worker's own, which it keeps, or an absent one's."""
         if share != self._worker:
-            return self.test(self._topology.validation[share], weights, steps_per_env, episodes_per_env)
+            return self.test(self._plan.validation[share], weights, steps_per_env, episodes_per_env)
         if self._validation is None:
-            self._validation = self._build(self._topology.validation[share])
+            self._validation = self._build(self._plan.validation[share])
         self._validation.set_weights(weights)
         return self._validation.evaluate(steps_per_env, episodes_per_env)
 
@@ -78,7 +78,7 @@ class RolloutActor:
             return worker.evaluate(steps_per_env, episodes_per_env)
 
     def _build(self, rollout: RolloutConfig, write: Any = None, flush: Any = None) -> RolloutWorker:
-        return RolloutWorker(rollout, self._topology.agent_spec, self._worker, self._incarnation, write, flush)
+        return RolloutWorker(rollout, self._plan.agent_spec, self._worker, self._incarnation, write, flush)
 
     def _flush(self) -> float:
         self._writer.flush()
@@ -88,11 +88,11 @@ class RolloutActor:
 class LearnerActor:
     """A learner process. Built in two steps, because the members of a group must know the first one's address."""
 
-    def __init__(self, topology: TopologyConfig, rank: int, shard_names: list[str]):
+    def __init__(self, plan: Plan, rank: int, shard_names: list[str]):
         keep_freed_memory()
-        config.restore(topology.gin_config)
-        self._topology, self._rank, self._shards = topology, rank, find_shards(shard_names)
-        self._num_threads = max(int(topology.learner_cpus), 1)
+        config.restore(plan.gin_config)
+        self._plan, self._rank, self._shards = plan, rank, find_shards(shard_names)
+        self._num_threads = max(int(plan.learner_cpus), 1)
 
     def address(self) -> tuple[str, int]:
         """This node's address and a free port, for the group to meet at."""
@@ -103,7 +103,7 @@ class LearnerActor:
     def build(self, address: tuple[str, int]) -> None:
         """Join the group and make the agent. Returns when every member has joined."""
         torch.set_num_threads(self._num_threads)
-        world_size = self._topology.num_learners
+        world_size = self._plan.num_learners
         if world_size > 1:
             os.environ |= {
                 "MASTER_ADDR": address[0],
@@ -112,19 +112,19 @@ class LearnerActor:
                 "LOCAL_RANK": "0",  # Ray shows every learner only its own GPU
                 "WORLD_SIZE": str(world_size),
             }
-        spec = self._topology.agent_spec
-        batches_per_request, max_in_flight = self._topology.request_size
+        spec = self._plan.agent_spec
+        batches_per_request, max_in_flight = self._plan.request_size
         reader = ReplayReader(
             self._shards,
-            self._topology.batch_size,
-            self._topology.learner.seed,
+            self._plan.batch_size,
+            self._plan.learner.seed,
             self._rank,
             batches_per_request,
             max_in_flight,
-            self._topology.importance_exponent,
-            self._topology.bucketed,
+            self._plan.importance_exponent,
+            self._plan.bucketed,
         )
-        self._learner = Learner(self._topology.learner, spec, reader, self._rank, world_size)
+        self._learner = Learner(self._plan.learner, spec, reader, self._rank, world_size)
 
     def train(self, num_batches: int, mixture: tuple[float, ...] | None) -> LearnReport:
         torch.set_num_threads(self._num_threads)  # a setting of the thread, and calls change threads

@@ -1,4 +1,4 @@
-"""Work in progress on the processes: a `Collection` of timesteps, a `Learning` of batches, an `Evaluation`.
+"""Work in progress on the workers: a `Collection` of timesteps, an `Evaluation`.
 
 `run_jobs` drives whatever jobs there are until they are done.
 """
@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from amago_ray.driver.liveness import Presence
+from amago_ray.driver.liveness import Liveness
 from amago_ray.driver.remote import RemoteCall, wait_any
-from amago_ray.driver.topology import LearnerDied, Topology
-from amago_ray.messages import EpisodeResult, LearnReport, RolloutReport, Weights
+from amago_ray.driver.topology import Topology
+from amago_ray.messages import EpisodeResult, RolloutReport, Weights
 from amago_ray.pending import ProcessDied
-from amago_ray.replay.sampling.sources import ReplayEmpty
 
 CHUNK_S = 2.0  # how long one call of a worker should take
 POLL_INTERVAL_S = 0.1
@@ -107,13 +106,8 @@ class LearnJob(Job, Protocol):
     def done(self) -> int: ...
 
     def poll_progress(self) -> None:
-        """Refresh `done` without waiting. Raises LearnerDied when it has stood still for too long."""
+        """Refresh `done` without waiting."""
         ...
-
-
-def silent_worker(worker: int, timeout_s: float) -> str:
-    """What is said when a worker hangs."""
-    return f"rollout worker {worker} is silent for {timeout_s:g} s (call_timeout_s): restarting it"
 
 
 class Collection:
@@ -126,15 +120,14 @@ class Collection:
     def __init__(
         self,
         topology: Topology,
-        presence: Presence,
+        liveness: Liveness,
         timesteps_per_env: int,
         weights: RemoteCall[Weights],
         exploration_steps: int,
         timeout_s: float,
-        message: Callable[[str], None],
     ):
-        self._topology, self._presence, self._weights = topology, presence, weights
-        self._exploration_steps, self._timeout_s, self._message = exploration_steps, timeout_s, message
+        self._topology, self._liveness, self._weights = topology, liveness, weights
+        self._exploration_steps, self._timeout_s = exploration_steps, timeout_s
         workers = range(topology.num_workers)
         self._share = [timesteps_per_env * topology.num_envs(w) for w in workers]
         self._left_over = 0
@@ -179,16 +172,16 @@ class Collection:
 
     def calls(self) -> list[RemoteCall]:
         now = time.monotonic()
-        self._presence.look()
+        self._liveness.look()
         for worker in range(self._topology.num_workers):
-            if not self._presence.is_here(worker):
+            if not self._liveness.is_here(worker):
                 self._left_over += self._share[worker]
                 self._share[worker] = 0
             elif worker not in self._in_flight:
                 self._start(worker, now)
         for worker, (call, _, started) in self._in_flight.items():
             if now - started > self._timeout_s and not call.done():
-                self._message(silent_worker(worker, self._timeout_s))
+                self._liveness.hangs(worker)
                 self._topology.restart_worker(worker)
                 self._in_flight[worker] = (*self._in_flight[worker][:2], now)
         return [call for call, _, _ in self._in_flight.values()]
@@ -213,82 +206,14 @@ class Collection:
             report: RolloutReport = call.result(self._timeout_s)
         except ProcessDied as death:
             self._left_over += timesteps
-            self.summary.worker_deaths += self._presence.lost(worker, death)
+            self.summary.worker_deaths += self._liveness.lost(worker, death)
             return
-        self._presence.worked(worker)
+        self._liveness.worked(worker)
         self.summary.add(report)
         self.summary.wall_s = time.monotonic() - self._started
         num_envs = self._topology.num_envs(worker)
         speed = report.timesteps / max(report.total_s, 1e-3)
         self._chunk[worker] = max(num_envs, int(speed * CHUNK_S) // num_envs * num_envs)
-
-
-class Learning:
-    """An epoch's batches on the learner group.
-
-    timeout_s: a group that makes no progress for longer counts as dead. Learning ends early, without a report, when all
-    that was stored went down with its shards. mixture: weight of each source of data; None for replay alone.
-    """
-
-    def __init__(
-        self,
-        topology: Topology,
-        num_batches: int,
-        timeout_s: float,
-        message: Callable[[str], None],
-        mixture: tuple[float, ...] | None = None,
-    ):
-        self._topology, self._timeout_s, self._message = topology, timeout_s, message
-        self.total = num_batches
-        self._in_flight = topology.train(num_batches, mixture)
-        self._progress: RemoteCall[int] | None = None
-        self._first: int | None = None
-        self._heard = time.monotonic()
-        self._done = 0
-        self.report: LearnReport | None = None
-
-    @property
-    def finished(self) -> bool:
-        return not self._in_flight
-
-    @property
-    def done(self) -> int:
-        return self._done
-
-    def calls(self) -> list[RemoteCall]:
-        return list(self._in_flight)
-
-    def poll_progress(self) -> None:
-        """Refresh `done` without waiting. Raises LearnerDied when it has stood still for `timeout_s`."""
-        if not self.finished and time.monotonic() - self._heard > self._timeout_s:
-            raise LearnerDied(f"the learner made no progress for {self._timeout_s:g} s (call_timeout_s)")
-        if self._progress is None:
-            self._progress = self._topology.learn_progress()
-        elif self._progress.done():
-            try:
-                batches = self._progress.result()
-            except ProcessDied:
-                return  # the call to `train` tells
-            self._first = batches if self._first is None else self._first
-            if batches - self._first > self._done:
-                self._done, self._heard = batches - self._first, time.monotonic()
-            self._progress = None
-
-    def take(self, call: RemoteCall) -> None:
-        try:
-            report = call.result()
-        except ProcessDied as death:
-            raise LearnerDied(str(death)) from death
-        except ReplayEmpty as empty:
-            if len(self._in_flight) > 1:  # the others wait for this learner's gradients
-                raise LearnerDied(f"a learner found nothing to learn from: {empty}") from empty
-            self._message(f"learning ends early in this epoch: {empty}")
-            self._in_flight.clear()
-            return
-        self._in_flight.remove(call)
-        self.report = self.report or report
-        if self.finished:
-            self._done = self.total
 
 
 class Evaluation:
@@ -299,15 +224,14 @@ class Evaluation:
 
     def __init__(
         self,
-        presence: Presence,
+        liveness: Liveness,
         num_shares: int,
         start: Callable[[int, int], RemoteCall[RolloutReport]],
         restart: Callable[[int], None],
         timeout_s: float,
-        message: Callable[[str], None],
     ):
-        self._presence, self._start, self._restart = presence, start, restart
-        self._timeout_s, self._message = timeout_s, message
+        self._liveness, self._start, self._restart = liveness, start, restart
+        self._timeout_s = timeout_s
         self._reports: list[RolloutReport | None] = [None] * num_shares
         self._in_flight: dict[int, tuple[RemoteCall[RolloutReport], int, float]] = {}  # share -> call, worker, start
 
@@ -322,8 +246,8 @@ class Evaluation:
 
     def calls(self) -> list[RemoteCall]:
         now = time.monotonic()
-        self._presence.look()
-        here = self._presence.here
+        self._liveness.look()
+        here = self._liveness.here
         open_shares = [i for i, report in enumerate(self._reports) if report is None and i not in self._in_flight]
         for share in sorted(open_shares, key=lambda share: share not in here):
             # A worker gets one share at a time: what waits for another share does not hang.
@@ -333,7 +257,7 @@ class Evaluation:
                 self._in_flight[share] = (self._start(free[0], share), free[0], now)
         for share, (call, worker, started) in self._in_flight.items():
             if now - started > self._timeout_s and not call.done():
-                self._message(silent_worker(worker, self._timeout_s))
+                self._liveness.hangs(worker)
                 self._restart(worker)
                 self._in_flight[share] = (call, worker, now)
         return [call for call, _, _ in self._in_flight.values()]
@@ -344,9 +268,9 @@ class Evaluation:
         try:
             self._reports[share] = call.result(self._timeout_s)
         except ProcessDied as death:
-            self._presence.lost(worker, death)
+            self._liveness.lost(worker, death)
             return
-        self._presence.worked(worker)
+        self._liveness.worked(worker)
 
 
 def run_jobs(jobs: Sequence[Job], tick: Callable[[], None]) -> None:

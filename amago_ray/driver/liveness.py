@@ -5,18 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 
+from amago_ray.driver.failures import Decision, FailurePolicy
+from amago_ray.driver.placement import WORKER
 from amago_ray.driver.remote import RemoteCall
-from amago_ray.pending import ProcessDied
+from amago_ray.pending import CallTimeout, ProcessDied
 
-MAX_DEATHS_IN_A_ROW = 10
 RETRY_INTERVAL_S = 0.5
 
 
-class Presence:
+class Liveness:
     """Keeps apart the workers that are up from those that are away: restarting, or waiting for a node.
 
     ping: asks a worker; answered when it is up. num_workers: in all, away until `wait_for` or `look` finds them up.
-    timeout_s: with no worker up for longer, there is nobody left to do the work.
+    failures: says how often one may die. timeout_s: with no worker up for longer, there is nobody left to do the work.
 
         presence.look()                       # now and then: who has come up?
         if presence.is_here(worker): ...      # then it may be called
@@ -25,12 +26,16 @@ class Presence:
     """
 
     def __init__(
-        self, ping: Callable[[int], RemoteCall], num_workers: int, timeout_s: float, message: Callable[[str], None]
+        self,
+        ping: Callable[[int], RemoteCall],
+        num_workers: int,
+        failures: FailurePolicy,
+        timeout_s: float,
+        message: Callable[[str], None],
     ):
-        self._ping, self._timeout_s, self._message = ping, timeout_s, message
+        self._ping, self._failures, self._timeout_s, self._message = ping, failures, timeout_s, message
         self._pings: dict[int, RemoteCall] = {worker: ping(worker) for worker in range(num_workers)}
         self._not_before: dict[int, float] = {}
-        self._deaths = [0] * num_workers
         self._seen: set[int] = set()
         self._somebody_at = time.monotonic()
         self.num_workers = num_workers
@@ -103,13 +108,22 @@ class Presence:
         if not self.is_here(worker):
             return False
         self._not_before[worker] = time.monotonic() + RETRY_INTERVAL_S
-        self._deaths[worker] += 1
-        if self._deaths[worker] > MAX_DEATHS_IN_A_ROW:
+        if self._failures.decide(WORKER, worker, death) is Decision.RAISE:
             raise death
-        if self._deaths[worker] == 1:
+        if self._failures.is_first(WORKER, worker):
             self._message(f"rollout worker {worker} died; Ray restarts it, the others take over meanwhile ({death})")
         return True
 
+    def hangs(self, worker: int) -> None:
+        """A call to this worker is not answered in time, and the caller is about to restart it.
+
+        Raises CallTimeout when it has hung time and again, without finishing anything in between.
+        """
+        silent = CallTimeout(f"rollout worker {worker} is silent for {self._timeout_s:g} s (call_timeout_s)")
+        if self._failures.decide(WORKER, worker, silent) is Decision.RAISE:
+            raise silent
+        self._message(f"{silent}: restarting it")
+
     def worked(self, worker: int) -> None:
         """A call to this worker was answered."""
-        self._deaths[worker] = 0
+        self._failures.recovered(WORKER, worker)

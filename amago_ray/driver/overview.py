@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from amago_ray.driver.placement import Cluster, Placement, amount, table
-from amago_ray.driver.processes import TopologyConfig
+from amago_ray.driver.plan import Plan
 from amago_ray.settings import ExperimentSettings
 
 
-def overview(settings: ExperimentSettings, topology: TopologyConfig, placement: Placement, cluster: Cluster) -> str:
+def overview(settings: ExperimentSettings, plan: Plan, placement: Placement, cluster: Cluster) -> str:
     """What will run where, and the memory that it needs: shown before anything starts."""
-    x, spec = settings, topology.agent_spec
+    x, spec = settings, plan.agent_spec
     agent = spec.build()
     weights, acting = (sum(p.nbytes for p in module.parameters()) for module in (agent, agent.policy))
     trained = sum(p.nbytes for p in agent.parameters() if p.requires_grad)
-    per_request, in_flight = topology.request_size
-    store = topology.replay.store
+    per_request, in_flight = plan.request_size
+    store = plan.replay.store
     place = f"in files below {store.folder}" if store.folder is not None else "in the memory of the shards"
     memory = {
         "replay": f"up to {amount(x.replay_capacity_gb * 1e9)} {place}",
-        "batches": f"{amount(topology.batch_bytes)} each, up to {per_request * in_flight} ahead of each learner",
+        "batches": f"{amount(plan.batch_bytes)} each, up to {per_request * in_flight} ahead of each learner",
         "agent": f"{amount(weights + 3 * trained)} per learner, besides what a batch needs: {trained // 4:,} "
         "parameters with their gradients, moments and targets",
         "weights": f"{amount(acting)} to every node with rollout workers at each publication",

@@ -1,28 +1,94 @@
-"""From an experiment's settings and the size of a cluster to the processes of a run."""
+"""What the processes of a run are made of: from the settings and the size of a cluster to a `Plan`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from amago_ray import config
 from amago_ray.agent.spec import AgentSpec
-from amago_ray.driver.placement import Cluster, Node, matches, pool
-from amago_ray.driver.processes import TopologyConfig
-from amago_ray.driver.rate_limiter import RateLimiter
+from amago_ray.driver.placement import LEARNER, SHARD, WORKER, Cluster, Node, Resources, Role, matches, pool
 from amago_ray.envs.makers import MakeEnv, env_spaces
 from amago_ray.learner.learner import LearnerConfig
-from amago_ray.replay.datasets.dataset import RowLayout, mixture_of
+from amago_ray.replay.client import BUCKETS, request_size
+from amago_ray.replay.datasets.dataset import RLDataset, RowLayout, mixture_of
 from amago_ray.replay.sampling.selection import SelectionConfig
 from amago_ray.replay.shard import ReplayConfig
 from amago_ray.replay.storage.store import StoreConfig
 from amago_ray.rollout.worker import RolloutConfig
 from amago_ray.settings import ExperimentSettings, replay_folder
+from amago_ray.specs import row_bytes
 
 ROLLOUT_GPU_SHARE = 0.1  # of one GPU, for each worker that acts on a GPU
 ENVS_PER_WORKER = 8  # what one worker can step together at good speed; sets the default number of workers
+SHARD_MEMORY_OVERHEAD = 1.1  # free space in segments, on top of a shard's stored bytes
+SHARD_MEMORY_BYTES = 256 << 20  # the process, its index and messages in flight
 
 
-def plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Cluster, incarnation: int = 0) -> TopologyConfig:
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the processes of a run are made of.
+
+    rollout, validation: one entry per rollout worker. incarnation: how often the run was resumed, so that trajectories
+    keep unique identities. worker_cpus, learner_cpus, learner_gpus, worker_gpus: resources of one process.
+    learner_nodes, rollout_nodes: label selectors of the nodes that learners with shards, and workers, may be on.
+    """
+
+    agent_spec: AgentSpec
+    rollout: tuple[RolloutConfig, ...]
+    validation: tuple[RolloutConfig, ...]
+    replay: ReplayConfig
+    layout: RowLayout | None
+    datasets: tuple[RLDataset, ...]
+    bucketed: bool
+    importance_exponent: float
+    num_replay_shards: int
+    learner: LearnerConfig
+    num_learners: int
+    batch_size: int
+    gin_config: str
+    incarnation: int = 0
+    worker_cpus: float = 1.0
+    worker_gpus: float = 0.0
+    learner_cpus: float = 1.0
+    learner_gpus: float = 0.0
+    learner_nodes: Mapping[str, str] = field(default_factory=dict)
+    rollout_nodes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def roles(self) -> tuple[Role, Role, Role]:
+        """What is asked of the cluster: learners, shards and workers."""
+        learner = Resources(self.learner_cpus, self.learner_gpus)
+        shard = Resources(memory_bytes=self.shard_memory_bytes)
+        worker = Resources(self.worker_cpus, self.worker_gpus)
+        return (
+            Role(LEARNER, self.num_learners, learner, self.learner_nodes),
+            Role(SHARD, self.num_replay_shards, shard, self.learner_nodes),
+            Role(WORKER, len(self.rollout), worker, self.rollout_nodes, spread=True),
+        )
+
+    @property
+    def num_cpus(self) -> float:
+        return sum(role.count * role.each.cpus for role in self.roles)
+
+    @property
+    def batch_bytes(self) -> int:
+        """The most that one batch can hold."""
+        spec = self.agent_spec
+        return self.batch_size * (spec.max_seq_len + 1) * row_bytes(spec.obs_spec, spec.action_spec)
+
+    @property
+    def request_size(self) -> tuple[int, int]:
+        """(batches per request, requests in flight) of each learner."""
+        return request_size(self.batch_bytes, BUCKETS if self.bucketed else 1)
+
+    @property
+    def shard_memory_bytes(self) -> int:
+        in_memory = self.replay.store.capacity_bytes if self.replay.store.folder is None else 0
+        return int(in_memory * SHARD_MEMORY_OVERHEAD + SHARD_MEMORY_BYTES)
+
+
+def make_plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Cluster, incarnation: int = 0) -> Plan:
     """Which processes there will be, and with what. Raises ValueError when there are fewer GPUs than learners."""
     x = settings
     device = learner_device(x.num_learners, x.learner_device, cluster.gpus)
@@ -41,7 +107,7 @@ def plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Cluster, 
         free = cpus - 1 if takes_turns else cpus - workers - 1
         learner_cpus = max(free // x.num_learners, 1) if cluster.local else 1
     datasets = mixture_of(x.dataset).datasets
-    return TopologyConfig(
+    return Plan(
         agent_spec=agent_spec,
         rollout=deal_environments(
             x, x.make_train_env, x.parallel_actors, workers, x.seed, x.sample_actions_train, explore=True
@@ -112,19 +178,6 @@ def _selector(given: dict[str, str] | None, name: str, cluster: Cluster, nodes: 
     if cluster.local or cluster.in_group:
         return {}
     return pool(name, nodes) if given is None else dict(given)
-
-
-def rate_limiter(settings: ExperimentSettings) -> RateLimiter:
-    """What holds the ratio of learning to collecting where both run freely."""
-    x = settings
-    per_epoch = x.parallel_actors * x.train_timesteps_per_epoch
-    ratio = x.train_batches_per_epoch / max(per_epoch, 1)
-    if x.updates_per_timestep is not None:
-        ratio = x.updates_per_timestep * x.batches_per_update
-    ratio = ratio or 1.0  # a run that never learns never asks
-    # Both sides move in whole steps, and one of each must fit.
-    tolerance = max(x.rate_tolerance * x.train_batches_per_epoch, 2.0, 2 * x.parallel_actors * ratio)
-    return RateLimiter(ratio, x.replay_min_timesteps, tolerance)
 
 
 def deal_environments(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from amago_ray.settings import ExperimentSettings
+
 
 class RateLimiter:
     """Holds the ratio of batches learned to timesteps collected within a tolerance (as in Reverb, arXiv 2102.04736).
@@ -62,3 +64,16 @@ class RateLimiter:
     def learned(self, batches: int) -> None:
         """So many more batches were learned from."""
         self.batches += batches
+
+
+def rate_limiter(settings: ExperimentSettings) -> RateLimiter:
+    """What holds the ratio of learning to collecting where both run freely."""
+    x = settings
+    per_epoch = x.parallel_actors * x.train_timesteps_per_epoch
+    ratio = x.train_batches_per_epoch / max(per_epoch, 1)
+    if x.updates_per_timestep is not None:
+        ratio = x.updates_per_timestep * x.batches_per_update
+    ratio = ratio or 1.0  # a run that never learns never asks
+    # Both sides move in whole steps, and one of each must fit.
+    tolerance = max(x.rate_tolerance * x.train_batches_per_epoch, 2.0, 2 * x.parallel_actors * ratio)
+    return RateLimiter(ratio, x.replay_min_timesteps, tolerance)

@@ -1,24 +1,21 @@
 """How collecting and learning share an epoch.
 
-All schedules speak of the same two jobs: a `Collection` (the epoch's quota of timesteps, chunk by chunk, over the
-workers) and a `Learning` (the epoch's batches, on the learner group).
+All schedules speak to the `Ring` of the same two jobs: a `Collection` (the epoch's quota of timesteps, chunk by chunk,
+over the workers) and a `Learning` (the epoch's batches, on the learner group).
 """
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from amago_ray.driver.jobs import CHUNK_S, Collection, CollectJob, CollectSummary, Learning, LearnJob
-from amago_ray.driver.rate_limiter import RateLimiter
-from amago_ray.driver.remote import RemoteCall
+from amago_ray.driver.jobs import Collection, CollectSummary
+from amago_ray.driver.pacing import PacedCollection, PacedLearning
+from amago_ray.driver.rate_limiter import RateLimiter, rate_limiter
+from amago_ray.driver.ring import Ring
 from amago_ray.messages import LearnReport, ReplayReport
-from amago_ray.settings import ScheduleName
+from amago_ray.settings import ExperimentSettings
 from amago_ray.watch.metrics import summarize_episodes
-
-COMMIT_INTERVAL_S = 1.0  # between two looks of the learner at what came in
 
 
 @dataclass
@@ -58,30 +55,6 @@ class EpochResult:
         return sections
 
 
-class Epochs(Protocol):
-    """What a schedule needs from the experiment."""
-
-    def start_collecting(self, epoch: int) -> Collection | None: ...
-
-    def start_learning(self, epoch: int) -> Learning | None: ...
-
-    def open_collection(self) -> Collection: ...
-
-    def learn_batches(self, num: int, epoch: int) -> Learning: ...
-
-    def act_by_newest(self, collection: Collection) -> None: ...
-
-    def batches_wanted(self, epoch: int) -> int: ...
-
-    def frames_wanted(self, epoch: int) -> int: ...
-
-    def commit(self) -> list[ReplayReport]: ...
-
-    def publish(self) -> None: ...
-
-    def run(self, collection: CollectJob | None, learning: LearnJob | None) -> None: ...
-
-
 class Schedule(ABC):
     """Runs epochs: collect a quota, learn a number of batches, publish the weights."""
 
@@ -93,16 +66,16 @@ class Schedule(ABC):
 class Alternate(Schedule):
     """Collect, then learn. Deterministic given the seed."""
 
-    def __init__(self, epochs: Epochs):
-        self._epochs = epochs
+    def __init__(self, ring: Ring):
+        self._ring = ring
 
     def run_epoch(self, epoch: int, last: bool) -> EpochResult:
-        collection = self._epochs.start_collecting(epoch)
-        self._epochs.run(collection, None)
-        replay = self._epochs.commit()
-        learning = self._epochs.start_learning(epoch)
-        self._epochs.run(None, learning)
-        self._epochs.publish()
+        collection = self._ring.start_collecting(epoch)
+        self._ring.drive(collection, None)
+        replay = self._ring.commit()
+        learning = self._ring.start_learning(epoch)
+        self._ring.drive(None, learning)
+        self._ring.publish()
         return EpochResult(collection.summary if collection else None, learning.report if learning else None, replay)
 
 
@@ -113,135 +86,22 @@ class Overlap(Schedule):
     as deterministic as `Alternate` and keeps the ratio of updates to data exact.
     """
 
-    def __init__(self, epochs: Epochs):
-        self._epochs = epochs
+    def __init__(self, ring: Ring):
+        self._ring = ring
         self._ahead: tuple[int, Collection | None] | None = None
 
     def run_epoch(self, epoch: int, last: bool) -> EpochResult:
         if self._ahead is None or self._ahead[0] != epoch:
-            self._ahead = (epoch, self._epochs.start_collecting(epoch))
-            self._epochs.run(self._ahead[1], None)
+            self._ahead = (epoch, self._ring.start_collecting(epoch))
+            self._ring.drive(self._ahead[1], None)
         collection = self._ahead[1]
-        replay = self._epochs.commit()
-        learning = self._epochs.start_learning(epoch)
-        following = None if last else self._epochs.start_collecting(epoch + 1)
-        self._epochs.run(following, learning)
-        self._epochs.publish()
+        replay = self._ring.commit()
+        learning = self._ring.start_learning(epoch)
+        following = None if last else self._ring.start_collecting(epoch + 1)
+        self._ring.drive(following, learning)
+        self._ring.publish()
         self._ahead = (epoch + 1, following)
         return EpochResult(collection.summary if collection else None, learning.report if learning else None, replay)
-
-
-class PacedCollection:
-    """Collecting without end, as far as the rate limiter lets it; it makes room for others when `until` is finished.
-
-    waited_s: seconds in which no worker had anything to do.
-    """
-
-    def __init__(self, epochs: Epochs, collection: Collection, limiter: RateLimiter, until: PacedLearning):
-        self._epochs, self._collection, self._limiter, self._until = epochs, collection, limiter, until
-        self._committed = time.monotonic()
-        self.waiting = Stopwatch()
-        self.replay: list[ReplayReport] = []
-
-    @property
-    def finished(self) -> bool:
-        return self._until.finished
-
-    @property
-    def done(self) -> int:
-        return self._collection.done
-
-    def calls(self) -> list[RemoteCall]:
-        if room := self._limiter.may_collect(self._collection.under_way):
-            self._collection.grant(room)
-        calls = self._collection.calls()
-        self.waiting.run(not self._collection.under_way)
-        return calls
-
-    def take(self, call: RemoteCall) -> None:
-        before = self._collection.done
-        self._collection.take(call)
-        self._limiter.collected(self._collection.done - before)
-        if not self.replay or time.monotonic() - self._committed > COMMIT_INTERVAL_S or not self._limiter.may_learn():
-            self.replay = self._epochs.commit()
-            self._committed = time.monotonic()
-            full = any(report.evicted for report in self.replay)
-            stored = sum(report.timesteps for report in self.replay)
-            self._limiter.stored(max(stored, self._limiter.min_timesteps) if full else stored)
-
-
-class PacedLearning:
-    """An epoch's batches, in portions of a few seconds that the rate limiter lets through.
-
-    After every portion the weights are published. waited_s: seconds in which the learners had nothing to do.
-    """
-
-    def __init__(self, epochs: Epochs, epoch: int, collection: Collection, limiter: RateLimiter, portion: int):
-        self._epochs, self._epoch, self._collection, self._limiter = epochs, epoch, collection, limiter
-        self._portion = portion
-        self._now: Learning | None = None
-        self._reports: list[LearnReport] = []
-        self._finished_portions = 0
-        self.total = epochs.batches_wanted(epoch)
-        self.waiting = Stopwatch()
-
-    @property
-    def finished(self) -> bool:
-        return self._finished_portions >= self.total
-
-    @property
-    def done(self) -> int:
-        return self._finished_portions + (self._now.done if self._now is not None else 0)
-
-    @property
-    def portion(self) -> int:
-        """How many batches the next portion has, where the limiter lets it."""
-        return self._portion
-
-    @property
-    def report(self) -> LearnReport | None:
-        return merge_reports(self._reports)
-
-    def poll_progress(self) -> None:
-        if self._now is not None:
-            self._now.poll_progress()
-
-    def calls(self) -> list[RemoteCall]:
-        wanted = min(self._portion, self.total - self._finished_portions)
-        if self._now is None and wanted and (allowed := min(wanted, self._limiter.may_learn())):
-            self._now = self._epochs.learn_batches(allowed, self._epoch)
-        self.waiting.run(self._now is None and not self.finished)
-        return self._now.calls() if self._now is not None else []
-
-    def take(self, call: RemoteCall) -> None:
-        assert self._now is not None
-        self._now.take(call)
-        if not self._now.finished:
-            return
-        self._finished_portions += self._now.total
-        self._limiter.learned(self._now.total)
-        if self._now.report is not None:
-            self._reports.append(self._now.report)
-            speed = self._now.report.batches / max(self._now.report.total_s, 1e-3)
-            self._portion = max(int(speed * CHUNK_S), 1)
-        self._now = None
-        self._epochs.publish()
-        self._epochs.act_by_newest(self._collection)
-
-
-class Stopwatch:
-    """Adds up the seconds in which something was so."""
-
-    def __init__(self) -> None:
-        self.total_s = 0.0
-        self._since: float | None = None
-
-    def run(self, running: bool) -> None:
-        """From now on it is, or is not, so."""
-        now = time.monotonic()
-        if self._since is not None:
-            self.total_s += now - self._since
-        self._since = now if running else None
 
 
 class Continuous(Schedule):
@@ -252,22 +112,22 @@ class Continuous(Schedule):
     are run as `Alternate` does.
     """
 
-    def __init__(self, epochs: Epochs, limiter: RateLimiter):
-        self._epochs, self._limiter = epochs, limiter
+    def __init__(self, ring: Ring, limiter: RateLimiter):
+        self._ring, self._limiter = ring, limiter
         self._collection: Collection | None = None
         self._portion = 1
 
     def run_epoch(self, epoch: int, last: bool) -> EpochResult:
-        if not (self._epochs.batches_wanted(epoch) and self._epochs.frames_wanted(epoch)):
-            return Alternate(self._epochs).run_epoch(epoch, last)
+        if not (self._ring.batches_wanted(epoch) and self._ring.frames_wanted(epoch)):
+            return Alternate(self._ring).run_epoch(epoch, last)
         if self._collection is None:
-            self._collection = self._epochs.open_collection()
-            self._limiter.stored(sum(report.timesteps for report in self._epochs.commit()))
+            self._collection = self._ring.open_collection()
+            self._limiter.stored(sum(report.timesteps for report in self._ring.commit()))
         self._collection.limit_chunks(self._limiter.largest_collection)
-        self._epochs.act_by_newest(self._collection)
-        learning = PacedLearning(self._epochs, epoch, self._collection, self._limiter, self._portion)
-        collection = PacedCollection(self._epochs, self._collection, self._limiter, until=learning)
-        self._epochs.run(collection, learning)
+        self._ring.act_by_newest(self._collection)
+        learning = PacedLearning(self._ring, epoch, self._collection, self._limiter, self._portion)
+        collection = PacedCollection(self._ring, self._collection, self._limiter, until=learning)
+        self._ring.drive(collection, learning)
         self._portion = learning.portion
         rate = {
             "Time Collecting Waited (s)": collection.waiting.total_s,
@@ -277,31 +137,10 @@ class Continuous(Schedule):
         return EpochResult(self._collection.hand_over(), learning.report, collection.replay, rate)
 
 
-def merge_reports(reports: list[LearnReport]) -> LearnReport | None:
-    """One report of several calls: sums, and means weighted by batches."""
-    if not reports:
-        return None
-    last = reports[-1]
-    batches = sum(report.batches for report in reports)
-    means = {
-        name: sum(r.metrics[name] * r.batches for r in found) / sum(r.batches for r in found)
-        for name in last.metrics
-        if (found := [report for report in reports if name in report.metrics])
-    }
-    return LearnReport(
-        updates=sum(report.updates for report in reports),
-        total_updates=last.total_updates,
-        batches=batches,
-        weight_version=last.weight_version,
-        metrics=means,
-        wait_s=sum(report.wait_s for report in reports),
-        total_s=sum(report.total_s for report in reports),
-    )
-
-
-def make_schedule(name: ScheduleName, epochs: Epochs, learner_device: str, limiter: RateLimiter) -> Schedule:
-    """The schedule called `name`; "auto" overlaps where the learner has a device of its own."""
-    if name == "continuous":
-        return Continuous(epochs, limiter)
-    overlap = name == "overlap" or (name == "auto" and learner_device == "cuda")
-    return Overlap(epochs) if overlap else Alternate(epochs)
+def make_schedule(settings: ExperimentSettings, ring: Ring) -> Schedule:
+    """The schedule that the settings name; "auto" overlaps where the learner has a device of its own."""
+    if settings.schedule == "continuous":
+        return Continuous(ring, rate_limiter(settings))
+    own_device = ring.plan.learner.device == "cuda"
+    overlap = settings.schedule == "overlap" or (settings.schedule == "auto" and own_device)
+    return Overlap(ring) if overlap else Alternate(ring)

@@ -1,10 +1,10 @@
-"""Which processes there are, where they run and with what: the only file where roles become Ray actors."""
+"""The processes of a run, started and reachable: the only file where handles of actors are kept."""
 
 from __future__ import annotations
 
-import contextlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -20,15 +20,27 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from amago_ray.driver.actors import LearnerActor, RolloutActor, ShardActor
 from amago_ray.driver.placement import Role
-from amago_ray.driver.processes import TopologyConfig
+from amago_ray.driver.plan import Plan
 from amago_ray.driver.remote import RemoteCall
 from amago_ray.messages import LearnReport, ReplayReport, RolloutReport, Weights
-from amago_ray.pending import ProcessDied
+from amago_ray.pending import CallTimeout, ProcessDied
 from amago_ray.rollout.worker import RolloutConfig
+from amago_ray.settings import ExperimentSettings
 
 T = TypeVar("T")
+SENT_TO_PROCESSES = (
+    "make_train_env",
+    "make_val_env",
+    "tstep_encoder_type",
+    "traj_encoder_type",
+    "agent_type",
+    "exploration_wrapper_type",
+    "dataset",
+    "relabeler_type",
+)
 START_TIMEOUT_S = 300.0
 NODE_TIMEOUT_S = 1800.0
+FILES_TIMEOUT_S = 600.0  # for writing and reading states and weights
 
 
 class LearnerDied(ProcessDied):
@@ -39,57 +51,79 @@ class Topology:
     """The processes of a run, started and reachable.
 
     Workers and shards that die are restarted by Ray under the same handle; a call that was in flight raises
-    `ProcessDied`. Learners are rebuilt as a group by `rebuild_learners`, because their state must be loaded again.
+    `ProcessDied`. Learners are started as a group by `start_learners`, and again when one is lost, because their state
+    must be loaded again.
     """
 
-    def __init__(self, topology: TopologyConfig, in_group: bool = False):
-        """in_group: every process goes into the placement group that this one belongs to, whose last bundles are
-        `bundles(topology)`; each into its own, because any other assignment may leave the last ones without room."""
-        self.config = topology
+    def __init__(self, plan: Plan, in_group: bool = False):
+        """Start shards and workers. in_group: every process goes into the placement group that this one belongs to,
+        whose last bundles are `bundles(plan)`; each into its own, because any other assignment may leave the last ones
+        without room."""
+        self.plan = plan
         # Others look the shards up by name: Ray cannot restart an actor whose constructor was given handles. The prefix
         # keeps runs that share a Ray instance apart.
         prefix = uuid.uuid4().hex
         group = get_current_placement_group() if in_group else None
         self._own_group = group is None
-        self._group = _learner_group(topology) if group is None else group
-        num_bundles = sum(role.count for role in topology.roles)
+        self._group = _learner_group(plan) if group is None else group
+        num_bundles = sum(role.count for role in plan.roles)
         self._first_bundle = 0 if group is None else len(group.bundle_specs) - num_bundles
-        shard_class: Any = ray.remote(ShardActor)
-        self._shard_names = [f"{prefix}-shard-{i}" for i in range(topology.num_replay_shards)]
-        self._shards: list[ActorHandle] = [
-            shard_class.options(
-                name=name,
-                num_cpus=0,
-                memory=topology.shard_memory_bytes,
-                max_restarts=-1,
-                **self._bundle(topology.num_learners + i),
-            ).remote(topology, i)
-            for i, name in enumerate(self._shard_names)
-        ]
-        spread = {"scheduling_strategy": "SPREAD", "label_selector": dict(topology.rollout_nodes) or None}
-        worker_class: Any = ray.remote(RolloutActor)
-        self._workers: list[ActorHandle] = [
-            worker_class.options(
-                num_cpus=topology.worker_cpus,
-                num_gpus=topology.worker_gpus,
-                max_restarts=-1,
-                **(self._bundle(topology.num_learners + topology.num_replay_shards + i) if in_group else spread),
-            ).remote(topology, i, self._shard_names)
-            for i in range(len(topology.rollout))
-        ]
+        self._shard_names = [f"{prefix}-shard-{i}" for i in range(plan.num_replay_shards)]
+        self._shards: list[ActorHandle] = []
+        self._workers: list[ActorHandle] = []
         self._learners: list[ActorHandle] = []
-        self.rebuild_learners()
+        try:
+            self._start_shards()
+            self._start_workers(in_group)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start_shards(self) -> None:
+        shard_class: Any = ray.remote(ShardActor)
+        for i, name in enumerate(self._shard_names):
+            options = self._bundle(self.plan.num_learners + i) | {"memory": self.plan.shard_memory_bytes}
+            actor = shard_class.options(name=name, num_cpus=0, max_restarts=-1, **options)
+            self._shards.append(actor.remote(self.plan, i))
+
+    def _start_workers(self, in_group: bool) -> None:
+        spread = {"scheduling_strategy": "SPREAD", "label_selector": dict(self.plan.rollout_nodes) or None}
+        first_bundle = self.plan.num_learners + self.plan.num_replay_shards
+        worker_class: Any = ray.remote(RolloutActor)
+        for i in range(len(self.plan.rollout)):
+            options = self._bundle(first_bundle + i) if in_group else spread
+            cpus, gpus = self.plan.worker_cpus, self.plan.worker_gpus
+            actor = worker_class.options(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, **options)
+            self._workers.append(actor.remote(self.plan, i, self._shard_names))
+
+    def start_learners(self) -> None:
+        """Start the learner group, with initial weights, ending the one that was there. Raises LearnerDied."""
+        for actor in self._learners:
+            ray.kill(actor)
+        plan = self.plan
+        learner_class: Any = ray.remote(LearnerActor)
+        self._learners = [
+            learner_class.options(
+                num_cpus=plan.learner_cpus, num_gpus=plan.learner_gpus, max_concurrency=2, **self._bundle(i)
+            ).remote(plan, i, self._shard_names)
+            for i in range(plan.num_learners)
+        ]
+        first: RemoteCall[tuple[str, int]] = RemoteCall(self._learners[0].address.remote(), "learner 0")
+        address = _learner_result(first, NODE_TIMEOUT_S)  # on a cluster that grows its node may have to be started
+        self._on_learners(lambda learner: learner.build.remote(address), START_TIMEOUT_S)
 
     def _bundle(self, index: int) -> dict[str, Any]:
         """Options that put a process into its bundle of the placement group."""
         return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, self._first_bundle + index)}
+
+    # ---------------------------------------------------------------- rollout workers
 
     @property
     def num_workers(self) -> int:
         return len(self._workers)
 
     def num_envs(self, worker: int) -> int:
-        return self.config.rollout[worker].num_envs
+        return self.plan.rollout[worker].num_envs
 
     def ping(self, worker: int) -> RemoteCall:
         """Answered when a worker is up: it has found a node and is ready for work."""
@@ -101,10 +135,6 @@ class Topology:
         actor: Any = self._workers[worker]
         ref = actor.collect.remote(timesteps, weights.ref, exploration_steps)
         return RemoteCall(ref, f"rollout worker {worker}")
-
-    def restart_worker(self, worker: int) -> None:
-        """Kill a worker that hangs; Ray starts it anew."""
-        ray.kill(self._workers[worker], no_restart=False)
 
     def validate(
         self,
@@ -132,16 +162,21 @@ class Topology:
         ref = actor.test.remote(rollout, weights.ref, steps_per_env, episodes_per_env)
         return RemoteCall(ref, f"evaluation on rollout worker {worker}")
 
-    def commit(self, timeout_s: float, number: int | None = None) -> list[ReplayReport]:
-        """Make what was pushed visible on every shard. A shard that is just restarting does so with the next commit."""
-        calls: list[RemoteCall] = [
-            RemoteCall(s.commit.remote(number), f"replay shard {i}") for i, s in enumerate(self._shards)
-        ]
-        reports = []
-        for call in calls:
-            with contextlib.suppress(ProcessDied):
-                reports.append(call.result(timeout_s))
-        return reports
+    def restart_worker(self, worker: int) -> None:
+        """Kill a worker that hangs; Ray starts it anew."""
+        ray.kill(self._workers[worker], no_restart=False)
+
+    # ---------------------------------------------------------------- replay shards
+
+    def commit(self, number: int) -> list[RemoteCall[ReplayReport]]:
+        """Make what was pushed visible on every shard: one call per shard."""
+        return [RemoteCall(s.commit.remote(number), f"replay shard {i}") for i, s in enumerate(self._shards)]
+
+    def restart_shard(self, shard: int) -> None:
+        """Kill a shard that hangs; Ray starts it anew, and it reads its files again."""
+        ray.kill(self._shards[shard], no_restart=False)
+
+    # ---------------------------------------------------------------- learners
 
     def train(self, num_batches: int, mixture: tuple[float, ...] | None) -> list[RemoteCall[LearnReport]]:
         """Start learning on every learner of the group. mixture: weight of each source of data."""
@@ -151,44 +186,40 @@ class Topology:
         """Ask how many batches the first learner has done."""
         return RemoteCall(self._learners[0].progress.remote(), "learner 0")
 
-    def publish(self, version: int) -> RemoteCall[Weights]:
+    def publish(self, version: int, timeout_s: float) -> RemoteCall[Weights]:
         """The weights that act now, as a reference: nodes fetch them once each, this process never.
 
         Raises LearnerDied. Workers that were handed weights which never came would fail in the learner's place.
         """
         learner: Any = self._learners[0]
         weights, done = learner.publish.options(num_returns=2).remote(version)
-        _learner_result(RemoteCall[int](done, "learner 0"))
+        _learner_result(RemoteCall[int](done, "learner 0"), timeout_s)
         return RemoteCall(weights, "learner 0")
 
-    def on_learners(self, method: str, argument: str, first_only: bool = False, timeout_s: float = 600.0) -> None:
-        """Call `save_state`, `load_state`, `save_agent` or `load_agent` on the group and wait. Raises LearnerDied."""
+    def save_state(self, folder: Path) -> None:
+        """Let every learner write its share of a training state. Raises LearnerDied."""
+        self._on_learners(lambda learner: learner.save_state.remote(str(folder)))
+
+    def load_state(self, folder: Path) -> None:
+        """Put the group where it was when it wrote `folder`. Raises LearnerDied."""
+        self._on_learners(lambda learner: learner.load_state.remote(str(folder)))
+
+    def save_agent(self, path: Path) -> None:
+        """Write the agent's weights. Raises LearnerDied."""
+        self._on_learners(lambda learner: learner.save_agent.remote(str(path)), first_only=True)
+
+    def load_agent(self, path: Path) -> None:
+        """Go on from an agent's weights. Raises LearnerDied, or RuntimeError where they are of another architecture."""
+        self._on_learners(lambda learner: learner.load_agent.remote(str(path)))
+
+    def _on_learners(
+        self, start: Callable[[Any], ray.ObjectRef], timeout_s: float = FILES_TIMEOUT_S, first_only: bool = False
+    ) -> None:
+        """Start a call on the group, or on its first member, and wait for all answers."""
         learners = self._learners[:1] if first_only else self._learners
-        calls: list[RemoteCall] = [
-            RemoteCall(getattr(a, method).remote(argument), f"learner {i}") for i, a in enumerate(learners)
-        ]
+        calls: list[RemoteCall] = [RemoteCall(start(a), f"learner {i}") for i, a in enumerate(learners)]
         for call in calls:
             _learner_result(call, timeout_s)
-
-    def rebuild_learners(self) -> None:
-        """Start the learner group, with initial weights, ending the one that was there. Raises LearnerDied."""
-        for actor in self._learners:
-            ray.kill(actor)
-        topology = self.config
-        learner_class: Any = ray.remote(LearnerActor)
-        self._learners = [
-            learner_class.options(
-                num_cpus=topology.learner_cpus, num_gpus=topology.learner_gpus, max_concurrency=2, **self._bundle(i)
-            ).remote(topology, i, self._shard_names)
-            for i in range(topology.num_learners)
-        ]
-        first: RemoteCall[tuple[str, int]] = RemoteCall(self._learners[0].address.remote(), "learner 0")
-        address = _learner_result(first, NODE_TIMEOUT_S)  # on a cluster that grows its node may have to be started
-        calls: list[RemoteCall] = [
-            RemoteCall(a.build.remote(address), f"learner {i}") for i, a in enumerate(self._learners)
-        ]
-        for call in calls:
-            _learner_result(call, START_TIMEOUT_S)
 
     def close(self) -> None:
         """End every process of the run."""
@@ -208,23 +239,24 @@ def bundles(roles: Sequence[Role]) -> tuple[list[dict[str, float]], list[dict[st
     return found, labels if any(labels) else None
 
 
-def _learner_group(topology: TopologyConfig) -> PlacementGroup:
+def _learner_group(plan: Plan) -> PlacementGroup:
     """Learners and shards on as few nodes as possible: batches are the most of the traffic."""
-    wanted, labels = bundles(topology.roles[:2])
+    wanted, labels = bundles(plan.roles[:2])
     return placement_group(wanted, strategy="PACK", bundle_label_selector=labels)
 
 
 def _learner_result(call: RemoteCall[T], timeout_s: float | None = None) -> T:
-    """The answer of a learner. Raises LearnerDied where the call raises ProcessDied."""
+    """The answer of a learner. Raises LearnerDied where it is gone, or silent for `timeout_s`."""
     try:
         return call.result(timeout_s)
-    except ProcessDied as death:
+    except (ProcessDied, CallTimeout) as death:
         raise LearnerDied(str(death)) from death
 
 
-def check_sendable(settings: Mapping[str, Any]) -> None:
+def check_sendable(settings: ExperimentSettings) -> None:
     """Raises ValueError, naming the setting, for what cannot be sent to other processes."""
-    for name, value in settings.items():
+    for name in SENT_TO_PROCESSES:
+        value = getattr(settings, name)
         try:
             cloudpickle.dumps(value)
         except Exception as error:  # whatever pickling a user's object may raise

@@ -23,8 +23,8 @@ from amago_ray import config
 from amago_ray.config import nearest
 from amago_ray.driver.cluster import connect, disconnect, survey
 from amago_ray.driver.placement import Cluster, Role, check_fits, place
-from amago_ray.driver.plan import plan
-from amago_ray.driver.preflight import probe
+from amago_ray.driver.plan import make_plan
+from amago_ray.driver.probe import probe
 from amago_ray.driver.topology import bundles
 from amago_ray.experiment import Experiment
 from amago_ray.tune.population import Population
@@ -135,7 +135,7 @@ class _ExperimentTrial(tune.Trainable):
 
 def trial_roles(experiment: Experiment) -> tuple[Role, ...]:
     """What the processes of an experiment ask for, on the cluster that this process is connected to."""
-    return plan(experiment, probe(experiment), survey()).roles
+    return make_plan(experiment, probe(experiment), survey()).roles
 
 
 def run_sweep(experiment: Experiment, sweep: Sweep, name: str, resume: bool = False) -> Path:
@@ -158,7 +158,7 @@ def run_sweep(experiment: Experiment, sweep: Sweep, name: str, resume: bool = Fa
         raise ValueError(f"{folder} exists already: go on with it (--resume), or choose another --name")
 
     def cpus_of_a_trial(machine: Cluster) -> float:
-        return plan(experiment, spec, replace(machine, local=False)).num_cpus
+        return make_plan(experiment, spec, replace(machine, local=False)).num_cpus
 
     spec = probe(experiment)
     cluster, started_here = connect(experiment.ray_address, cpus_of_a_trial)

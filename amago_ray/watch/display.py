@@ -57,6 +57,7 @@ class Display:
 
     def __enter__(self) -> Display:
         self._started_at = self._epoch_started_at = time.monotonic()
+        self._first_epoch = None
         if self._enabled and _is_live_terminal():
             self._live = Live(get_renderable=self._panel, console=Console(), auto_refresh=False)
             self._live.start(refresh=True)

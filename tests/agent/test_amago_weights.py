@@ -15,7 +15,7 @@ from torch import Tensor
 
 from amago_ray import train
 from amago_ray.agent.flat_weights import load_flat_state
-from amago_ray.driver.preflight import probe
+from amago_ray.driver.probe import probe
 from amago_ray.rollout.evaluate import load_policy_weights
 from amago_ray.watch.metrics import read_metrics
 

@@ -23,7 +23,7 @@ from single_process import SingleProcess
 
 from amago_ray import Experiment, config
 from amago_ray.agent.spec import AgentSpec
-from amago_ray.driver.preflight import probe
+from amago_ray.driver.probe import probe
 from amago_ray.envs.builtin import Identity
 from amago_ray.replay.shard import ReplayConfig
 from amago_ray.rollout.evaluate import evaluate_policy

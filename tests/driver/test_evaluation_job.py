@@ -20,7 +20,7 @@ class Call:
 
 
 class Here:
-    """A presence of some workers."""
+    """A liveness of some workers."""
 
     def __init__(self, *here: int):
         self.here = list(here)
@@ -31,15 +31,16 @@ class Here:
     def worked(self, worker: int) -> None:
         pass
 
+    def hangs(self, worker: int) -> None:
+        pass
+
 
 class Rollouts:
-    def __init__(self, presence: Here, num_shares: int, timeout_s: float = 60.0):
+    def __init__(self, liveness: Here, num_shares: int, timeout_s: float = 60.0):
         self.started: list[tuple[int, int]] = []
         self.restarted: list[int] = []
-        any_presence: Any = presence
-        self.job = Evaluation(
-            any_presence, num_shares, self.start, self.restarted.append, timeout_s, lambda message: None
-        )
+        any_liveness: Any = liveness
+        self.job = Evaluation(any_liveness, num_shares, self.start, self.restarted.append, timeout_s)
 
     def start(self, worker: int, share: int) -> Any:
         self.started.append((worker, share))

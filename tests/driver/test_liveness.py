@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from amago_ray.driver import liveness as presence
-from amago_ray.driver.liveness import MAX_DEATHS_IN_A_ROW, Presence
+from amago_ray.driver import liveness
+from amago_ray.driver.failures import RULES, FailurePolicy
+from amago_ray.driver.liveness import Liveness
+from amago_ray.driver.placement import WORKER
 from amago_ray.pending import ProcessDied
 
 
@@ -31,7 +33,7 @@ class Workers:
     def __init__(self, num: int, timeout_s: float = 60.0):
         self.pings: dict[int, Ping] = {}
         self.said: list[str] = []
-        self.presence = Presence(self.ping, num, timeout_s, self.said.append)
+        self.liveness = Liveness(self.ping, num, FailurePolicy(), timeout_s, self.said.append)
 
     def ping(self, worker: int) -> Any:
         self.pings[worker] = Ping()
@@ -44,22 +46,22 @@ class Workers:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presence, "RETRY_INTERVAL_S", 0.0)
+    monkeypatch.setattr(liveness, "RETRY_INTERVAL_S", 0.0)
 
 
 def test_a_run_begins_with_those_that_have_room_and_the_others_join_later() -> None:
     workers = Workers(3)
     workers.come_up(0, 1)
-    workers.presence.wait_for(certain={0, 1}, likely={0, 1}, timeout_s=5, grace_s=5)
-    assert workers.presence.here == [0, 1]
+    workers.liveness.wait_for(certain={0, 1}, likely={0, 1}, timeout_s=5, grace_s=5)
+    assert workers.liveness.here == [0, 1]
     assert workers.said == [
         "1 of 3 rollout workers wait for a node and join when there is one; the others do their share meanwhile"
     ]
-    workers.presence.look()
-    assert not workers.presence.is_here(2)
+    workers.liveness.look()
+    assert not workers.liveness.is_here(2)
     workers.come_up(2)
-    workers.presence.look()
-    assert workers.presence.here == [0, 1, 2]
+    workers.liveness.look()
+    assert workers.liveness.here == [0, 1, 2]
     assert workers.said[1:] == ["rollout worker 2 has a node now and joins: 3 of 3 at work"]
 
 
@@ -68,31 +70,31 @@ def test_a_run_waits_for_those_that_are_just_starting() -> None:
     workers.come_up(0)
     late = threading.Timer(0.2, workers.come_up, [1])
     late.start()
-    workers.presence.wait_for(certain={0, 1}, likely={0, 1}, timeout_s=30, grace_s=0)
+    workers.liveness.wait_for(certain={0, 1}, likely={0, 1}, timeout_s=30, grace_s=0)
     late.join()
-    assert workers.presence.here == [0, 1] and workers.said == []
+    assert workers.liveness.here == [0, 1] and workers.said == []
 
 
 def test_nobody_comes_up() -> None:
     with pytest.raises(ProcessDied, match="no rollout worker came up within 0.1 s"):
-        Workers(2).presence.wait_for(certain={0}, likely={0}, timeout_s=0.1, grace_s=0)
+        Workers(2).liveness.wait_for(certain={0}, likely={0}, timeout_s=0.1, grace_s=0)
 
 
 def test_a_worker_that_died_is_away_until_it_answers() -> None:
     workers = Workers(2)
     workers.come_up(0, 1)
-    workers.presence.look()
+    workers.liveness.look()
     workers.said.clear()
-    assert workers.presence.lost(1, ProcessDied("its node is gone"))
-    assert not workers.presence.lost(1, ProcessDied("the second of its calls")), "one death is told once"
-    workers.presence.look()  # asks again
+    assert workers.liveness.lost(1, ProcessDied("its node is gone"))
+    assert not workers.liveness.lost(1, ProcessDied("the second of its calls")), "one death is told once"
+    workers.liveness.look()  # asks again
     workers.pings[1].answer = ProcessDied("restarting")
-    workers.presence.look()
-    workers.presence.look()
-    assert workers.presence.here == [0]
+    workers.liveness.look()
+    workers.liveness.look()
+    assert workers.liveness.here == [0]
     workers.come_up(1)
-    workers.presence.look()
-    assert workers.presence.here == [0, 1]
+    workers.liveness.look()
+    assert workers.liveness.here == [0, 1]
     assert workers.said == [
         "rollout worker 1 died; Ray restarts it, the others take over meanwhile (its node is gone)",
         "rollout worker 1 is back: 2 of 2 at work",
@@ -103,14 +105,14 @@ def test_a_worker_that_does_nothing_but_die_ends_the_run() -> None:
     workers = Workers(1)
 
     def die() -> None:
-        workers.presence.look()
+        workers.liveness.look()
         workers.come_up(0)
-        workers.presence.look()
-        workers.presence.lost(0, ProcessDied("again"))
+        workers.liveness.look()
+        workers.liveness.lost(0, ProcessDied("again"))
 
     die()
-    workers.presence.worked(0)  # what it did since counts
-    for _ in range(MAX_DEATHS_IN_A_ROW):
+    workers.liveness.worked(0)  # what it did since counts
+    for _ in range(RULES[WORKER, ProcessDied].at_most or 0):
         die()
     with pytest.raises(ProcessDied, match="again"):
         die()
@@ -119,11 +121,11 @@ def test_a_worker_that_does_nothing_but_die_ends_the_run() -> None:
 def test_without_anybody_the_run_ends_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
     workers = Workers(1, timeout_s=50.0)
     workers.come_up(0)
-    workers.presence.look()
-    workers.presence.lost(0, ProcessDied("cut off"))
-    now = presence.time.monotonic()
-    monkeypatch.setattr(presence.time, "monotonic", lambda: now + 49)
-    workers.presence.look()
-    monkeypatch.setattr(presence.time, "monotonic", lambda: now + 51)
+    workers.liveness.look()
+    workers.liveness.lost(0, ProcessDied("cut off"))
+    now = liveness.time.monotonic()
+    monkeypatch.setattr(liveness.time, "monotonic", lambda: now + 49)
+    workers.liveness.look()
+    monkeypatch.setattr(liveness.time, "monotonic", lambda: now + 51)
     with pytest.raises(ProcessDied, match="no rollout worker has been up for 50 s"):
-        workers.presence.look()
+        workers.liveness.look()

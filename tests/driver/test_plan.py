@@ -7,7 +7,7 @@ import pytest
 from amago_ray.agent import Agent
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.driver.placement import Cluster, Node, Resources
-from amago_ray.driver.plan import plan
+from amago_ray.driver.plan import make_plan
 from amago_ray.envs.builtin import Counting
 from amago_ray.nets.traj_encoders import GRUTrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder
@@ -34,4 +34,4 @@ def node(cpus: int, **labels: str) -> Node:
 def test_as_many_workers_as_there_are_cores_for(nodes: list[Node], expected: int) -> None:
     settings = ExperimentSettings("run", Counting, 8, make_val_env=Counting, parallel_actors=1000, learner_device="cpu")
     cluster = Cluster(int(sum(n.total.cpus for n in nodes)), tuple(nodes))
-    assert len(plan(settings, SPEC, cluster).rollout) == expected
+    assert len(make_plan(settings, SPEC, cluster).rollout) == expected

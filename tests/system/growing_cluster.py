@@ -73,7 +73,7 @@ def main(folder: str) -> None:
     seen: dict[str, Any] = {"here": []}
     with experiment:
         experiment.start()
-        topology, presence = experiment._topology, experiment._presence
+        topology, presence = experiment._ring._topology, experiment._ring._liveness
 
         def at_work(num: int) -> None:
             def are() -> bool:

@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import tomllib
 import yaml
 from system.processes import wait_until
 

@@ -30,7 +30,7 @@ def pid_of(actor: Any) -> int:
 
 def pids_of(experiment: Any) -> dict[str, int]:
     """Process ids by role and number: "worker 0", "shard 1", "learner 0"."""
-    topology = experiment._topology
+    topology = experiment._ring._topology
     actors = {"worker": topology._workers, "shard": topology._shards, "learner": topology._learners}
     return {f"{role} {i}": pid_of(actor) for role, group in actors.items() for i, actor in enumerate(group)}
 
@@ -38,7 +38,7 @@ def pids_of(experiment: Any) -> dict[str, int]:
 def stored_trajectories(experiment: Any) -> list[list[Trajectory]]:
     """Everything visible in each shard, oldest first."""
     read = ring_cases.stored_trajectories
-    return ray.get([shard.__ray_call__.remote(read) for shard in experiment._topology._shards], timeout=60)
+    return ray.get([shard.__ray_call__.remote(read) for shard in experiment._ring._topology._shards], timeout=60)
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:

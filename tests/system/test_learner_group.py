@@ -17,7 +17,7 @@ def test_a_group_of_two_stays_one_agent(make_experiment: Callable[..., Any], tmp
         experiment.learn()
         before = experiment.agent_spec.build().state_dict()
         files = [tmp_path / f"learner_{rank}.pt" for rank in range(2)]
-        for learner, file in zip(experiment._topology._learners, files):
+        for learner, file in zip(experiment._ring._topology._learners, files):
             ray.get(learner.save_agent.remote(str(file)))
     first, second = (torch.load(file, weights_only=True) for file in files)
     for name, value in first.items():  # weights, PopArt and input statistics alike

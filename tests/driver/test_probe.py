@@ -19,7 +19,8 @@ import pytest
 from conftest import TESTS, TINY_NETWORKS
 
 from amago_ray import Experiment, config, train
-from amago_ray.driver.preflight import check_same_weights, check_settings, infer_tstep_encoder
+from amago_ray.driver.probe import check_settings, infer_tstep_encoder
+from amago_ray.driver.resume import check_same_weights
 from amago_ray.driver.topology import Topology
 from amago_ray.envs.builtin import Counting, TMaze
 from amago_ray.nets.traj_encoders import GRUTrajEncoder

@@ -1,0 +1,112 @@
+"""What is done when a process fails: the decisions, apart from the mechanism that carries them out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from amago_ray.driver.placement import LEARNER, SHARD, WORKER
+from amago_ray.pending import CallTimeout, ProcessDied
+
+
+class Decision(Enum):
+    """What to do about a failure.
+
+    RETRY: Ray restarts the process; ask it again later, and others meanwhile. RESTART: it hangs; kill it, so that Ray
+    starts it anew. REBUILD: end the whole group and build another from the newest training state. RAISE: the run ends.
+    """
+
+    RETRY = auto()
+    RESTART = auto()
+    REBUILD = auto()
+    RAISE = auto()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A decision, and how often in a row it is taken for one process before the run ends; None for ever."""
+
+    decision: Decision
+    at_most: int | None
+
+
+RULES: dict[tuple[str, type[Exception]], Rule] = {
+    (WORKER, ProcessDied): Rule(Decision.RETRY, at_most=10),
+    (WORKER, CallTimeout): Rule(Decision.RESTART, at_most=10),
+    (SHARD, ProcessDied): Rule(Decision.RETRY, at_most=None),  # sampling goes on over the others, however long it takes
+    (SHARD, CallTimeout): Rule(Decision.RESTART, at_most=10),
+    (LEARNER, ProcessDied): Rule(Decision.REBUILD, at_most=10),
+    (LEARNER, CallTimeout): Rule(Decision.REBUILD, at_most=10),
+}
+
+# What that means to users: what dies, what happens, what is lost at most. The README and the documents show it.
+CONSEQUENCES: tuple[tuple[str, str, str], ...] = (
+    (
+        "an environment (exception, NaN, wrong shape)",
+        "it alone is rebuilt; after 5 failures in a row the run stops with its traceback",
+        "its unfinished trajectory",
+    ),
+    (
+        "a rollout worker, or one that is silent for `call_timeout_s`",
+        "Ray restarts it; the others take over its share",
+        "its unfinished trajectories",
+    ),
+    (
+        "a machine, or its network",
+        "its workers wait for another or for its return; the others take over their share",
+        "their unfinished trajectories",
+    ),
+    (
+        "a replay shard, or one that is silent",
+        "Ray restarts it, and it reads its files again; meanwhile sampling goes on over the rest with the right "
+        "probabilities",
+        "nothing acknowledged (with `replay_durable=False`: what it held)",
+    ),
+    (
+        "a learner, or one that is silent, also while it starts or is saved",
+        "the group is rebuilt from the newest training state and does again what that state lacks",
+        "time; every epoch has all of its updates",
+    ),
+    (
+        "the driver",
+        "the same command with `--resume`; what was collected is there again",
+        "updates since the newest training state",
+    ),
+    ("a bug", "raised at once at the driver with the remote traceback", "-"),
+)
+
+
+def table() -> str:
+    """`CONSEQUENCES` as a Markdown table."""
+    rows = [("what dies", "what happens", "what is lost at most"), ("---", "---", "---"), *CONSEQUENCES]
+    return "\n".join(f"| {' | '.join(row)} |".replace("| --- | --- | --- |", "|---|---|---|") for row in rows) + "\n"
+
+
+class FailurePolicy:
+    """Says what to do about the failure of a call, by `RULES`.
+
+    decision = failures.decide(WORKER, 3, error)   # when a call to worker 3 has raised `error`
+    failures.recovered(WORKER, 3)                  # when one was answered
+    """
+
+    def __init__(self) -> None:
+        self._in_a_row: Counter[tuple[str, int]] = Counter()
+
+    def decide(self, role: str, index: int, error: Exception) -> Decision:
+        """What to do about `error`, raised by a call to process `index` of `role`. What is no failure of a process is a
+        bug: RAISE."""
+        rule = next((rule for (r, kind), rule in RULES.items() if r == role and isinstance(error, kind)), None)
+        if rule is None:
+            return Decision.RAISE
+        self._in_a_row[role, index] += 1
+        gave_up = rule.at_most is not None and self._in_a_row[role, index] > rule.at_most
+        return Decision.RAISE if gave_up else rule.decision
+
+    def is_first(self, role: str, index: int) -> bool:
+        """Whether the failure that was decided last is the first in a row of this process, and so worth telling."""
+        return self._in_a_row[role, index] == 1
+
+    def recovered(self, role: str, index: int) -> None:
+        """A call to this process was answered."""
+        self._in_a_row.pop((role, index), None)

@@ -1,0 +1,126 @@
+"""An epoch's batches on the learner group, whatever happens to the group."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from amago_ray.driver.remote import RemoteCall
+from amago_ray.driver.topology import LearnerDied, Topology
+from amago_ray.messages import LearnReport
+from amago_ray.pending import CallTimeout, ProcessDied
+from amago_ray.replay.sampling.sources import ReplayEmpty
+
+
+class Learning:
+    """An epoch's batches on the learner group.
+
+    A group that dies, or makes no progress for `timeout_s`, is rebuilt, and what its successor lacks is learned again:
+    when the job is finished, every batch of it and of all epochs before is in the weights. Only what was collected
+    meanwhile makes it another run than one in which nobody died.
+
+    rebuild: makes the new group; returns how many batches that were learned before this job it does not have. Raises
+        when the failure policy says so.
+    finished: told the report, when all is learned. mixture: weight of each source of data; None for replay alone.
+    Learning ends early, without a report, when all that was stored went down with its shards.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        num_batches: int,
+        timeout_s: float,
+        message: Callable[[str], None],
+        rebuild: Callable[[LearnerDied], int],
+        finished: Callable[[LearnReport], None],
+        mixture: tuple[float, ...] | None = None,
+    ):
+        self._topology, self._timeout_s, self._message = topology, timeout_s, message
+        self._rebuild, self._finished, self._mixture = rebuild, finished, mixture
+        self.total = num_batches
+        self.report: LearnReport | None = None
+        self._start(again=0)
+
+    def _start(self, again: int) -> None:
+        """Ask for all batches, after `again` others that were learned before this job and went down with a group."""
+        self._again = again
+        self._in_flight = self._topology.train(again + self.total, self._mixture)
+        self._progress: RemoteCall[int] | None = None
+        self._first: int | None = None
+        self._heard = time.monotonic()
+        self._batches = 0
+        self.report = None
+
+    @property
+    def finished(self) -> bool:
+        return not self._in_flight
+
+    @property
+    def done(self) -> int:
+        return self.total if self.report is not None and self.finished else max(self._batches - self._again, 0)
+
+    def calls(self) -> list[RemoteCall]:
+        return list(self._in_flight)
+
+    def poll_progress(self) -> None:
+        """Refresh `done` without waiting; a group that has stood still for `timeout_s` is rebuilt."""
+        if self.finished:
+            return
+        if time.monotonic() - self._heard > self._timeout_s:
+            self._go_on(LearnerDied(f"the learner made no progress for {self._timeout_s:g} s (call_timeout_s)"))
+        elif self._progress is None:
+            self._progress = self._topology.learn_progress()
+        elif self._progress.done():
+            try:
+                batches = self._progress.result()
+            except ProcessDied:
+                return  # the call to `train` tells
+            self._first = batches if self._first is None else self._first
+            if batches - self._first > self._batches:
+                self._batches, self._heard = batches - self._first, time.monotonic()
+            self._progress = None
+
+    def take(self, call: RemoteCall) -> None:
+        if call not in self._in_flight:
+            return  # of a group that was rebuilt since
+        try:
+            report = call.result(self._timeout_s)
+        except (ProcessDied, CallTimeout) as death:
+            self._go_on(LearnerDied(str(death)))
+            return
+        except ReplayEmpty as empty:
+            if len(self._in_flight) > 1:  # the others wait for this learner's gradients
+                self._go_on(LearnerDied(f"a learner found nothing to learn from: {empty}"))
+                return
+            self._message(f"learning ends early in this epoch: {empty}")
+            self._in_flight.clear()
+            return
+        self._in_flight.remove(call)
+        self.report = self.report or report
+        if self.finished:
+            self._finished(self.report)
+
+    def _go_on(self, death: LearnerDied) -> None:
+        self._start(again=self._rebuild(death))
+
+
+def merge_reports(reports: list[LearnReport]) -> LearnReport | None:
+    """One report of several calls: sums, and means weighted by batches."""
+    if not reports:
+        return None
+    last = reports[-1]
+    batches = sum(report.batches for report in reports)
+    means = {
+        name: sum(r.metrics[name] * r.batches for r in found) / sum(r.batches for r in found)
+        for name in last.metrics
+        if (found := [report for report in reports if name in report.metrics])
+    }
+    return LearnReport(
+        updates=sum(report.updates for report in reports),
+        total_updates=last.total_updates,
+        batches=batches,
+        weight_version=last.weight_version,
+        metrics=means,
+        wait_s=sum(report.wait_s for report in reports),
+        total_s=sum(report.total_s for report in reports),
+    )

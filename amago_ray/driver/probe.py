@@ -1,0 +1,117 @@
+"""What is tried before anything starts: the settings together, the environments, the networks, the data sets."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+from amago_ray.agent import Agent
+from amago_ray.agent.spec import AgentSpec
+from amago_ray.config import nearest
+from amago_ray.envs.makers import check_env, env_spaces
+from amago_ray.nets.tstep_encoders import CNNTstepEncoder, FFTstepEncoder, TstepEncoder
+from amago_ray.replay.datasets.dataset import MixtureOfDatasets, RLDataset, RowLayout, mixture_of
+from amago_ray.replay.sampling.selection import SelectionConfig
+from amago_ray.settings import ExperimentSettings, check_values
+from amago_ray.specs import ActionSpec, ObsSpec
+
+
+def check_settings(settings: ExperimentSettings) -> None:
+    """Raises ValueError or TypeError for what can be seen to be wrong without starting or making anything."""
+    check_values(settings)
+    _check_sources(settings)
+    SelectionConfig(settings.replay_sampling, settings.replay_half_life, settings.priority_exponent)
+    workers = settings.num_rollout_workers
+    if workers is not None and workers > settings.parallel_actors:
+        raise ValueError(
+            f"Experiment.num_rollout_workers={workers}: there are only parallel_actors={settings.parallel_actors} "
+            "environments to share"
+        )
+
+
+def _check_sources(settings: ExperimentSettings) -> None:
+    """Raises TypeError, ValueError for a run that would learn and never have anything to learn from."""
+    if settings.dataset is not None and not isinstance(settings.dataset, RLDataset | MixtureOfDatasets):
+        raise TypeError(
+            f"Experiment.dataset={settings.dataset!r}: it must be an RLDataset, such as @MinariDataset(), "
+            "or @MixtureOfDatasets()"
+        )
+    mixture = mixture_of(settings.dataset)
+    learns = settings.train_batches_per_epoch > 0 and settings.start_learning_at_epoch < settings.epochs
+    collects = settings.train_timesteps_per_epoch > 0 and settings.start_collecting_at_epoch < settings.epochs
+    if settings.schedule == "continuous" and not (collects and mixture.learns_from_replay):
+        raise ValueError(
+            "Experiment.schedule='continuous' paces learning by what is collected, and nothing is: take 'alternate' to "
+            "learn from a dataset alone"
+        )
+    if learns and not collects and not mixture.datasets:
+        raise ValueError(
+            f"there is nothing to learn from: Experiment.train_timesteps_per_epoch="
+            f"{settings.train_timesteps_per_epoch} and start_collecting_at_epoch={settings.start_collecting_at_epoch} "
+            f"of epochs={settings.epochs} collect nothing; give Experiment.dataset, such as StoredDataset for what "
+            "another run has collected, or set train_batches_per_epoch=0 only to evaluate"
+        )
+
+
+def infer_tstep_encoder(obs_spec: ObsSpec) -> type[TstepEncoder]:
+    """A CNN for observations that are one image, the feed-forward encoder for all others."""
+    specs = list(obs_spec.values())
+    return CNNTstepEncoder if len(specs) == 1 and len(specs[0].shape) == 3 else FFTstepEncoder
+
+
+def probe(settings: ExperimentSettings) -> AgentSpec:
+    """Try the environments, the networks and the exploration once, here, where errors are easy to read.
+
+    Returns how to build the agent. Raises what the environments raise, and ValueError where validation environments or
+    datasets have other spaces than training environments.
+    """
+    obs_spec, action_spec, _ = check_env(settings.make_train_env)
+    if settings.make_val_env is not settings.make_train_env:
+        val_obs, val_action, _ = check_env(settings.make_val_env)
+        if (val_obs, val_action) != (obs_spec, action_spec):
+            raise ValueError(
+                f"make_val_env has other spaces than make_train_env: {val_obs}, {val_action} "
+                f"instead of {obs_spec}, {action_spec}"
+            )
+    _check_compression(settings.replay_compression, obs_spec)
+    spec = AgentSpec(
+        obs_spec=obs_spec,
+        action_spec=action_spec,
+        max_seq_len=settings.max_seq_len,
+        tstep_encoder_type=settings.tstep_encoder_type or infer_tstep_encoder(obs_spec),
+        traj_encoder_type=settings.traj_encoder_type,
+        agent_type=settings.agent_type,
+        seed=settings.seed,
+    )
+    datasets = mixture_of(settings.dataset).datasets
+    if datasets:
+        layout = RowLayout(*env_spaces(settings.make_train_env))
+        for dataset in datasets:
+            dataset.check(layout)
+    if settings.exploration_wrapper_type is not None:
+        settings.exploration_wrapper_type(1, action_spec, settings.seed)
+    _check_forward(spec.build(), obs_spec, action_spec)
+    return spec
+
+
+def _check_compression(names: tuple[str, ...], obs_spec: ObsSpec) -> None:
+    if isinstance(names, str):
+        raise ValueError(f"Experiment.replay_compression={names!r}: write a tuple of names, {(names,)!r}")
+    for name in names:
+        if name not in obs_spec:
+            raise ValueError(
+                f"Experiment.replay_compression={names!r}: no observation is named {name!r}{nearest(name, obs_spec)}"
+            )
+    if names and importlib.util.find_spec("lz4") is None:
+        raise ValueError(
+            f"Experiment.replay_compression={names!r} needs the package lz4: pip install 'amago_ray[compression]'"
+        )
+
+
+def _check_forward(agent: Agent, obs_spec: ObsSpec, action_spec: ActionSpec) -> None:
+    """One acting step on zeros: networks that do not fit together fail here and not in a remote process."""
+    policy = agent.policy.eval()
+    obs = {name: torch.zeros(1, *s.shape, dtype=getattr(torch, s.dtype)) for name, s in obs_spec.items()}
+    rl2 = torch.zeros(1, 1 + action_spec.vector_size)
+    policy.act(obs, rl2, torch.zeros(1, dtype=torch.long), policy.initial_memory(1), sample=True)

@@ -1,0 +1,351 @@
+r"""`Ring`: the running processes of a run as one object. Schedules and the experiment drive it; it says what was done.
+
+worker -> shard -> learner -> weights -> worker ...        trajectories and weights, which never come here
+          \_______ reports _______/                        a few numbers each, which do
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from amago_ray.driver.cluster import Cluster
+from amago_ray.driver.failures import Decision, FailurePolicy
+from amago_ray.driver.jobs import Collection, CollectJob, Evaluation, LearnJob, run_jobs
+from amago_ray.driver.learning import Learning
+from amago_ray.driver.liveness import Liveness
+from amago_ray.driver.placement import LEARNER, SHARD, WORKER, place
+from amago_ray.driver.plan import Plan
+from amago_ray.driver.remote import RemoteCall
+from amago_ray.driver.topology import START_TIMEOUT_S, LearnerDied, Topology
+from amago_ray.messages import EpisodeResult, LearnReport, ReplayReport, RolloutReport, Weights
+from amago_ray.pending import CallTimeout, ProcessDied
+from amago_ray.replay.datasets.dataset import mixture_of
+from amago_ray.rollout.worker import RolloutConfig
+from amago_ray.run_directory import RunDirectory
+from amago_ray.settings import ExperimentSettings, replay_folder
+from amago_ray.watch.display import Display
+from amago_ray.watch.metrics import Progress
+
+T = TypeVar("T")
+
+SHARD_RETRY_INTERVAL_S = 0.2
+MAX_DEATHS_OVER_ONE_WORK = 3  # each costs what was learned since the newest training state
+ROOM_TIMEOUT_S = 20.0  # for the processes of an earlier run to give back what they had
+
+
+class Ring:
+    """Collects, learns, commits, publishes, evaluates, saves; what dies meanwhile is replaced.
+
+    progress: how far the run is: read only. display: told what happens.
+    """
+
+    def __init__(
+        self,
+        settings: ExperimentSettings,
+        topology: Topology,
+        directory: RunDirectory,
+        progress: Progress,
+        display: Display,
+    ):
+        self._settings, self._topology, self._directory = settings, topology, directory
+        self.progress, self.display = progress, display
+        self._failures = FailurePolicy()
+        self._liveness = Liveness(
+            topology.ping, topology.num_workers, self._failures, settings.call_timeout_s, self.say
+        )
+        self._mixture = mixture_of(settings.dataset)
+        self._weights: RemoteCall[Weights] | None = None
+        self._weight_version = 0
+        self._commits = 0
+        self._updates = progress.gradient_steps  # that the learner group has made, those of dead ones included
+        self._initial_policy: Path | None = None
+        self._shard_lives: dict[int, int] = {}
+        self._damage_told: dict[int, int] = {}
+        self.replay: list[ReplayReport] = []  # of the newest commit
+
+    def start(self, cluster: Cluster, state: dict[str, Any]) -> None:
+        """Wait for the processes that there is room for and publish the first weights; other workers join later.
+
+        state: what the property of that name was when the run was saved after epoch `progress.epoch`; empty where the
+        run begins.
+        """
+        now = place(self.plan.roles, cluster.nodes)
+        later = place(self.plan.roles, cluster.nodes, free_only=False)
+        workers = set(range(self.num_workers))
+        self._insist(self._start_learners)
+        self._liveness.wait_for(
+            workers - set(now.waiting(WORKER)), workers - set(later.waiting(WORKER)), START_TIMEOUT_S, ROOM_TIMEOUT_S
+        )
+        self.commit()
+        if state:
+            self._weight_version, self._commits = state["weight_version"], max(state["commits"], self._commits)
+            stored, found = sum(state["replay"].values()), sum(report.restored for report in self.replay)
+            if found < stored:
+                why = "replay_durable=False keeps nothing"
+                if self._settings.replay_durable:
+                    why = f"{replay_folder(self._settings)} holds no more"
+                self.say(f"replay begins with {found:,} trajectories, of {stored:,} when the run was saved ({why})")
+        self.publish()
+
+    @property
+    def plan(self) -> Plan:
+        return self._topology.plan
+
+    @property
+    def num_workers(self) -> int:
+        return self._topology.num_workers
+
+    def say(self, text: str) -> None:
+        """Tell the user."""
+        self.display.message(text)
+
+    # ---------------------------------------------------------------- an epoch
+
+    def frames_wanted(self, epoch: int) -> int:
+        """Timesteps to collect in an epoch, over all environments."""
+        if epoch < self._settings.start_collecting_at_epoch or not self._mixture.learns_from_replay:
+            return 0
+        return self._settings.parallel_actors * self._settings.train_timesteps_per_epoch
+
+    def batches_wanted(self, epoch: int) -> int:
+        """Batches of an epoch, for each learner."""
+        return self._settings.train_batches_per_epoch if epoch >= self._settings.start_learning_at_epoch else 0
+
+    def start_collecting(self, epoch: int) -> Collection | None:
+        """The epoch's collection, started; None where it is not the time for one."""
+        if not self.frames_wanted(epoch):
+            return None
+        steps = self._settings.train_timesteps_per_epoch
+        return self._collection(steps, (epoch - self._settings.start_collecting_at_epoch) * steps)
+
+    def open_collection(self) -> Collection:
+        """A collection without a quota yet."""
+        return self._collection(0, exploration_steps=0)
+
+    def _collection(self, timesteps_per_env: int, exploration_steps: int) -> Collection:
+        return Collection(
+            self._topology,
+            self._liveness,
+            timesteps_per_env,
+            self.weights,
+            exploration_steps=exploration_steps,
+            timeout_s=self._settings.call_timeout_s,
+        )
+
+    def act_by_newest(self, collection: Collection) -> None:
+        """Let a collection act by the weights that were published last, and explore as far as it has come."""
+        steps = (self.progress.total_frames + collection.done) // self._settings.parallel_actors
+        collection.act_by(self.weights, steps)
+
+    def start_learning(self, epoch: int) -> Learning | None:
+        """The epoch's learning, started; None where it is not the time for it or nothing is stored yet."""
+        batches = self.batches_wanted(epoch)
+        if not batches:
+            return None
+        held = [sum(report.trajectories for report in self.replay), *(len(d) for d in self._mixture.datasets)]
+        if not any(n and weight > 0 for n, weight in zip(held, self._mixture.weights_at(epoch), strict=True)):
+            self.say(
+                f"epoch {epoch + 1}: replay holds no finished rollout, so there is nothing to learn from; "
+                "lower traj_save_len or raise train_timesteps_per_epoch to learn from the first epoch on"
+                if not self._mixture.datasets
+                else f"epoch {epoch + 1}: no source of data that has a weight holds a trajectory yet"
+            )
+            return None
+        return self.learn_batches(batches, epoch)
+
+    def learn_batches(self, num: int, epoch: int) -> Learning:
+        """Learning from `num` batches, started."""
+        mixture = self._mixture.weights_at(epoch) if self._mixture.datasets else None
+        timeout_s = self._settings.call_timeout_s
+        return Learning(self._topology, num, timeout_s, self.say, self._rebuild_learners, self._learned, mixture)
+
+    def _learned(self, report: LearnReport) -> None:
+        self._failures.recovered(LEARNER, 0)
+        self._updates = report.total_updates
+
+    def drive(self, collection: CollectJob | None, learning: LearnJob | None) -> None:
+        """Bring what was started to its end, showing progress."""
+        jobs: list[CollectJob | LearnJob] = [job for job in (collection, learning) if job is not None]
+        started = time.monotonic()
+
+        def tick() -> None:
+            elapsed = max(time.monotonic() - started, 1e-3)
+            if learning is not None:
+                learning.poll_progress()
+                self.display.update(learned=learning.done, updates_per_s=learning.done / elapsed)
+            if collection is not None:
+                self.display.update(collected=collection.done, frames_per_s=collection.done / elapsed)
+            named = (("collecting", collection), ("learning", learning))
+            busy = [name for name, job in named if job is not None and not job.finished]
+            self.display.update(status=" and ".join(busy) or "publishing weights")
+
+        run_jobs(jobs, tick)
+
+    def commit(self) -> list[ReplayReport]:
+        """Make what the workers stored visible to the learners.
+
+        A shard that is away just now does so the next time; where none answers, this waits for one. Raises ProcessDied
+        when none has come back after `call_timeout_s`.
+        """
+        self._commits += 1
+        started = time.monotonic()
+        while not (reports := self._commit_once()):
+            if time.monotonic() - started > self._settings.call_timeout_s:
+                raise ProcessDied(f"no replay shard has answered for {self._settings.call_timeout_s:g} s")
+            time.sleep(SHARD_RETRY_INTERVAL_S)  # Ray restarts them
+        self.replay = reports
+        self._tell_what_happened_to_shards()
+        return reports
+
+    def _commit_once(self) -> list[ReplayReport]:
+        """The reports of the shards that answered."""
+        reports = []
+        for shard, call in enumerate(self._topology.commit(self._commits)):
+            try:
+                reports.append(call.result(self._settings.call_timeout_s))
+            except (ProcessDied, CallTimeout) as error:
+                decision = self._failures.decide(SHARD, shard, error)
+                if decision is Decision.RAISE:
+                    raise
+                if decision is Decision.RESTART:
+                    self.say(f"{error}: restarting it")
+                    self._topology.restart_shard(shard)
+            else:
+                self._failures.recovered(SHARD, shard)
+        return reports
+
+    def _tell_what_happened_to_shards(self) -> None:
+        for report in self.replay:
+            if self._shard_lives.setdefault(report.shard, report.life) != report.life:
+                kept = f"it has its {report.restored:,} trajectories" if report.restored else "what it held is lost"
+                self.say(f"replay shard {report.shard} died and Ray restarted it: {kept}")
+                self._shard_lives[report.shard] = report.life
+                self._damage_told[report.shard] = 0  # a new life counts from nothing
+            for damage in report.damage[self._damage_told.get(report.shard, 0) :]:
+                self.say(f"replay shard {report.shard}: {damage}")
+            self._damage_told[report.shard] = len(report.damage)
+
+    def publish(self) -> None:
+        """Broadcast the learners' weights; workers fetch them with their next call."""
+        self._weight_version += 1
+        self._weights = self._insist(
+            lambda: self._topology.publish(self._weight_version, self._settings.call_timeout_s)
+        )
+
+    @property
+    def weights(self) -> RemoteCall[Weights]:
+        """Those that were published last."""
+        assert self._weights is not None, "start() comes first"
+        return self._weights
+
+    # ---------------------------------------------------------------- evaluation
+
+    def validate(self) -> list[EpisodeResult]:
+        """Finished rollouts of the published weights in the validation environments."""
+        steps = self._settings.val_timesteps_per_epoch
+        episodes = None if steps else 1
+        return self._evaluate(
+            self.num_workers,
+            lambda worker, share: self._topology.validate(worker, share, self.weights, steps, episodes),
+        )
+
+    def test(
+        self, rollouts: tuple[RolloutConfig, ...], steps_per_env: int | None, episodes_per_env: int | None
+    ) -> list[EpisodeResult]:
+        """Finished rollouts of the published weights in environments of their own, one share for each of `rollouts`."""
+        return self._evaluate(
+            len(rollouts),
+            lambda worker, share: self._topology.test(
+                worker, rollouts[share], self.weights, steps_per_env, episodes_per_env
+            ),
+        )
+
+    def _evaluate(self, num_shares: int, start: Callable[[int, int], RemoteCall[RolloutReport]]) -> list[EpisodeResult]:
+        """Finished rollouts of an evaluation; `start` starts a share on a worker, given (worker, share)."""
+        timeout_s = self._settings.call_timeout_s
+        evaluation = Evaluation(self._liveness, num_shares, start, self._topology.restart_worker, timeout_s)
+        run_jobs([evaluation], tick=self.display.update)
+        return evaluation.episodes
+
+    # ---------------------------------------------------------------- files
+
+    def save_policy(self, path: Path) -> None:
+        """Write the agent's weights as they are."""
+        self._insist(lambda: self._topology.save_agent(path))
+
+    def load_policy(self, path: Path) -> None:
+        """Go on from an agent's weights, and publish them. Raises RuntimeError where they fit another architecture."""
+        self._insist(lambda: self._topology.load_agent(path))
+        self._initial_policy = path
+        self.publish()
+
+    def load_state(self, epoch: int) -> None:
+        """Put the learners where they were after `epoch`, and publish their weights."""
+        self._insist(lambda: self._topology.load_state(self._directory.training_state(epoch)))
+        self._updates = self._directory.load_run_state(epoch)["progress"]["gradient_steps"]
+        self.publish()
+
+    def save_state(self, folder: Path) -> None:
+        """Let every learner write its share of a training state."""
+        self._insist(lambda: self._topology.save_state(folder))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a training state says of the ring, beside the learners' own files."""
+        return {
+            "weight_version": self._weight_version,
+            "commits": self._commits,
+            "replay": {str(report.shard): report.trajectories for report in self.replay},
+        }
+
+    def close(self) -> None:
+        """End every process of the run."""
+        self._topology.close()
+
+    # ---------------------------------------------------------------- learners that die
+
+    def _insist(self, work: Callable[[], T]) -> T:
+        """Do `work` on the learners, and again with a new group that has caught up, when one dies over it.
+
+        Raises LearnerDied when one group after the other has died over the same work.
+        """
+        deaths = 0
+        while True:
+            try:
+                return work()
+            except LearnerDied as death:
+                deaths += 1
+                if deaths > MAX_DEATHS_OVER_ONE_WORK:
+                    raise
+                behind = self._rebuild_learners(death)
+                if behind:
+                    self.drive(None, self.learn_batches(behind, self.progress.epoch + 1))
+
+    def _rebuild_learners(self, death: LearnerDied) -> int:
+        """A new group, from the newest training state. Returns how many batches it lacks of those that were learned.
+
+        Raises `death` when groups have died time and again without finishing anything in between.
+        """
+        while self._failures.decide(LEARNER, 0, death) is Decision.REBUILD:
+            saved = self._directory.saved_epochs()
+            since = f"the training state of epoch {saved[-1] + 1}" if saved else "the initial weights"
+            self.say(f"{death}; going on from {since}")
+            try:
+                return self._start_learners()
+            except LearnerDied as another:
+                death = another
+        raise death
+
+    def _start_learners(self) -> int:
+        """A group from the newest training state, the policy that was loaded, or initial weights: what there is."""
+        self._topology.start_learners()
+        saved = self._directory.saved_epochs()
+        if saved:
+            self._topology.load_state(self._directory.training_state(saved[-1]))
+        elif self._initial_policy is not None:
+            self._topology.load_agent(self._initial_policy)
+        has = self._directory.load_run_state(saved[-1])["progress"]["gradient_steps"] if saved else 0
+        return max(self._updates - has, 0) * self._settings.batches_per_update

@@ -1,0 +1,178 @@
+"""Epochs of all schedules with processes that die at any call: quotas, updates and counters come out as without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_topology import FakeTopology, Script, wait_any
+
+from amago_ray.driver import failures
+from amago_ray.driver.placement import Cluster
+from amago_ray.driver.ring import Ring
+from amago_ray.driver.schedule import make_schedule
+from amago_ray.driver.topology import LearnerDied
+from amago_ray.envs.builtin import Counting
+from amago_ray.pending import CallTimeout, ProcessDied
+from amago_ray.run_directory import RunDirectory
+from amago_ray.settings import ExperimentSettings
+from amago_ray.watch.display import Display
+from amago_ray.watch.metrics import Progress
+
+EPOCHS, STEPS, BATCHES, ENVS = 3, 10, 6, 4
+SCHEDULES = ("alternate", "overlap", "continuous")
+DIED = ProcessDied("it is gone")
+HANGS = CallTimeout("it is silent")
+
+
+@pytest.fixture(autouse=True)
+def no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amago_ray.driver.jobs.wait_any", wait_any)
+    monkeypatch.setattr("amago_ray.driver.liveness.RETRY_INTERVAL_S", 0.0)
+    monkeypatch.setattr("amago_ray.driver.jobs.POLL_INTERVAL_S", 0.0)
+    monkeypatch.setattr("amago_ray.driver.ring.SHARD_RETRY_INTERVAL_S", 0.0)
+
+
+class Run:
+    """What `Experiment.learn` does of an epoch, over a `FakeTopology`."""
+
+    def __init__(self, folder: Path, schedule: str, topology: FakeTopology, **changes: Any):
+        settings: dict[str, Any] = {
+            "run_name": "run",
+            "make_train_env": Counting,
+            "max_seq_len": 4,
+            "ckpt_base_dir": folder,
+            "parallel_actors": ENVS,
+            "train_timesteps_per_epoch": STEPS,
+            "train_batches_per_epoch": BATCHES,
+            "schedule": schedule,
+            "call_timeout_s": 60.0,
+        }
+        self.settings = ExperimentSettings(**(settings | changes))
+        self.topology, self.said = topology, []
+        self.directory = RunDirectory(folder, "run")
+        self.directory.create()
+        self.progress = Progress(epoch=-1)
+        display = Display("run", EPOCHS, enabled=False)
+        display.message = self.said.append  # type: ignore[method-assign]
+        any_topology: Any = topology
+        self.ring = Ring(self.settings, any_topology, self.directory, self.progress, display)
+        self.schedule = make_schedule(self.settings, self.ring)
+
+    def start(self) -> Run:
+        self.ring.start(Cluster(2, (), local=True), {})
+        return self
+
+    def learn(self, epochs: int = EPOCHS, save: bool = True) -> Run:
+        for epoch in range(epochs):
+            result = self.schedule.run_epoch(epoch, last=epoch + 1 == epochs)
+            self.progress.epoch = epoch
+            if result.collected is not None:
+                self.progress.add_frames(result.collected.frames_by_env)
+            if result.learned is not None:
+                self.progress.gradient_steps = result.learned.total_updates
+            if save:
+                state = self.ring.state | {"progress": self.progress.to_dict()}
+                self.directory.save_training_state(epoch, self.ring.save_state, state)
+        return self
+
+
+def assert_all_was_done(run: Run) -> None:
+    assert run.progress.gradient_steps == EPOCHS * BATCHES
+    assert run.topology.batches == EPOCHS * BATCHES, "the weights hold every update, those of dead groups done again"
+    if run.settings.schedule != "continuous":  # which goes on collecting
+        assert run.progress.total_frames == run.topology.collected == EPOCHS * STEPS * ENVS
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    "script",
+    [
+        {},
+        {("train", 0): DIED},
+        {("train", 1): DIED},
+        {("train", 2): HANGS, ("train", 3): DIED},
+        {("publish", 0): DIED},
+        {("publish", 2): DIED},
+        {("save_state", 1): DIED},
+        {("start_learners", 0): DIED},
+        {("start_learners", 0): DIED, ("start_learners", 1): HANGS},
+        {("train", 1): DIED, ("start_learners", 1): DIED},
+        {("save_state", 1): DIED, ("load_state", 0): DIED},
+        {("collect", 0): DIED},
+        {("collect", 3): DIED, ("collect", 4): DIED},
+        {("commit", 1): DIED},
+        {("commit", 2): HANGS},
+    ],
+    ids=lambda script: " ".join(f"{kind}-{number}" for kind, number in script) or "nothing",
+)
+def test_whatever_dies_everything_is_done(tmp_path: Path, schedule: str, script: Script) -> None:
+    run = Run(tmp_path, schedule, FakeTopology(script=script)).start().learn()
+    assert_all_was_done(run)
+    assert not script.keys() - {(kind, n) for kind, _ in script for n in range(run.topology.count(kind))}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES[:2])
+def test_a_learner_that_dies_leaves_the_collection_alone(tmp_path: Path, schedule: str) -> None:
+    """The quota is asked for once, and counted once, although learning began anew in the middle of it."""
+    healthy = Run(tmp_path / "healthy", schedule, FakeTopology(collect=2)).start().learn()
+    topology = FakeTopology(script={("train", 1): DIED}, collect=2)
+    run = Run(tmp_path / "dying", schedule, topology).start().learn()
+    asked = [[detail for kind, detail in t.log if kind == "collect"] for t in (healthy.topology, topology)]
+    assert asked[0] == asked[1]
+    assert run.progress.frames_by_env == healthy.progress.frames_by_env
+
+
+def test_what_a_dead_group_had_learned_since_the_newest_state_is_learned_again(tmp_path: Path) -> None:
+    topology = FakeTopology(script={("train", 2): DIED})
+    run = Run(tmp_path, "alternate", topology).start().learn(save=False)
+    asked = [detail for kind, detail in topology.log if kind == "train"]
+    assert asked == [BATCHES, BATCHES, BATCHES, 3 * BATCHES]
+    assert run.progress.gradient_steps == 3 * BATCHES
+    assert any("going on from the initial weights" in line for line in run.said)
+
+
+def test_weights_that_are_published_after_a_death_have_caught_up(tmp_path: Path) -> None:
+    topology = FakeTopology(script={("publish", 2): DIED})
+    Run(tmp_path, "alternate", topology).start().learn(save=False)
+    assert topology.published == [0, BATCHES, 2 * BATCHES, 3 * BATCHES]
+
+
+def test_a_policy_that_was_loaded_is_what_a_group_begins_with(tmp_path: Path) -> None:
+    topology = FakeTopology(script={("train", 0): DIED})
+    run = Run(tmp_path, "alternate", topology).start()
+    run.ring.load_policy(tmp_path / "policy.pt")
+    run.learn(epochs=1)
+    assert [detail for kind, detail in topology.log if kind == "load_agent"] == [tmp_path / "policy.pt"] * 2
+
+
+@pytest.mark.parametrize("kind", ["train", "start_learners", "publish", "save_state"])
+def test_learners_that_do_nothing_but_die_end_the_run(tmp_path: Path, kind: str) -> None:
+    topology = FakeTopology(script={(kind, number): DIED for number in range(100)})
+    with pytest.raises(LearnerDied, match="it is gone"):
+        Run(tmp_path, "alternate", topology).start().learn()
+    assert topology.count(kind) <= 1 + max(rule.at_most or 0 for rule in failures.RULES.values())
+
+
+def test_a_bug_is_raised_at_once(tmp_path: Path) -> None:
+    topology = FakeTopology(script={("train", 0): ZeroDivisionError("a bug")})
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        Run(tmp_path, "alternate", topology).start().learn()
+    assert topology.count("train") == 1
+
+
+def test_a_shard_that_is_silent_is_restarted_and_one_that_is_away_is_waited_for(tmp_path: Path) -> None:
+    topology = FakeTopology(script={("commit", 1): HANGS, ("commit", 2): DIED})
+    run = Run(tmp_path, "alternate", topology).start().learn()
+    assert ("restart shard", 0) in topology.log
+    assert any("it is silent: restarting it" in line for line in run.said)
+
+
+def test_a_worker_that_hangs_is_restarted_and_its_share_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    topology = FakeTopology(script={("collect", 0): DIED}, collect=3)
+    run = Run(tmp_path, "alternate", topology, call_timeout_s=1e-9).start()
+    collection = run.ring.start_collecting(0)
+    run.ring.drive(collection, None)
+    assert ("restart worker", 0) in topology.log and topology.collected == STEPS * ENVS
+    assert any("rollout worker 0 is silent for 1e-09 s (call_timeout_s): restarting it" in line for line in run.said)

@@ -1,0 +1,147 @@
+"""Processes that do what a test tells them: everything of the driver but Ray, without a process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from amago_ray.driver.placement import WORKER, Resources, Role
+from amago_ray.driver.topology import LearnerDied
+from amago_ray.messages import LearnReport, ReplayReport, RolloutReport
+from amago_ray.pending import CallTimeout, ProcessDied
+
+Script = dict[tuple[str, int], Exception]  # (kind of call, how many of that kind came before) -> how it ends
+
+
+class FakeCall:
+    """A call whose answer is there once the test, or `delay` looks at it, have passed."""
+
+    def __init__(self, answer: Any, delay: int = 0):
+        self._answer, self._delay = answer, delay
+        self.ref: Any = None
+
+    def done(self) -> bool:
+        self._delay -= 1
+        return self._delay < 0
+
+    def result(self, timeout_s: float | None = None) -> Any:
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer() if callable(self._answer) else self._answer
+
+
+def wait_any(calls: list[Any], timeout_s: float) -> list[Any]:
+    """In place of the driver's: no time passes."""
+    return [call for call in calls if call.done()]
+
+
+class FakeTopology:
+    """Workers that make exactly the timesteps they are asked for, shards that count them, learners that count batches.
+
+    script: which calls fail, and how. slow: looks at a call of that kind until it is answered.
+    log: every call in order.
+    """
+
+    def __init__(self, num_workers: int = 2, envs_per_worker: int = 2, script: Script | None = None, **slow: int):
+        self.num_workers, self._envs, self._slow = num_workers, envs_per_worker, slow
+        self.script = script or {}
+        self.log: list[tuple[str, Any]] = []
+        self._came: dict[str, int] = {}
+        self.stored = self.collected = 0
+        self.batches = 0  # in the weights of the group as it is
+        self.saved_policies: list[int] = []
+        self.plan: Any = SimpleNamespace(
+            learner=SimpleNamespace(device="cpu"), roles=(Role(WORKER, num_workers, Resources(1.0), {}),)
+        )
+        self.published: list[int] = []
+
+    def _call(self, kind: str, detail: Any, answer: Callable[[], Any]) -> FakeCall:
+        number = self._came.get(kind, 0)
+        self._came[kind] = number + 1
+        self.log.append((kind, detail))
+        failure = self.script.get((kind, number))
+        return FakeCall(failure if failure is not None else answer, self._slow.get(kind, 0))
+
+    def count(self, kind: str) -> int:
+        return self._came.get(kind, 0)
+
+    # workers
+
+    def num_envs(self, worker: int) -> int:
+        return self._envs
+
+    def ping(self, worker: int) -> Any:
+        return self._call("ping", worker, lambda: True)
+
+    def collect(self, worker: int, timesteps: int, weights: Any, exploration_steps: int) -> Any:
+        def answer() -> RolloutReport:
+            self.collected += timesteps
+            return RolloutReport(worker, 0, timesteps, {"fake": timesteps}, [], 0, 1, 0.0, 0.0, 0.0, 1.0)
+
+        return self._call("collect", (worker, timesteps), answer)
+
+    def restart_worker(self, worker: int) -> None:
+        self.log.append(("restart worker", worker))
+
+    # shards
+
+    def commit(self, number: int) -> list[Any]:
+        def answer() -> ReplayReport:
+            self.stored = self.collected
+            return ReplayReport(0, 0, self.stored, self.stored, 0, 0, 0, 0, 0)
+
+        return [self._call("commit", number, answer)]
+
+    def restart_shard(self, shard: int) -> None:
+        self.log.append(("restart shard", shard))
+
+    # learners
+
+    def start_learners(self) -> None:
+        self._now("start_learners", None)
+        self.batches = 0
+
+    def train(self, num_batches: int, mixture: Any) -> list[Any]:
+        before = self.batches
+        # A group that dies has learned half of what it was asked for: that is what is lost with it.
+        self.batches = before + num_batches
+
+        def answer() -> LearnReport:
+            return LearnReport(num_batches, before + num_batches, num_batches, 0, {"Total Loss": 0.0}, 0.0, 1.0)
+
+        return [self._call("train", num_batches, answer)]
+
+    def learn_progress(self) -> Any:
+        return FakeCall(self.batches)
+
+    def publish(self, version: int, timeout_s: float) -> Any:
+        self._now("publish", version)
+        self.published.append(self.batches)
+        return FakeCall(None)
+
+    def save_state(self, folder: Path) -> None:
+        self._now("save_state", None)
+        (folder / "batches").write_text(json.dumps(self.batches))
+
+    def load_state(self, folder: Path) -> None:
+        self._now("load_state", None)
+        self.batches = json.loads((folder / "batches").read_text())
+
+    def save_agent(self, path: Path) -> None:
+        self._now("save_agent", None)
+        path.write_text(str(self.batches))
+
+    def load_agent(self, path: Path) -> None:
+        self._now("load_agent", path)
+
+    def _now(self, kind: str, detail: Any) -> None:
+        try:
+            self._call(kind, detail, lambda: None).result()
+        except (ProcessDied, CallTimeout) as death:
+            raise LearnerDied(str(death)) from death
+
+    def close(self) -> None:
+        self.log.append(("close", None))
