@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"replay/sampling"}),
     frozenset({"replay/datasets"}),
     frozenset({"rollout", "replay", "learner"}),
-    frozenset({"watch"}),
+    frozenset({"single_process", "watch"}),
     frozenset({"settings"}),
     frozenset({"driver"}),
     frozenset({"experiment"}),

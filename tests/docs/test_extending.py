@@ -14,19 +14,17 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-import single_process
 import torch
 from conftest import TESTS, TINY_NETWORKS
 from gymnasium import spaces
 from ring_cases import as_batch, sample
-from single_process import SingleProcess
 
 from amago_ray import Experiment, config
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.driver.probe import probe
 from amago_ray.envs.builtin import Identity
-from amago_ray.replay.shard import ReplayConfig
 from amago_ray.rollout.evaluate import evaluate_policy
+from amago_ray.single_process import SingleProcess
 
 EXTENDING = (TESTS.parent / "docs" / "extending.md").read_text(encoding="utf-8")
 MODULE = "my_extensions"
@@ -124,11 +122,10 @@ def test_every_section_is_tried() -> None:
 
 
 @pytest.mark.parametrize(("title", "text"), BLOCKS, ids=[f"{t} {i}" for i, (t, _) in enumerate(BLOCKS)])
-def test_each_block_trains_and_acts(extensions: Path, title: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_block_trains_and_acts(extensions: Path, title: str, text: str) -> None:
     experiment, spec = configured(extensions, title, text)
     relabeler = experiment.relabeler_type and experiment.relabeler_type()
-    monkeypatch.setattr(single_process, "ReplayConfig", partial(ReplayConfig, relabeler=relabeler))
-    single = SingleProcess(ENVIRONMENTS[title], spec, num_envs=4, batch_size=4)
+    single = SingleProcess(ENVIRONMENTS[title], spec, num_envs=4, batch_size=4, relabeler=relabeler)
     report = single.epoch(steps_per_env=24, batches=3)
     assert np.isfinite(report.metrics["Total Loss"]) and report.metrics["Gradient Norm"] > 0
     assert np.isfinite(single.mean_return(episodes=8))
@@ -201,12 +198,11 @@ def test_an_unmasked_actor_does_take_them(extensions: Path) -> None:
     assert any(result.total_reward < 0.0 for result in evaluate_policy(spec, weights, Masked, episodes=20))
 
 
-def test_near_goals_are_reached(extensions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_goals_are_reached(extensions: Path) -> None:
     title = "Relabelling in hindsight"
     experiment, spec = configured(extensions, title, sections()[title][0])
     assert experiment.relabeler_type is not None
-    monkeypatch.setattr(single_process, "ReplayConfig", partial(ReplayConfig, relabeler=experiment.relabeler_type()))
-    single = SingleProcess(ENVIRONMENTS[title], spec, num_envs=4)
+    single = SingleProcess(ENVIRONMENTS[title], spec, num_envs=4, relabeler=experiment.relabeler_type())
     single.epoch(steps_per_env=24, batches=1)
     batch = as_batch(sample(single.shard, 100))
     assert set(batch.lengths.tolist()) == {1, 2, 3}

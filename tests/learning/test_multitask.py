@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from single_process import SingleProcess, small_agent_spec, with_gammas
+from small_agents import small_agent_spec, with_gammas
 
 from amago_ray import config
 from amago_ray.agent import MultiTaskAgent
@@ -18,6 +18,7 @@ from amago_ray.messages import EpisodeResult
 from amago_ray.nets.critics import NCriticsTwoHot
 from amago_ray.nets.traj_encoders import GRUTrajEncoder
 from amago_ray.rollout.evaluate import evaluate_policy, random_policy
+from amago_ray.single_process import SingleProcess
 from amago_ray.watch.metrics import summarize_episodes
 
 NUM_ACTIONS = 3

@@ -7,17 +7,17 @@ from functools import partial
 from typing import Any
 
 import pytest
-import single_process
 from accelerate.state import AcceleratorState, GradientState
-from single_process import SingleProcess, small_agent_spec, with_gammas
+from small_agents import small_agent_spec, with_gammas
 
 from amago_ray import config
 from amago_ray.agent import MultiTaskAgent
 from amago_ray.envs.builtin import Identity, TMaze
-from amago_ray.learner.learner import LearnerConfig
+from amago_ray.learner.learner import MixedPrecision
 from amago_ray.nets.critics import NCriticsTwoHot
 from amago_ray.nets.traj_encoders import FFTrajEncoder, GRUTrajEncoder, MambaTrajEncoder, TformerTrajEncoder
 from amago_ray.rollout.evaluate import random_policy
+from amago_ray.single_process import SingleProcess
 from amago_ray.specs import ActionKind
 
 TINY_GRU = partial(GRUTrajEncoder, d_hidden=32, n_layers=1, d_output=32)
@@ -30,11 +30,10 @@ IDENTITY_EPOCHS = {"Agent": 24, "MultiTaskAgent": 96}
 
 
 @pytest.fixture
-def mixed_precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Learners compute in the precision that the test names, which `accelerate` lets a process choose once."""
-    monkeypatch.setattr(single_process, "LearnerConfig", partial(LearnerConfig, mixed_precision=request.param))
+def mixed_precision(request: pytest.FixtureRequest) -> Iterator[MixedPrecision]:
+    """The precision that the test names, which `accelerate` lets a process choose once."""
     forget_precision()
-    yield
+    yield request.param
     forget_precision()
 
 
@@ -57,13 +56,12 @@ def forget_precision() -> None:
     indirect=["mixed_precision"],
 )
 def test_every_kind_of_action_learns_the_identity_task(
-    action: ActionKind, size: int, memoryless: float, enough: float, mixed_precision: None, agent: str
+    action: ActionKind, size: int, memoryless: float, enough: float, mixed_precision: MixedPrecision, agent: str
 ) -> None:
     config.load([], with_gammas(0.5))
     make_env = partial(Identity, action, size)
-    training = SingleProcess(
-        make_env, small_agent_spec(make_env, TINY_GRU, max_seq_len=4, gamma=0.9, tau=0.01, **AGENTS[agent])
-    )
+    spec = small_agent_spec(make_env, TINY_GRU, max_seq_len=4, gamma=0.9, tau=0.01, **AGENTS[agent])
+    training = SingleProcess(make_env, spec, mixed_precision=mixed_precision)
     untrained = training.mean_return(sample_actions=False)
     random = [result.total_reward for result in random_policy(make_env, 300)]
     assert max(untrained, sum(random) / len(random)) < memoryless + 0.15 < enough

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from single_process import small_agent_spec
+from small_agents import small_agent_spec
 
 from amago_ray.agent.flat_weights import flatten_state
 from amago_ray.agent.spec import AgentSpec

@@ -16,7 +16,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import TINY_NETWORKS
-from single_process import small_agent_spec, with_gammas
+from small_agents import small_agent_spec, with_gammas
 
 from amago_ray import config, train
 from amago_ray.envs.builtin import Counting, Identity, TMaze

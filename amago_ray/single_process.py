@@ -1,90 +1,70 @@
-"""The ring without Ray: one worker, one shard and one learner in this process, taking turns."""
+"""The whole system in one process and on one page: a worker, a shard and a learner that take turns, without Ray.
+
+`driver/` does the same with each of them in processes of their own, many at once, and with what that needs: pacing,
+placement, failures. To read the code, begin here.
+"""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
-import torch
 
-from amago_ray.agent.actor_critic import Agent, Multigammas
-from amago_ray.agent.spec import AgentSpec
+from amago_ray.agent import AgentSpec
 from amago_ray.envs.exploration import EpsilonGreedy
-from amago_ray.envs.makers import check_env
-from amago_ray.learner.learner import Learner, LearnerConfig
+from amago_ray.envs.makers import MakeEnv
+from amago_ray.learner.learner import Learner, LearnerConfig, MixedPrecision
 from amago_ray.messages import LearnReport
-from amago_ray.nets.actors import Actor
-from amago_ray.nets.critics import NCritics
-from amago_ray.nets.tstep_encoders import FFTstepEncoder
 from amago_ray.replay.client import LocalShard, ReplayReader, ReplayWriter
+from amago_ray.replay.sampling.relabeling import Relabeler
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
 from amago_ray.rollout.evaluate import evaluate_policy
 from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
-
-# As in worker processes: small networks on several threads spend their time waiting for them.
-torch.set_num_threads(1)
-
-
-def small_agent_spec(
-    make_env: Any,
-    traj_encoder_type: Any,
-    max_seq_len: int,
-    width: int = 32,
-    seed: int = 0,
-    agent_type: type[Agent] = Agent,
-    critic_type: Any = NCritics,
-    **agent_settings: Any,
-) -> AgentSpec:
-    """An agent with heads and timestep encoder of one hidden layer. traj_encoder_type may be a partial."""
-    obs_spec, action_spec, _ = check_env(make_env)
-    return AgentSpec(
-        obs_spec=obs_spec,
-        action_spec=action_spec,
-        max_seq_len=max_seq_len,
-        tstep_encoder_type=partial(FFTstepEncoder, n_layers=1, d_hidden=width, d_output=width),
-        traj_encoder_type=traj_encoder_type,
-        agent_type=partial(
-            agent_type,
-            actor_type=partial(Actor, n_layers=1, d_hidden=width),
-            critic_type=partial(critic_type, n_layers=1, d_hidden=width),
-            **agent_settings,
-        ),
-        seed=seed,
-    )
 
 
 class SingleProcess:
     """Trains one agent: `epoch` collects, commits, learns and hands the weights back to the worker.
 
-    steps_anneal: exploration's, in steps of one environment.
+        run = SingleProcess(TMaze, spec)
+        for _ in range(20):
+            run.epoch(steps_per_env=50, batches=30)
+        print(run.mean_return())
+
+    spec: says how to build the agent. num_envs: environments of the worker. batch_size: sequences per update.
+    lr_warmup_steps: in updates. steps_anneal: exploration's, in steps of one environment. relabeler: changes
+        trajectories as they are sampled.
     """
 
     def __init__(
         self,
-        make_env: Any,
+        make_env: MakeEnv,
         spec: AgentSpec,
         num_envs: int = 16,
         batch_size: int = 24,
         learning_rate: float = 2e-3,
         lr_warmup_steps: int = 20,
         steps_anneal: int = 500,
+        mixed_precision: MixedPrecision = "no",
+        relabeler: Relabeler | None = None,
         seed: int = 0,
     ):
         self.make_env, self.spec, self.seed, self.num_envs = make_env, spec, seed, num_envs
-        self.shard = ReplayShard(ReplayConfig(spec.max_seq_len, seed=seed), 0)
+        self.shard = ReplayShard(ReplayConfig(spec.max_seq_len, relabeler=relabeler, seed=seed), 0)
         handles = [LocalShard(self.shard)]
         self.writer = ReplayWriter(handles)
         explore = partial(EpsilonGreedy, steps_anneal=steps_anneal)
         rollout = RolloutConfig(make_env, num_envs, 0, seed, 8 * spec.max_seq_len, explore)
         self.worker = RolloutWorker(rollout, spec, write=self.writer.write, flush=self._flush)
         reader = ReplayReader(handles, batch_size, seed)
-        config = LearnerConfig(learning_rate=learning_rate, lr_warmup_steps=lr_warmup_steps, seed=seed)
+        config = LearnerConfig(
+            learning_rate=learning_rate, lr_warmup_steps=lr_warmup_steps, mixed_precision=mixed_precision, seed=seed
+        )
         self.learner = Learner(config, spec, reader)
         self.version = 0
         self._publish()
 
     def epoch(self, steps_per_env: int, batches: int) -> LearnReport:
+        """Make `steps_per_env` steps in each environment, then learn from `batches` batches."""
         self.worker.collect(steps_per_env * self.num_envs)
         self.shard.commit()
         report = self.learner.train(batches)
@@ -106,8 +86,3 @@ class SingleProcess:
     def _flush(self) -> float:
         self.writer.flush()
         return self.writer.wait_s
-
-
-def with_gammas(*gammas: float) -> list[str]:
-    """Bindings for gin: these auxiliary discount factors, for all kinds of actions."""
-    return [f"{Multigammas.__name__}.{kind} = {list(gammas)}" for kind in ("discrete", "continuous")]
