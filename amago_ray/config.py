@@ -62,16 +62,19 @@ def snapshot() -> str:
     return gin.config_str(max_line_length=200)
 
 
-def restore(text: str, driver: bool = False) -> None:
+def restore(text: str, driver: bool = False, modules: Sequence[str] | None = None) -> None:
     """Replace this process's configuration with another's `snapshot`.
 
     driver: this process configures an experiment. Elsewhere the modules for that are not imported.
+    modules: all that this process configures; what the text says of others is passed over, and they are not imported.
     """
-    for module in CONFIGURABLE_MODULES if driver else CONFIGURABLE_MODULES[len(DRIVER_MODULES) :]:
+    needed = CONFIGURABLE_MODULES if driver else CONFIGURABLE_MODULES[len(DRIVER_MODULES) :]
+    for module in needed if modules is None else modules:
         importlib.import_module(module)
     with gin.unlock_config():
         gin.clear_config()
-        gin.parse_config(text, skip_unknown=False if driver else ["Experiment", "Sweep"])
+        unknown: bool | list[str] = False if driver else ["Experiment", "Sweep"]
+        gin.parse_config(text, skip_unknown=unknown if modules is None else True)
 
 
 def record(owner: str, settings: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Results that are on their way, whoever computes them.
 
-Rollout, replay and learner talk to one another through these, so that each runs with Ray (`driver/remote.py`) and without.
+Rollout, replay and learner talk to one another through these, so that each runs with Ray (`driver/remote.py`) and
+without.
 """
 
 from __future__ import annotations

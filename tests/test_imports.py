@@ -119,3 +119,15 @@ def test_the_algorithm_imports_without_ray_and_wandb() -> None:
     code = f"import sys; sys.modules['ray'] = sys.modules['wandb'] = None; import {', '.join(present)}"
     result = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_shard_starts_without_pytorch() -> None:
+    """It would cost every shard a second and 200 MB; what a configuration says of networks is passed over there."""
+    config = "Agent.gamma = 0.9\nExperiment.traj_encoder_type = @GRUTrajEncoder\nMixtureOfDatasets.weights = [1.0]\n"
+    code = (
+        "import sys; sys.modules['torch'] = None; from amago_ray.driver import shard_actor;"
+        "from amago_ray.replay.shard import ReplayConfig;"
+        f"shard_actor.ShardActor(ReplayConfig(8), 0, 1, (), None, {config!r})"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""The roles as Ray actors: a shard, a rollout worker, a learner, each in a process of its own."""
+"""Rollout workers and learners as Ray actors, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -18,21 +18,7 @@ from amago_ray.driver.remote import RemoteShard
 from amago_ray.learner.learner import Learner
 from amago_ray.messages import LearnReport, RolloutReport, Weights
 from amago_ray.replay.client import ReplayReader, ReplayWriter
-from amago_ray.replay.shard import ReplayShard
 from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
-
-
-class ShardActor(ReplayShard):
-    """A replay process."""
-
-    def __init__(self, plan: Plan, shard: int):
-        keep_freed_memory()
-        config.restore(plan.gin_config)
-        sources = []
-        for dataset in plan.datasets:
-            assert plan.layout is not None, "a run with datasets has a layout"
-            sources.append(dataset.source(plan.layout, shard, plan.num_replay_shards))
-        super().__init__(plan.replay, shard, sources)
 
 
 class RolloutActor:
@@ -50,9 +36,17 @@ class RolloutActor:
         self._training: RolloutWorker | None = None
         self._validation: RolloutWorker | None = None
 
-    def collect(self, timesteps: int, weights: Weights, exploration_steps: int) -> RolloutReport:
-        if self._training is None:
+    def prepare(self) -> None:
+        """Build the training environments, so that the first chunk is as fast as the others; when done, say so.
+
+        Not in the constructor: what an environment raises there would look like a process that died.
+        """
+        if self._training is None and self._plan.collects:
             self._training = self._build(self._plan.rollout[self._worker], self._writer.write, self._flush)
+
+    def collect(self, timesteps: int, weights: Weights, exploration_steps: int) -> RolloutReport:
+        self.prepare()
+        assert self._training is not None, "a run that collects nothing asks nobody to"
         self._training.set_exploration_steps(exploration_steps)
         self._training.set_weights(weights)
         return self._training.collect(timesteps)

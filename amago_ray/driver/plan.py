@@ -29,6 +29,7 @@ SHARD_MEMORY_BYTES = 256 << 20  # the process, its index and messages in flight
 class Plan:
     """Everything that the processes of a run are made of.
 
+    collects: whether training environments are ever stepped.
     rollout, validation: one entry per rollout worker. incarnation: how often the run was resumed, so that trajectories
     keep unique identities. worker_cpus, learner_cpus, learner_gpus, worker_gpus: resources of one process.
     learner_nodes, rollout_nodes: label selectors of the nodes that learners with shards, and workers, may be on.
@@ -46,6 +47,7 @@ class Plan:
     learner: LearnerConfig
     num_learners: int
     batch_size: int
+    collects: bool
     gin_config: str
     incarnation: int = 0
     worker_cpus: float = 1.0
@@ -106,7 +108,8 @@ def make_plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Clus
         # One core is left to replay, prefetching and the driver: threads that wait for a core stall all the others.
         free = cpus - 1 if takes_turns else cpus - workers - 1
         learner_cpus = max(free // x.num_learners, 1) if cluster.local else 1
-    datasets = mixture_of(x.dataset).datasets
+    mixture = mixture_of(x.dataset)
+    datasets = mixture.datasets
     return Plan(
         agent_spec=agent_spec,
         rollout=deal_environments(
@@ -149,6 +152,7 @@ def make_plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Clus
         ),
         num_learners=x.num_learners,
         batch_size=x.batch_size,
+        collects=mixture.learns_from_replay and x.train_timesteps_per_epoch > 0,
         gin_config=config.snapshot(),
         incarnation=incarnation,
         worker_gpus=ROLLOUT_GPU_SHARE if x.rollout_device == "cuda" else 0.0,

@@ -76,8 +76,9 @@ class Ring:
         later = place(self.plan.roles, cluster.nodes, free_only=False)
         workers = set(range(self.num_workers))
         self._insist(self._start_learners)
+        timeout_s = max(START_TIMEOUT_S, self._settings.call_timeout_s)
         self._liveness.wait_for(
-            workers - set(now.waiting(WORKER)), workers - set(later.waiting(WORKER)), START_TIMEOUT_S, ROOM_TIMEOUT_S
+            workers - set(now.waiting(WORKER)), workers - set(later.waiting(WORKER)), timeout_s, ROOM_TIMEOUT_S
         )
         self.commit()
         if state:

@@ -18,10 +18,11 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from amago_ray.driver.actors import LearnerActor, RolloutActor, ShardActor
+from amago_ray.driver.actors import LearnerActor, RolloutActor
 from amago_ray.driver.placement import Role
 from amago_ray.driver.plan import Plan
 from amago_ray.driver.remote import RemoteCall
+from amago_ray.driver.shard_actor import ShardActor
 from amago_ray.messages import LearnReport, ReplayReport, RolloutReport, Weights
 from amago_ray.pending import CallTimeout, ProcessDied
 from amago_ray.rollout.worker import RolloutConfig
@@ -84,7 +85,10 @@ class Topology:
         for i, name in enumerate(self._shard_names):
             options = self._bundle(self.plan.num_learners + i) | {"memory": self.plan.shard_memory_bytes}
             actor = shard_class.options(name=name, num_cpus=0, max_restarts=-1, **options)
-            self._shards.append(actor.remote(self.plan, i))
+            plan = self.plan
+            self._shards.append(
+                actor.remote(plan.replay, i, plan.num_replay_shards, plan.datasets, plan.layout, plan.gin_config)
+            )
 
     def _start_workers(self, in_group: bool) -> None:
         spread = {"scheduling_strategy": "SPREAD", "label_selector": dict(self.plan.rollout_nodes) or None}
@@ -126,9 +130,9 @@ class Topology:
         return self.plan.rollout[worker].num_envs
 
     def ping(self, worker: int) -> RemoteCall:
-        """Answered when a worker is up: it has found a node and is ready for work."""
+        """Answered when a worker is up: it has found a node, has its environments and is ready for work."""
         actor: Any = self._workers[worker]
-        return RemoteCall(actor.__ray_ready__.remote(), f"rollout worker {worker}")
+        return RemoteCall(actor.prepare.remote(), f"rollout worker {worker}")
 
     def collect(self, worker: int, timesteps: int, weights: RemoteCall[Weights], exploration_steps: int) -> RemoteCall:
         """Start one chunk of collection on one worker; the answer is a `RolloutReport`."""

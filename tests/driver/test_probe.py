@@ -45,27 +45,27 @@ class Sick(gym.Env):
         return self.wrong.get("obs", np.zeros(2, np.float32)), self.wrong.get("reward", 0.0), False, False, {}
 
 
-@gin.configurable(module="preflight_cases")
+@gin.configurable(module="probe_cases")
 def nan_observation() -> gym.Env:
     return Sick(obs=np.array([0.0, np.nan], np.float32))
 
 
-@gin.configurable(module="preflight_cases")
+@gin.configurable(module="probe_cases")
 def reward_of_wrong_shape() -> gym.Env:
     return Sick(reward=np.zeros(3))
 
 
-@gin.configurable(module="preflight_cases")
+@gin.configurable(module="probe_cases")
 def unsupported_observations() -> gym.Env:
     return Sick(observation_space=gym.spaces.Text(5))
 
 
-@gin.configurable(module="preflight_cases")
+@gin.configurable(module="probe_cases")
 def unsupported_actions() -> gym.Env:
     return Sick(action_space=gym.spaces.Text(5))
 
 
-@gin.configurable(module="preflight_cases")
+@gin.configurable(module="probe_cases")
 def unbounded_actions() -> gym.Env:
     return Sick(action_space=gym.spaces.Box(-np.inf, np.inf, (1,)))
 
@@ -75,12 +75,12 @@ class NoGymnasium:
         return 0
 
 
-@gin.configurable(module="preflight_cases")
+@gin.configurable(module="probe_cases")
 def without_gymnasium() -> Any:
     return NoGymnasium()
 
 
-@gin.configurable(module="preflight_cases")
+@gin.configurable(module="probe_cases")
 def cannot_be_built() -> Any:
     raise OSError("the simulator is not installed")
 
