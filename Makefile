@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-sweeps test-cluster lint bench clean
+.PHONY: help demo test test-fast test-sweeps test-cluster lint bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -25,6 +25,9 @@ demo: .venv/.installed  ## train MetaFrozenLake on Ray, two minutes on two cores
 
 test: .venv/.installed  ## run all tests
 	$(BIN)/python -m pytest -q
+
+test-fast: .venv/.installed  ## run what starts no process and trains nothing, in a minute or two
+	$(BIN)/python -m pytest -q -m "not processes and not learning"
 
 test-sweeps: .venv/.installed  ## run whole hyperparameter sweeps, killed and resumed (minutes)
 	$(BIN)/python -m pytest -q tests/system/sweep_cycle.py

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -32,6 +34,32 @@ TINY_NETWORKS = (
     "Multigammas.discrete = [0.9]",
     "Multigammas.continuous = [0.9]",
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts processes by where it lies and what it asks for, so that `make test-fast` can leave it out."""
+    for item in items:
+        room = item.path.relative_to(TESTS).parts[0]
+        if room in ("system", "benchmarks") or {"ray_instance", "make_experiment"} & set(
+            getattr(item, "fixturenames", ())
+        ):
+            item.add_marker(pytest.mark.processes)
+        if room == "learning":
+            item.add_marker(pytest.mark.learning)
+
+
+@pytest.fixture(autouse=True)
+def no_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that starts a process and does not say so fails."""
+    if request.node.get_closest_marker("processes"):
+        return
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        pytest.fail("this test starts a process: mark it with @pytest.mark.processes", pytrace=True)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
+    monkeypatch.setattr(os, "fork", refuse)
 
 
 @pytest.fixture(autouse=True)
