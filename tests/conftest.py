@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import subprocess
+import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -92,6 +94,48 @@ def ray_instance() -> Iterator[None]:
         )  # fmt: skip
         yield
         ray.shutdown()
+
+
+class ProcessPool:
+    """In place of `Spawner`: a process that is ended waits for the next experiment, which makes its role anew in it.
+
+    Most of a small run's time goes into starting processes. What looks at processes, or kills them, does without this.
+    """
+
+    def __init__(self) -> None:
+        self._idle: defaultdict[type, list[tuple[Any, str]]] = defaultdict(list)
+        self._busy: dict[Any, tuple[type, str]] = {}
+
+    def start(self, role: type, args: tuple[Any, ...], options: dict[str, Any], named: bool = False) -> tuple[Any, str]:
+        import ray
+
+        if self._idle[role]:
+            actor, name = self._idle[role].pop()
+            ray.get(actor.__ray_call__.remote(lambda self, args: self.__init__(*args), args), timeout=60)
+        else:
+            name = uuid.uuid4().hex
+            remote: Any = ray.remote(role)
+            actor = remote.options(num_cpus=0, name=name, max_concurrency=options.get("max_concurrency")).remote(*args)
+        self._busy[actor] = (role, name)
+        return actor, name
+
+    def end(self, actor: Any) -> None:
+        import ray
+
+        ray.get(actor.__ray_call__.remote(lambda self: self.__dict__.clear()), timeout=60)  # environments, files, locks
+        role, name = self._busy.pop(actor)
+        self._idle[role].append((actor, name))
+
+
+@pytest.fixture(scope="session")
+def process_pool(ray_instance: None) -> ProcessPool:
+    return ProcessPool()
+
+
+@pytest.fixture
+def shared_processes(process_pool: ProcessPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experiments of this test take processes over from those of tests before."""
+    monkeypatch.setattr("amago_ray.driver.topology.spawner", process_pool)
 
 
 @pytest.fixture

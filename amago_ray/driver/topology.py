@@ -48,6 +48,22 @@ class LearnerDied(ProcessDied):
     """A member of the learner group is gone; the group must be rebuilt."""
 
 
+class Spawner:
+    """Starts and ends processes."""
+
+    def start(self, role: type, args: tuple[Any, ...], options: dict[str, Any], named: bool = False) -> tuple[Any, str]:
+        """A process that holds a `role` made of `args`, and its name in Ray: unique, or empty where it has none."""
+        name = uuid.uuid4().hex if named else ""
+        remote: Any = ray.remote(role)
+        return remote.options(**options, **({"name": name} if named else {})).remote(*args), name
+
+    def end(self, actor: Any) -> None:
+        ray.kill(actor)
+
+
+spawner = Spawner()
+
+
 class Topology:
     """The processes of a run, started and reachable.
 
@@ -61,15 +77,12 @@ class Topology:
         whose last bundles are `bundles(plan)`; each into its own, because any other assignment may leave the last ones
         without room."""
         self.plan = plan
-        # Others look the shards up by name: Ray cannot restart an actor whose constructor was given handles. The prefix
-        # keeps runs that share a Ray instance apart.
-        prefix = uuid.uuid4().hex
         group = get_current_placement_group() if in_group else None
         self._own_group = group is None
         self._group = _learner_group(plan) if group is None else group
         num_bundles = sum(role.count for role in plan.roles)
         self._first_bundle = 0 if group is None else len(group.bundle_specs) - num_bundles
-        self._shard_names = [f"{prefix}-shard-{i}" for i in range(plan.num_replay_shards)]
+        self._shard_names: list[str] = []
         self._shards: list[ActorHandle] = []
         self._workers: list[ActorHandle] = []
         self._learners: list[ActorHandle] = []
@@ -81,35 +94,32 @@ class Topology:
             raise
 
     def _start_shards(self) -> None:
-        shard_class: Any = ray.remote(ShardActor)
-        for i, name in enumerate(self._shard_names):
-            options = self._bundle(self.plan.num_learners + i) | {"memory": self.plan.shard_memory_bytes}
-            actor = shard_class.options(name=name, num_cpus=0, max_restarts=-1, **options)
-            plan = self.plan
-            self._shards.append(
-                actor.remote(plan.replay, i, plan.num_replay_shards, plan.datasets, plan.layout, plan.gin_config)
-            )
+        plan = self.plan
+        for i in range(plan.num_replay_shards):
+            # Others look the shards up by name: Ray cannot restart an actor whose constructor was given handles.
+            options = {"num_cpus": 0, "memory": plan.shard_memory_bytes, "max_restarts": -1}
+            args = (plan.replay, i, plan.num_replay_shards, plan.datasets, plan.layout, plan.gin_config)
+            actor, name = spawner.start(ShardActor, args, options | self._bundle(plan.num_learners + i), named=True)
+            self._shards.append(actor)
+            self._shard_names.append(name)
 
     def _start_workers(self, in_group: bool) -> None:
-        spread = {"scheduling_strategy": "SPREAD", "label_selector": dict(self.plan.rollout_nodes) or None}
-        first_bundle = self.plan.num_learners + self.plan.num_replay_shards
-        worker_class: Any = ray.remote(RolloutActor)
-        for i in range(len(self.plan.rollout)):
-            options = self._bundle(first_bundle + i) if in_group else spread
-            cpus, gpus = self.plan.worker_cpus, self.plan.worker_gpus
-            actor = worker_class.options(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, **options)
-            self._workers.append(actor.remote(self.plan, i, self._shard_names))
+        plan = self.plan
+        spread: dict[str, Any] = {"scheduling_strategy": "SPREAD", "label_selector": dict(plan.rollout_nodes) or None}
+        first_bundle = plan.num_learners + plan.num_replay_shards
+        for i in range(len(plan.rollout)):
+            options: dict[str, Any] = {"num_cpus": plan.worker_cpus, "num_gpus": plan.worker_gpus, "max_restarts": -1}
+            options |= self._bundle(first_bundle + i) if in_group else spread
+            self._workers.append(spawner.start(RolloutActor, (plan, i, self._shard_names), options)[0])
 
     def start_learners(self) -> None:
         """Start the learner group, with initial weights, ending the one that was there. Raises LearnerDied."""
         for actor in self._learners:
-            ray.kill(actor)
+            spawner.end(actor)
         plan = self.plan
-        learner_class: Any = ray.remote(LearnerActor)
+        options = {"num_cpus": plan.learner_cpus, "num_gpus": plan.learner_gpus, "max_concurrency": 2}
         self._learners = [
-            learner_class.options(
-                num_cpus=plan.learner_cpus, num_gpus=plan.learner_gpus, max_concurrency=2, **self._bundle(i)
-            ).remote(plan, i, self._shard_names)
+            spawner.start(LearnerActor, (plan, i, self._shard_names), options | self._bundle(i))[0]
             for i in range(plan.num_learners)
         ]
         first: RemoteCall[tuple[str, int]] = RemoteCall(self._learners[0].address.remote(), "learner 0")
@@ -228,7 +238,7 @@ class Topology:
     def close(self) -> None:
         """End every process of the run."""
         for actor in (*self._learners, *self._workers, *self._shards):
-            ray.kill(actor)
+            spawner.end(actor)
         if self._own_group:
             remove_placement_group(self._group)
 

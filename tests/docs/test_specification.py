@@ -83,6 +83,7 @@ def test_choosing_the_parts(name: str) -> None:
     assert getattr(names["experiment"], chosen[0]) is names[chosen[1]]
 
 
+@pytest.mark.usefixtures("shared_processes")
 def test_start_and_learn(
     ray_instance: None, tiny_networks: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

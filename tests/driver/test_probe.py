@@ -296,6 +296,7 @@ def test_resuming_what_is_not_there(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.usefixtures("shared_processes")
 def test_a_run_that_is_there_already(
     make_experiment: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from amago_ray.watch.metrics import read_metrics
 
+pytestmark = pytest.mark.usefixtures("shared_processes")
+
 # Numbers of the clock: how long things took, and what is computed from that.
 CLOCK = ("wall_s", "per Second", "(fraction)")
 

@@ -78,6 +78,7 @@ def test_offline_learns_what_the_data_do_not_show() -> None:
     assert best >= 0.95
 
 
+@pytest.mark.usefixtures("shared_processes")
 def test_offline_to_online(make_experiment: Callable[..., Any], tmp_path: Path) -> None:
     """Nothing at first, then a dataset, then what is collected: every epoch learns from what there is."""
     ready = tmp_path / "ready"
@@ -101,6 +102,7 @@ def test_offline_to_online(make_experiment: Callable[..., Any], tmp_path: Path) 
     assert len(sampled) == 4 and sampled[1] == 0 < sampled[2]
 
 
+@pytest.mark.usefixtures("shared_processes")
 def test_collect_only_then_learn_from_what_was_stored(make_experiment: Callable[..., Any]) -> None:
     first = make_experiment(run_name="first", train_batches_per_epoch=0, num_rollout_workers=1)
     first.learn()
@@ -118,6 +120,7 @@ def test_collect_only_then_learn_from_what_was_stored(make_experiment: Callable[
     assert [row["epoch"] for row in rows(second, "val")] == [0, 2]
 
 
+@pytest.mark.usefixtures("shared_processes")
 def test_evaluate_only(make_experiment: Callable[..., Any]) -> None:
     experiment = make_experiment(train_timesteps_per_epoch=0, train_batches_per_epoch=0, epochs=1, num_replay_shards=1)
     experiment.learn()

@@ -50,6 +50,7 @@ def test_a_killed_shard_has_what_it_acknowledged(
     assert "replay shard 1 died and Ray restarted it: it has its " in out and "is lost" not in out
 
 
+@pytest.mark.usefixtures("shared_processes")
 def test_a_resumed_run_has_what_was_stored(make_experiment: Callable[..., Any]) -> None:
     experiment = make_experiment(ckpt_interval=1)
     experiment.learn()
@@ -72,12 +73,14 @@ def test_a_resumed_run_has_what_was_stored(make_experiment: Callable[..., Any]) 
     assert stored_ids(again) == []
 
 
+@pytest.mark.usefixtures("shared_processes")
 def test_memory_only_leaves_no_files(make_experiment: Callable[..., Any], tmp_path: Path) -> None:
     experiment = make_experiment(replay_durable=False, replay_dir=tmp_path / "elsewhere")
     experiment.learn()
     assert not (tmp_path / "elsewhere").exists() and not (experiment.directory.root / "replay").exists()
 
 
+@pytest.mark.usefixtures("shared_processes")
 @pytest.mark.parametrize("updates_per_timestep", [None, 0.25])
 def test_continuous_holds_the_ratio(make_experiment: Callable[..., Any], updates_per_timestep: float | None) -> None:
     experiment = make_experiment(
@@ -123,6 +126,7 @@ def test_continuous_outlives_its_learner_and_a_worker(make_experiment: Callable[
     assert len(set(ids)) == len(ids)
 
 
+@pytest.mark.usefixtures("shared_processes")
 def test_priorities_reach_the_shards(make_experiment: Callable[..., Any]) -> None:
     experiment = make_experiment(replay_sampling="prioritized", train_batches_per_epoch=12)
     experiment.learn()
@@ -133,6 +137,7 @@ def test_priorities_reach_the_shards(make_experiment: Callable[..., Any]) -> Non
     assert damage == []
 
 
+@pytest.mark.usefixtures("shared_processes")
 @pytest.mark.parametrize("layout", ["packed", "bucketed"])
 def test_batch_layouts(make_experiment: Callable[..., Any], layout: str) -> None:
     experiment = make_experiment(batch_layout=layout, epochs=2)
@@ -149,6 +154,7 @@ def object_store_bytes() -> int:
     return get_memory_info_reply(state).store_stats.object_store_bytes_used
 
 
+@pytest.mark.usefixtures("shared_processes")
 def test_nothing_stays_pinned_in_the_object_store(make_experiment: Callable[..., Any]) -> None:
     """Trajectories, batches and weights pass through it; what a run leaves there does not grow with its epochs."""
     experiment = make_experiment(epochs=4, batch_size=64)

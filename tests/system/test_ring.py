@@ -21,6 +21,8 @@ from amago_ray.messages import RolloutReport
 from amago_ray.nets.traj_encoders import FFTrajEncoder
 from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
 
+pytestmark = pytest.mark.usefixtures("shared_processes")
+
 
 @pytest.mark.parametrize("num_shards", [1, 3])
 @pytest.mark.parametrize("num_workers", [1, 3])

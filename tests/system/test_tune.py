@@ -132,6 +132,7 @@ def test_a_trial_whose_process_is_killed_goes_on(ray_instance: None, tmp_path: P
     assert result.metrics["epoch"] == 4
 
 
+@pytest.mark.usefixtures("shared_processes")
 def test_a_trial_that_is_given_anothers_checkpoint_goes_on_from_its_networks(
     make_experiment: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -164,6 +165,7 @@ def test_a_trial_that_is_given_anothers_checkpoint_goes_on_from_its_networks(
         directory.adopt_training_state(tmp_path)
 
 
+@pytest.mark.usefixtures("shared_processes")
 def test_learning_in_parts_is_learning_at_once(make_experiment: Callable[..., Any]) -> None:
     with make_experiment(run_name="whole", schedule="overlap") as whole:
         whole.learn()
