@@ -61,9 +61,18 @@ def binary_filter(advantage: Tensor, threshold: float = 0.0) -> Tensor:
 
 @gin.configurable
 def exp_filter(
-    advantage: Tensor, beta: float = 1.0, clip_weights_low: float | None = 1e-7, clip_weights_high: float | None = None
+    advantage: Tensor,
+    beta: float = 1.0,
+    clip_weights_low: float | None = 1e-7,
+    clip_weights_high: float | None = None,
+    clip_adv_low: float | None = None,
+    clip_adv_high: float | None = None,
 ) -> Tensor:
-    """exp(beta A), clipped (advantage-weighted regression; CRR's exponential filter, arXiv 2006.15134, eq. 4)."""
+    """exp(beta A), clipped (advantage-weighted regression; CRR's exponential filter, arXiv 2006.15134, eq. 4).
+
+    clip_adv_low, clip_adv_high: bounds on A itself; clip_weights_low, clip_weights_high: on what becomes of it.
+    """
+    advantage = _clip(advantage, clip_adv_low, clip_adv_high)
     return _clip((beta * advantage).exp(), clip_weights_low, clip_weights_high)
 
 
@@ -76,13 +85,16 @@ def leaky_relu_filter(
     target_f0: float = 1e-2,
     clip_weights_low: float | None = 1e-7,
     clip_weights_high: float | None = 10.0,
+    add_binary: bool = True,
 ) -> Tensor:
-    """A binary filter that also leans: two ramps that meet at A = tau, plus a step of 1 at A = 0, clipped.
+    """A filter that leans: two ramps that meet at A = tau, plus, with `add_binary`, a step of 1 at A = 0; clipped.
 
     The lower ramp has slope neg_slope / beta and takes the value `target_f0` at A = 0; the upper has slope 1 / beta.
     The step belongs to A > 0, not to A > tau, so weights in (0, tau] are those of the lower ramp plus 1.
     """
     past_hinge = (advantage - tau) / beta
     at_hinge = target_f0 + neg_slope * tau / beta
-    weight = at_hinge + F.leaky_relu(past_hinge, neg_slope) + (advantage > 0).to(advantage.dtype)
+    weight = at_hinge + F.leaky_relu(past_hinge, neg_slope)
+    if add_binary:
+        weight = weight + (advantage > 0).to(advantage.dtype)
     return _clip(weight, clip_weights_low, clip_weights_high)

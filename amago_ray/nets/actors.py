@@ -87,27 +87,27 @@ class Actor(ActorHead):
 
 
 class ResidualBlock(nn.Module):
-    """x + ff2(activation(ff1(norm(x)))), (..., d) -> (..., d), with a hidden layer of `d_ff` (arXiv 2410.09754)."""
+    """x + norm2(ff2(activation(norm1(ff1(x))))), (..., d) -> (..., d), with a hidden layer of `d_ff`."""
 
-    def __init__(self, d: int, d_ff: int, activation_name: str, normalization: str, dropout_p: float):
+    def __init__(self, d: int, d_ff: int, activation_name: str, normalization: str):
         super().__init__()
-        self.norm = Normalization(normalization, d)
         self.ff1 = nn.Linear(d, d_ff)
-        self.ff2 = nn.Linear(d_ff, d)
+        self.norm1 = Normalization(normalization, d_ff)
         self.activation = activation(activation_name)
-        self.dropout = nn.Dropout(dropout_p)
+        self.ff2 = nn.Linear(d_ff, d)
+        self.norm2 = Normalization(normalization, d)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.dropout(self.ff2(self.activation(self.ff1(self.norm(x)))))
+        return x + self.norm2(self.ff2(self.activation(self.norm1(self.ff1(x)))))
 
 
 @gin.configurable
 class ResidualActor(ActorHead):
-    """One residual network for all discount factors, which stays trainable as it grows (SimBa, arXiv 2410.09754).
+    """One residual network for all discount factors (AMAGO's form, to the number).
 
-    A linear layer to `feature_dim`, `residual_blocks` blocks of x + MLP(norm(x)) with a hidden layer of
-    `residual_ff_dim`, a last norm and a linear layer. normalization: see `Normalization`.
-    dropout_p: on the features that enter the blocks and on what each block adds.
+    A two-layer MLP from the state to `feature_dim`, `residual_blocks` blocks with a hidden layer of `residual_ff_dim`
+    and a norm after each of their linear layers, then a linear layer. normalization: see `Normalization`.
+    activation: of the blocks and after the MLP's first layer. dropout_p: after the latter alone.
     Raises ValueError for residual_blocks below 1, an unknown activation or normalization.
     """
 
@@ -127,18 +127,12 @@ class ResidualActor(ActorHead):
         super().__init__(state_dim, action_spec, num_gammas, policy_output_type)
         if residual_blocks < 1:
             raise ValueError(f"ResidualActor.residual_blocks={residual_blocks}: it must be 1 or more")
-        self.inp_layer = nn.Linear(state_dim, feature_dim)
-        self.dropout = nn.Dropout(dropout_p)
-        self.blocks = nn.ModuleList(
-            ResidualBlock(feature_dim, residual_ff_dim, activation, normalization, dropout_p)
-            for _ in range(residual_blocks)
+        self.inp = MLP(state_dim, feature_dim, 1, feature_dim, activation=activation, dropout_p=dropout_p)
+        self.blocks = nn.Sequential(
+            *(ResidualBlock(feature_dim, residual_ff_dim, activation, normalization) for _ in range(residual_blocks))
         )
-        self.out_norm = Normalization(normalization, feature_dim)
         self.out_layer = nn.Linear(feature_dim, num_gammas * self.policy_output.num_params)
 
     def params(self, state: Tensor, main_gamma_only: bool, obs: Mapping[str, Tensor]) -> Tensor:
-        x = self.dropout(self.inp_layer(state))
-        for block in self.blocks:
-            x = block(x)
-        x = self.out_norm(x)
+        x = self.blocks(self.inp(state))
         return last_outputs(self.out_layer, x, self.policy_output.num_params) if main_gamma_only else self.out_layer(x)
