@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from amago_ray.nets.distributions import ActionDistribution
 from amago_ray.nets.feedforward import MLP, Normalization, activation
-from amago_ray.nets.policy_outputs import PolicyOutput, default_policy_output
+from amago_ray.nets.policy_outputs import PolicyOutput, choose_policy_output
 from amago_ray.specs import ActionSpec
 
 NO_OBS: Mapping[str, Tensor] = MappingProxyType({})
@@ -27,8 +27,10 @@ class ActorHead(nn.Module, ABC):
 
     Beside states, actors see `obs`: the observation arrays that `Agent.pass_obs_keys_to_actor` names, (..., *shape) in
     their own dtype, with the leading dimensions of the states; no array unless some are named.
+    With `legal`, bool (..., A), every actor gives illegal actions a probability of exactly 0 (`PolicyOutput.masked`).
 
     policy_output_type: family of the distribution; by default the one that fits the action space.
+    continuous_dist_type, discrete_dist_type: the same for continuous (and multi-binary) and for discrete spaces alone.
     """
 
     def __init__(
@@ -37,23 +39,36 @@ class ActorHead(nn.Module, ABC):
         action_spec: ActionSpec,
         num_gammas: int,
         policy_output_type: type[PolicyOutput] | None = None,
+        continuous_dist_type: type[PolicyOutput] | None = None,
+        discrete_dist_type: type[PolicyOutput] | None = None,
     ):
         super().__init__()
         self.state_dim, self.num_gammas = state_dim, num_gammas
-        self.policy_output = (policy_output_type or default_policy_output(action_spec))(action_spec)
+        self.policy_output = choose_policy_output(
+            action_spec, policy_output_type, continuous_dist_type, discrete_dist_type
+        )
 
     @abstractmethod
     def params(self, state: Tensor, main_gamma_only: bool, obs: Mapping[str, Tensor]) -> Tensor:
         """Distribution parameters (..., G * P) of states (..., D), gamma by gamma; (..., P) for the main one alone."""
 
-    def forward(self, state_BLD: Tensor, obs: Mapping[str, Tensor] = NO_OBS) -> ActionDistribution:
+    def forward(
+        self, state_BLD: Tensor, obs: Mapping[str, Tensor] = NO_OBS, legal_BLA: Tensor | None = None
+    ) -> ActionDistribution:
         """Distributions of batch shape (B, L, G); any leading dimensions in place of (B, L)."""
-        params = self.params(state_BLD, main_gamma_only=False, obs=obs).float()
-        return self.policy_output(params.unflatten(-1, (self.num_gammas, self.policy_output.num_params)))
+        params = self.params(state_BLD, main_gamma_only=False, obs=obs)
+        params = params.unflatten(-1, (self.num_gammas, self.policy_output.num_params))
+        return self._distribution(params, None if legal_BLA is None else legal_BLA.unsqueeze(-2))
 
-    def main_gamma(self, state_BD: Tensor, obs: Mapping[str, Tensor] = NO_OBS) -> ActionDistribution:
+    def main_gamma(
+        self, state_BD: Tensor, obs: Mapping[str, Tensor] = NO_OBS, legal_BA: Tensor | None = None
+    ) -> ActionDistribution:
         """The distribution of the last gamma alone, batch shape (B,): all that acting needs."""
-        return self.policy_output(self.params(state_BD, main_gamma_only=True, obs=obs).float())
+        return self._distribution(self.params(state_BD, main_gamma_only=True, obs=obs), legal_BA)
+
+    def _distribution(self, params: Tensor, legal: Tensor | None) -> ActionDistribution:
+        params = params.float()
+        return self.policy_output(params) if legal is None else self.policy_output.masked(params, legal)
 
 
 def last_outputs(layer: nn.Linear, x: Tensor, num: int) -> Tensor:
@@ -75,8 +90,12 @@ class Actor(ActorHead):
         activation: str = "leaky_relu",
         dropout_p: float = 0.0,
         policy_output_type: type[PolicyOutput] | None = None,
+        continuous_dist_type: type[PolicyOutput] | None = None,
+        discrete_dist_type: type[PolicyOutput] | None = None,
     ):
-        super().__init__(state_dim, action_spec, num_gammas, policy_output_type)
+        super().__init__(
+            state_dim, action_spec, num_gammas, policy_output_type, continuous_dist_type, discrete_dist_type
+        )
         num_outputs = num_gammas * self.policy_output.num_params
         self.base = MLP(state_dim, d_hidden, n_layers, num_outputs, activation=activation, dropout_p=dropout_p)
 
@@ -123,8 +142,12 @@ class ResidualActor(ActorHead):
         normalization: str = "layer",
         dropout_p: float = 0.0,
         policy_output_type: type[PolicyOutput] | None = None,
+        continuous_dist_type: type[PolicyOutput] | None = None,
+        discrete_dist_type: type[PolicyOutput] | None = None,
     ):
-        super().__init__(state_dim, action_spec, num_gammas, policy_output_type)
+        super().__init__(
+            state_dim, action_spec, num_gammas, policy_output_type, continuous_dist_type, discrete_dist_type
+        )
         if residual_blocks < 1:
             raise ValueError(f"ResidualActor.residual_blocks={residual_blocks}: it must be 1 or more")
         self.inp = MLP(state_dim, feature_dim, 1, feature_dim, activation=activation, dropout_p=dropout_p)

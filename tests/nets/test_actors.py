@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import gin
 import pytest
 import torch
 from torch import Tensor
 
+from amago_ray import config
 from amago_ray.nets.actors import Actor, ActorHead, ResidualActor
+from amago_ray.nets.policy_outputs import GMM, Beta, Discrete, Multidiscrete
 from amago_ray.specs import ActionSpec
 
 B, L, D, G = 2, 4, 5, 3
@@ -90,3 +93,28 @@ def test_main_gamma_equals_the_last_gamma(kind: str, make_actor: Callable[[str],
     torch.testing.assert_close(main.mode, whole.mode[:, :, -1].reshape(B * L, -1))
     actions = whole.sample()[:, :, -1]
     close(main.log_prob(actions.reshape(B * L, -1)), whole.log_prob(actions.unsqueeze(2))[:, :, -1].reshape(-1, 1))
+
+
+@pytest.mark.parametrize("owner", ["Actor", "ResidualActor"])
+def test_families_by_kind_of_action(owner: str) -> None:
+    """By gin, one setting for each kind of space, and one that goes before both."""
+    config.load([], [f"{owner}.continuous_dist_type = @Beta", f"{owner}.discrete_dist_type = @Discrete"])
+    make = {"Actor": Actor, "ResidualActor": ResidualActor}[owner]
+    families = {kind: type(make(D, spec, G).policy_output) for kind, spec in SPECS.items() if kind != "multibinary"}
+    assert families == {"discrete": Discrete, "continuous": Beta, "multidiscrete": Multidiscrete}
+    config.load([], [f"{owner}.policy_output_type = @GMM"])
+    assert type(make(D, SPECS["continuous"], G).policy_output) is GMM
+    gin.clear_config()
+
+
+@pytest.mark.parametrize("kind", ["discrete", "multidiscrete"])
+@pytest.mark.parametrize("make_actor", [plain_actor, residual_actor])
+def test_every_actor_leaves_out_illegal_actions(kind: str, make_actor: Callable[[str], ActorHead]) -> None:
+    """The same ones for every discount factor, and for the main one alone."""
+    actor, state = make_actor(kind), torch.randn(B, L, D)
+    legal = torch.ones(B, L, SPECS[kind].vector_size, dtype=torch.bool)
+    legal[0, :, 0], legal[1, :, 1] = False, False
+    whole, main = actor(state, legal_BLA=legal), actor.main_gamma(state[:, 0], legal_BA=legal[:, 0])
+    assert torch.equal(whole.probs == 0.0, ~legal.unsqueeze(2).expand(whole.probs.shape))
+    close(main.probs, whole.probs[:, 0, -1])
+    assert (actor(state).probs > 0.0).all()
