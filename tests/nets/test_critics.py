@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import gin
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amago_ray.nets import critics as critic_heads
-from amago_ray.nets.critics import MAX_CRITIC_ACTION, NCritics
+from amago_ray.nets.critics import MAX_CRITIC_ACTION, NCritics, NCriticsTwoHot
 from amago_ray.specs import ActionSpec
 
 K, B, L, D, C = 3, 2, 4, 5, 3
@@ -164,3 +165,19 @@ def test_critics_are_independent_at_the_start() -> None:
     values = critics.values(critics.prepare(state), action)
     for one, other in pairwise(range(C)):
         assert (values[:, :, :, one] - values[:, :, :, other]).abs().mean() > 1e-2
+
+
+def test_the_width_of_gaussian_labels_is_a_setting() -> None:
+    """With sigma 2 the label of a bin's own centre has the entries of a Gaussian of two bin widths."""
+    critics = NCriticsTwoHot(
+        D, SPECS["discrete"], GAMMAS, C, output_bins=41, min_return=-20.0, max_return=20.0, use_symlog=False,
+        label_type="hlgauss", sigma=2.0,
+    )  # fmt: skip
+    label = critics.bins.encode(torch.tensor([3.0]))
+    assert float(label[25] / label[23]) == pytest.approx(np.exp(-0.5), rel=0.02)
+
+
+def test_how_outputs_are_read_is_no_setting_of_plain_critics() -> None:
+    with pytest.raises(ValueError, match="num_outputs"):
+        gin.parse_config("NCritics.num_outputs = 3")
+    gin.clear_config()
