@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+PRIORITY_OF_LARGEST = 0.9
+LEAST_PRIORITY = 1e-3  # so that nothing that was learned well is never drawn again
+
 
 def n_step_target(
     reward_BLG: Tensor, done_BLG: Tensor, q_next_BLG: Tensor, gamma_G: Tensor, mask_BL: Tensor, n: int
@@ -41,6 +44,15 @@ def masked_mean(x: Tensor, mask_BL: Tensor | None) -> Tensor:
         return x.mean()
     mask = mask_BL.view(*mask_BL.shape, *[1] * (x.dim() - 2)).expand_as(x)
     return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def sequence_priority(error_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    """A mixture (B,) of the largest and the mean error over real transitions (R2D2, Kapturowski et al. 2019, 2.3).
+
+    error_BL: at least 0, and 0 where `mask_BL` is false.
+    """
+    mean_B = error_BL.sum(dim=1) / mask_BL.sum(dim=1).clamp(min=1)
+    return PRIORITY_OF_LARGEST * error_BL.amax(dim=1) + (1 - PRIORITY_OF_LARGEST) * mean_B + LEAST_PRIORITY
 
 
 def filtered_behavior_cloning(log_prob_BLG: Tensor, weight_BLG: Tensor) -> Tensor:

@@ -1,0 +1,32 @@
+"""Settings that name observation arrays are checked here, before anything is built of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from amago_ray.config import nearest
+from amago_ray.specs import ActionSpec, ObsSpec
+
+
+def check_obs_names(setting: str, names: Sequence[str], obs_spec: ObsSpec) -> None:
+    """Raises ValueError, naming `setting`, unless these are names of observation arrays."""
+    if isinstance(names, str):
+        raise ValueError(f"{setting}={names!r}: write a tuple of names, {(names,)!r}")
+    for name in names:
+        if name not in obs_spec:
+            raise ValueError(f"{setting}={names!r}: no observation is named {name!r}{nearest(name, obs_spec)}")
+
+
+def check_action_mask(key: str | None, obs_spec: ObsSpec, action_spec: ActionSpec) -> None:
+    """Raises ValueError unless `key` names an array with one number per category of a (multi-)discrete action."""
+    if key is None:
+        return
+    setting = f"Experiment.action_mask_key={key!r}"
+    if action_spec.kind not in ("discrete", "multidiscrete"):
+        raise ValueError(f"{setting}: masks are for categories, but the environment's actions are {action_spec.kind}")
+    if key not in obs_spec:
+        raise ValueError(f"{setting}: no observation is named {key!r}{nearest(key, obs_spec)}")
+    if obs_spec[key].shape != (action_spec.vector_size,):
+        raise ValueError(
+            f"{setting}: one number per action is needed, shape {(action_spec.vector_size,)}, not {obs_spec[key].shape}"
+        )
