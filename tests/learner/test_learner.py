@@ -74,11 +74,12 @@ def make_learner(
     batches_per_update: int = 1,
     learning_rate: float = 1e-3,
     l2_coeff: float = 1e-3,
+    action_mask_key: str | None = None,
     **settings: object,
 ) -> Learner:
     agent_type, critic_type = AGENTS[agent]
     agent_type = partial(agent_type, **{"actor_type": actor, "critic_type": critic_type, **settings})
-    spec = AgentSpec(obs_spec, ACTION_SPECS[kind], L, tstep_encoder, encoder, agent_type, seed=0)
+    spec = AgentSpec(obs_spec, ACTION_SPECS[kind], L, tstep_encoder, encoder, agent_type, 0, action_mask_key)
     config = LearnerConfig(
         learning_rate=learning_rate,
         l2_coeff=l2_coeff,
@@ -244,6 +245,13 @@ def test_an_update_never_waits_for_the_device(agent: str, encoder: str, kind: st
 )
 def test_no_setting_makes_it_wait(agent: str, kind: str, settings: dict[str, Any]) -> None:
     check_updates(make_learner(agent, kind, **settings), prepared_batch(kind))
+
+
+@by_agent
+def test_action_masks_do_not_make_it_wait(agent: str) -> None:
+    batch, masks = prepared_batch("discrete"), torch.randint(2, (len(LENGTHS), L + 1, 4), dtype=torch.int8)
+    learner = make_learner(agent, obs_spec={**OBS_SPEC, "legal": ArraySpec((4,), "int8")}, action_mask_key="legal")
+    check_updates(learner, dataclasses.replace(batch, obs=batch.obs | {"legal": masks}))
 
 
 def test_images_do_not_make_it_wait() -> None:
