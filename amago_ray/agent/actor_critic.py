@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TypeVar
 
 import gin
@@ -22,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from amago_ray.agent import losses
+from amago_ray.agent.checks import check_action_mask, check_numbers, check_obs_names
 from amago_ray.agent.learning_metrics import entropy_metrics, filter_metrics, value_metrics
-from amago_ray.agent.observation_names import check_action_mask, check_obs_names
+from amago_ray.agent.multigammas import Multigammas
 from amago_ray.agent.policy import Policy, TrainingBatch
 from amago_ray.agent.transitions import AgentLoss, Transitions
 from amago_ray.nets.actors import Actor, ActorHead
@@ -32,22 +32,9 @@ from amago_ray.nets.distributions import ActionDistribution
 from amago_ray.nets.scaling import PopArt
 from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder, TstepEncoder
-from amago_ray.specs import ActionKind, ActionSpec, ObsSpec
+from amago_ray.specs import ActionSpec, ObsSpec
 
-AUXILIARY_GAMMAS = (0.1, 0.9, 0.95, 0.97, 0.99, 0.995)
 Network = TypeVar("Network", bound=nn.Module)
-
-
-@gin.configurable
-@dataclass(frozen=True)
-class Multigammas:
-    """Discount factors trained beside the main one, for discrete and for all other action spaces."""
-
-    discrete: tuple[float, ...] = AUXILIARY_GAMMAS
-    continuous: tuple[float, ...] = AUXILIARY_GAMMAS
-
-    def for_actions(self, kind: ActionKind) -> tuple[float, ...]:
-        return tuple(self.discrete if kind == "discrete" else self.continuous)
 
 
 @gin.configurable(denylist=["action_mask_key"])
@@ -108,12 +95,7 @@ class Agent(nn.Module):
     ):
         super().__init__()
         name = type(self).__name__
-        if not 0.0 <= gamma < 1.0:
-            raise ValueError(f"{name}.gamma={gamma}: a discount factor lies in [0, 1)")
-        if not 1 <= num_critics_td <= num_critics:
-            raise ValueError(f"{name}.num_critics_td={num_critics_td}: choose 1 to num_critics={num_critics}")
-        if n_step < 1:
-            raise ValueError(f"{name}.n_step={n_step}: it must be 1 or more")
+        check_numbers(name, gamma, num_critics, num_critics_td, n_step)
         if fake_filter and online_coeff == 0 and offline_coeff == 0:
             raise ValueError(f"{name}.online_coeff=0 and offline_coeff=0 with fake_filter: nothing is trained")
         obs_names = () if pass_obs_keys_to_actor is None else pass_obs_keys_to_actor

@@ -31,7 +31,8 @@ from agent_cases import (
 )
 from torch import Tensor
 
-from amago_ray.agent.actor_critic import AUXILIARY_GAMMAS, Agent
+from amago_ray.agent.actor_critic import Agent
+from amago_ray.agent.multigammas import AUXILIARY_GAMMAS
 from amago_ray.agent.multitask import MultiTaskAgent
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.nets.policy_outputs import GMM

@@ -1,4 +1,4 @@
-"""Settings that name observation arrays are checked here, before anything is built of them."""
+"""An agent's settings are checked here, before anything is built of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ from collections.abc import Sequence
 
 from amago_ray.config import nearest
 from amago_ray.specs import ActionSpec, ObsSpec
+
+
+def check_numbers(owner: str, gamma: float, num_critics: int, num_critics_td: int, n_step: int) -> None:
+    """Raises ValueError, naming the setting of `owner`, for one that is out of range."""
+    if not 0.0 <= gamma < 1.0:
+        raise ValueError(f"{owner}.gamma={gamma}: a discount factor lies in [0, 1)")
+    if not 1 <= num_critics_td <= num_critics:
+        raise ValueError(f"{owner}.num_critics_td={num_critics_td}: choose 1 to num_critics={num_critics}")
+    if n_step < 1:
+        raise ValueError(f"{owner}.n_step={n_step}: it must be 1 or more")
 
 
 def check_obs_names(setting: str, names: Sequence[str], obs_spec: ObsSpec) -> None:
