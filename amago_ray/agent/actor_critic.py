@@ -195,6 +195,10 @@ class Agent(nn.Module):
         actor_BLG = self.actor_objective(real.dist, real.taken, judgement, metrics, log)
         actor_loss = self._mean(actor_BLG, self.actor_mask(batch), batch)
         loss = actor_loss + self.critic_loss_weight * critic_loss
+        extra = self.extra_loss(real, batch)
+        if extra is not None:
+            loss = loss + extra
+            metrics |= {"Extra Loss": extra} if log else {}
         if log:
             metrics |= entropy_metrics(real.dist.entropy().squeeze(-1), self.gamma_names)
             metrics |= {"Total Loss": loss, "Actor Loss": actor_loss, "Critic Loss": critic_loss}
@@ -270,6 +274,10 @@ class Agent(nn.Module):
 
     def critic_mask(self, batch: TrainingBatch) -> Tensor | None:
         """As `actor_mask`, for the critic loss."""
+        return None
+
+    def extra_loss(self, real: Transitions, batch: TrainingBatch) -> Tensor | None:
+        """A scalar to add to the loss; override it, for what `init_extra_networks` made, say. None: nothing."""
         return None
 
     def encode(self, batch: TrainingBatch) -> Transitions:

@@ -18,7 +18,7 @@ from amago_ray.agent.actor_critic import Agent
 from amago_ray.agent.losses import exp_filter
 from amago_ray.agent.multitask import MultiTaskAgent
 from amago_ray.agent.policy import TrainingBatch
-from amago_ray.agent.transitions import AgentLoss
+from amago_ray.agent.transitions import Transitions
 from amago_ray.nets.actors import NO_OBS, Actor
 from amago_ray.nets.traj_encoders import TrajEncoder
 
@@ -282,11 +282,21 @@ class Curious(Agent):
         self.curiosity = torch.nn.Linear(self.policy.traj_encoder.emb_dim, 1)
         self.target_curiosity = self.slow_copy(self.curiosity)
 
-    def forward(self, batch: TrainingBatch, log: bool = False) -> AgentLoss:
-        out = super().forward(batch, log)
-        real = self.encode(batch)
+    def extra_loss(self, real: Transitions, batch: TrainingBatch) -> Tensor:
         error = self.curiosity(real.state).squeeze(-1) - real.next_state.norm(dim=-1)
-        return dataclasses.replace(out, loss=out.loss + error.square().mean())
+        return error.square().mean()
+
+
+def test_an_extra_loss_is_added_and_told() -> None:
+    plain, curious = (build("discrete", agent_type=t).eval() for t in (Agent, Curious))
+    losses = []
+    for agent in (plain, curious):
+        torch.manual_seed(1)
+        losses.append(agent(make_batch("discrete"), log=True))
+    extra = losses[1].metrics["Extra Loss"]
+    assert extra > 0.0 and "Extra Loss" not in losses[0].metrics
+    torch.testing.assert_close(losses[1].loss, losses[0].loss + extra)
+    assert losses[1].metrics["Total Loss"] == losses[1].loss
 
 
 def test_extra_networks_are_trained_saved_and_averaged() -> None:
