@@ -209,4 +209,3 @@ def test_the_setting_is_checked(kind: str, key: str, shape: tuple[int, ...], mes
 def test_it_is_set_in_one_place(name: str) -> None:
     with pytest.raises(ValueError, match="action_mask_key"):
         gin.parse_config(f"{name}.action_mask_key = 'legal'")
-    gin.clear_config()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import gin
 import pytest
 import torch
 from torch import Tensor
@@ -104,7 +103,6 @@ def test_families_by_kind_of_action(owner: str) -> None:
     assert families == {"discrete": Discrete, "continuous": Beta, "multidiscrete": Multidiscrete}
     config.load([], [f"{owner}.policy_output_type = @GMM"])
     assert type(make(D, SPECS["continuous"], G).policy_output) is GMM
-    gin.clear_config()
 
 
 @pytest.mark.parametrize("kind", ["discrete", "multidiscrete"])

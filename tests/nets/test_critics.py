@@ -180,4 +180,3 @@ def test_the_width_of_gaussian_labels_is_a_setting() -> None:
 def test_how_outputs_are_read_is_no_setting_of_plain_critics() -> None:
     with pytest.raises(ValueError, match="num_outputs"):
         gin.parse_config("NCritics.num_outputs = 3")
-    gin.clear_config()

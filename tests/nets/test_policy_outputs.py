@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import gin
 import pytest
 import torch
 from torch import Tensor
@@ -40,13 +39,6 @@ FAMILIES: list[tuple[type[PolicyOutput], ActionSpec]] = [
     (GMM, CONTINUOUS),
 ]
 torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def no_configuration() -> Iterator[None]:
-    gin.clear_config()
-    yield
-    gin.clear_config()
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
