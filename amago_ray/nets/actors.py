@@ -1,8 +1,7 @@
 """Actor heads on top of the state embedding s: one action distribution per timestep and discount factor.
 
-Shape letters: K sampled actions, B sequences, L timesteps, N states of a batch, D state width, C critics, S of them
-that are asked, G discount factors, A action vector, H hidden width, P parameters of one action distribution, O outputs
-of one critic.
+Shape letters: B sequences, L timesteps, D state width, G discount factors, A action vector, P parameters of one action
+distribution.
 """
 
 from __future__ import annotations
