@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from amago_ray.agent import MultiTaskAgent
-from amago_ray.agent.actor_critic import AUXILIARY_GAMMAS, Agent
+from amago_ray.agent.actor_critic import Agent
+from amago_ray.agent.multigammas import AUXILIARY_GAMMAS
 from amago_ray.agent.policy import TrainingBatch
 from amago_ray.nets.actions import action_vector
 from amago_ray.nets.actors import Actor

@@ -11,9 +11,9 @@ vector.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from typing import TypeVar
 
 import gin
 import numpy as np
@@ -21,62 +21,23 @@ import torch
 from torch import Tensor, nn
 
 from amago_ray.agent import losses
+from amago_ray.agent.checks import check_action_mask, check_numbers, check_obs_names
+from amago_ray.agent.learning_metrics import entropy_metrics, filter_metrics, value_metrics
+from amago_ray.agent.multigammas import Multigammas
 from amago_ray.agent.policy import Policy, TrainingBatch
-from amago_ray.config import nearest
+from amago_ray.agent.transitions import AgentLoss, Transitions
 from amago_ray.nets.actors import Actor, ActorHead
 from amago_ray.nets.critics import CriticEnsemble, NCritics
 from amago_ray.nets.distributions import ActionDistribution
 from amago_ray.nets.scaling import PopArt
 from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder, TstepEncoder
-from amago_ray.specs import ActionKind, ActionSpec, ObsSpec
+from amago_ray.specs import ActionSpec, ObsSpec
 
-PRIORITY_OF_LARGEST = 0.9
-LEAST_PRIORITY = 1e-3  # so that nothing that was learned well is never drawn again
-AUXILIARY_GAMMAS = (0.1, 0.9, 0.95, 0.97, 0.99, 0.995)
+Network = TypeVar("Network", bound=nn.Module)
 
 
-@gin.configurable
-@dataclass(frozen=True)
-class Multigammas:
-    """Discount factors trained beside the main one, for discrete and for all other action spaces."""
-
-    discrete: tuple[float, ...] = AUXILIARY_GAMMAS
-    continuous: tuple[float, ...] = AUXILIARY_GAMMAS
-
-    def for_actions(self, kind: ActionKind) -> tuple[float, ...]:
-        return tuple(self.discrete if kind == "discrete" else self.continuous)
-
-
-@dataclass(frozen=True)
-class Transitions:
-    """The N real transitions of a batch, as actor and critics see them, laid out as (B, L) = (1, N).
-
-    state, next_state: (1, N, D) before and after each, the latter without gradient. taken: (1, N, A) action vectors.
-    dist: the policy's distributions of batch shape (1, N, G).
-    """
-
-    state: Tensor
-    next_state: Tensor
-    taken: Tensor
-    dist: ActionDistribution
-
-
-@dataclass(frozen=True)
-class AgentLoss:
-    """Scalars of one batch; `loss` is the one to minimise. `metrics` is empty unless it was asked for.
-
-    priority: (B,) of the sequences, where the batch was drawn by priority and critics are trained.
-    """
-
-    loss: Tensor
-    actor_loss: Tensor
-    critic_loss: Tensor
-    metrics: dict[str, Tensor] = field(default_factory=dict)
-    priority: Tensor | None = None
-
-
-@gin.configurable
+@gin.configurable(denylist=["action_mask_key"])
 class Agent(nn.Module):
     """Actor-critic over every gamma at once: an ensemble TD loss, a DPG loss and filtered behaviour cloning.
 
@@ -92,7 +53,12 @@ class Agent(nn.Module):
     use_multigamma: train the auxiliary gammas. n_step: length of the TD returns.
     critic_loss_weight: weight of the critic loss beside the actor loss.
     pass_obs_keys_to_actor: names of observation arrays that the actor sees as they are, beside the state (see
-        `ActorHead`): an action mask, say.
+        `ActorHead`).
+    temperature: of the actions that are sampled to act (`ActionDistribution.tempered`); the loss knows nothing of it.
+    optimizer_type: (parameters, lr=..., weight_decay=...) -> optimiser; None: AdamW. See `init_optimizer`.
+    action_mask_key: comes from `Experiment.action_mask_key`. The observation array, one number per entry of the action
+        vector, whose zeros say which categories are illegal. Wherever the policy is used these have probability 0:
+        sampled actions, V(s), and targets by the mask of the next state.
     """
 
     gammas: Tensor
@@ -122,17 +88,19 @@ class Agent(nn.Module):
         use_multigamma: bool = True,
         n_step: int = 1,
         critic_loss_weight: float = 10.0,
-        pass_obs_keys_to_actor: tuple[str, ...] = (),
+        pass_obs_keys_to_actor: Sequence[str] | None = None,
+        temperature: float = 1.0,
+        optimizer_type: Callable[..., torch.optim.Optimizer] | None = None,
+        action_mask_key: str | None = None,
     ):
         super().__init__()
         name = type(self).__name__
-        if not 0.0 <= gamma < 1.0:
-            raise ValueError(f"{name}.gamma={gamma}: a discount factor lies in [0, 1)")
-        if not 1 <= num_critics_td <= num_critics:
-            raise ValueError(f"{name}.num_critics_td={num_critics_td}: choose 1 to num_critics={num_critics}")
-        if n_step < 1:
-            raise ValueError(f"{name}.n_step={n_step}: it must be 1 or more")
-        _check_obs_names(f"{name}.pass_obs_keys_to_actor", pass_obs_keys_to_actor, obs_spec)
+        check_numbers(name, gamma, num_critics, num_critics_td, n_step)
+        if fake_filter and online_coeff == 0 and offline_coeff == 0:
+            raise ValueError(f"{name}.online_coeff=0 and offline_coeff=0 with fake_filter: nothing is trained")
+        obs_names = () if pass_obs_keys_to_actor is None else pass_obs_keys_to_actor
+        check_obs_names(f"{name}.pass_obs_keys_to_actor", obs_names, obs_spec)
+        check_action_mask(action_mask_key, obs_spec, action_spec)
         self.action_spec = action_spec
         self.num_critics_td = num_critics_td
         self.online_coeff, self.offline_coeff = online_coeff, offline_coeff
@@ -145,6 +113,7 @@ class Agent(nn.Module):
         self.use_target_actor = use_target_actor
         self.n_step = n_step
         self.critic_loss_weight = critic_loss_weight
+        self.optimizer_type = optimizer_type
 
         gammas = (*(Multigammas().for_actions(action_spec.kind) if use_multigamma else ()), gamma)
         self.gamma_names = tuple(f"{g:g}" for g in gammas)
@@ -153,13 +122,43 @@ class Agent(nn.Module):
         traj_encoder = traj_encoder_type(tstep_dim=tstep_encoder.emb_dim, max_seq_len=max_seq_len)
         state_dim = traj_encoder.emb_dim
         actor = actor_type(state_dim=state_dim, action_spec=action_spec, num_gammas=len(gammas))
-        self.policy = Policy(tstep_encoder, traj_encoder, actor, tuple(pass_obs_keys_to_actor))
+        self.policy = Policy(tstep_encoder, traj_encoder, actor, tuple(obs_names), action_mask_key, temperature)
         self.critics = critic_type(
             state_dim=state_dim, action_spec=action_spec, gammas=self.gammas, num_critics=num_critics
         )
-        self.target_actor = copy.deepcopy(actor).requires_grad_(False)
-        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.popart = PopArt(len(gammas), enabled=popart)
+        self._slow_copies: list[tuple[nn.Module, nn.Module]] = []
+        self.target_actor = self.slow_copy(actor)
+        self.target_critics = self.slow_copy(self.critics)
+        self.init_extra_networks()
+
+    def init_extra_networks(self) -> None:
+        """A hook for subclasses: make further modules here, as attributes.
+
+        Everything that `Agent` has is there (`policy`, `critics`, `gammas`, `action_spec`). What is made is trained,
+        moved between devices and saved with the agent; `slow_copy` gives it a target network. Workers, who hold
+        `policy` alone, never see it.
+        """
+
+    def slow_copy(self, network: Network) -> Network:
+        """A target network, to be kept as an attribute: a copy that is not trained and follows `network` by `tau`."""
+        target = copy.deepcopy(network).requires_grad_(False)
+        self._slow_copies.append((target, network))
+        return target
+
+    @property
+    def trainable_params(self) -> list[nn.Parameter]:
+        """What an optimiser trains: everything but the target networks."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def init_optimizer(self, learning_rate: float, l2_coeff: float) -> torch.optim.Optimizer:
+        """The optimiser of this agent's `trainable_params`; override it for groups with rates of their own.
+
+        The learner warms up every group's rate, and clips the gradient over all.
+        """
+        if self.optimizer_type is None:
+            return torch.optim.AdamW(self.trainable_params, lr=learning_rate, weight_decay=l2_coeff, fused=True)
+        return self.optimizer_type(self.trainable_params, lr=learning_rate, weight_decay=l2_coeff)
 
     @property
     def exact_expectation(self) -> bool:
@@ -177,55 +176,49 @@ class Agent(nn.Module):
         out as (B, L) = (1, N).
         """
         metrics: dict[str, Tensor] = {}
-        priority_B = None
         real = self.encode(batch)
-        dist = real.dist
+        critic_loss, priority_B, judgement = real.state.new_zeros(()), None, None
         if self.uses_critics:
             target_BLG = self.td_target(real.next_state, batch)
             if self.training:
                 self.popart.update(target_BLG.unsqueeze(-1))
-            q_out, value = self.judge(real)
+            q_out, value_KBLCG1 = self.judge(real)
             critic_BLCG = self.critic_error(q_out, target_BLG)
             if batch.weight is not None:
                 priority_B = self.priority(critic_BLCG.detach(), batch)
-                critic_BLCG = critic_BLCG * self._sequence_weight(batch)[..., None, None]
-            critic_loss = losses.masked_mean(critic_BLCG, self._real_mask(self.critic_mask(batch), batch))
+            critic_loss = self._mean(critic_BLCG, self.critic_mask(batch), batch)
             q_BLCG1 = self.scalars(q_out.detach())
-            actor_BLG = self.actor_objective(dist, real.taken, q_BLCG1, value, metrics, log)
+            judgement = q_BLCG1, value_KBLCG1
             if log:
-                self._log_values(q_BLCG1, target_BLG, metrics)
-        else:
-            critic_loss = real.state.new_zeros(())
-            log_prob_BLG = dist.log_prob(real.taken.unsqueeze(2)).squeeze(-1)
-            actor_BLG = self.offline_coeff * losses.filtered_behavior_cloning(
-                log_prob_BLG, torch.ones_like(log_prob_BLG)
-            )
-        if batch.weight is not None:
-            actor_BLG = actor_BLG * self._sequence_weight(batch)[..., None]
-        actor_loss = losses.masked_mean(actor_BLG, self._real_mask(self.actor_mask(batch), batch))
+                q_BLCG = self.returns(q_BLCG1).squeeze(-1)
+                metrics |= value_metrics(q_BLCG, target_BLG, self.popart, self.gamma_names)
+        actor_BLG = self.actor_objective(real.dist, real.taken, judgement, metrics, log)
+        actor_loss = self._mean(actor_BLG, self.actor_mask(batch), batch)
         loss = actor_loss + self.critic_loss_weight * critic_loss
+        extra = self.extra_loss(real, batch)
+        if extra is not None:
+            loss = loss + extra
+            metrics |= {"Extra Loss": extra} if log else {}
         if log:
-            entropy_BLG = dist.entropy().squeeze(-1)
-            for g, gamma in enumerate(self.gamma_names):
-                metrics[f"Policy Entropy (gamma={gamma})"] = entropy_BLG[:, :, g].mean()
+            metrics |= entropy_metrics(real.dist.entropy().squeeze(-1), self.gamma_names)
             metrics |= {"Total Loss": loss, "Actor Loss": actor_loss, "Critic Loss": critic_loss}
         return AgentLoss(loss, actor_loss, critic_loss, metrics, priority_B)
 
     @staticmethod
-    def _sequence_weight(batch: TrainingBatch) -> Tensor:
-        """(1, N): the weight of the sequence that each real transition is in."""
-        assert batch.weight is not None
-        return batch.real(batch.weight.unsqueeze(1).expand_as(batch.mask))
+    def _mean(x: Tensor, mask_BL: Tensor | None, batch: TrainingBatch) -> Tensor:
+        """Of x (1, N, ...), over the real transitions that `mask_BL` leaves in; each weighs as its sequence does."""
+        if batch.weight is not None:
+            weight_1N = batch.real(batch.weight.unsqueeze(1).expand_as(batch.mask))
+            x = x * weight_1N.view(*weight_1N.shape, *[1] * (x.dim() - 2))
+        return losses.masked_mean(x, None if mask_BL is None else batch.real(mask_BL))
 
     def priority(self, critic_BLCG: Tensor, batch: TrainingBatch) -> Tensor:
         """How much is still to be learned from each sequence, (B,): the larger, the more often replay draws it.
 
-        A mixture of the largest and the mean error over its transitions, each the mean over critics and gammas
-        (R2D2, Kapturowski et al. 2019, section 2.3). critic_BLCG: `critic_error` of the real transitions.
+        See `losses.sequence_priority`. critic_BLCG: `critic_error` of the real transitions.
         """
         error_BL = batch.padded(self.td_error(critic_BLCG).mean(dim=(2, 3)))
-        mean_B = error_BL.sum(dim=1) / batch.mask.sum(dim=1).clamp(min=1)
-        return PRIORITY_OF_LARGEST * error_BL.amax(dim=1) + (1 - PRIORITY_OF_LARGEST) * mean_B + LEAST_PRIORITY
+        return losses.sequence_priority(error_BL, batch.mask)
 
     def td_error(self, critic_BLCG: Tensor) -> Tensor:
         """The size of each critic's error, from `critic_error`."""
@@ -283,16 +276,18 @@ class Agent(nn.Module):
         """As `actor_mask`, for the critic loss."""
         return None
 
-    @staticmethod
-    def _real_mask(mask_BL: Tensor | None, batch: TrainingBatch) -> Tensor | None:
-        return None if mask_BL is None else batch.real(mask_BL)
+    def extra_loss(self, real: Transitions, batch: TrainingBatch) -> Tensor | None:
+        """A scalar to add to the loss; override it, for what `init_extra_networks` made, say. None: nothing."""
+        return None
 
     def encode(self, batch: TrainingBatch) -> Transitions:
         """States and policy of the real transitions of a batch."""
         state = self.policy.encode(batch.obs, batch.rl2, batch.time_idx, batch.timestep_mask, batch.packing)
         before, after = batch.before(state), batch.after(state.detach())
         obs = {name: batch.before(x) for name, x in self.policy.actor_obs(batch.obs).items()}
-        return Transitions(before, after, batch.real(batch.actions), self.policy.actor(before, obs))
+        legal = self.policy.legal_actions(batch.obs, batch.before)
+        dist = self.policy.actor(before, obs, legal)
+        return Transitions(before, after, batch.real(batch.actions), dist, legal)
 
     def judge(self, real: Transitions) -> tuple[Tensor, Tensor]:
         """Critic outputs for the actions taken, (1, N, C, G, O), and scalars for the policy's, (K, 1, N, C, G, 1).
@@ -300,7 +295,7 @@ class Agent(nn.Module):
         The latter pass gradient to the policy's actions alone.
         """
         prepared = self.critics.prepare(real.state)
-        taken_BLA = self.policy.actor.policy_output.action_from_buffer(real.taken)
+        taken_BLA = self.policy.actor.policy_output.action_from_buffer(real.taken, real.legal)
         q_out = self.critics.values(prepared, taken_BLA[None, :, :, None])[0]
         pi_KBLGA = self.draw(real.dist, self.num_actions_pi, differentiable=self.online_coeff > 0)
         return q_out, self.critics.values(prepared, pi_KBLGA, frozen=True, read=self.scalars)
@@ -310,7 +305,8 @@ class Agent(nn.Module):
         """n-step TD targets (1, N, G), in units of scaled reward, from the states (1, N, D) after each transition."""
         actor = self.target_actor if self.use_target_actor else self.policy.actor
         obs = {name: batch.after(x) for name, x in self.policy.actor_obs(batch.obs).items()}
-        action_KBLGA = self.draw(actor(next_BLD, obs), self.num_actions_td, differentiable=False)
+        dist = actor(next_BLD, obs, self.policy.legal_actions(batch.obs, batch.after))
+        action_KBLGA = self.draw(dist, self.num_actions_td, differentiable=False)
         members_BLSG = self.td_ensemble(*next_BLD.shape[:2])
         prepared = self.target_critics.prepare(next_BLD)
         q_KBLSG1 = self.target_critics.values_of(members_BLSG, prepared, action_KBLGA, read=self.scalars)
@@ -372,56 +368,31 @@ class Agent(nn.Module):
         self,
         dist: ActionDistribution,
         taken_BLA: Tensor,
-        q_BLCG1: Tensor,
-        value_KBLCG1: Tensor,
+        judgement: tuple[Tensor, Tensor] | None,
         metrics: dict[str, Tensor],
         log: bool,
     ) -> Tensor:
-        """Weighted sum (B, L, G) of the DPG and the filtered-BC objective."""
-        objective = torch.zeros_like(value_KBLCG1[0, :, :, 0, :, 0])
-        if self.online_coeff > 0:
-            objective = objective + self.online_coeff * self.dpg_objective(value_KBLCG1)
+        """Weighted sum (B, L, G) of the DPG and the filtered-BC objective.
+
+        judgement: scalars Q(s, a) of the actions taken, (B, L, C, G, 1), and those of the policy's, (K, B, L, C, G, 1);
+        None where no critic is trained, and all actions are cloned alike.
+        """
+        objective = taken_BLA.new_zeros((*taken_BLA.shape[:2], len(self.gammas)))
+        if judgement is not None and self.online_coeff > 0:
+            objective = objective + self.online_coeff * self.dpg_objective(judgement[1])
         if self.offline_coeff > 0:
             log_prob_BLG = dist.log_prob(taken_BLA.unsqueeze(2)).squeeze(-1)
-            advantage_BLG = self.advantage(q_BLCG1, value_KBLCG1)
-            weight_BLG = self.filter_weight(advantage_BLG)
+            weight_BLG = torch.ones_like(log_prob_BLG)
+            if judgement is not None:
+                advantage_BLG = self.advantage(*judgement)
+                weight_BLG = self.filter_weight(advantage_BLG)
+                if log:
+                    metrics |= filter_metrics(weight_BLG, advantage_BLG, log_prob_BLG, self.gamma_names[-1])
             objective = objective + self.offline_coeff * losses.filtered_behavior_cloning(log_prob_BLG, weight_BLG)
-            if log:
-                approved = (weight_BLG > 1e-3).float().mean()
-                metrics["Pct. of Actions Approved by Filter (All Gammas)"] = 100.0 * approved
-                main = (weight_BLG[..., -1] > 1e-3).float().mean()
-                metrics[f"Pct. of Actions Approved by Filter (gamma={self.gamma_names[-1]})"] = 100.0 * main
-                metrics["Mean Filter Weight"] = weight_BLG.mean()
-                metrics["Mean Advantage"] = advantage_BLG.mean()
-                metrics["Mean Action Logprob"] = log_prob_BLG.mean()
         return objective
 
     @torch.no_grad()
     def update_targets(self) -> None:
         """Move the target networks toward the trained ones by `tau` (Polyak); call after every optimiser step."""
-        for target, online in ((self.target_actor, self.policy.actor), (self.target_critics, self.critics)):
+        for target, online in self._slow_copies:
             torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.tau)
-
-    @torch.no_grad()
-    def _log_values(self, q_BLCG1: Tensor, target_BLG: Tensor, metrics: dict[str, Tensor]) -> None:
-        q_BLCG = self.returns(q_BLCG1).squeeze(-1)
-        spread_BLG = q_BLCG.std(dim=2, correction=0)
-        for g, gamma in enumerate(self.gamma_names):
-            metrics[f"Q(s,a) (gamma={gamma})"] = q_BLCG[..., g].mean()
-            metrics[f"Q(s,a) Ensemble Std (gamma={gamma})"] = spread_BLG[..., g].mean()
-            metrics[f"TD Target (gamma={gamma})"] = target_BLG[..., g].mean()
-        metrics["TD Target Min"], metrics["TD Target Max"] = target_BLG.aminmax()
-        if self.popart.enabled:
-            # A copy: metrics are fetched later, and the statistics move in place.
-            mu, sigma = self.popart.mu.clone(), self.popart.sigma
-            for g, gamma in enumerate(self.gamma_names):
-                metrics[f"PopArt mu (gamma={gamma})"] = mu[g, 0]
-                metrics[f"PopArt sigma (gamma={gamma})"] = sigma[g, 0]
-
-
-def _check_obs_names(setting: str, names: tuple[str, ...], obs_spec: ObsSpec) -> None:
-    if isinstance(names, str):
-        raise ValueError(f"{setting}={names!r}: write a tuple of names, {(names,)!r}")
-    for name in names:
-        if name not in obs_spec:
-            raise ValueError(f"{setting}={names!r}: no observation is named {name!r}{nearest(name, obs_spec)}")

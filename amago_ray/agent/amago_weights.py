@@ -20,11 +20,17 @@ _PREFIXES = {
 }
 
 
+# Layers of a block of `ResidualActor`, which AMAGO numbers in the order of their use; 2 is the activation.
+_RESIDUAL_BLOCK = {"0": "ff1", "1": "norm1", "3": "ff2", "4": "norm2"}
+
+
 def _our_name(name: str) -> str:
     for theirs, ours in _PREFIXES.items():
         if name.startswith(theirs):
             name = ours + name.removeprefix(theirs)
             break
+    name = re.sub(r"actor\.out\.(weight|bias)$", r"actor.out_layer.\1", name)
+    name = re.sub(r"residual_blocks\.(\d+)\.([0134])\.", lambda m: f"blocks.{m[1]}.{_RESIDUAL_BLOCK[m[2]]}.", name)
     return re.sub(r"\._t$", ".t", name)
 
 

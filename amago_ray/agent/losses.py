@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+PRIORITY_OF_LARGEST = 0.9
+LEAST_PRIORITY = 1e-3  # so that nothing that was learned well is never drawn again
+
 
 def n_step_target(
     reward_BLG: Tensor, done_BLG: Tensor, q_next_BLG: Tensor, gamma_G: Tensor, mask_BL: Tensor, n: int
@@ -43,6 +46,15 @@ def masked_mean(x: Tensor, mask_BL: Tensor | None) -> Tensor:
     return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
 
 
+def sequence_priority(error_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    """A mixture (B,) of the largest and the mean error over real transitions (R2D2, Kapturowski et al. 2019, 2.3).
+
+    error_BL: at least 0, and 0 where `mask_BL` is false.
+    """
+    mean_B = error_BL.sum(dim=1) / mask_BL.sum(dim=1).clamp(min=1)
+    return PRIORITY_OF_LARGEST * error_BL.amax(dim=1) + (1 - PRIORITY_OF_LARGEST) * mean_B + LEAST_PRIORITY
+
+
 def filtered_behavior_cloning(log_prob_BLG: Tensor, weight_BLG: Tensor) -> Tensor:
     """- f(A) log pi(a | s), (B, L, G); the weight takes no gradient (CRR, arXiv 2006.15134, eq. 1)."""
     return -weight_BLG.detach() * log_prob_BLG
@@ -61,9 +73,18 @@ def binary_filter(advantage: Tensor, threshold: float = 0.0) -> Tensor:
 
 @gin.configurable
 def exp_filter(
-    advantage: Tensor, beta: float = 1.0, clip_weights_low: float | None = 1e-7, clip_weights_high: float | None = None
+    advantage: Tensor,
+    beta: float = 1.0,
+    clip_weights_low: float | None = 1e-7,
+    clip_weights_high: float | None = None,
+    clip_adv_low: float | None = None,
+    clip_adv_high: float | None = None,
 ) -> Tensor:
-    """exp(beta A), clipped (advantage-weighted regression; CRR's exponential filter, arXiv 2006.15134, eq. 4)."""
+    """exp(beta A), clipped (advantage-weighted regression; CRR's exponential filter, arXiv 2006.15134, eq. 4).
+
+    clip_adv_low, clip_adv_high: bounds on A itself; clip_weights_low, clip_weights_high: on what becomes of it.
+    """
+    advantage = _clip(advantage, clip_adv_low, clip_adv_high)
     return _clip((beta * advantage).exp(), clip_weights_low, clip_weights_high)
 
 
@@ -76,13 +97,16 @@ def leaky_relu_filter(
     target_f0: float = 1e-2,
     clip_weights_low: float | None = 1e-7,
     clip_weights_high: float | None = 10.0,
+    add_binary: bool = True,
 ) -> Tensor:
-    """A binary filter that also leans: two ramps that meet at A = tau, plus a step of 1 at A = 0, clipped.
+    """A filter that leans: two ramps that meet at A = tau, plus, with `add_binary`, a step of 1 at A = 0; clipped.
 
     The lower ramp has slope neg_slope / beta and takes the value `target_f0` at A = 0; the upper has slope 1 / beta.
     The step belongs to A > 0, not to A > tau, so weights in (0, tau] are those of the lower ramp plus 1.
     """
     past_hinge = (advantage - tau) / beta
     at_hinge = target_f0 + neg_slope * tau / beta
-    weight = at_hinge + F.leaky_relu(past_hinge, neg_slope) + (advantage > 0).to(advantage.dtype)
+    weight = at_hinge + F.leaky_relu(past_hinge, neg_slope)
+    if add_binary:
+        weight = weight + (advantage > 0).to(advantage.dtype)
     return _clip(weight, clip_weights_low, clip_weights_high)

@@ -14,7 +14,7 @@ from amago_ray.nets.critics import CriticEnsemble, NCriticsTwoHot
 from amago_ray.specs import ActionSpec, ObsSpec
 
 
-@gin.configurable
+@gin.configurable(denylist=["action_mask_key"])
 class MultiTaskAgent(Agent):
     """An `Agent` for tasks whose returns differ by orders of magnitude (AMAGO-2, arXiv 2411.11188).
 

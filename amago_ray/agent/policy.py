@@ -8,7 +8,7 @@ of a batch, D state width, A action vector.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,8 @@ class Policy(nn.Module):
     """The half of the agent that acts: observation, previous action and reward -> state -> action.
 
     actor_obs_names: observation arrays that the actor sees beside the state.
+    action_mask_key: the observation array whose zeros say which actions are illegal.
+    temperature: of sampled actions in `act`; it may be set anew at any time. Raises ValueError unless it is above 0.
     """
 
     def __init__(
@@ -85,12 +87,26 @@ class Policy(nn.Module):
         traj_encoder: TrajEncoder,
         actor: ActorHead,
         actor_obs_names: tuple[str, ...] = (),
+        action_mask_key: str | None = None,
+        temperature: float = 1.0,
     ):
         super().__init__()
         self.tstep_encoder = tstep_encoder
         self.traj_encoder = traj_encoder
         self.actor = actor
         self.actor_obs_names = actor_obs_names
+        self.action_mask_key = action_mask_key
+        self.temperature = temperature
+
+    @property
+    def temperature(self) -> float:
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        if not value > 0.0:
+            raise ValueError(f"Agent.temperature={value}: it must be above 0; for greedy actions do not sample")
+        self._temperature = value
 
     def encode(
         self,
@@ -110,6 +126,12 @@ class Policy(nn.Module):
         """Those arrays of an observation that the actor sees."""
         return {name: obs[name] for name in self.actor_obs_names} if self.actor_obs_names else NO_OBS
 
+    def legal_actions(
+        self, obs: Mapping[str, Tensor], rows: Callable[[Tensor], Tensor] = lambda mask: mask
+    ) -> Tensor | None:
+        """Which categories may be chosen, bool (..., A), in those `rows` of an observation; None: all of them, ever."""
+        return None if self.action_mask_key is None else rows(obs[self.action_mask_key]) != 0
+
     def initial_memory(self, num_envs: int) -> Any:
         return self.traj_encoder.initial_memory(num_envs)
 
@@ -122,9 +144,12 @@ class Policy(nn.Module):
     ) -> tuple[Tensor, Any]:
         """Action vectors (B, A) for one timestep of B environments, by the main gamma, and the new memory.
 
-        obs: name -> (B, ...). rl2: (B, 1+A). time_idx: (B,). sample: draw from the policy, else its mode.
+        obs: name -> (B, ...). rl2: (B, 1+A). time_idx: (B,).
+        sample: draw from the policy, at `temperature`, else its mode.
         """
         embedding = self.tstep_encoder({k: v.unsqueeze(1) for k, v in obs.items()}, rl2.unsqueeze(1)).squeeze(1)
         state, memory = self.traj_encoder.step(embedding, time_idx, memory)
-        dist = self.actor.main_gamma(state, self.actor_obs(obs))
+        dist = self.actor.main_gamma(state, self.actor_obs(obs), self.legal_actions(obs))
+        if sample and self.temperature != 1.0:
+            dist = dist.tempered(self.temperature)
         return (dist.sample() if sample else dist.mode), memory

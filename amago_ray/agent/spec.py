@@ -14,7 +14,10 @@ from amago_ray.specs import ActionSpec, ObsSpec
 
 @dataclass(frozen=True)
 class AgentSpec:
-    """Everything that a process needs to build the same agent (gin supplies the hyperparameters)."""
+    """Everything that a process needs to build the same agent (gin supplies the hyperparameters).
+
+    action_mask_key: name of the observation array that says which actions are legal (see `Agent`); None for no mask.
+    """
 
     obs_spec: ObsSpec
     action_spec: ActionSpec
@@ -23,6 +26,7 @@ class AgentSpec:
     traj_encoder_type: type[TrajEncoder]
     agent_type: type[Agent]
     seed: int
+    action_mask_key: str | None = None
 
     def build(self) -> Agent:
         """The agent with its initial weights: the same in every process. Leaves the global random state alone."""
@@ -35,4 +39,5 @@ class AgentSpec:
                 max_seq_len=self.max_seq_len,
                 tstep_encoder_type=self.tstep_encoder_type,
                 traj_encoder_type=self.traj_encoder_type,
+                action_mask_key=self.action_mask_key,
             )

@@ -79,12 +79,12 @@ class Learner:
         self.device = self._accelerator.device
         set_seed(config.seed + rank)
         self.agent: Agent = agent_spec.build().train()
-        trainable = [p for p in self.agent.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.l2_coeff, fused=True)
+        optimizer = self.agent.init_optimizer(config.learning_rate, config.l2_coeff)
+        self._configured = [{"lr": g["lr"], "weight_decay": g.get("weight_decay", 0.0)} for g in optimizer.param_groups]
         warmup = max(config.lr_warmup_steps, 1)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
         self._model, self._optimizer = self._accelerator.prepare(self.agent, optimizer)
-        self._trainable = [p for p in self.agent.parameters() if p.requires_grad]
+        self._trainable = self.agent.trainable_params
         self._accelerator.register_for_checkpointing(self._schedule)
         self._priority: torch.Tensor | None = None  # (B,) of the last batch, where it was drawn by priority
         self._gradient_norm: torch.Tensor | None = None  # before clipping, of the last optimiser step
@@ -182,11 +182,11 @@ class Learner:
     def load_state(self, folder: str) -> None:
         """Go on from what `save_state` left in `folder`, with the learning rate and weight decay of now."""
         self._accelerator.load_state(folder)
-        rate, decay = self.config.learning_rate, self.config.l2_coeff
         factor = self._schedule.lr_lambdas[0](self._schedule.last_epoch)
-        self._schedule.base_lrs, self._schedule._last_lr = [rate], [rate * factor]
-        for group in self._optimizer.param_groups:
-            group.update(lr=rate * factor, initial_lr=rate, weight_decay=decay)
+        self._schedule.base_lrs = [group["lr"] for group in self._configured]
+        self._schedule._last_lr = [rate * factor for rate in self._schedule.base_lrs]
+        for group, now in zip(self._optimizer.param_groups, self._configured, strict=True):
+            group.update(lr=now["lr"] * factor, initial_lr=now["lr"], weight_decay=now["weight_decay"])
         counters = torch.load(Path(folder) / "learner_counters.pt", weights_only=True)
         self.batches_done, self.updates_done, self.weight_version = counters.tolist()
 

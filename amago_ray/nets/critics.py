@@ -8,6 +8,7 @@ of one critic.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -17,13 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amago_ray.nets.feedforward import activation
+from amago_ray.nets.feedforward import activation as activation_function
 from amago_ray.nets.packed_sequences import on_device
 from amago_ray.nets.scaling import TwoHot, symlog
 from amago_ray.specs import ActionSpec
 
 # Numbers in a hidden layer of all critics, of which one part of the states is computed at a time without gradient.
 CPU_PART, DEVICE_PART = 2**20, 2**27
+INIT_BINS, INIT_EDGE = 4, 12  # of a fresh classifier: width of its prediction, and room for it, in bins
 MAX_CRITIC_ACTION = 0.999  # bounds the actions that enter a critic, so that a saturated tanh keeps a gradient
 
 
@@ -87,9 +89,12 @@ class CriticEnsemble(nn.Module):
     "discrete" actions: a critic maps s to G x A values and `values` is a dot product with the action vector, so that
     probabilities as "action" give the exact expectation. All others: a critic maps [s, gamma feature, a] to O outputs;
     its first layer is a sum of three products, of which `prepare` computes the part that depends on s.
+
+    n_layers, d_hidden, activation, dropout_p: hidden layers of each MLP. num_outputs: O.
     """
 
     gamma_feature: Tensor
+    lists_discrete_actions = True  # False: they enter as vectors, as all others do
 
     def __init__(
         self,
@@ -97,15 +102,14 @@ class CriticEnsemble(nn.Module):
         action_spec: ActionSpec,
         gammas: Tensor,
         num_critics: int,
-        num_outputs: int,
-        action_input: bool,
-        n_layers: int,
-        d_hidden: int,
-        activation_name: str,
-        dropout_p: float,
+        n_layers: int = 2,
+        d_hidden: int = 256,
+        activation: str = "leaky_relu",
+        dropout_p: float = 0.0,
+        num_outputs: int = 1,
     ):
         super().__init__()
-        self.action_input = action_input
+        self.action_input = action_input = not (self.lists_discrete_actions and action_spec.kind == "discrete")
         self.state_dim, self.num_gammas = state_dim, len(gammas)
         self.num_critics, self.num_outputs = num_critics, num_outputs
         d_inp = state_dim + 1 + action_spec.vector_size if action_input else state_dim
@@ -113,7 +117,7 @@ class CriticEnsemble(nn.Module):
         self.inp_layer = EnsembleLinear(num_critics, d_inp, d_hidden)
         self.core_layers = nn.ModuleList(EnsembleLinear(num_critics, d_hidden, d_hidden) for _ in range(n_layers - 1))
         self.output_layer = EnsembleLinear(num_critics, d_hidden, d_out)
-        self.activation = activation(activation_name, in_place=True)
+        self.activation = activation_function(activation, in_place=True)
         self.dropout = nn.Dropout(dropout_p)
         gamma_feature = symlog(1.0 / (1.0 - gammas).clamp(1e-6, 1.0))
         self.register_buffer("gamma_feature", gamma_feature.float(), persistent=False)
@@ -252,33 +256,12 @@ class CriticEnsemble(nn.Module):
         return self.output_layer(hidden_CNH, frozen)
 
 
-@gin.configurable
+@gin.configurable(denylist=["num_outputs"])
 class NCritics(CriticEnsemble):
-    """Critics that output values directly: one head per discrete action, or action-input with one output."""
+    """Critics that output values directly: one head per discrete action, or action-input with one output.
 
-    def __init__(
-        self,
-        state_dim: int,
-        action_spec: ActionSpec,
-        gammas: Tensor,
-        num_critics: int,
-        n_layers: int = 2,
-        d_hidden: int = 256,
-        activation: str = "leaky_relu",
-        dropout_p: float = 0.0,
-    ):
-        super().__init__(
-            state_dim,
-            action_spec,
-            gammas,
-            num_critics,
-            num_outputs=1,
-            action_input=action_spec.kind != "discrete",
-            n_layers=n_layers,
-            d_hidden=d_hidden,
-            activation_name=activation,
-            dropout_p=dropout_p,
-        )
+    The settings are those of `CriticEnsemble`.
+    """
 
 
 @gin.configurable
@@ -286,8 +269,12 @@ class NCriticsTwoHot(CriticEnsemble):
     """Critics that classify returns into bins (see `scaling.TwoHot`); every action space enters as an action vector.
 
     min_return, max_return: range of the bins in units of scaled reward; unset it spans -1e5 to 1e5, with a warning.
-    label_type: "twohot" or "hlgauss". init_value: return that a fresh critic predicts; None leaves it to chance.
+    label_type: "twohot" or "hlgauss"; sigma: the latter's standard deviation in bin widths.
+    init_value: return that fresh critics predict, more or less; None leaves it to chance. Raises ValueError for one
+        outside of the bins.
     """
+
+    lists_discrete_actions = False
 
     def __init__(
         self,
@@ -304,27 +291,29 @@ class NCriticsTwoHot(CriticEnsemble):
         max_return: float | None = None,
         use_symlog: bool = True,
         label_type: Literal["twohot", "hlgauss"] = "twohot",
+        sigma: float = 0.75,
         init_value: float | None = None,
     ):
-        super().__init__(
-            state_dim,
-            action_spec,
-            gammas,
-            num_critics,
-            num_outputs=output_bins,
-            action_input=True,
-            n_layers=n_layers,
-            d_hidden=d_hidden,
-            activation_name=activation,
-            dropout_p=dropout_p,
-        )
-        self.bins = TwoHot(output_bins, min_return, max_return, use_symlog, label_type)
+        network = (n_layers, d_hidden, activation, dropout_p)
+        super().__init__(state_dim, action_spec, gammas, num_critics, *network, num_outputs=output_bins)
+        self.bins = TwoHot(output_bins, min_return, max_return, use_symlog, label_type, sigma)
         if init_value is not None:
             self._start_at(init_value)
 
     @torch.no_grad()
     def _start_at(self, value: float) -> None:
-        """Make the last layer ignore its input and predict `value`."""
-        label = self.bins.encode(torch.tensor([value]))
-        self.output_layer.weight.zero_()
-        self.output_layer.bias.copy_(label.clamp(min=1e-6).log().expand_as(self.output_layer.bias))
+        """Biases of the last layer that are the logarithm of a Gaussian around `value`, `INIT_BINS` bins wide.
+
+        So wide that the first gradients reach many bins; it should not be cut off at an end of the range.
+        """
+        centre, distance = self.bins.place(value), INIT_EDGE * self.bins.width
+        if not self.bins.low <= centre <= self.bins.high:
+            raise ValueError(f"NCriticsTwoHot.init_value={value}: it lies outside of min_return to max_return")
+        if min(centre - self.bins.low, self.bins.high - centre) < distance:
+            warnings.warn(
+                f"NCriticsTwoHot.init_value={value} is within {INIT_EDGE} bins of min_return or max_return: fresh "
+                "critics predict something between it and the middle; widen the range or use more output_bins",
+                stacklevel=2,
+            )
+        z = (self.bins.bins - centre) / (INIT_BINS * self.bins.width)
+        self.output_layer.bias.copy_((-0.5 * z.square()).expand_as(self.output_layer.bias))

@@ -28,7 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RELAXATION_TEMPERATURE = 0.5  # of the straight-through samples of categorical and binary actions
+RELAXATION_TEMPERATURE = 0.5  # of the straight-through samples of categorical and binary actions, unless told
+TINY = torch.finfo(torch.float32).tiny
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -55,6 +56,14 @@ class ActionDistribution(ABC):
         """An action vector (..., A) with gradient to the parameters. Raises NotImplementedError if it cannot be had."""
         raise NotImplementedError(f"{type(self).__name__} has no differentiable samples: set Agent.online_coeff to 0")
 
+    def tempered(self, temperature: float) -> ActionDistribution:
+        """A sharper (below 1) or flatter (above 1) one to act by, which tends to `mode` as temperature goes to 0.
+
+        Categories and coins have their logits divided by it, Gaussians their standard deviation multiplied.
+        Raises NotImplementedError where that is not defined.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot be tempered: set Agent.temperature to 1")
+
     @abstractmethod
     def log_prob_dims(self, action: Tensor) -> Tensor:
         """Log-probability of each independent part of action vectors (..., A), which broadcast to the distribution."""
@@ -74,15 +83,27 @@ def _one_hot(index: Tensor, num: int) -> Tensor:
 
 
 def _draw(probs: Tensor) -> Tensor:
-    """Sampled categories (..., 1) of probabilities (..., n), without the host waiting: an exponential race."""
-    return (probs / torch.empty_like(probs).exponential_()).argmax(dim=-1, keepdim=True)
+    """Sampled categories (..., 1) of probabilities (..., n), without the host waiting: an exponential race.
+
+    A probability of 0 never wins, not even by 0 / 0.
+    """
+    return (probs / torch.empty_like(probs).exponential_().clamp_(min=TINY)).argmax(dim=-1, keepdim=True)
 
 
 class OneHotDistribution(ActionDistribution):
-    """A categorical over one-hot vectors, with probs (..., A) all above 0."""
+    """A categorical over one-hot vectors, with probs (..., A). Where they are 0 the logarithm is that of the least
+    float, and without gradient, so that an impossible action in the data makes no loss infinite.
 
-    def __init__(self, probs: Tensor):
+    relaxation_temperature: of the softmax that gives `rsample` its gradient.
+    """
+
+    def __init__(self, probs: Tensor, relaxation_temperature: float = RELAXATION_TEMPERATURE):
         self.probs = probs
+        self.relaxation_temperature = relaxation_temperature
+
+    @property
+    def _log_probs(self) -> Tensor:
+        return self.probs.clamp(min=TINY).log()
 
     @property
     def mean(self) -> Tensor:
@@ -98,15 +119,22 @@ class OneHotDistribution(ActionDistribution):
     def rsample(self) -> Tensor:
         """A hard one-hot with the gradient of its relaxation (straight-through Gumbel-softmax, arXiv 1611.01144)."""
         gumbel = -torch.empty_like(self.probs).exponential_().log()
-        soft = ((self.probs.log() + gumbel) / RELAXATION_TEMPERATURE).softmax(dim=-1)
+        impossible = self.probs == 0
+        scores = ((self._log_probs + gumbel) / self.relaxation_temperature).masked_fill(impossible, -torch.inf)
+        soft = scores.softmax(dim=-1)
         hard = _one_hot(soft.argmax(dim=-1, keepdim=True), soft.shape[-1])
         return hard + (soft - soft.detach())
 
+    def tempered(self, temperature: float) -> OneHotDistribution:
+        relative = self.probs / self.probs.amax(dim=-1, keepdim=True)  # so that one of the powers is 1
+        powers = relative.pow(1.0 / temperature)
+        return OneHotDistribution(powers / powers.sum(dim=-1, keepdim=True), self.relaxation_temperature)
+
     def log_prob_dims(self, action: Tensor) -> Tensor:
-        return (self.probs.log() * action).sum(dim=-1, keepdim=True)
+        return (self._log_probs * action).sum(dim=-1, keepdim=True)
 
     def entropy(self) -> Tensor:
-        return -(self.probs * self.probs.log()).sum(dim=-1, keepdim=True)
+        return -(self.probs * self._log_probs).sum(dim=-1, keepdim=True)
 
 
 class MultiOneHotDistribution(ActionDistribution):
@@ -133,6 +161,9 @@ class MultiOneHotDistribution(ActionDistribution):
 
     def rsample(self) -> Tensor:
         return torch.cat([part.rsample() for part in self.parts], dim=-1)
+
+    def tempered(self, temperature: float) -> MultiOneHotDistribution:
+        return MultiOneHotDistribution([part.tempered(temperature) for part in self.parts])
 
     def log_prob_dims(self, action: Tensor) -> Tensor:
         """(..., number of sub-actions)."""
@@ -172,6 +203,9 @@ class BernoulliDistribution(ActionDistribution):
         soft = torch.sigmoid((self.logits + logistic) / RELAXATION_TEMPERATURE)
         return (soft > 0.5).to(soft.dtype) + (soft - soft.detach())
 
+    def tempered(self, temperature: float) -> BernoulliDistribution:
+        return BernoulliDistribution(self.logits / temperature)
+
     def log_prob_dims(self, action: Tensor) -> Tensor:
         """(..., A)."""
         return action * self.logits - F.softplus(self.logits)
@@ -185,14 +219,14 @@ class BernoulliDistribution(ActionDistribution):
 
 
 class TanhGaussianDistribution(ActionDistribution):
-    """tanh of independent Gaussians, loc and log_std (..., A). `mean` and `mode` are tanh(loc), strictly the median.
+    """tanh of independent Gaussians, loc and std (..., A). `mean` and `mode` are tanh(loc), strictly the median.
 
     clip_actions: bounds on actions in `log_prob`, where tanh cannot be inverted.
     """
 
-    def __init__(self, loc: Tensor, log_std: Tensor, clip_actions: tuple[float, float]):
+    def __init__(self, loc: Tensor, std: Tensor, clip_actions: tuple[float, float]):
         self.loc = loc
-        self.log_std = log_std
+        self.std = std
         self.clip_actions = clip_actions
 
     @property
@@ -200,7 +234,7 @@ class TanhGaussianDistribution(ActionDistribution):
         return torch.tanh(self.loc)
 
     def _gaussian_sample(self) -> Tensor:
-        return torch.addcmul(self.loc, self.log_std.exp(), torch.randn_like(self.loc))
+        return torch.addcmul(self.loc, self.std, torch.randn_like(self.loc))
 
     def sample(self) -> Tensor:
         return torch.tanh(self._gaussian_sample()).detach()
@@ -208,17 +242,20 @@ class TanhGaussianDistribution(ActionDistribution):
     def rsample(self) -> Tensor:
         return torch.tanh(self._gaussian_sample())
 
+    def tempered(self, temperature: float) -> TanhGaussianDistribution:
+        return TanhGaussianDistribution(self.loc, self.std * temperature, self.clip_actions)
+
     def log_prob_dims(self, action: Tensor) -> Tensor:
         """(..., A)."""
         action = action.clamp(*self.clip_actions)
-        z = (torch.atanh(action) - self.loc) * torch.exp(-self.log_std)
-        return -0.5 * z.square() - self.log_std - HALF_LOG_2PI - torch.log1p(-action.square())
+        z = (torch.atanh(action) - self.loc) / self.std
+        return -0.5 * z.square() - self.std.log() - HALF_LOG_2PI - torch.log1p(-action.square())
 
     def entropy(self) -> Tensor:
         """That of the Gaussians, plus the expected log-slope of tanh at one sample."""
         x = self._gaussian_sample()
         log_slope = 2 * (math.log(2) - x - F.softplus(-2 * x))
-        return (0.5 + HALF_LOG_2PI + self.log_std + log_slope).sum(dim=-1, keepdim=True)
+        return (0.5 + HALF_LOG_2PI + self.std.log() + log_slope).sum(dim=-1, keepdim=True)
 
 
 class GMMDistribution(ActionDistribution):
@@ -252,6 +289,10 @@ class GMMDistribution(ActionDistribution):
         loc, std = self._component(index, self.loc), self._component(index, self.std)
         return torch.tanh(torch.addcmul(loc, std, torch.randn_like(loc))).detach()
 
+    def tempered(self, temperature: float) -> GMMDistribution:
+        """The choice among components is tempered as any other choice is."""
+        return GMMDistribution(self.loc, self.std * temperature, self.logits / temperature)
+
     def log_prob_dims(self, action: Tensor) -> Tensor:
         epsilon = self.tanh_epsilon
         x = 0.5 * torch.log((1 + action).clamp(min=epsilon) / (1 - action).clamp(min=epsilon))
@@ -265,7 +306,7 @@ class GMMDistribution(ActionDistribution):
 
 
 class BetaDistribution(ActionDistribution):
-    """Independent Betas stretched from [0, 1] to [-1, 1]; alpha and beta (..., A), both above 1. `mode` is the mean.
+    """Independent Betas stretched from [0, 1] to [-1, 1]; alpha and beta (..., A), above 0. `mode` is the mean.
 
     clip_actions: bounds on actions in `log_prob`, which is infinite at the ends.
     """
@@ -285,6 +326,15 @@ class BetaDistribution(ActionDistribution):
     def rsample(self) -> Tensor:
         unit = torch.distributions.Beta(self.alpha, self.beta, validate_args=False).rsample()
         return 2 * unit - 1
+
+    def tempered(self, temperature: float) -> BetaDistribution:
+        """The mean stays. The standard deviation grows at most until the density would begin to rise at an end."""
+        alpha, beta = self.alpha, self.beta
+        total = alpha + beta
+        share = alpha / total
+        widest = torch.minimum(total, 1.0 / torch.minimum(share, 1.0 - share))
+        total = torch.maximum((total + 1.0) / temperature**2 - 1.0, widest)  # the variance is m (1 - m) / (total + 1)
+        return BetaDistribution(share * total, (1.0 - share) * total, self.clip_actions)
 
     def _log_normalizer(self) -> Tensor:
         """Of the density on [-1, 1] (..., A)."""

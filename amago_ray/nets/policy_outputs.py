@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import gin
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amago_ray.config import nearest
 from amago_ray.nets.distributions import (
+    RELAXATION_TEMPERATURE,
     ActionDistribution,
     BernoulliDistribution,
     BetaDistribution,
@@ -50,15 +54,35 @@ class PolicyOutput(nn.Module, ABC):
     def forward(self, params: Tensor) -> ActionDistribution:
         """The distributions that float32 outputs (..., P) stand for."""
 
-    def action_from_buffer(self, action: Tensor) -> Tensor:
-        """Replayed action vectors (..., A) as critics should see them."""
+    def masked(self, params: Tensor, legal: Tensor) -> ActionDistribution:
+        """As `forward`, with probability exactly 0 for whatever is not `legal`, bool (..., A).
+
+        Where nothing is legal (the last state of a rollout, say) everything is, since something has to be done.
+        Raises ValueError in families that know no illegal actions.
+        """
+        raise ValueError(f"{type(self).__name__} cannot leave out illegal actions: set action_mask_key to None")
+
+    def action_from_buffer(self, action: Tensor, legal: Tensor | None = None) -> Tensor:
+        """Replayed action vectors (..., A) as critics should see them. legal: see `masked`; None: everything."""
         return action
 
 
-def _clipped(probs: Tensor, low: float, high: float) -> Tensor:
-    """Clipped to [low, high] and summing to one again; the normaliser takes no gradient."""
-    probs = probs.clamp(low, high)
-    return probs / probs.detach().sum(dim=-1, keepdim=True)
+@gin.configurable
+@dataclass(frozen=True)
+class DiscreteLikeContinuous:
+    """How categories are drawn for critics that take actions as vectors: as one-hots with the gradient of a softmax.
+
+    gumbel_softmax_temperature: of that softmax (straight-through Gumbel-softmax, arXiv 1611.01144).
+    """
+
+    gumbel_softmax_temperature: float = RELAXATION_TEMPERATURE
+
+    def __post_init__(self) -> None:
+        if not self.gumbel_softmax_temperature > 0:
+            raise ValueError(
+                f"DiscreteLikeContinuous.gumbel_softmax_temperature={self.gumbel_softmax_temperature}: "
+                "it must be above 0"
+            )
 
 
 class _Categorical(PolicyOutput):
@@ -73,13 +97,32 @@ class _Categorical(PolicyOutput):
             )
         self.clip_prob_low = clip_prob_low
         self.clip_prob_high = clip_prob_high
+        self.relaxation_temperature = DiscreteLikeContinuous().gumbel_softmax_temperature
 
     @property
     def num_params(self) -> int:
         return self.action_spec.vector_size
 
-    def _clip(self, probs: Tensor) -> Tensor:
-        return _clipped(probs, self.clip_prob_low, self.clip_prob_high)
+    def _categorical(self, logits: Tensor, legal: Tensor | None = None) -> OneHotDistribution:
+        if legal is not None:
+            legal = _legal_or_all(legal)
+            logits = logits.masked_fill(~legal, -torch.inf)
+        return OneHotDistribution(self._clip(logits.softmax(dim=-1), legal), self.relaxation_temperature)
+
+    def _clip(self, probs: Tensor, legal: Tensor | None = None) -> Tensor:
+        """Clipped, 0 where illegal, and summing to one again; the normaliser takes no gradient."""
+        probs = probs.clamp(self.clip_prob_low, self.clip_prob_high)
+        if legal is not None:
+            probs = torch.where(legal, probs, 0.0)
+        return probs / probs.detach().sum(dim=-1, keepdim=True)
+
+    def _soften(self, one_hot: Tensor, legal: Tensor | None) -> Tensor:
+        """A one-hot that was taken, which makes it legal, clipped as the policy's own probabilities are."""
+        return self._clip(one_hot, None if legal is None else _legal_or_all(legal) | (one_hot > 0))
+
+
+def _legal_or_all(legal: Tensor) -> Tensor:
+    return legal | ~legal.any(dim=-1, keepdim=True)
 
 
 @gin.configurable
@@ -93,11 +136,14 @@ class Discrete(_Categorical):
         super().__init__(action_spec, clip_prob_low, clip_prob_high)
 
     def forward(self, params: Tensor) -> OneHotDistribution:
-        return OneHotDistribution(self._clip(params.softmax(dim=-1)))
+        return self._categorical(params)
 
-    def action_from_buffer(self, action: Tensor) -> Tensor:
+    def masked(self, params: Tensor, legal: Tensor) -> OneHotDistribution:
+        return self._categorical(params, legal)
+
+    def action_from_buffer(self, action: Tensor, legal: Tensor | None = None) -> Tensor:
         """The one-hot, clipped and renormalised as the policy's own probabilities are."""
-        return self._clip(action)
+        return self._soften(action, legal)
 
 
 @gin.configurable
@@ -110,12 +156,21 @@ class Multidiscrete(_Categorical):
         super().__init__(action_spec, clip_prob_low, clip_prob_high)
 
     def forward(self, params: Tensor) -> MultiOneHotDistribution:
-        logits = params.split(self.action_spec.nvec, dim=-1)
-        return MultiOneHotDistribution([OneHotDistribution(self._clip(part.softmax(dim=-1))) for part in logits])
+        return MultiOneHotDistribution([self._categorical(part) for part in self._parts(params)])
 
-    def action_from_buffer(self, action: Tensor) -> Tensor:
+    def masked(self, params: Tensor, legal: Tensor) -> MultiOneHotDistribution:
+        """Each sub-action has a mask of its own; they lie end to end."""
+        parts = zip(self._parts(params), self._parts(legal), strict=True)
+        return MultiOneHotDistribution([self._categorical(*part) for part in parts])
+
+    def action_from_buffer(self, action: Tensor, legal: Tensor | None = None) -> Tensor:
         """Every one-hot, clipped and renormalised as the policy's own probabilities are."""
-        return torch.cat([self._clip(part) for part in action.split(self.action_spec.nvec, dim=-1)], dim=-1)
+        actions = self._parts(action)
+        masks = [None] * len(actions) if legal is None else self._parts(legal)
+        return torch.cat([self._soften(*part) for part in zip(actions, masks, strict=True)], dim=-1)
+
+    def _parts(self, x: Tensor) -> list[Tensor]:
+        return list(x.split(self.action_spec.nvec, dim=-1))
 
 
 @gin.configurable
@@ -133,11 +188,65 @@ class Multibinary(PolicyOutput):
 
 
 @gin.configurable
-class TanhGaussian(PolicyOutput):
-    """tanh of a Gaussian: all locs, then all log-stds, the latter put between the logs of `std_low` and `std_high`
-    by a tanh.
+def tanh_bounded_positive(raw: Tensor, low: float, high: float) -> Tensor:
+    """From low to high as tanh(raw) goes from -1 to 1, evenly in the logarithm."""
+    mid, half = 0.5 * (math.log(high) + math.log(low)), 0.5 * (math.log(high) - math.log(low))
+    return torch.exp(mid + half * torch.tanh(raw))
 
-    clip_actions_on_log_prob: see `TanhGaussianDistribution`.
+
+@gin.configurable
+def softplus_bounded_positive(raw: Tensor, low: float, high: float | None) -> Tensor:
+    """softplus(raw) + low, cut off at `high` unless that is None."""
+    positive = F.softplus(raw) + low
+    return positive if high is None else positive.clamp(max=high)
+
+
+StdActivation = Callable[[Tensor, float, float | None], Tensor] | str
+STD_ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
+    "tanh": tanh_bounded_positive,
+    "softplus": softplus_bounded_positive,
+    "tanh_bounded_positive": tanh_bounded_positive,
+    "softplus_bounded_positive": softplus_bounded_positive,
+}
+
+
+class _Positive:
+    """Outputs of an actor to positive numbers between two bounds; raises ValueError for bounds that are none.
+
+    activation: (raw, low, high) -> positive, or the name of one. high: None for no bound, where it can do without.
+    name: of the bounded number in settings and messages: owner.name_low, owner.name_high.
+    """
+
+    def __init__(self, owner: PolicyOutput, name: str, activation: StdActivation, low: float, high: float | None):
+        family = type(owner).__name__
+        if isinstance(activation, str):
+            if activation not in STD_ACTIVATIONS:
+                known = nearest(activation, STD_ACTIVATIONS)
+                raise ValueError(f"{family}.std_activation={activation!r} is unknown{known}")
+            activation = STD_ACTIVATIONS[activation]
+        if not low > 0.0 or (high is not None and not low < high):
+            raise ValueError(f"{family} needs 0 < {name}_low < {name}_high, not {name}_low={low}, {name}_high={high}")
+        if high is None and activation is tanh_bounded_positive:
+            raise ValueError(f"{family}.{name}_high=None: std_activation 'tanh' needs a bound above")
+        self._activation, self._low, self._high = activation, low, high
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        return self._activation(raw, self._low, self._high)
+
+
+def _check_clip(owner: PolicyOutput, clip: tuple[float, float]) -> tuple[float, float]:
+    low, high = clip
+    if not -1.0 < low < high < 1.0:
+        raise ValueError(f"{type(owner).__name__} clip_actions_on_log_prob={(low, high)} must lie inside (-1, 1)")
+    return low, high
+
+
+@gin.configurable
+class TanhGaussian(PolicyOutput):
+    """tanh of a Gaussian: all locs, then all stds, put between `std_low` and `std_high` by `std_activation`.
+
+    std_activation: `tanh_bounded_positive` or `softplus_bounded_positive`, by name or as a function, also "tanh" and
+    "softplus"; or a function (raw, low, high) -> std. clip_actions_on_log_prob: see `TanhGaussianDistribution`.
     """
 
     kinds = ("continuous",)
@@ -146,18 +255,13 @@ class TanhGaussian(PolicyOutput):
         self,
         action_spec: ActionSpec,
         std_low: float = math.exp(-5.0),
-        std_high: float = math.exp(2.0),
+        std_high: float | None = math.exp(2.0),
         clip_actions_on_log_prob: tuple[float, float] = (-0.99, 0.99),
+        std_activation: StdActivation = tanh_bounded_positive,
     ):
         super().__init__(action_spec)
-        if not 0.0 < std_low < std_high:
-            raise ValueError(f"TanhGaussian needs 0 < std_low < std_high, not std_low={std_low}, std_high={std_high}")
-        low, high = clip_actions_on_log_prob
-        if not -1.0 < low < high < 1.0:
-            raise ValueError(f"TanhGaussian clip_actions_on_log_prob={(low, high)} must lie inside (-1, 1)")
-        self.log_std_mid = 0.5 * (math.log(std_high) + math.log(std_low))
-        self.log_std_half = 0.5 * (math.log(std_high) - math.log(std_low))
-        self.clip_actions = (low, high)
+        self.std = _Positive(self, "std", std_activation, std_low, std_high)
+        self.clip_actions = _check_clip(self, clip_actions_on_log_prob)
 
     @property
     def num_params(self) -> int:
@@ -165,23 +269,32 @@ class TanhGaussian(PolicyOutput):
 
     def forward(self, params: Tensor) -> TanhGaussianDistribution:
         loc, raw = params.chunk(2, dim=-1)
-        log_std = self.log_std_mid + self.log_std_half * torch.tanh(raw)
-        return TanhGaussianDistribution(loc, log_std, self.clip_actions)
+        return TanhGaussianDistribution(loc, self.std(raw), self.clip_actions)
 
 
 @gin.configurable
 class GMM(PolicyOutput):
-    """tanh of a mixture of `gmm_modes` Gaussians: the locs mode by mode, then the stds (softplus), then the logits."""
+    """tanh of a mixture of `gmm_modes` Gaussians: the locs mode by mode, then the stds, then the logits.
+
+    std_low, std_high, std_activation: as in `TanhGaussian`.
+    """
 
     kinds = ("continuous",)
     has_rsample = False
-    min_std = 1e-4
 
-    def __init__(self, action_spec: ActionSpec, gmm_modes: int = 5):
+    def __init__(
+        self,
+        action_spec: ActionSpec,
+        gmm_modes: int = 5,
+        std_low: float = 1e-4,
+        std_high: float | None = None,
+        std_activation: StdActivation = softplus_bounded_positive,
+    ):
         super().__init__(action_spec)
         if gmm_modes < 1:
             raise ValueError(f"GMM gmm_modes={gmm_modes} must be at least 1")
         self.gmm_modes = gmm_modes
+        self.std = _Positive(self, "std", std_activation, std_low, std_high)
 
     @property
     def num_params(self) -> int:
@@ -191,34 +304,41 @@ class GMM(PolicyOutput):
         size = self.gmm_modes * self.action_spec.vector_size
         loc, raw, logits = params.split((size, size, self.gmm_modes), dim=-1)
         shape = (self.gmm_modes, self.action_spec.vector_size)
-        std = F.softplus(raw.unflatten(-1, shape)) + self.min_std
-        return GMMDistribution(loc.unflatten(-1, shape), std, logits)
+        return GMMDistribution(loc.unflatten(-1, shape), self.std(raw.unflatten(-1, shape)), logits)
 
 
 @gin.configurable
 class Beta(PolicyOutput):
-    """Beta distributions on [-1, 1] (Chou et al., ICML 2017): all alphas, then all betas, each softplus + 1.0001.
+    """Beta distributions on [-1, 1] (Chou et al., ICML 2017): all alphas, then all betas, each within its bounds.
 
+    Bounds above 1 keep the density from rising at the ends. std_activation: as in `TanhGaussian`, of both.
     clip_actions_on_log_prob: see `BetaDistribution`.
     """
 
     kinds = ("continuous",)
-    min_concentration = 1.0001
 
-    def __init__(self, action_spec: ActionSpec, clip_actions_on_log_prob: tuple[float, float] = (-0.99, 0.99)):
+    def __init__(
+        self,
+        action_spec: ActionSpec,
+        clip_actions_on_log_prob: tuple[float, float] = (-0.99, 0.99),
+        alpha_low: float = 1.0001,
+        alpha_high: float | None = None,
+        beta_low: float = 1.0001,
+        beta_high: float | None = None,
+        std_activation: StdActivation = softplus_bounded_positive,
+    ):
         super().__init__(action_spec)
-        low, high = clip_actions_on_log_prob
-        if not -1.0 < low < high < 1.0:
-            raise ValueError(f"Beta clip_actions_on_log_prob={(low, high)} must lie inside (-1, 1)")
-        self.clip_actions = (low, high)
+        self.alpha = _Positive(self, "alpha", std_activation, alpha_low, alpha_high)
+        self.beta = _Positive(self, "beta", std_activation, beta_low, beta_high)
+        self.clip_actions = _check_clip(self, clip_actions_on_log_prob)
 
     @property
     def num_params(self) -> int:
         return 2 * self.action_spec.vector_size
 
     def forward(self, params: Tensor) -> BetaDistribution:
-        alpha, beta = (F.softplus(params) + self.min_concentration).chunk(2, dim=-1)
-        return BetaDistribution(alpha, beta, self.clip_actions)
+        raw_alpha, raw_beta = params.chunk(2, dim=-1)
+        return BetaDistribution(self.alpha(raw_alpha), self.beta(raw_beta), self.clip_actions)
 
 
 def default_policy_output(action_spec: ActionSpec) -> type[PolicyOutput]:
@@ -230,3 +350,21 @@ def default_policy_output(action_spec: ActionSpec) -> type[PolicyOutput]:
         "multidiscrete": Multidiscrete,
     }
     return families[action_spec.kind]
+
+
+def choose_policy_output(
+    action_spec: ActionSpec,
+    policy_output_type: type[PolicyOutput] | None = None,
+    continuous_dist_type: type[PolicyOutput] | None = None,
+    discrete_dist_type: type[PolicyOutput] | None = None,
+) -> PolicyOutput:
+    """The family to use in an action space: the one for spaces of any kind, else the one for its kind, else the
+    default. "continuous" stands for multi-binary actions as well. Raises ValueError where it does not fit.
+    """
+    by_kind: dict[ActionKind, type[PolicyOutput] | None] = {
+        "discrete": discrete_dist_type,
+        "continuous": continuous_dist_type,
+        "multibinary": continuous_dist_type,
+    }
+    family = policy_output_type or by_kind.get(action_spec.kind) or default_policy_output(action_spec)
+    return family(action_spec)

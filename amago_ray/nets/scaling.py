@@ -138,11 +138,11 @@ class TwoHot(nn.Module):
 
     Bins are evenly spaced from min_return to max_return, on the symlog scale unless `use_symlog` is off.
     label_type "twohot": weight on the two neighbouring bins in inverse proportion to distance; all on the end bin out
-    of range (DreamerV3, arXiv 2301.04104). "hlgauss": a Gaussian of 0.75 bin widths integrated over each bin and
+    of range (DreamerV3, arXiv 2301.04104). "hlgauss": a Gaussian of `sigma` bin widths integrated over each bin and
     renormalised (arXiv 2403.03950).
 
     Returns are in units of the scaled reward. Left unset, the range is -1e5 to 1e5, with a warning. Raises ValueError
-    for fewer than two bins, an empty range or another label type.
+    for fewer than two bins, an empty range, another label type or a sigma of 0 or less.
     """
 
     bins: Tensor
@@ -155,6 +155,7 @@ class TwoHot(nn.Module):
         max_return: float | None = None,
         use_symlog: bool = True,
         label_type: Literal["twohot", "hlgauss"] = "twohot",
+        sigma: float = 0.75,
     ):
         super().__init__()
         if min_return is None or max_return is None:
@@ -172,8 +173,11 @@ class TwoHot(nn.Module):
             raise ValueError(f"min_return={min_return} must be below max_return={max_return}")
         if label_type not in ("twohot", "hlgauss"):
             raise ValueError(f"label_type={label_type!r} must be 'twohot' or 'hlgauss'")
+        if not sigma > 0.0:
+            raise ValueError(f"sigma={sigma} must be above 0: it is a standard deviation, in bin widths")
         self.use_symlog = use_symlog
         self.label_type = label_type
+        self.sigma = sigma
         ends = torch.tensor([min_return, max_return], dtype=torch.float64)
         self.low, self.high = (symlog(ends) if use_symlog else ends).tolist()
         self.width = (self.high - self.low) / (num_bins - 1)
@@ -181,6 +185,10 @@ class TwoHot(nn.Module):
         self.register_buffer("bins", torch.linspace(self.low, self.high, num_bins), persistent=False)
         edges = torch.linspace(self.low - half, self.high + half, num_bins + 1)
         self.register_buffer("edges", edges, persistent=False)
+
+    def place(self, value: float) -> float:
+        """Where a scalar lies on the scale on which bins are even."""
+        return math.copysign(math.log1p(abs(value)), value) if self.use_symlog else value
 
     def encode(self, value: Tensor) -> Tensor:
         """Label probabilities (..., N) of scalars (..., 1)."""
@@ -197,7 +205,8 @@ class TwoHot(nn.Module):
         return (1 - distance / self.width).clamp(min=0.0)
 
     def _gaussian(self, x: Tensor) -> Tensor:
-        # Four bins out, float32 leaves mass in the end bin alone; further out it would leave none at all.
-        x = x.clamp(self.low - 4 * self.width, self.high + 4 * self.width)
-        cdf = 1 + torch.erf((self.edges - x) / (0.75 * math.sqrt(2) * self.width))
+        # 14/3 standard deviations past the last edge float32 has little mass left; further out it has none at all.
+        far = (0.5 + 14 / 3 * self.sigma) * self.width
+        x = x.clamp(self.low - far, self.high + far)
+        cdf = 1 + torch.erf((self.edges - x) / (self.sigma * math.sqrt(2) * self.width))
         return cdf.diff(dim=-1) / (cdf[..., -1:] - cdf[..., :1])

@@ -31,10 +31,11 @@ from agent_cases import (
 )
 from torch import Tensor
 
-from amago_ray.agent.actor_critic import AUXILIARY_GAMMAS, Agent
+from amago_ray.agent.actor_critic import Agent
+from amago_ray.agent.multigammas import AUXILIARY_GAMMAS
 from amago_ray.agent.multitask import MultiTaskAgent
 from amago_ray.agent.spec import AgentSpec
-from amago_ray.nets.policy_outputs import GMM
+from amago_ray.nets.policy_outputs import GMM, Beta, PolicyOutput, TanhGaussian
 from amago_ray.nets.traj_encoders import TrajEncoder
 
 by_kind = pytest.mark.parametrize("kind", ACTION_SPECS)
@@ -263,6 +264,20 @@ def test_families_without_differentiable_samples_train_offline() -> None:
     assert build("continuous", actor_type=gmm, online_coeff=0.0)(make_batch("continuous")).loss.isfinite()
     with pytest.raises(NotImplementedError, match="online_coeff to 0"):
         build("continuous", actor_type=gmm)(make_batch("continuous"))
+
+
+@pytest.mark.parametrize("family", [TanhGaussian, Beta, GMM])
+def test_actions_in_the_data_may_lie_at_the_bounds(family: type[PolicyOutput]) -> None:
+    """Where tanh has no inverse and a Beta no finite density: everything stays finite while they are cloned."""
+    agent = build(
+        "continuous", actor_type=partial(actor, policy_output_type=family), online_coeff=0.0, offline_coeff=1.0,
+        fbc_filter_func=torch.ones_like,
+    ).train()  # fmt: skip
+    batch = make_batch("continuous")
+    batch = dataclasses.replace(batch, actions=batch.actions.sign())
+    history = train(agent, agent.trainable_params, batch, lr=1e-2)
+    assert np.isfinite(history).all() and all(p.isfinite().all() for p in agent.parameters())
+    assert history[-1, 1] < history[0, 1]
 
 
 def agent_spec(seed: int) -> AgentSpec:

@@ -16,15 +16,19 @@ from amago_ray.nets.distributions import ActionDistribution
 AGENT_CASES = [
     "agent_behavior_cloning",
     "agent_continuous_ff",
+    "agent_continuous_residual_actor",
     "agent_continuous_transformer_k2",
     "agent_discrete_cnn_gru",
     "agent_discrete_gru",
+    "agent_discrete_residual_actor",
     "agent_discrete_transformer",
     "agent_discrete_transformer_rope_nstep3",
+    "agent_leaky_filter_no_binary",
     "agent_offline_only_gru",
     "multitask_continuous_transformer",
     "multitask_discrete_gru",
     "multitask_discrete_hlgauss_exp",
+    "multitask_exp_filter_clipped",
 ]
 LOSS_RTOL, GRAD_RTOL = 1e-5, 1e-4
 

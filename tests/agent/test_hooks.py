@@ -1,7 +1,10 @@
-"""What users hang onto an agent: observations for the actor, loss masks, and values of stored data without a trace."""
+"""What users hang onto an agent: observations for the actor, loss masks, values of stored data without a trace,
+further networks, optimisers, and a temperature to act at.
+"""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,6 +18,7 @@ from amago_ray.agent.actor_critic import Agent
 from amago_ray.agent.losses import exp_filter
 from amago_ray.agent.multitask import MultiTaskAgent
 from amago_ray.agent.policy import TrainingBatch
+from amago_ray.agent.transitions import Transitions
 from amago_ray.nets.actors import NO_OBS, Actor
 from amago_ray.nets.traj_encoders import TrajEncoder
 
@@ -75,6 +79,11 @@ def test_no_observation_is_gathered_unless_asked_for(monkeypatch: pytest.MonkeyP
     )
     agent(make_batch("continuous"))
     assert len(gathered) == 4, "states before and after, actions and targets"
+
+
+@pytest.mark.parametrize("names", [None, (), []])
+def test_no_names_in_any_form(names: object) -> None:
+    assert build("continuous", pass_obs_keys_to_actor=names).policy.actor_obs_names == ()
 
 
 @pytest.mark.parametrize(
@@ -261,3 +270,112 @@ def test_a_fake_filter_weighs_every_transition_alike() -> None:
     values = agent.get_values(batch)
     assert (values["filter_weight"][batch.mask] == 1.0).all()
     assert (values["advantage"][batch.mask] < 0.0).any(), "which the filter would have turned down"
+
+
+# --- further networks and optimisers ---------------------------------------------------------------------------------
+
+
+class Curious(Agent):
+    """Predicts the next state's norm with a network of its own, and has a slow copy of it."""
+
+    def init_extra_networks(self) -> None:
+        self.curiosity = torch.nn.Linear(self.policy.traj_encoder.emb_dim, 1)
+        self.target_curiosity = self.slow_copy(self.curiosity)
+
+    def extra_loss(self, real: Transitions, batch: TrainingBatch) -> Tensor:
+        error = self.curiosity(real.state).squeeze(-1) - real.next_state.norm(dim=-1)
+        return error.square().mean()
+
+
+def test_an_extra_loss_is_added_and_told() -> None:
+    plain, curious = (build("discrete", agent_type=t).eval() for t in (Agent, Curious))
+    losses = []
+    for agent in (plain, curious):
+        torch.manual_seed(1)
+        losses.append(agent(make_batch("discrete"), log=True))
+    extra = losses[1].metrics["Extra Loss"]
+    assert extra > 0.0 and "Extra Loss" not in losses[0].metrics
+    torch.testing.assert_close(losses[1].loss, losses[0].loss + extra)
+    assert losses[1].metrics["Total Loss"] == losses[1].loss
+
+
+def test_extra_networks_are_trained_saved_and_averaged() -> None:
+    agent, batch = build("discrete", agent_type=Curious, tau=0.25).train(), make_batch("discrete")
+    assert torch.equal(agent.curiosity.weight, agent.target_curiosity.weight)
+    assert {"curiosity.weight", "target_curiosity.weight"} <= agent.state_dict().keys()
+    trained = {id(p) for p in agent.trainable_params}
+    assert id(agent.curiosity.weight) in trained and id(agent.target_curiosity.weight) not in trained
+    before = state_of(agent)
+    train(agent, agent.trainable_params, batch, lr=3e-3)
+    assert not torch.equal(agent.curiosity.weight, before["curiosity.weight"])
+    slow = agent.target_curiosity.weight.clone()
+    agent.update_targets()
+    torch.testing.assert_close(agent.target_curiosity.weight, 0.75 * slow + 0.25 * agent.curiosity.weight.detach())
+    assert not any("curiosity" in name for name in agent.policy.state_dict()), "workers do without"
+
+
+def test_extra_networks_change_no_initial_weight() -> None:
+    plain, curious = (build("discrete", agent_type=t).state_dict() for t in (Agent, Curious))
+    assert all(torch.equal(value, curious[name]) for name, value in plain.items())
+
+
+def test_slow_copies_of_copied_agents_are_their_own() -> None:
+    agent = build("discrete", agent_type=Curious, tau=1.0)
+    other = copy.deepcopy(agent)
+    with torch.no_grad():
+        other.curiosity.weight.fill_(7.0)
+    other.update_targets()
+    assert other.target_curiosity.weight.eq(7.0).all() and not agent.target_curiosity.weight.eq(7.0).any()
+
+
+@by_agent
+def test_the_optimiser_is_a_setting(agent_type: type[Agent]) -> None:
+    default = build("discrete", agent_type=agent_type).init_optimizer(0.1, 0.2)
+    assert type(default) is torch.optim.AdamW
+    agent = build("discrete", agent_type=agent_type, optimizer_type=torch.optim.RMSprop)
+    optimizer = agent.init_optimizer(0.1, 0.2)
+    (group,) = optimizer.param_groups
+    assert type(optimizer) is torch.optim.RMSprop and (group["lr"], group["weight_decay"]) == (0.1, 0.2)
+    assert [id(p) for p in group["params"]] == [id(p) for p in agent.trainable_params]
+
+
+def test_an_agent_that_trains_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="Agent.online_coeff=0 and offline_coeff=0 with fake_filter: nothing is"):
+        build("discrete", fake_filter=True, online_coeff=0.0, offline_coeff=0.0)
+
+
+# --- temperature -----------------------------------------------------------------------------------------------------
+
+
+def sampled(agent: Agent, num_envs: int = 3000) -> Tensor:
+    torch.manual_seed(0)
+    obs = {"x": torch.ones(num_envs, 3), "n": torch.zeros(num_envs, dtype=torch.int64)}
+    rl2, time_idx = torch.zeros(num_envs, 1 + agent.action_spec.vector_size), torch.zeros(num_envs, dtype=torch.int64)
+    return agent.policy.act(obs, rl2, time_idx, agent.policy.initial_memory(num_envs), sample=True)[0].clone()
+
+
+@by_kind
+def test_the_temperature_of_acting(kind: str) -> None:
+    """A setting, and an attribute for whoever evaluates; the loss does not see it."""
+    agent = build(kind).eval()
+    spread = {}
+    for temperature in (1e-3, 1.0, 3.0):
+        agent.policy.temperature = temperature
+        spread[temperature] = sampled(agent).std(dim=0).mean().item()
+    assert spread[1e-3] < 0.01 < spread[1.0]
+    if kind == "continuous":
+        assert spread[3.0] > 1.2 * spread[1.0]
+    agent.policy.temperature = 1.0
+    as_set = build(kind, temperature=3.0).eval()
+    assert sampled(as_set).std(dim=0).mean().item() == pytest.approx(spread[3.0])
+    losses = []
+    for each in (agent, as_set):
+        torch.manual_seed(1)
+        losses.append(each(make_batch(kind)).loss)
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_temperatures_are_checked(temperature: float) -> None:
+    with pytest.raises(ValueError, match="Agent.temperature=.*: it must be above 0"):
+        build("discrete", temperature=temperature)

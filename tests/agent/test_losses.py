@@ -63,6 +63,14 @@ def test_exp_filter_clips_each_side_that_is_given() -> None:
     torch.testing.assert_close(open_ended, advantage.exp())
 
 
+def test_exp_filter_bounds_advantages_before_the_exponential() -> None:
+    advantage = torch.tensor([-30.0, -0.05, 0.05, 30.0])
+    weight = losses.exp_filter(advantage, beta=2.0, clip_adv_low=-0.1, clip_adv_high=0.2)
+    torch.testing.assert_close(weight, torch.tensor([-0.2, -0.1, 0.1, 0.4]).exp())
+    one_side = losses.exp_filter(advantage, clip_adv_high=0.0, clip_weights_low=1e-2)
+    torch.testing.assert_close(one_side, torch.tensor([1e-2, np.exp(-0.05), 1.0, 1.0], dtype=torch.float32))
+
+
 def test_leaky_relu_filter_is_two_ramps_and_a_step_at_zero() -> None:
     tiny, tau, beta, slope = 1e-6, 0.5, 4.0, 0.1
     at = {"below": -1.0, "zero": 0.0, "after_step": tiny, "hinge": tau, "after_hinge": tau + 1.0}
@@ -77,6 +85,9 @@ def test_leaky_relu_filter_is_two_ramps_and_a_step_at_zero() -> None:
     assert weight["after_hinge"] - weight["hinge"] == pytest.approx(1 / beta)
     clipped = losses.leaky_relu_filter(torch.tensor([-1e3, 1e3]), clip_weights_low=1e-7, clip_weights_high=10.0)
     torch.testing.assert_close(clipped, torch.tensor([1e-7, 10.0]))
+    advantage = torch.tensor([-0.5, 0.25, 0.75])
+    step = losses.leaky_relu_filter(advantage) - losses.leaky_relu_filter(advantage, add_binary=False)
+    torch.testing.assert_close(step, torch.tensor([0.0, 1.0, 1.0]))
 
 
 # --- n-step targets --------------------------------------------------------------------------------------------------

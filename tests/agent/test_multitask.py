@@ -133,14 +133,30 @@ def test_the_value_is_the_mean_over_actions() -> None:
 @by_label
 @pytest.mark.parametrize("init_value", [0.0, -7.5, 40.0])
 def test_fresh_critics_predict_the_initial_value(kind: str, label_type: str, init_value: float) -> None:
-    critics = partial(bin_critics, label_type=label_type, init_value=init_value)
+    critics = partial(bin_critics, label_type=label_type, init_value=init_value, output_bins=101, max_return=1e3)
+    critics = partial(critics, min_return=-1e3)
     batch = make_batch(kind)
     values = multitask(kind, critic_type=critics).get_values(batch)
     for name in ("q", "value"):
-        expected = torch.full_like(values[name][batch.mask], init_value)
-        torch.testing.assert_close(values[name][batch.mask], expected, rtol=0.03, atol=0.05)
-    left_to_chance = multitask(kind).get_values(batch)["q"][batch.mask]
-    assert left_to_chance.std() > 1e-3
+        off = (torch.log1p(values[name][batch.mask].abs()) - np.log1p(abs(init_value))).abs()
+        assert off.mean() < 0.1, "each layer adds its noise, on the scale of symlog"
+        assert init_value == 0 or (values[name][batch.mask].sign() == np.sign(init_value)).all()
+
+
+def test_the_initial_value_is_the_peak_of_wide_biases() -> None:
+    """-(bin - v)^2 / (2 (4 widths)^2) for every critic, on the scale of the bins; the weights stay."""
+    critics = multitask("discrete", critic_type=partial(bin_critics, output_bins=101, init_value=2.5)).critics
+    bins, width = critics.bins.bins, critics.bins.width
+    expected = -(bins - np.log(3.5)).square() / (2 * (4 * width) ** 2)
+    torch.testing.assert_close(critics.output_layer.bias, expected.float().expand(4, 1, 101), rtol=1e-5, atol=1e-5)
+    assert critics.output_layer.weight.any()
+
+
+def test_initial_values_that_bins_cannot_hold() -> None:
+    with pytest.raises(ValueError, match=r"init_value=101.0: it lies outside"):
+        multitask("discrete", critic_type=partial(bin_critics, init_value=101.0))
+    with pytest.warns(UserWarning, match=r"init_value=90.0 is within 12 bins"):
+        multitask("discrete", critic_type=partial(bin_critics, init_value=90.0))
 
 
 def test_label_types() -> None:

@@ -87,6 +87,7 @@ ENVIRONMENTS = {
     "A goal-conditioned encoder": partial(Shown, GOALS, spaces.Box(-1, 1, (2,))),
     "A sequence model": partial(Identity, "multidiscrete", 3),
     "An agent": partial(Identity, "discrete", 3),
+    "Further networks, another optimiser": partial(Identity, "discrete", 3),
     "Exploration": partial(Identity, "discrete", 3),
     "A family of action distributions": partial(Identity, "continuous", 2),
     "An actor head": partial(Identity, "multibinary", 3),
@@ -130,7 +131,12 @@ def test_each_block_trains_and_acts(extensions: Path, title: str, text: str) -> 
     assert np.isfinite(report.metrics["Total Loss"]) and report.metrics["Gradient Norm"] > 0
     assert np.isfinite(single.mean_return(episodes=8))
     in_use = {type(module).__name__ for module in single.learner.agent.modules()}
-    others = (experiment.exploration_wrapper_type, experiment.relabeler_type, getattr(relabeler, "reward_fn", None))
+    others = (
+        single.learner.agent.optimizer_type,
+        experiment.exploration_wrapper_type,
+        experiment.relabeler_type,
+        getattr(relabeler, "reward_fn", None),
+    )
     in_use |= {getattr(part, "__name__", "None") for part in others}
     named = set(re.findall(r"@(\w+)", text))
     assert named and named <= in_use

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -71,13 +72,17 @@ def make_learner(
     obs_spec: ObsSpec = OBS_SPEC,
     precision: MixedPrecision = "no",
     batches_per_update: int = 1,
+    learning_rate: float = 1e-3,
+    l2_coeff: float = 1e-3,
+    action_mask_key: str | None = None,
     **settings: object,
 ) -> Learner:
     agent_type, critic_type = AGENTS[agent]
     agent_type = partial(agent_type, **{"actor_type": actor, "critic_type": critic_type, **settings})
-    spec = AgentSpec(obs_spec, ACTION_SPECS[kind], L, tstep_encoder, encoder, agent_type, seed=0)
+    spec = AgentSpec(obs_spec, ACTION_SPECS[kind], L, tstep_encoder, encoder, agent_type, 0, action_mask_key)
     config = LearnerConfig(
-        learning_rate=1e-3,
+        learning_rate=learning_rate,
+        l2_coeff=l2_coeff,
         lr_warmup_steps=1,
         mixed_precision=precision,
         batches_per_update=batches_per_update,
@@ -99,6 +104,41 @@ def prepared_batch(kind: str, seed: int = 0) -> TrainingBatch:
     """A batch as the learner's prefetching thread hands it over."""
     batch = make_batch(kind, seed)
     return dataclasses.replace(batch, real_rows=batch.mask.flatten().nonzero().squeeze(1))
+
+
+# --- the optimiser ---------------------------------------------------------------------------------------------------
+
+
+class TwoRates(Agent):
+    """Critics learn ten times as fast, without weight decay."""
+
+    def init_optimizer(self, learning_rate: float, l2_coeff: float) -> torch.optim.Optimizer:
+        critics = [p for name, p in self.named_parameters() if name.startswith("critics.")]
+        groups = [
+            {"params": list(self.policy.parameters()), "lr": learning_rate, "weight_decay": l2_coeff},
+            {"params": critics, "lr": 10 * learning_rate, "weight_decay": 0.0},
+        ]
+        return torch.optim.SGD(groups)
+
+
+def test_an_agent_s_own_optimiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its groups keep their rates, also when a run goes on with another learning rate and weight decay."""
+    monkeypatch.setitem(AGENTS, "Agent", (TwoRates, critics))
+
+    def settings(learner: Learner) -> list[tuple[float, float]]:
+        return [(group["lr"], group["weight_decay"]) for group in learner._optimizer.param_groups]
+
+    learner = make_learner()
+    assert settings(learner) == [(1e-3, 1e-3), (1e-2, 0.0)]
+    before = learner.agent.critics.inp_layer.weight.clone()
+    learner.update(prepared_batch("discrete"))
+    assert not torch.equal(learner.agent.critics.inp_layer.weight, before)
+    learner.save_state(str(tmp_path))
+    forget_accelerator()
+    other = make_learner(learning_rate=1e-4, l2_coeff=0.5)
+    other.load_state(str(tmp_path))
+    assert settings(other) == [(1e-4, 0.5), (1e-3, 0.0)]
+    assert other._schedule.get_last_lr() == [1e-4, 1e-3] and other.updates_done == 1
 
 
 # --- waiting for the device ------------------------------------------------------------------------------------------
@@ -205,6 +245,13 @@ def test_an_update_never_waits_for_the_device(agent: str, encoder: str, kind: st
 )
 def test_no_setting_makes_it_wait(agent: str, kind: str, settings: dict[str, Any]) -> None:
     check_updates(make_learner(agent, kind, **settings), prepared_batch(kind))
+
+
+@by_agent
+def test_action_masks_do_not_make_it_wait(agent: str) -> None:
+    batch, masks = prepared_batch("discrete"), torch.randint(2, (len(LENGTHS), L + 1, 4), dtype=torch.int8)
+    learner = make_learner(agent, obs_spec={**OBS_SPEC, "legal": ArraySpec((4,), "int8")}, action_mask_key="legal")
+    check_updates(learner, dataclasses.replace(batch, obs=batch.obs | {"legal": masks}))
 
 
 def test_images_do_not_make_it_wait() -> None:

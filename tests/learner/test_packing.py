@@ -115,6 +115,14 @@ def test_packed_and_padded_losses_are_the_same(encoder: str, agent_name: str, ac
     check(AgentSpec(VECTOR, action_spec, 12, tstep, ENCODERS[encoder], small(agent_name), seed=0))
 
 
+@pytest.mark.parametrize("agent_name", AGENTS)
+def test_action_masks(agent_name: str) -> None:
+    """Random ones, of which an eighth allows nothing; those of states, and of next states."""
+    tstep = partial(FFTstepEncoder, n_layers=1, d_hidden=16, d_output=16)
+    obs_spec = VECTOR | {"legal": ArraySpec((3,), "int8", (2, 2, 2))}
+    check(AgentSpec(obs_spec, DISCRETE, 12, tstep, ENCODERS["gru"], small(agent_name), 0, action_mask_key="legal"))
+
+
 def test_images() -> None:
     check(AgentSpec(IMAGE, DISCRETE, 12, CNNTstepEncoder, ENCODERS["gru"], small("Agent"), seed=0), num=3)
 

@@ -8,6 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from amago_ray.nets.distributions import (
+    ActionDistribution,
+    BetaDistribution,
+    OneHotDistribution,
+    TanhGaussianDistribution,
+)
 from amago_ray.nets.policy_outputs import (
     GMM,
     Beta,
@@ -16,7 +22,6 @@ from amago_ray.nets.policy_outputs import (
     Multidiscrete,
     PolicyOutput,
     TanhGaussian,
-    default_policy_output,
 )
 from amago_ray.specs import ActionSpec
 
@@ -173,19 +178,87 @@ def test_gmm_mode_is_the_heaviest_component() -> None:
     close(GMM(CONTINUOUS)(params).mode, torch.tanh(params[6:9]))
 
 
-def test_defaults_and_errors() -> None:
-    for spec, family in ((DISCRETE, Discrete), (CONTINUOUS, TanhGaussian), (MULTIBINARY, Multibinary)):
-        assert default_policy_output(spec) is family
-    assert default_policy_output(MULTIDISCRETE) is Multidiscrete
-    assert [family.is_discrete for family, _ in FAMILIES] == [True] + [False] * 5
-    assert [family.has_rsample for family, _ in FAMILIES] == [True] * 5 + [False]
-    with pytest.raises(ValueError, match="TanhGaussian fits continuous actions, but the environment's are discrete"):
-        TanhGaussian(DISCRETE)
-    with pytest.raises(ValueError, match="clip_prob_low=0.0"):
-        Discrete(DISCRETE, clip_prob_low=0.0)
-    with pytest.raises(ValueError, match="inside"):
-        Beta(CONTINUOUS, clip_actions_on_log_prob=(-1.0, 1.0))
-    with pytest.raises(ValueError, match="std_low=2"):
-        TanhGaussian(CONTINUOUS, std_low=2.0, std_high=1.0)
-    with pytest.raises(ValueError, match="gmm_modes=0"):
-        GMM(CONTINUOUS, gmm_modes=0)
+# --- impossible actions ----------------------------------------------------------------------------------------------
+
+
+def with_zeros() -> OneHotDistribution:
+    return OneHotDistribution(torch.tensor([0.0, 0.7, 0.0, 0.3]).expand(5000, 4))
+
+
+def test_what_has_probability_0_is_never_drawn() -> None:
+    torch.manual_seed(0)
+    dist = with_zeros()
+    for action in (dist.sample(), dist.rsample(), dist.tempered(50.0).sample(), dist.tempered(0.01).sample()):
+        assert action[:, [0, 2]].eq(0.0).all()
+    for temperature in (0.01, 0.5, 50.0):
+        assert dist.tempered(temperature).probs[:, [0, 2]].eq(0.0).all()
+
+
+def test_a_race_that_stands_still_is_not_won_by_probability_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 / 0 would be NaN, which argmax takes for the largest."""
+    monkeypatch.setattr(torch.Tensor, "exponential_", lambda self: self.zero_())
+    assert with_zeros().sample()[:, [0, 2]].eq(0.0).all()
+
+
+def test_impossible_actions_leave_everything_finite() -> None:
+    probs = torch.tensor([0.0, 0.7, 0.0, 0.3], requires_grad=True)
+    dist = OneHotDistribution(probs)
+    assert dist.entropy().item() == pytest.approx(-0.7 * np.log(0.7) - 0.3 * np.log(0.3))
+    for action in torch.eye(4):
+        log_prob = dist.log_prob(action)
+        (grad,) = torch.autograd.grad(log_prob.sum(), probs)
+        possible = action @ probs.detach() > 0
+        assert log_prob.isfinite() and grad.isfinite().all()
+        assert (log_prob > -1.3) if possible else (log_prob < -80 and not grad.any())
+    (grad,) = torch.autograd.grad((dist.rsample() * torch.randn(4)).sum(), probs)
+    assert grad.isfinite().all() and not grad[[0, 2]].any()
+
+
+# --- temperature -----------------------------------------------------------------------------------------------------
+
+
+@by_family
+def test_a_temperature_of_1_changes_nothing_and_a_cold_one_gives_the_mode(
+    family: type[PolicyOutput], spec: ActionSpec
+) -> None:
+    torch.manual_seed(0)
+    policy = family(spec)
+    dist = policy(torch.randn(500, policy.num_params))
+    action = dist.sample()
+    torch.testing.assert_close(dist.tempered(1.0).log_prob(action), dist.log_prob(action), rtol=1e-4, atol=1e-4)
+    cold = dist.tempered(1e-4).sample()
+    agrees = ((cold - dist.mode).abs() < 0.02).all(dim=-1).float().mean()
+    assert agrees > 0.98
+    if family not in (TanhGaussian, GMM):  # a wide Gaussian crowds at the ends that tanh gives it
+        assert dist.tempered(1.5).entropy().mean() > dist.entropy().mean()
+
+
+def test_temperature_divides_logits() -> None:
+    logits = torch.tensor([0.3, -0.4, 1.0, 0.1, 0.0])  # far from the bounds on probabilities
+    close(Discrete(DISCRETE)(logits).tempered(0.5).probs, (2 * logits).softmax(dim=-1))
+    parts = Multidiscrete(MULTIDISCRETE)(torch.randn(6)).tempered(3.0)
+    close(parts.probs[:4].sum(), torch.tensor(1.0))
+    close(Multibinary(MULTIBINARY)(torch.tensor([1.0, -2.0, 0.0, 3.0])).tempered(2.0).probs,
+          torch.sigmoid(torch.tensor([0.5, -1.0, 0.0, 1.5])))  # fmt: skip
+
+
+def test_temperature_scales_standard_deviations() -> None:
+    torch.manual_seed(0)
+    dist = TanhGaussianDistribution(torch.zeros(20_000, 1), torch.full((20_000, 1), 0.4), (-0.99, 0.99))
+    assert float(torch.atanh(dist.tempered(0.25).sample()).std()) == pytest.approx(0.1, rel=0.03)
+    alpha, beta = torch.full((20_000, 1), 6.0), torch.full((20_000, 1), 3.0)
+    for temperature, expected in ((0.5, 0.5), (1.0, 1.0), (1.2, 1.2), (100.0, None)):
+        tempered = BetaDistribution(alpha, beta, (-0.99, 0.99)).tempered(temperature)
+        close(tempered.mean[0], torch.tensor([1 / 3]))
+        assert tempered.beta.min() > 0.999, "no peak at an end"
+        if expected is not None:
+            std = 2 * np.sqrt((2 / 9) / 10)  # of alpha 6, beta 3 on [-1, 1]
+            assert float(tempered.sample().std()) == pytest.approx(expected * std, rel=0.03)
+
+
+def test_families_without_a_temperature_say_so() -> None:
+    class Fixed(OneHotDistribution):
+        tempered = ActionDistribution.tempered
+
+    with pytest.raises(NotImplementedError, match=r"Fixed cannot be tempered: set Agent.temperature to 1"):
+        Fixed(torch.ones(2)).tempered(0.5)

@@ -118,6 +118,21 @@ def test_labels_are_distributions_and_decode_to_their_value(label_type: str, use
     close(beyond, torch.eye(64)[[0, -1]], atol=1e-5)
 
 
+@pytest.mark.parametrize("sigma", [0.05, 0.3, 0.75, 2.0, 4.0])
+def test_the_width_of_gaussian_labels(sigma: float) -> None:
+    """Their standard deviation is sigma bin widths, and that of a uniform bin; ends are reached from anywhere."""
+    two_hot = TwoHot(101, -50.0, 50.0, use_symlog=False, label_type="hlgauss", sigma=sigma)
+    label = two_hot.encode(torch.tensor([7.0]))
+    variance = (label * (two_hot.bins - 7.0).square()).sum()
+    if sigma > 0.5:
+        assert float(variance) == pytest.approx(sigma**2 + 1 / 12, rel=1e-3)
+    if sigma < 0.1:
+        close(label, torch.eye(101)[57], atol=1e-5)
+    beyond = two_hot.encode(torch.tensor([[-1e9], [1e9]]))
+    close(beyond.sum(dim=-1), torch.ones(2), atol=1e-5)
+    assert beyond.argmax(dim=-1).tolist() == [0, 100]
+
+
 def test_two_hot_settings_are_checked() -> None:
     with pytest.warns(UserWarning, match="return range left unset"):
         TwoHot()
@@ -153,3 +168,5 @@ def test_every_rank_holds_the_statistics_of_all(tmp_path: Path) -> None:
         for name, buffer in state.items():
             assert torch.equal(ranks[0][module][name], ranks[1][module][name])
             close(ranks[0][module][name], buffer)
+    with pytest.raises(ValueError, match="sigma=0.0 must be above 0"):
+        TwoHot(8, -1.0, 1.0, label_type="hlgauss", sigma=0.0)

@@ -110,7 +110,7 @@ def test_acting_sees_what_training_will_see(encoder: Any, monkeypatch: pytest.Mo
     policy, states = run.worker._policy, []
     act = policy.actor.main_gamma
     monkeypatch.setattr(
-        policy.actor, "main_gamma", lambda state, obs: (states.append(state.clone()), act(state, obs))[1]
+        policy.actor, "main_gamma", lambda state, *rest: (states.append(state.clone()), act(state, *rest))[1]
     )
     run.worker.collect(2 * 35)
     assert len(run.written) == 7 + 5

@@ -1,10 +1,10 @@
-"""Actor and critic heads equal a deliberately naive reading of what they compute."""
+"""Critic ensembles equal a deliberately naive reading of what they compute."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 
+import gin
 import numpy as np
 import pytest
 import torch
@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amago_ray.nets import critics as critic_heads
-from amago_ray.nets.actors import Actor, ActorHead, ResidualActor
-from amago_ray.nets.critics import MAX_CRITIC_ACTION, NCritics
+from amago_ray.nets.critics import MAX_CRITIC_ACTION, NCritics, NCriticsTwoHot
 from amago_ray.specs import ActionSpec
 
 K, B, L, D, C = 3, 2, 4, 5, 3
@@ -168,68 +167,16 @@ def test_critics_are_independent_at_the_start() -> None:
         assert (values[:, :, :, one] - values[:, :, :, other]).abs().mean() > 1e-2
 
 
-def residual_actor(kind: str, **settings: object) -> ResidualActor:
-    torch.manual_seed(0)
-    sizes = {"feature_dim": 6, "residual_ff_dim": 9, "residual_blocks": 2}
-    return ResidualActor(D, SPECS[kind], num_gammas=G, **{**sizes, **settings})
+def test_the_width_of_gaussian_labels_is_a_setting() -> None:
+    """With sigma 2 the label of a bin's own centre has the entries of a Gaussian of two bin widths."""
+    critics = NCriticsTwoHot(
+        D, SPECS["discrete"], GAMMAS, C, output_bins=41, min_return=-20.0, max_return=20.0, use_symlog=False,
+        label_type="hlgauss", sigma=2.0,
+    )  # fmt: skip
+    label = critics.bins.encode(torch.tensor([3.0]))
+    assert float(label[25] / label[23]) == pytest.approx(np.exp(-0.5), rel=0.02)
 
 
-@pytest.mark.parametrize("blocks", [1, 3])
-def test_residual_actor_equals_a_naive_reading(blocks: int) -> None:
-    """SimBa: x + MLP(norm(x)) some times over, a norm, a linear layer."""
-    actor, state = residual_actor("continuous", residual_blocks=blocks, activation="relu"), torch.randn(B, L, D)
-    with torch.no_grad():
-        for parameter in actor.parameters():  # norms that do something, too
-            parameter.add_(0.1 * torch.randn_like(parameter))
-
-    def norm(x: Tensor, layer: torch.nn.LayerNorm) -> Tensor:
-        centred = x - x.mean(dim=-1, keepdim=True)
-        return centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt() * layer.weight + layer.bias
-
-    def linear(x: Tensor, layer: torch.nn.Linear) -> Tensor:
-        return x @ layer.weight.T + layer.bias
-
-    x = linear(state, actor.inp_layer)
-    assert len(actor.blocks) == blocks
-    for block in actor.blocks:
-        x = x + linear(linear(norm(x, block.norm.norm), block.ff1).clamp(min=0), block.ff2)
-    expected = linear(norm(x, actor.out_norm.norm), actor.out_layer)
-    close(actor.params(state, main_gamma_only=False, obs={}), expected)
-
-
-def test_residual_actor_drops_out_in_training_only() -> None:
-    actor, state = residual_actor("discrete", dropout_p=0.5), torch.randn(B, L, D)
-    assert not torch.equal(actor(state).probs, actor(state).probs)
-    actor.eval()
-    assert torch.equal(actor(state).probs, actor(state).probs)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"residual_blocks": 0}, "ResidualActor.residual_blocks=0"),
-        ({"activation": "rellu"}, "did you mean 'relu'"),
-        ({"normalization": "layr"}, "did you mean 'layer'"),
-    ],
-)
-def test_residual_actor_checks_its_settings(settings: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        residual_actor("discrete", **settings)
-
-
-def plain_actor(kind: str) -> Actor:
-    torch.manual_seed(0)
-    return Actor(D, SPECS[kind], num_gammas=G, d_hidden=9)
-
-
-@by_kind
-@pytest.mark.parametrize("make_actor", [plain_actor, residual_actor])
-def test_main_gamma_equals_the_last_gamma(kind: str, make_actor: Callable[[str], ActorHead]) -> None:
-    actor, state = make_actor(kind), torch.randn(B, L, D)
-    whole, main = actor(state), actor.main_gamma(state.reshape(B * L, D))
-    assert whole.mean.shape == (B, L, G, SPECS[kind].vector_size)
-    close(main.mean, whole.mean[:, :, -1].reshape(B * L, -1))
-    assert (whole.mean[:, :, -1] - whole.mean[:, :, 0]).abs().max() > 1e-3
-    torch.testing.assert_close(main.mode, whole.mode[:, :, -1].reshape(B * L, -1))
-    actions = whole.sample()[:, :, -1]
-    close(main.log_prob(actions.reshape(B * L, -1)), whole.log_prob(actions.unsqueeze(2))[:, :, -1].reshape(-1, 1))
+def test_how_outputs_are_read_is_no_setting_of_plain_critics() -> None:
+    with pytest.raises(ValueError, match="num_outputs"):
+        gin.parse_config("NCritics.num_outputs = 3")

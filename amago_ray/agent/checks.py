@@ -1,0 +1,42 @@
+"""An agent's settings are checked here, before anything is built of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from amago_ray.config import nearest
+from amago_ray.specs import ActionSpec, ObsSpec
+
+
+def check_numbers(owner: str, gamma: float, num_critics: int, num_critics_td: int, n_step: int) -> None:
+    """Raises ValueError, naming the setting of `owner`, for one that is out of range."""
+    if not 0.0 <= gamma < 1.0:
+        raise ValueError(f"{owner}.gamma={gamma}: a discount factor lies in [0, 1)")
+    if not 1 <= num_critics_td <= num_critics:
+        raise ValueError(f"{owner}.num_critics_td={num_critics_td}: choose 1 to num_critics={num_critics}")
+    if n_step < 1:
+        raise ValueError(f"{owner}.n_step={n_step}: it must be 1 or more")
+
+
+def check_obs_names(setting: str, names: Sequence[str], obs_spec: ObsSpec) -> None:
+    """Raises ValueError, naming `setting`, unless these are names of observation arrays."""
+    if isinstance(names, str):
+        raise ValueError(f"{setting}={names!r}: write a tuple of names, {(names,)!r}")
+    for name in names:
+        if name not in obs_spec:
+            raise ValueError(f"{setting}={names!r}: no observation is named {name!r}{nearest(name, obs_spec)}")
+
+
+def check_action_mask(key: str | None, obs_spec: ObsSpec, action_spec: ActionSpec) -> None:
+    """Raises ValueError unless `key` names an array with one number per category of a (multi-)discrete action."""
+    if key is None:
+        return
+    setting = f"Experiment.action_mask_key={key!r}"
+    if action_spec.kind not in ("discrete", "multidiscrete"):
+        raise ValueError(f"{setting}: masks are for categories, but the environment's actions are {action_spec.kind}")
+    if key not in obs_spec:
+        raise ValueError(f"{setting}: no observation is named {key!r}{nearest(key, obs_spec)}")
+    if obs_spec[key].shape != (action_spec.vector_size,):
+        raise ValueError(
+            f"{setting}: one number per action is needed, shape {(action_spec.vector_size,)}, not {obs_spec[key].shape}"
+        )
