@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -122,9 +123,15 @@ class ProcessPool:
     def end(self, actor: Any) -> None:
         import ray
 
-        ray.get(actor.__ray_call__.remote(lambda self: self.__dict__.clear()), timeout=60)  # environments, files, locks
+        ray.get(actor.__ray_call__.remote(_let_go), timeout=60)
         role, name = self._busy.pop(actor)
         self._idle[role].append((actor, name))
+
+
+def _let_go(self: Any) -> None:
+    """End what a role holds: its environments, files and locks."""
+    self.__dict__.clear()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
