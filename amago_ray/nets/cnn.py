@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from amago_ray.nets.feedforward import activation as activation_fn
 
+NORM_GROUPS = 4
+
 
 class CNN(nn.Module, ABC):
     """Turns images with any leading dimensions into flat features; a subclass brings the convolutions.
@@ -68,8 +70,9 @@ class _ThreeConvCNN(CNN):
         strides: Sequence[int],
     ):
         super().__init__(img_shape, channels_first, activation)
-        if len(channels) != 3:
-            raise ValueError(f"{type(self).__name__} channels={list(channels)} must name 3 widths")
+        for name, values in (("channels", channels), ("kernels", kernels), ("strides", strides)):
+            if len(values) != 3:
+                raise ValueError(f"{type(self).__name__}.{name}={list(values)}: it must be 3 numbers")
         first, second, third = channels
         self.conv1 = nn.Conv2d(self.in_channels, first, kernels[0], strides[0])
         self.conv2 = nn.Conv2d(first, second, kernels[1], strides[1])
@@ -83,7 +86,7 @@ class _ThreeConvCNN(CNN):
 
 @gin.configurable
 class NatureishCNN(_ThreeConvCNN):
-    """The DQN trunk (Mnih et al., Nature 2015): kernels 8, 4, 3 at strides 4, 2, 1."""
+    """The DQN trunk (Mnih et al., Nature 2015): by default kernels 8, 4, 3 at strides 4, 2, 1."""
 
     def __init__(
         self,
@@ -91,13 +94,15 @@ class NatureishCNN(_ThreeConvCNN):
         channels_first: bool,
         activation: str = "leaky_relu",
         channels: Sequence[int] = (32, 64, 64),
+        kernels: Sequence[int] = (8, 4, 3),
+        strides: Sequence[int] = (4, 2, 1),
     ):
-        super().__init__(img_shape, channels_first, activation, channels, kernels=(8, 4, 3), strides=(4, 2, 1))
+        super().__init__(img_shape, channels_first, activation, channels, kernels, strides)
 
 
 @gin.configurable
 class GridworldCNN(_ThreeConvCNN):
-    """Three 2 x 2 convolutions at stride 1, for small symbolic grids."""
+    """For small symbolic grids: by default three 2 x 2 convolutions at stride 1."""
 
     def __init__(
         self,
@@ -105,8 +110,10 @@ class GridworldCNN(_ThreeConvCNN):
         channels_first: bool,
         activation: str = "leaky_relu",
         channels: Sequence[int] = (16, 32, 48),
+        kernels: Sequence[int] = (2, 2, 2),
+        strides: Sequence[int] = (1, 1, 1),
     ):
-        super().__init__(img_shape, channels_first, activation, channels, kernels=(2, 2, 2), strides=(1, 1, 1))
+        super().__init__(img_shape, channels_first, activation, channels, kernels, strides)
 
 
 @gin.configurable
@@ -134,23 +141,86 @@ class DrQCNN(CNN):
 
 
 class _ResidualBlock(nn.Module):
-    """x + conv(act(conv(act(x)))), the width and the size unchanged."""
+    """norm(x + conv(act(conv(act(x))))), the width and the size unchanged. group_norm: over 4 groups, else no norm."""
 
-    def __init__(self, channels: int, activation: str):
+    def __init__(self, channels: int, activation: str, group_norm: bool):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.activation = activation_fn(activation)
+        self.norm = nn.GroupNorm(NORM_GROUPS, channels) if group_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(self.activation(self.conv1(self.activation(x))))
+        return self.norm(x + self.conv2(self.activation(self.conv1(self.activation(x)))))
+
+
+class _ResidualStage(nn.Module):
+    """Convolution 3 x 3, max pooling 3 x 3 at stride 2, two residual blocks: about half the size comes out."""
+
+    def __init__(self, d_inp: int, d_output: int, activation: str, pool_padding: int, group_norm: bool):
+        super().__init__()
+        self.conv = nn.Conv2d(d_inp, d_output, 3, padding=1)
+        self.pool = nn.MaxPool2d(3, stride=2, padding=pool_padding)
+        self.residual1 = _ResidualBlock(d_output, activation, group_norm)
+        self.residual2 = _ResidualBlock(d_output, activation, group_norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.residual2(self.residual1(self.pool(self.conv(x))))
+
+
+class _ResidualCNN(CNN):
+    """One stage per entry of `depths`."""
+
+    def __init__(
+        self,
+        img_shape: Sequence[int],
+        channels_first: bool,
+        activation: str,
+        depths: Sequence[int],
+        pool_padding: int,
+        group_norm: bool,
+    ):
+        super().__init__(img_shape, channels_first, activation)
+        self.blocks = nn.Sequential(
+            *(
+                _ResidualStage(d_inp, d_output, activation, pool_padding, group_norm)
+                for d_inp, d_output in pairwise((self.in_channels, *depths))
+            )
+        )
+
+    def conv_forward(self, imgs: Tensor) -> Tensor:
+        return self.blocks(imgs)
 
 
 @gin.configurable
-class IMPALAishCNN(CNN):
-    """The deep residual trunk of IMPALA (arXiv 1802.01561, fig. 3).
+class IMPALAishCNN(_ResidualCNN):
+    """AMAGO's version of IMPALA's residual trunk: pooling without padding, group norm after every residual sum.
 
-    One stage per entry of `channels`: convolution, 3 x 3 max pooling at stride 2, two residual blocks.
+    cnn_block_depths: width of each stage; one stage halves the image. post_group_norm: GroupNorm of 4 groups, which
+    must divide every width (ValueError).
+    """
+
+    def __init__(
+        self,
+        img_shape: Sequence[int],
+        channels_first: bool,
+        activation: str = "leaky_relu",
+        cnn_block_depths: Sequence[int] = (16, 32, 32),
+        post_group_norm: bool = True,
+    ):
+        if post_group_norm and any(depth % NORM_GROUPS for depth in cnn_block_depths):
+            raise ValueError(
+                f"IMPALAishCNN.cnn_block_depths={list(cnn_block_depths)}: each must be a multiple of {NORM_GROUPS}, "
+                "the groups of its norm, or set post_group_norm=False"
+            )
+        super().__init__(img_shape, channels_first, activation, cnn_block_depths, 0, post_group_norm)
+
+
+@gin.configurable
+class IMPALACNN(_ResidualCNN):
+    """The deep residual trunk of IMPALA itself (arXiv 1802.01561, fig. 3): pooling with padding, no norms.
+
+    The activation follows the last stage. channels: width of each stage.
     """
 
     def __init__(
@@ -160,22 +230,10 @@ class IMPALAishCNN(CNN):
         activation: str = "leaky_relu",
         channels: Sequence[int] = (16, 32, 32),
     ):
-        super().__init__(img_shape, channels_first, activation)
-        widths = (self.in_channels, *channels)
-        self.stages = nn.Sequential(
-            *(
-                nn.Sequential(
-                    nn.Conv2d(d_inp, d_output, 3, padding=1),
-                    nn.MaxPool2d(3, stride=2, padding=1),
-                    _ResidualBlock(d_output, activation),
-                    _ResidualBlock(d_output, activation),
-                )
-                for d_inp, d_output in pairwise(widths)
-            )
-        )
+        super().__init__(img_shape, channels_first, activation, channels, pool_padding=1, group_norm=False)
 
     def conv_forward(self, imgs: Tensor) -> Tensor:
-        return self.activation(self.stages(imgs))
+        return self.activation(super().conv_forward(imgs))
 
 
 @gin.configurable

@@ -71,6 +71,9 @@ class SigmaReparamLinear(nn.Module):
         return F.linear(x, weight, self.bias)
 
 
+Linear = SigmaReparamLinear | nn.Linear
+
+
 def sinusoid(time_idx: Tensor, d_model: int) -> Tensor:
     """Interleaved sine and cosine of `time_idx` (...,) -> (..., d_model) (Vaswani et al. 2017, section 3.5)."""
     frequency = torch.exp(
@@ -146,12 +149,13 @@ class AttentionLayer(nn.Module):
         dropout_qkv: float,
         dropout_attn: float,
         head_scaling: bool,
+        linear: type[Linear],
     ):
         super().__init__()
         self.attention = attention
         self.n_heads = n_heads
-        self.qkv_projection = SigmaReparamLinear(d_model, 3 * d_model, bias=False)
-        self.out_projection = SigmaReparamLinear(d_model, d_model)
+        self.qkv_projection = linear(d_model, 3 * d_model, bias=False)
+        self.out_projection = linear(d_model, d_model)
         self.dropout_qkv = nn.Dropout(dropout_qkv)
         self.dropout_attn = dropout_attn
         self.head_scaler = nn.Parameter(torch.ones(n_heads, 1, 1), requires_grad=head_scaling)
@@ -205,11 +209,12 @@ class TransformerLayer(nn.Module):
         activation_name: str,
         norm: str,
         normformer_norms: bool,
+        linear: type[Linear],
     ):
         super().__init__()
         self.attention_layer = attention_layer
-        self.ff1 = SigmaReparamLinear(d_model, d_ff)
-        self.ff2 = SigmaReparamLinear(d_ff, d_model)
+        self.ff1 = linear(d_model, d_ff)
+        self.ff2 = linear(d_ff, d_model)
         self.norm1 = Normalization(norm, d_model)
         self.norm2 = Normalization(norm if normformer_norms else "none", d_model)
         self.norm3 = Normalization(norm, d_model)
@@ -252,6 +257,7 @@ class Transformer(nn.Module):
         norm: str = "layer",
         normformer_norms: bool = True,
         head_scaling: bool = True,
+        sigma_reparam: bool = True,
     ):
         super().__init__()
         if d_model % n_heads:
@@ -269,15 +275,17 @@ class Transformer(nn.Module):
         self.inp = nn.Linear(d_inp, d_model)
         self.position = nn.Embedding(max_time_idx, d_model) if pos_emb == "learnable" else None
         self.dropout_emb = nn.Dropout(dropout_emb)
+        linear = SigmaReparamLinear if sigma_reparam else nn.Linear
         self.layers = nn.ModuleList(
             TransformerLayer(
-                AttentionLayer(attention, d_model, n_heads, dropout_qkv, dropout_attn, head_scaling),
+                AttentionLayer(attention, d_model, n_heads, dropout_qkv, dropout_attn, head_scaling, linear),
                 d_model,
                 d_ff,
                 dropout_ff,
                 activation_name,
                 norm,
                 normformer_norms,
+                linear,
             )
             for _ in range(n_layers)
         )

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from amago_ray.nets.cnn import CNN, DrQCNN, DrQv2Aug, GridworldCNN, IMPALAishCNN, NatureishCNN
+from amago_ray.nets.cnn import CNN, IMPALACNN, DrQCNN, DrQv2Aug, GridworldCNN, IMPALAishCNN, NatureishCNN
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-TRUNKS = [NatureishCNN, GridworldCNN, IMPALAishCNN, DrQCNN]
+TRUNKS = [NatureishCNN, GridworldCNN, IMPALAishCNN, IMPALACNN, DrQCNN]
 
 
 def test_gridworld_cnn_equals_the_reference() -> None:
@@ -33,19 +34,38 @@ def test_gridworld_cnn_equals_the_reference() -> None:
     torch.testing.assert_close(out, torch.from_numpy(arrays["eval/tstep_emb"]), rtol=1e-4, atol=1e-5)
 
 
+def naive_stages(cnn: IMPALACNN | IMPALAishCNN, x: Tensor, activation: str, padding: int) -> Tensor:
+    act = getattr(F, activation)
+    for stage in cnn.blocks:
+        x = F.max_pool2d(stage.conv(x), 3, stride=2, padding=padding)
+        for block in (stage.residual1, stage.residual2):
+            x = block.norm(block.conv2(act(block.conv1(act(x)))) + x)
+    return x
+
+
 @pytest.mark.parametrize("activation", ["leaky_relu", "relu", "elu", "gelu"])
-def test_impala_equals_a_naive_reading(activation: str) -> None:
+def test_residual_trunks_equal_a_naive_reading(activation: str) -> None:
     torch.manual_seed(0)
-    cnn, act = (
-        IMPALAishCNN((20, 20, 3), channels_first=False, activation=activation, channels=(4, 5)),
-        getattr(F, activation),
-    )
-    x = images = torch.randn(2, 3, 20, 20)
-    for convolution, pool, *blocks in cnn.stages:
-        x = pool(convolution(x))
-        for block in blocks:
-            x = x + block.conv2(act(block.conv1(act(x))))
-    torch.testing.assert_close(cnn.conv_forward(images), act(x))
+    images = torch.randn(2, 3, 20, 20)
+    papers = IMPALACNN((20, 20, 3), channels_first=False, activation=activation, channels=(4, 5))
+    expected = getattr(F, activation)(naive_stages(papers, images, activation, padding=1))
+    torch.testing.assert_close(papers.conv_forward(images), expected)
+    amagos = IMPALAishCNN((20, 20, 3), channels_first=False, activation=activation, cnn_block_depths=(4, 8))
+    expected = naive_stages(amagos, images, activation, padding=0)
+    torch.testing.assert_close(amagos.conv_forward(images), expected)
+    assert amagos.output_size == 8 * 4 * 4  # 20 -> 9 -> 4
+    assert amagos.blocks[1].residual1.norm.num_groups == 4
+
+
+def test_three_convolutions_take_kernels_and_strides() -> None:
+    cnn = NatureishCNN((20, 20, 3), channels_first=False, channels=(4, 5, 6), kernels=(4, 3, 2), strides=(3, 2, 1))
+    layers = [cnn.conv1, cnn.conv2, cnn.conv3]
+    assert [(c.out_channels, c.kernel_size, c.stride) for c in layers] == [
+        (4, (4, 4), (3, 3)),
+        (5, (3, 3), (2, 2)),
+        (6, (2, 2), (1, 1)),
+    ]
+    assert cnn.output_size == 6 * 1 * 1  # 20 -> 6 -> 2 -> 1
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
@@ -74,8 +94,11 @@ def test_errors() -> None:
         _ = NatureishCNN((8, 8, 3), channels_first=False).output_size
     with pytest.raises(ValueError, match="3 dimensions"):
         NatureishCNN((84, 84), channels_first=False)
-    with pytest.raises(ValueError, match="3 widths"):
-        GridworldCNN((8, 8, 3), channels_first=False, channels=(4, 4))
+    for name in ("channels", "kernels", "strides"):
+        with pytest.raises(ValueError, match=rf"GridworldCNN.{name}=\[4, 4\]: it must be 3 numbers"):
+            GridworldCNN((8, 8, 3), channels_first=False, **{name: (4, 4)})
+    with pytest.raises(ValueError, match=r"cnn_block_depths=\[16, 6\]: each must be a multiple of 4"):
+        IMPALAishCNN((20, 20, 3), channels_first=False, cnn_block_depths=(16, 6))
     with pytest.raises(ValueError, match="fraction=75"):
         DrQv2Aug(fraction=75)
 
