@@ -17,7 +17,7 @@ from amago_ray.config import nearest
 from amago_ray.envs.makers import check_env, env_spaces
 from amago_ray.learner.learner import MixedPrecision
 from amago_ray.nets.traj_encoders import TrajEncoder
-from amago_ray.nets.tstep_encoders import CNNTstepEncoder, FFTstepEncoder, TstepEncoder
+from amago_ray.nets.tstep_encoders import TstepEncoder, default_tstep_encoder
 from amago_ray.replay.datasets.dataset import MixtureOfDatasets, RLDataset, RowLayout, mixture_of
 from amago_ray.replay.sampling.selection import SelectionConfig
 from amago_ray.replay.sampling.slices import check_padded_sampling
@@ -149,12 +149,6 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"Experiment.{name}={value!r}: use one of {', '.join(map(repr, choices))}")
 
 
-def infer_tstep_encoder(obs_spec: ObsSpec) -> type[TstepEncoder]:
-    """A CNN for observations that are one image, the feed-forward encoder for all others."""
-    specs = list(obs_spec.values())
-    return CNNTstepEncoder if len(specs) == 1 and len(specs[0].shape) == 3 else FFTstepEncoder
-
-
 def probe(settings: ExperimentSettings) -> AgentSpec:
     """Try the environments, the networks and the exploration once, here, where errors are easy to read.
 
@@ -174,7 +168,7 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
         obs_spec=obs_spec,
         action_spec=action_spec,
         max_seq_len=settings.max_seq_len,
-        tstep_encoder_type=settings.tstep_encoder_type or infer_tstep_encoder(obs_spec),
+        tstep_encoder_type=settings.tstep_encoder_type or default_tstep_encoder(obs_spec),
         traj_encoder_type=settings.traj_encoder_type,
         agent_type=settings.agent_type,
         seed=settings.seed,

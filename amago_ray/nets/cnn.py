@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from amago_ray.nets.feedforward import activation as activation_fn
+from amago_ray.nets.packed_sequences import Packing
 
 NORM_GROUPS = 4
 
@@ -45,7 +47,17 @@ class CNN(nn.Module, ABC):
         try:
             return torch.func.functional_call(self, weights, (image,)).shape[-1]
         except RuntimeError as error:
-            raise ValueError(f"img_shape={self.img_shape} is too small for {type(self).__name__}") from error
+            order = "(C, H, W)" if self.channels_first else "(H, W, C)"
+            raise ValueError(
+                f"img_shape={self.img_shape}, read as {order}, is too small for {type(self).__name__}: take another "
+                "trunk (CNNTstepEncoder.cnn_type), or the other order (CNNTstepEncoder.channels_first)"
+            ) from error
+
+    @property
+    def description(self) -> str:
+        """How images are read, in words."""
+        order = "channels first" if self.channels_first else "channels last"
+        return f"{self.img_shape} with {order} through {type(self).__name__}"
 
     def forward(self, imgs: Tensor) -> Tensor:
         leading = imgs.shape[:-3]
@@ -236,12 +248,41 @@ class IMPALACNN(_ResidualCNN):
         return self.activation(super().conv_forward(imgs))
 
 
-@gin.configurable
+def has_channels_first(shape: Sequence[int]) -> bool:
+    """Whether an image's shape reads (C, H, W): the first dimension is smaller than both others. Else (H, W, C)."""
+    return shape[0] < min(shape[1:])
+
+
+def fits_a_trunk(shape: Sequence[int]) -> bool:
+    """Whether images of `shape` are large enough for the smallest trunk."""
+    height, width = shape[1:] if has_channels_first(shape) else shape[:2]
+    return min(height, width) >= min(SMALLEST_IMAGE.values())
+
+
+def trunk_for(shape: Sequence[int], channels_first: bool) -> type[CNN]:
+    """The default trunk for images of `shape`: the first of NatureishCNN, DrQCNN and GridworldCNN that takes them.
+
+    Raises ValueError where none does.
+    """
+    height, width = shape[1:] if channels_first else shape[:2]
+    for trunk, smallest in SMALLEST_IMAGE.items():
+        if min(height, width) >= smallest:
+            return trunk
+    order = "(C, H, W)" if channels_first else "(H, W, C)"
+    raise ValueError(f"images of shape {tuple(shape)}, read as {order}, are too small for a CNN: use FFTstepEncoder")
+
+
+# Fewest pixels on a side that the trunks take as they are by default.
+SMALLEST_IMAGE: dict[type[CNN], int] = {NatureishCNN: 36, DrQCNN: 15, GridworldCNN: 4}
+
+
+@gin.configurable(denylist=["fraction"])
 class DrQv2Aug(nn.Module):
     """Shifts images by up to `pad` whole pixels in each direction, repeating the border (DrQ-v2, arXiv 2107.09645).
 
     (B, L, H, W, C), or (B, L, C, H, W) if `channels_first`, -> the same shape and dtype. Every timestep of a sequence
-    moves alike; each sequence moves with probability `fraction`. Does nothing in evaluation mode.
+    moves alike. Of the B sequences the last `fraction` moves, at least one unless it is 0: a batch is in no order. Does
+    nothing in evaluation mode.
     """
 
     def __init__(self, pad: int = 4, channels_first: bool = False, fraction: float = 0.75):
@@ -254,18 +295,29 @@ class DrQv2Aug(nn.Module):
         self.channels_first = channels_first
         self.fraction = fraction
 
-    def forward(self, imgs: Tensor) -> Tensor:
+    def forward(self, imgs: Tensor, packing: Packing | None = None) -> Tensor:
+        """packing: of sequences that lie end to end, (1, R, H, W, C): each of them moves for itself."""
         if not self.training:
             return imgs
         if self.channels_first:
-            return self._shift(imgs.movedim(-3, -1)).movedim(-1, -3)
-        return self._shift(imgs)
+            imgs = imgs.movedim(-3, -1)
+        if packing is None:
+            imgs = self._shift(imgs, self._draw(imgs.shape[0], imgs.device))
+        else:
+            shift = self._draw(packing.num, imgs.device)[:, packing.cell_R // packing.longest]
+            imgs = self._shift(imgs.transpose(0, 1), shift).transpose(0, 1)
+        return imgs.movedim(-1, -3) if self.channels_first else imgs
 
-    def _shift(self, imgs_BLHWC: Tensor) -> Tensor:
+    def _draw(self, num: int, device: torch.device) -> Tensor:
+        """Rows and columns that each of `num` sequences moves by, (2, num)."""
+        shift = torch.randint(-self.pad, self.pad + 1, (2, num), device=device)
+        shift[:, : min(math.ceil(num * (1 - self.fraction)), num - 1) if self.fraction else num] = 0
+        return shift
+
+    def _shift(self, imgs_BLHWC: Tensor, shift_2B: Tensor) -> Tensor:
         B, L, H, W, _ = imgs_BLHWC.shape
         device = imgs_BLHWC.device
-        shift = torch.randint(-self.pad, self.pad + 1, (2, B, 1), device=device)
-        shift = shift * (torch.rand((B, 1), device=device) < self.fraction)
+        shift = shift_2B.unsqueeze(2)
         # clamping the pixel index is replicate padding that allocates nothing
         row_BH = (torch.arange(H, device=device) + shift[0]).clamp(0, H - 1)
         column_BW = (torch.arange(W, device=device) + shift[1]).clamp(0, W - 1)

@@ -15,6 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from amago_ray.specs import ArraySpec, Bounds
+
+LARGEST_BOUND = 1e6
 DEFAULT_RETURN_RANGE = (-1e5, 1e5)
 
 
@@ -26,6 +29,40 @@ def symlog(x: Tensor) -> Tensor:
 def symexp(x: Tensor) -> Tensor:
     """sign(x) (exp(|x|) - 1), elementwise: the inverse of `symlog`."""
     return torch.copysign(torch.expm1(x.abs()), x)
+
+
+class BoundsScale(nn.Module):
+    """Brings an array from its own bounds to [-1, 1], entry by entry: (..., *spec.shape) -> the same, as floats.
+
+    Bytes, 0 to 255, become x / 128 - 1, as is usual for images and as AMAGO does; integers of no declared bounds in 8
+    bits without a sign are taken for bytes. Every other entry with two finite bounds becomes
+    2 (x - low) / (high - low) - 1. Entries without (infinite, or beyond +-1e6, which some environments declare in place
+    of infinite) stay as they are: no range could be told.
+
+    bounds: (low, high) of all entries, in place of those of the spec.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, spec: ArraySpec, bounds: tuple[float, float] | None = None):
+        super().__init__()
+        if bounds is not None:
+            found = Bounds((1,) * len(spec.shape), (float(bounds[0]),), (float(bounds[1]),))
+        elif spec.bounds is None and spec.dtype == "uint8":
+            found = Bounds((1,) * len(spec.shape), (0.0,), (255.0,))
+        else:
+            found = spec.bounds or Bounds((1,) * len(spec.shape), (-math.inf,), (math.inf,))
+        low, high = (torch.tensor(x, dtype=torch.float64).reshape(found.shape) for x in (found.low, found.high))
+        known = (low.abs() <= LARGEST_BOUND) & (high.abs() <= LARGEST_BOUND) & (low < high)
+        middle, reach = torch.where(known, (high + low) / 2, 0.0), torch.where(known, (high - low) / 2, 1.0)
+        is_bytes = (low == 0.0) & (high == 255.0)
+        middle, reach = torch.where(is_bytes, 128.0, middle), torch.where(is_bytes, 128.0, reach)
+        self.register_buffer("scale", (1.0 / reach).float(), persistent=False)
+        self.register_buffer("shift", (-middle / reach).float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
 
 
 class RunningMoments(nn.Module):
@@ -111,15 +148,19 @@ class PopArt(RunningMoments):
         return torch.addcmul(self.mu, self.sigma, self(x)) if self.enabled else x
 
 
-@gin.configurable
+@gin.configurable(denylist=["skip"])
 class InputNorm(RunningMoments):
     """Centres every input feature and divides it by its running standard deviation: (..., dim) -> (..., dim).
 
     Features whose deviation is under 0.01 are only centred. The caller calls `update` in training, before use.
+
+    beta: rate of the moving statistics. init_nu: mean square at the start. skip: leave inputs as they are; statistics
+    are kept all the same, so that weights are alike with and without.
     """
 
-    def __init__(self, dim: int, beta: float = 1e-4):
-        super().__init__((dim,), (1,), beta, init_nu=1.0)
+    def __init__(self, dim: int, beta: float = 1e-4, init_nu: float = 1.0, skip: bool = False):
+        super().__init__((dim,), (1,), beta, init_nu)
+        self.skip = skip
 
     @torch.no_grad()
     def update(self, x: Tensor, mask: Tensor | None = None) -> None:
@@ -127,6 +168,8 @@ class InputNorm(RunningMoments):
         self.observe(x, mask if mask is None else mask.unsqueeze(-1))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.skip:
+            return x
         variance = torch.addcmul(self.nu, self.mu, self.mu, value=-1.0).clamp(min=0.0)
         sigma = torch.sqrt(variance + 1e-5)
         return (x - self.mu) / nn.functional.threshold(sigma, 0.01, 1.0)

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from amago_ray.envs.spaces import obs_spec as spec_of
 from amago_ray.nets.cnn import GridworldCNN
-from amago_ray.nets.tstep_encoders import CNNTstepEncoder, FFTstepEncoder, one_hot_categories
+from amago_ray.nets.tstep_encoders import (
+    MAX_ONE_HOT,
+    CNNTstepEncoder,
+    FFTstepEncoder,
+    MixedTstepEncoder,
+    TokenReader,
+    default_tstep_encoder,
+    one_hot_categories,
+)
 from amago_ray.specs import ArraySpec
 
 IMAGE = ArraySpec((6, 5, 3), "uint8")
@@ -81,6 +92,36 @@ def test_arrays_are_concatenated_in_alphabetical_order() -> None:
     assert torch.equal(reordered(dict(reversed(obs.items())), rl2), encoder(obs, rl2))
 
 
+def test_only_the_specified_arrays_are_read() -> None:
+    spec = {"c": STATE, "a": STATE, "b": ArraySpec((), "int64", (3,))}
+    encoder = ff_encoder(spec, specify_obs_keys=("c", "b"), normalize_inputs=False).eval()
+    obs = {"a": torch.full((1, 1, 2), 9.0), "b": torch.tensor([[2]]), "c": torch.tensor([[[0.5, -0.5]]])}
+    assert inputs_of(encoder, obs, torch.ones(1, 1, 3)).tolist() == [[[0, 0, 1, 0.5, -0.5, 1, 1, 1]]]
+    with pytest.raises(ValueError, match=r"specify_obs_keys=\['cc'\]: no observation is named 'cc'; did you mean 'c'"):
+        ff_encoder({"c": STATE, "other": STATE}, specify_obs_keys=["cc"])
+
+
+def test_auto_scale_brings_arrays_to_their_bounds() -> None:
+    space = gym.spaces.Dict(
+        a=gym.spaces.Box(np.float32([0, -10, -np.inf]), np.float32([4, 10, np.inf])),
+        b=gym.spaces.Box(0, 255, (1,), np.uint8),
+        c=gym.spaces.Discrete(2),
+    )
+    encoder = ff_encoder(spec_of(space), normalize_inputs=False, auto_scale=True).eval()
+    obs = {"a": torch.tensor([[[1.0, 5.0, 7.0]]]), "b": torch.tensor([[[64]]]), "c": torch.tensor([[1]])}
+    assert inputs_of(encoder, obs, torch.zeros(1, 1, 3)).tolist() == [[[-0.5, 0.5, 7, -0.5, 0, 1, 0, 0, 0]]]
+
+
+def test_statistics_are_kept_where_inputs_are_not_normalised() -> None:
+    """As AMAGO keeps them: weights are alike with and without."""
+    spec = {"x": STATE}
+    encoder, normal = ff_encoder(spec, normalize_inputs=False).train(), ff_encoder(spec).train()
+    obs, rl2 = {"x": 5 + torch.randn(8, 3, 2)}, torch.randn(8, 3, 3)
+    assert torch.equal(inputs_of(encoder, obs, rl2), torch.cat((obs["x"], rl2), dim=-1))
+    normal(obs, rl2)
+    assert torch.equal(encoder.in_norm.mu, normal.in_norm.mu) and encoder.in_norm.mu.abs().min() > 0
+
+
 def test_masks_affect_statistics_alone() -> None:
     spec, mask = {"x": STATE}, torch.arange(5) < torch.tensor([[5], [2], [3]])
     obs, rl2 = {"x": 3 + torch.randn(3, 5, 2)}, torch.randn(3, 5, 3)
@@ -115,6 +156,19 @@ def test_statistics_update_in_training_before_use() -> None:
 
 
 @pytest.mark.parametrize("encoder_of", [ff_encoder, cnn_encoder])
+def test_hide_rewards(encoder_of: type) -> None:
+    spec = {"o": IMAGE}
+    obs = {"o": torch.randint(256, (2, 4, *IMAGE.shape), dtype=torch.uint8)}
+    rl2 = torch.randn(2, 4, 3)
+    hidden, shown = encoder_of(spec, hide_rewards=True).eval(), encoder_of(spec).eval()
+    without = torch.cat((torch.zeros(2, 4, 1), rl2[..., 1:]), dim=-1)
+    assert torch.equal(hidden(obs, rl2), shown(obs, without))
+    assert (shown(obs, rl2) - shown(obs, without)).abs().max() > 1e-3
+    both = encoder_of(spec, hide_rewards=True, hide_rl2s=True).eval()
+    assert torch.equal(both(obs, rl2), shown(obs, torch.zeros_like(rl2)))
+
+
+@pytest.mark.parametrize("encoder_of", [ff_encoder, cnn_encoder])
 def test_hide_rl2s(encoder_of: type) -> None:
     spec = {"o": IMAGE}
     obs = {"o": torch.randint(256, (2, 4, *IMAGE.shape), dtype=torch.uint8)}
@@ -141,7 +195,7 @@ def test_each_timestep_alone_and_every_parameter_used(encoder_of: type) -> None:
 
 
 def test_the_image_is_found_or_chosen() -> None:
-    assert cnn_encoder({"x": STATE, "camera": IMAGE}).obs_key == "camera"
+    assert cnn_encoder({"camera": IMAGE}).obs_key == "camera"
     two = {"left": IMAGE, "right": IMAGE}
     encoder = cnn_encoder(two, obs_key="right").eval()
     obs, rl2 = {k: torch.randint(256, (1, 2, *IMAGE.shape), dtype=torch.uint8) for k in two}, torch.randn(1, 2, 3)
@@ -151,10 +205,12 @@ def test_the_image_is_found_or_chosen() -> None:
 
 
 def test_errors_name_what_was_found() -> None:
-    with pytest.raises(ValueError, match=r"exactly one observation with three dimensions.*'x': \(2,\).*obs_key"):
+    with pytest.raises(ValueError, match=r"obs_key='x': it must name an image.*x: \(2,\)"):
         cnn_encoder({"x": STATE})
-    with pytest.raises(ValueError, match=r"exactly one observation.*left.*right.*obs_key"):
+    with pytest.raises(ValueError, match=r"reads one image, but found.*left.*right.*obs_key.*MixedTstepEncoder"):
         cnn_encoder({"left": IMAGE, "right": IMAGE})
+    with pytest.raises(ValueError, match=r"reads one image, but found.*MixedTstepEncoder"):
+        cnn_encoder({"x": STATE, "camera": IMAGE})
     with pytest.raises(ValueError, match=r"obs_key='camra'.*camera: \(6, 5, 3\)"):
         cnn_encoder({"camera": IMAGE}, obs_key="camra")
     with pytest.raises(ValueError, match=r"obs_key='x'.*x: \(2,\)"):
@@ -167,7 +223,67 @@ def test_pixels_are_scaled_once_whatever_their_dtype() -> None:
     seen: list[Tensor] = []
     encoder.cnn.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     assert torch.equal(encoder({"o": image}, rl2), encoder({"o": image.float()}, rl2))
-    torch.testing.assert_close(seen[0], image.float() / 128 - 1)
+    assert torch.equal(seen[0], image.float() / 128 - 1)
+
+
+def seen_by_cnn(space: gym.spaces.Box, image: np.ndarray, **settings: object) -> Tensor:
+    """What reaches the CNN of one image of a space."""
+    (name, spec), *_ = spec_of(space).items()
+    encoder, seen = cnn_encoder({name: spec}, **settings).eval(), []
+    encoder.cnn.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    encoder({name: torch.from_numpy(image.astype(spec.dtype))[None, None]}, torch.zeros(1, 1, 3))
+    return seen[0][0, 0]
+
+
+@pytest.mark.parametrize(
+    "low, high, dtype",
+    [
+        (0, 1, "float32"),
+        (-1, 1, "float32"),
+        (0, 1, "float64"),
+        (0, 10, "uint8"),
+        (-5, 3, "int16"),
+        (-0.5, 0.5, "float32"),
+    ],
+)
+def test_images_are_scaled_by_the_bounds_of_their_space(low: float, high: float, dtype: str) -> None:
+    space = gym.spaces.Box(low, high, (6, 5, 3), dtype)
+    image = np.linspace(low, high, 90).reshape(6, 5, 3).round(0 if np.dtype(dtype).kind != "f" else 9)
+    expected = torch.from_numpy(2 * (image - low) / (high - low) - 1).float()
+    torch.testing.assert_close(seen_by_cnn(space, image), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_bytes_are_scaled_as_amago_does_and_a_range_may_be_given() -> None:
+    image = np.arange(90).reshape(6, 5, 3)
+    for dtype in ("uint8", "float32"):
+        space = gym.spaces.Box(0, 255, (6, 5, 3), dtype)
+        assert torch.equal(seen_by_cnn(space, image), torch.from_numpy(image) / 128 - 1)
+        in_range = torch.from_numpy(2 * image / 10 - 1).float()
+        torch.testing.assert_close(seen_by_cnn(space, image, img_range=(0, 10)), in_range)
+
+
+def test_unknown_bounds_leave_pixels_as_they_are_and_channels_have_their_own() -> None:
+    image = np.random.default_rng(0).normal(size=(6, 5, 3)).astype(np.float32)
+    for low, high in ((-np.inf, np.inf), (0.0, np.inf), (-3e38, 3e38), (2.0, 2.0)):
+        space = gym.spaces.Box(np.float32(low), np.float32(high), (6, 5, 3), np.float32)
+        assert torch.equal(seen_by_cnn(space, image), torch.from_numpy(image))
+    high = np.broadcast_to(np.float32([1.0, 50.0, np.inf]), (6, 5, 3))
+    depth = gym.spaces.Box(np.zeros_like(high), high, dtype=np.float32)
+    expected = np.stack((2 * image[..., 0] - 1, image[..., 1] / 25 - 1, image[..., 2]), axis=-1)
+    torch.testing.assert_close(seen_by_cnn(depth, image), torch.from_numpy(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_shapes_that_a_space_may_have_find_their_trunk() -> None:
+    for shape, description in {
+        (4, 84, 84): "o (4, 84, 84) with channels first through NatureishCNN",
+        (7, 7, 3): "o (7, 7, 3) with channels last through GridworldCNN",
+        (84, 84, 3): "o (84, 84, 3) with channels last through NatureishCNN",
+    }.items():
+        encoder = CNNTstepEncoder({"o": ArraySpec(shape, "uint8")}, 3, d_output=8)
+        assert encoder.description == f"CNNTstepEncoder: {description}"
+        assert encoder({"o": torch.zeros(2, 3, *shape, dtype=torch.uint8)}, torch.zeros(2, 3, 3)).shape == (2, 3, 8)
+    told = CNNTstepEncoder({"o": ArraySpec((4, 36, 36), "uint8")}, 3, cnn_type=GridworldCNN, channels_first=False)
+    assert told.cnn.in_channels == 36
 
 
 def test_augmentation_is_for_training_alone() -> None:
@@ -175,3 +291,103 @@ def test_augmentation_is_for_training_alone() -> None:
     obs, rl2 = {"o": torch.randint(256, (8, 2, *IMAGE.shape), dtype=torch.uint8)}, torch.randn(8, 2, 3)
     torch.testing.assert_close(encoder.eval()(obs, rl2), plain.eval()(obs, rl2))
     assert not torch.allclose(encoder.train()(obs, rl2), plain.train()(obs, rl2))
+
+
+# --- MixedTstepEncoder -----------------------------------------------------------------------------------------------
+
+
+def mixed_encoder(obs_spec: dict[str, ArraySpec], **settings: object) -> MixedTstepEncoder:
+    torch.manual_seed(0)
+    return MixedTstepEncoder(obs_spec, 3, img_features=8, d_token=4, d_output=8, **settings)
+
+
+MIXED = {
+    "rgb": IMAGE,
+    "depth": ArraySpec((8, 7, 1), "float32"),
+    "state": STATE,
+    "mission": ArraySpec((4,), "uint8", (9,) * 4),
+    "kind": ArraySpec((), "int64", (3,)),
+    "id": ArraySpec((), "int32", (MAX_ONE_HOT + 1,)),
+}
+
+
+def mixed_obs(*leading: int) -> dict[str, Tensor]:
+    obs = {}
+    for name, spec in MIXED.items():
+        shape = (*leading, *spec.shape)
+        obs[name] = torch.randint(spec.nvec[0] if spec.nvec else 256, shape).to(getattr(torch, spec.dtype))
+    return obs
+
+
+def test_every_array_is_read_and_each_timestep_alone() -> None:
+    encoder, obs, rl2 = mixed_encoder(MIXED, token_keys=("mission",)).eval(), mixed_obs(2, 4), torch.randn(2, 4, 3)
+    assert (encoder.images, encoder.tokens) == (["depth", "rgb"], ["id", "mission"])
+    assert set(encoder.others.obs_spec) == {"state", "kind"}
+    embedding = encoder(obs, rl2)
+    assert embedding.shape == (2, 4, encoder.emb_dim)
+    alone = encoder({name: value[1:, 2:3] for name, value in obs.items()}, rl2[1:, 2:3])
+    torch.testing.assert_close(embedding[1:, 2:3], alone, rtol=1e-4, atol=1e-5)
+    for name, value in mixed_obs(2, 4).items():
+        assert (encoder(obs | {name: value}, rl2) - embedding).abs().max() > 1e-4, name
+    assert (encoder(obs, rl2 + 1) - embedding).abs().max() > 1e-4
+    embedding.sin().sum().backward()
+    assert [n for n, p in encoder.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+    assert encoder.description == (
+        "MixedTstepEncoder: depth (8, 7, 1) with channels last through GridworldCNN; rgb (6, 5, 3) with channels last "
+        "through GridworldCNN; id as tokens; mission as tokens; state, kind through FFTstepEncoder"
+    )
+
+
+def test_the_default_encoder_follows_from_the_observation() -> None:
+    box, wide = gym.spaces.Box, MAX_ONE_HOT + 1
+    image, vector = box(0, 255, (8, 8, 3), np.uint8), box(0, 1, (3,))
+    for space, expected in (
+        (image, CNNTstepEncoder),
+        (box(0, 255, (4, 84, 84), np.uint8), CNNTstepEncoder),
+        (box(0, 1, (3, 3, 3)), FFTstepEncoder),
+        (vector, FFTstepEncoder),
+        (gym.spaces.MultiDiscrete(np.full((8, 8, 3), 4)), FFTstepEncoder),
+        (gym.spaces.Dict(image=image, vector=vector), MixedTstepEncoder),
+        (gym.spaces.Dict(left=image, right=image), MixedTstepEncoder),
+        (gym.spaces.Discrete(1_000_000), MixedTstepEncoder),
+        (gym.spaces.Dict(mission=gym.spaces.MultiDiscrete([wide] * 3), vector=vector), MixedTstepEncoder),
+    ):
+        spec = spec_of(space)
+        assert default_tstep_encoder(spec) is expected, space
+        obs = {name: torch.zeros(2, 1, *s.shape, dtype=getattr(torch, s.dtype)) for name, s in spec.items()}
+        assert expected(spec, 3)(obs, torch.zeros(2, 1, 3)).shape == (2, 1, 256)
+
+
+def test_too_many_categories_are_embedded_or_refused() -> None:
+    spec = {"id": ArraySpec((), "int32", (1_000_000,))}
+    with pytest.raises(ValueError, match="'id' has 1,000,000 categories, too many for one-hots.*MixedTstepEncoder"):
+        ff_encoder(spec)
+    encoder = mixed_encoder(spec).eval()
+    assert sum(p.numel() for p in encoder.readers.parameters()) < 4 * MAX_ONE_HOT + 1000
+    with torch.no_grad():
+        out = encoder({"id": torch.tensor([[5, 999_999, 6]])}, torch.zeros(1, 3, 3))
+    assert (out[0, 0] - out[0, 1]).abs().max() > 1e-3 and (out[0, 0] - out[0, 2]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("pooling", ["gru", "mean"])
+def test_tokens_are_read_up_to_their_padding(pooling: str) -> None:
+    torch.manual_seed(0)
+    reader = TokenReader(size=20, d_token=4, max_tokens=10, pooling=pooling, pad_token=0)
+    long, short = torch.tensor([[[3, 7, 5, 0, 0]]]), torch.tensor([[[3, 7, 5]]])
+    assert reader(long).shape == (1, 1, 4)
+    torch.testing.assert_close(reader(long), reader(short))
+    torch.testing.assert_close(reader(torch.tensor([[[13, 7, 5]]])), reader(short))  # 13 shares what 3 has
+    assert torch.equal(reader(torch.zeros(1, 1, 3, dtype=torch.uint8)), torch.zeros(1, 1, 4))
+    swapped = (reader(torch.tensor([[[7, 3, 5]]])) - reader(short)).abs().max()
+    assert swapped > 1e-3 if pooling == "gru" else swapped < 1e-6
+    if pooling == "mean":
+        torch.testing.assert_close(reader(short)[0, 0], reader.embedding.weight[[3, 7, 5]].mean(dim=0))
+
+
+def test_mixed_settings_are_checked() -> None:
+    with pytest.raises(ValueError, match="found no image and no tokens in .*: use FFTstepEncoder"):
+        mixed_encoder({"x": STATE})
+    with pytest.raises(ValueError, match="pooling='max': use 'gru' or 'mean'"):
+        mixed_encoder(MIXED, pooling="max")
+    with pytest.raises(ValueError, match="token_keys=.*no categorical array is named 'misson'; did you mean 'mission'"):
+        mixed_encoder(MIXED, token_keys=("misson",))
