@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from amago_ray.agent.flat_weights import flatten_state, load_flat_state
-from amago_ray.nets.attention import Attention, CausalAttention, SlidingSinkAttention, SlidingWindowAttention
+from amago_ray.nets.attention import (
+    Attention,
+    CausalAttention,
+    ClippedSlidingSinkAttention,
+    FlashAttention,
+    SlidingSinkAttention,
+    SlidingWindowAttention,
+)
 from amago_ray.nets.transformer import SigmaReparamLinear, Transformer, rope_tables, rotate, sinusoid
 
 PARTS = np.load(Path(__file__).parents[1] / "golden" / "parts.npz")
@@ -28,6 +35,8 @@ ATTENTIONS: dict[str, Callable[[], Attention]] = {
     "sink100+1": lambda: SlidingSinkAttention(window_size=100, sink_size=1),
     "sink100+0_clip": lambda: SlidingSinkAttention(window_size=100, sink_size=0, logit_clip=1.0),
     "sink3+2_clip": lambda: SlidingSinkAttention(window_size=3, sink_size=2, logit_clip=1.0),
+    "amago_sink2+2": lambda: ClippedSlidingSinkAttention(window_size=2, logit_clip=1.0, sink_size=2, sink_bias=0.5),
+    "amago_flash": FlashAttention,
 }
 few = settings(derandomize=True, max_examples=5, deadline=None)
 torch.set_num_threads(1)
@@ -154,6 +163,10 @@ def build(attention: Attention, pos_emb: str, n_layers: int = 2) -> Transformer:
 
 def remembered(attention: Attention, num_slots: int) -> Attention:
     """The attention over whole rollouts that equals `attention` over a cache of `num_slots`."""
+    if isinstance(attention, ClippedSlidingSinkAttention):
+        window = min(attention.window_size, num_slots - attention.num_sinks)
+        sinks = (attention.num_sinks, attention.sink_bias)
+        return ClippedSlidingSinkAttention(window - 1, attention.cut_off, *sinks)
     if isinstance(attention, SlidingSinkAttention):
         window = min(attention.window_size, num_slots - attention.num_sinks)
         return SlidingSinkAttention(window, attention.num_sinks, attention.logit_clip)
