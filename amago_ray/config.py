@@ -16,6 +16,7 @@ DRIVER_MODULES = ("amago_ray.experiment", "amago_ray.tune.sweep")
 CONFIGURABLE_MODULES = (
     *DRIVER_MODULES,
     "amago_ray.agent",
+    "amago_ray.learner.optimizers",
     "amago_ray.nets.actors",
     "amago_ray.nets.attention",
     "amago_ray.nets.cnn",

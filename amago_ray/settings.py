@@ -12,6 +12,7 @@ from amago_ray.agent import Agent
 from amago_ray.envs.exploration import EpsilonGreedy, ExplorationWrapper
 from amago_ray.envs.makers import MakeEnv
 from amago_ray.learner.learner import MixedPrecision
+from amago_ray.learner.optimizers import OptimizerType
 from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import TstepEncoder
 from amago_ray.replay.datasets.dataset import MixtureOfDatasets, RLDataset
@@ -36,7 +37,7 @@ class ExperimentSettings:
         max_seq_len: longest training sequence and the Transformer's context, in timesteps.
         ckpt_base_dir: where runs are kept.
     Agent
-        tstep_encoder_type: by default a CNN for a single image, else `FFTstepEncoder`.
+        tstep_encoder_type: by default what the observation asks for (see `default_tstep_encoder`).
         traj_encoder_type, agent_type: the sequence model and the learning algorithm.
     Each epoch
         epochs: how many. parallel_actors: environments, over all workers.
@@ -65,7 +66,8 @@ class ExperimentSettings:
             out of a larger draw, for networks of your own that cannot be packed.
     Optimiser
         learning_rate, lr_warmup_steps (linear, in updates), grad_clip (norm), l2_coeff (AdamW's weight decay),
-        mixed_precision: "no", "bf16" or "fp16".
+        mixed_precision: "no", "bf16" or "fp16". optimizer_type: a torch.optim.Optimizer that takes lr and
+            weight_decay, such as @AdamWRel; None for AdamW.
     Acting
         exploration_wrapper_type: None for none. sample_actions_train, sample_actions_val: draw actions from the policy,
         or take its mode.
@@ -133,6 +135,7 @@ class ExperimentSettings:
     grad_clip: float = 1.0
     l2_coeff: float = 1e-3
     mixed_precision: MixedPrecision = "no"
+    optimizer_type: OptimizerType | None = None
 
     exploration_wrapper_type: Callable[..., ExplorationWrapper] | None = EpsilonGreedy
     sample_actions_train: bool = True

@@ -16,6 +16,7 @@ from amago_ray.agent.spec import AgentSpec
 from amago_ray.config import nearest
 from amago_ray.envs.makers import check_env, env_spaces
 from amago_ray.learner.learner import MixedPrecision
+from amago_ray.learner.optimizers import build_optimizer
 from amago_ray.nets.traj_encoders import TrajEncoder
 from amago_ray.nets.tstep_encoders import TstepEncoder, default_tstep_encoder
 from amago_ray.replay.datasets.dataset import MixtureOfDatasets, RLDataset, RowLayout, mixture_of
@@ -180,7 +181,9 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
             dataset.check(layout)
     if settings.exploration_wrapper_type is not None:
         settings.exploration_wrapper_type(1, action_spec, settings.seed)
-    _check_forward(spec.build(), obs_spec, action_spec)
+    agent = spec.build()
+    _check_forward(agent, obs_spec, action_spec)
+    build_optimizer(settings.optimizer_type, agent.parameters(), settings.learning_rate, settings.l2_coeff)
     return spec
 
 

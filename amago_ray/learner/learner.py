@@ -18,6 +18,7 @@ from amago_ray.agent.flat_weights import flatten_state
 from amago_ray.agent.policy import TrainingBatch
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.learner.batches import Prefetcher, training_batch
+from amago_ray.learner.optimizers import OptimizerType, build_optimizer
 from amago_ray.messages import Batch, LearnReport, Weights
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
@@ -29,6 +30,7 @@ class LearnerConfig:
     """Settings of one learner; see `Experiment` for their meaning.
 
     device: "cpu", or "cuda" for the GPU in sight. packed: lay sequences end to end in place of padding them.
+    optimizer_type: see `build_optimizer`; None for AdamW.
     """
 
     device: str = "cpu"
@@ -37,6 +39,7 @@ class LearnerConfig:
     lr_warmup_steps: int = 500
     grad_clip: float = 1.0
     batches_per_update: int = 1
+    optimizer_type: OptimizerType | None = None
     mixed_precision: MixedPrecision = "no"
     log_interval: int = 20
     seed: int = 0
@@ -80,7 +83,7 @@ class Learner:
         set_seed(config.seed + rank)
         self.agent: Agent = agent_spec.build().train()
         trainable = [p for p in self.agent.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.l2_coeff, fused=True)
+        optimizer = build_optimizer(config.optimizer_type, trainable, config.learning_rate, config.l2_coeff)
         warmup = max(config.lr_warmup_steps, 1)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
         self._model, self._optimizer = self._accelerator.prepare(self.agent, optimizer)

@@ -246,8 +246,8 @@ class FlashAttention(SlidingWindowAttention):
 class SlidingWindowFlexAttention(SlidingWindowAttention):
     """Every timestep sees itself and the `window_size` before it: one key more than by `SlidingWindowAttention`."""
 
-    def __init__(self, window_size: int = gin.REQUIRED):
-        if window_size < 0:
+    def __init__(self, window_size: int | None = None):
+        if window_size is None or window_size < 0:
             raise ValueError(f"SlidingWindowFlexAttention.window_size={window_size}: it must be 0 or more timesteps")
         super().__init__(window_size + 1)
 
@@ -262,11 +262,12 @@ class ClippedSlidingSinkAttention(SlidingWindowAttention):
     """
 
     def __init__(
-        self, window_size: int = gin.REQUIRED, logit_clip: float = 0.0, sink_size: int = 0, sink_bias: float = 0.0
+        self, window_size: int | None = None, logit_clip: float = 0.0, sink_size: int = 0, sink_bias: float = 0.0
     ):
         for name, value in (("window_size", window_size), ("logit_clip", logit_clip), ("sink_size", sink_size)):
-            if value < 0:
+            if value is None or value < 0:
                 raise ValueError(f"ClippedSlidingSinkAttention.{name}={value}: it must be 0 or more")
+        assert window_size is not None
         super().__init__(window_size + 1)
         self.num_sinks = sink_size
         self.cut_off = logit_clip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import gin
@@ -32,7 +32,7 @@ class CNN(nn.Module, ABC):
             raise ValueError(f"{type(self).__name__} img_shape={tuple(img_shape)} must have 3 dimensions")
         self.img_shape = tuple(img_shape)
         self.channels_first = channels_first
-        self.activation = activation_fn(activation)
+        self.activation: Callable[[Tensor], Tensor] = activation_fn(activation)
         self.in_channels = img_shape[0] if channels_first else img_shape[-1]
 
     @abstractmethod
@@ -181,7 +181,7 @@ class _ResidualStage(nn.Module):
 
 
 class _ResidualCNN(CNN):
-    """One stage per entry of `depths`."""
+    """One stage per entry of `depths`, then the activation."""
 
     def __init__(
         self,
@@ -201,7 +201,7 @@ class _ResidualCNN(CNN):
         )
 
     def conv_forward(self, imgs: Tensor) -> Tensor:
-        return self.blocks(imgs)
+        return self.activation(self.blocks(imgs))
 
 
 @gin.configurable
@@ -226,13 +226,14 @@ class IMPALAishCNN(_ResidualCNN):
                 "the groups of its norm, or set post_group_norm=False"
             )
         super().__init__(img_shape, channels_first, activation, cnn_block_depths, 0, post_group_norm)
+        self.activation = nn.Identity()  # nothing follows the last stage
 
 
 @gin.configurable
 class IMPALACNN(_ResidualCNN):
     """The deep residual trunk of IMPALA itself (arXiv 1802.01561, fig. 3): pooling with padding, no norms.
 
-    The activation follows the last stage. channels: width of each stage.
+    channels: width of each stage.
     """
 
     def __init__(
@@ -243,9 +244,6 @@ class IMPALACNN(_ResidualCNN):
         channels: Sequence[int] = (16, 32, 32),
     ):
         super().__init__(img_shape, channels_first, activation, channels, pool_padding=1, group_norm=False)
-
-    def conv_forward(self, imgs: Tensor) -> Tensor:
-        return self.activation(super().conv_forward(imgs))
 
 
 def has_channels_first(shape: Sequence[int]) -> bool:

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import gin
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -24,24 +25,35 @@ from amago_ray.nets.packed_sequences import Packing
 PositionEmbedding = Literal["fixed", "learnable", "rope"]
 
 
+@gin.configurable(allowlist=["fast_init"])
 class SigmaReparamLinear(nn.Module):
     """y = x (gamma W / sigma(W))^T + b, with sigma(W) = u^T W v the largest singular value of W (arXiv 2303.06296).
 
     u and v start as the true singular vectors and follow W by one power iteration per training step.
+
+    fast_init: W and b start as those of `nn.Linear`, u and v as random unit vectors, which needs no singular value
+        decomposition; sigma, and with it the scale of the layer, is then right only after some training steps.
     """
 
     u: Tensor
     v: Tensor
 
-    def __init__(self, d_in: int, d_out: int, bias: bool = True):
+    def __init__(self, d_in: int, d_out: int, bias: bool = True, fast_init: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d_out, d_in))
         self.bias = nn.Parameter(torch.zeros(d_out)) if bias else None
         self.gamma = nn.Parameter(torch.ones(1))
-        nn.init.trunc_normal_(self.weight, std=0.02)
-        left, _, right = torch.linalg.svd(self.weight.detach(), full_matrices=False)
-        self.register_buffer("u", left[:, 0].contiguous())
-        self.register_buffer("v", right[0].contiguous())
+        if fast_init:
+            nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+            if self.bias is not None:
+                nn.init.uniform_(self.bias, -1 / math.sqrt(d_in), 1 / math.sqrt(d_in))
+            u, v = F.normalize(torch.randn(d_out), dim=0), F.normalize(torch.randn(d_in), dim=0)
+        else:
+            nn.init.trunc_normal_(self.weight, std=0.02)
+            left, _, right = torch.linalg.svd(self.weight.detach(), full_matrices=False)
+            u, v = left[:, 0].contiguous(), right[0].contiguous()
+        self.register_buffer("u", u)
+        self.register_buffer("v", v)
         self._folded: tuple[tuple[int, ...], Tensor] | None = None
 
     def _folded_weight(self) -> Tensor:

@@ -160,6 +160,8 @@ def test_amago_settings_are_checked() -> None:
     for setting, build in {
         r"FlashAttention.window_size=\(-2, 0\)": lambda: FlashAttention((-2, 0)),
         "SlidingWindowFlexAttention.window_size=-1": lambda: SlidingWindowFlexAttention(-1),
+        "SlidingWindowFlexAttention.window_size=None": SlidingWindowFlexAttention,
+        "ClippedSlidingSinkAttention.window_size=None": ClippedSlidingSinkAttention,
         "ClippedSlidingSinkAttention.logit_clip=-1.0": lambda: ClippedSlidingSinkAttention(3, -1.0),
         "ClippedSlidingSinkAttention.sink_size=-1": lambda: ClippedSlidingSinkAttention(3, 1.0, -1),
     }.items():

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import gin
 import numpy as np
 import pytest
 import torch
@@ -83,6 +84,23 @@ def test_sigma_reparam_starts_with_spectral_norm_gamma_and_follows_the_weight() 
             layer.train()(torch.eye(7))
         effective = layer.eval()(torch.eye(7)).T
     assert torch.linalg.matrix_norm(effective, 2) == pytest.approx(3.0, rel=1e-4)
+
+
+def test_a_fast_start_finds_its_singular_value_in_training() -> None:
+    torch.manual_seed(0)
+    gin.clear_config()
+    gin.parse_config("SigmaReparamLinear.fast_init = True")
+    layer = SigmaReparamLinear(64, 40)
+    gin.clear_config()
+    assert layer.weight.std().item() == pytest.approx(1 / math.sqrt(3 * 64), rel=0.05)
+    assert 0 < layer.bias.abs().max() <= 1 / math.sqrt(64)
+    for vector in (layer.u, layer.v):
+        assert vector.norm().item() == pytest.approx(1.0, rel=1e-5)
+    for _ in range(300):
+        layer.train()(torch.eye(64))
+    with torch.no_grad():
+        effective = layer.eval()(torch.eye(64)) - layer.bias
+    assert torch.linalg.matrix_norm(effective, 2) == pytest.approx(1.0, rel=1e-3)
 
 
 def test_sigma_reparam_gradient_survives_a_second_forward_before_backward() -> None:
