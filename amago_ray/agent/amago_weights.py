@@ -19,6 +19,8 @@ _PREFIXES = {
     "popart.": "popart.",
 }
 
+_DERIVED = (".in_norm.variance", "popart.variance")  # from the other statistics, when they are loaded
+
 
 def _our_name(name: str) -> str:
     for theirs, ours in _PREFIXES.items():
@@ -50,13 +52,15 @@ def convert_amago_entries(entries: Mapping[str, Tensor], agent: Agent) -> dict[s
 def convert_amago_weights(state: Mapping[str, Tensor], agent: Agent) -> dict[str, Tensor]:
     """AMAGO's state dict of one agent (its third copy of the critics left out) as a state dict of `agent`.
 
+    It lacks what `agent` derives from the rest when it loads it.
     Raises ValueError that names the weights that are missing, left over, or of another shape than `agent` has.
     """
     own = agent.state_dict()
     plain = {name.removeprefix("module."): value for name, value in state.items()}  # a prefix of several processes
     kept = {name: value for name, value in plain.items() if not name.startswith("maximized_critics.")}
     names = {_our_name(name) for name in kept}
-    missing, left_over = sorted(own.keys() - names), sorted(names - own.keys())
+    needed = {name for name in own if not name.endswith(_DERIVED)}
+    missing, left_over = sorted(needed - names), sorted(names - own.keys())
     if missing or left_over:
         raise ValueError(
             f"AMAGO weights do not fit this configuration: missing {missing[:5]}, not expected {left_over[:5]} "

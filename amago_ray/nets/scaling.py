@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import gin
 import torch
@@ -70,10 +70,15 @@ class RunningMoments(nn.Module):
 
     Step t moves both by beta / (1 - (1 - beta)^t) toward the batch; t starts at 1, the initial values being the first
     batch. float32, and no value ever leaves the device.
+
+    variance: nu - mu^2, but moved by a formula of its own, since that difference loses all digits where the mean is
+        much larger than the spread. (Values themselves are float32: what they cannot tell apart has no variance.) Where
+        saved statistics lack it, as AMAGO's do, it is taken from the other two.
     """
 
     mu: Tensor
     nu: Tensor
+    variance: Tensor
     t: Tensor
 
     def __init__(self, shape: Sequence[int], t_shape: Sequence[int], beta: float, init_nu: float):
@@ -81,7 +86,14 @@ class RunningMoments(nn.Module):
         self.beta = beta
         self.register_buffer("mu", torch.zeros(shape))
         self.register_buffer("nu", torch.full(shape, init_nu))
+        self.register_buffer("variance", torch.full(shape, init_nu))
         self.register_buffer("t", torch.ones(t_shape))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        mu, nu = (state_dict.get(prefix + name) for name in ("mu", "nu"))
+        if mu is not None and nu is not None and prefix + "variance" not in state_dict:
+            state_dict[prefix + "variance"] = (nu.double() - mu.double().square()).clamp(min=0.0).float()
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def observe(self, value: Tensor, mask: Tensor | None) -> None:
         """Move toward value (..., *shape), averaged over the leading dimensions where mask is true (None: everywhere).
@@ -89,8 +101,8 @@ class RunningMoments(nn.Module):
         mask: bool, broadcasts to value; at least one of its entries, over all ranks, must be true. When
         torch.distributed is initialised every rank must call this, and all come to hold the same statistics.
         """
-        value = value.detach().float()
-        weight = torch.ones_like(value) if mask is None else mask.expand_as(value).float()
+        value = value.detach().double()
+        weight = torch.ones_like(value) if mask is None else mask.expand_as(value).double()
         value = value if mask is None else value.masked_fill(~mask, 0.0)
         sums = torch.stack((value, value.square(), weight)).flatten(1, -1 - self.mu.dim()).sum(dim=1)
         if dist.is_available() and dist.is_initialized():
@@ -98,8 +110,11 @@ class RunningMoments(nn.Module):
         mean, mean_square = sums[:2] / sums[2]
         self.t += 1
         step = self.beta / (1 - (1 - self.beta) ** self.t)
-        self.mu.lerp_(mean, step)
-        self.nu.lerp_(mean_square, step)
+        # Of the mixture of what was there, by 1 - step, and the batch, by step: both variances and that of the means.
+        of_batch, of_means = mean_square - mean.square(), (mean - self.mu).square() * (1 - step)
+        self.variance.lerp_((of_batch + of_means).clamp(min=0.0).float(), step)
+        self.mu.lerp_(mean.float(), step)
+        self.nu.lerp_(mean_square.float(), step)
 
 
 @gin.configurable
@@ -125,7 +140,7 @@ class PopArt(RunningMoments):
     @property
     def sigma(self) -> Tensor:
         """(G, 1) standard deviation, held in [0.01, 1e4]."""
-        return torch.addcmul(self.nu, self.mu, self.mu, value=-1.0).clamp(1e-4, 1e8).sqrt()
+        return self.variance.clamp(1e-4, 1e8).sqrt()
 
     @torch.no_grad()
     def update(self, value: Tensor, mask: Tensor | None = None) -> None:
@@ -170,8 +185,7 @@ class InputNorm(RunningMoments):
     def forward(self, x: Tensor) -> Tensor:
         if self.skip:
             return x
-        variance = torch.addcmul(self.nu, self.mu, self.mu, value=-1.0).clamp(min=0.0)
-        sigma = torch.sqrt(variance + 1e-5)
+        sigma = torch.sqrt(self.variance + 1e-5)
         return (x - self.mu) / nn.functional.threshold(sigma, 0.01, 1.0)
 
 
