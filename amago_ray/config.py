@@ -21,6 +21,7 @@ CONFIGURABLE_MODULES = (
     "amago_ray.nets.attention",
     "amago_ray.nets.cnn",
     "amago_ray.nets.critics",
+    "amago_ray.nets.mixed_encoder",
     "amago_ray.nets.policy_outputs",
     "amago_ray.nets.scaling",
     "amago_ray.nets.traj_encoders",

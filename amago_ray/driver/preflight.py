@@ -17,8 +17,9 @@ from amago_ray.config import nearest
 from amago_ray.envs.makers import check_env, env_spaces
 from amago_ray.learner.learner import MixedPrecision
 from amago_ray.learner.optimizers import build_optimizer
+from amago_ray.nets.mixed_encoder import default_tstep_encoder
 from amago_ray.nets.traj_encoders import TrajEncoder
-from amago_ray.nets.tstep_encoders import TstepEncoder, default_tstep_encoder
+from amago_ray.nets.tstep_encoders import TstepEncoder
 from amago_ray.replay.datasets.dataset import MixtureOfDatasets, RLDataset, RowLayout, mixture_of
 from amago_ray.replay.sampling.selection import SelectionConfig
 from amago_ray.replay.sampling.slices import check_padded_sampling
