@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from amago_ray.envs.spaces import obs_spec as spec_of
+from amago_ray.nets.feedforward import MLP
 from amago_ray.nets.mixed_encoder import MixedTstepEncoder, TokenReader, default_tstep_encoder
 from amago_ray.nets.tstep_encoders import MAX_ONE_HOT, CNNTstepEncoder, FFTstepEncoder
 from amago_ray.specs import ArraySpec
@@ -111,3 +112,26 @@ def test_mixed_settings_are_checked() -> None:
         mixed_encoder(MIXED, pooling="max")
     with pytest.raises(ValueError, match="token_keys=.*no categorical array is named 'misson'; did you mean 'mission'"):
         mixed_encoder(MIXED, token_keys=("misson",))
+
+
+@pytest.mark.parametrize("dtype, white", [("uint8", 255), ("float32", 1.0)])
+def test_what_only_both_parts_together_tell_is_learned(dtype: str, white: float) -> None:
+    """Whether the white half of the picture is the one that the vector names."""
+    space = gym.spaces.Dict(
+        picture=gym.spaces.Box(0, white, (8, 8, 1), np.dtype(dtype).type), half=gym.spaces.Box(0, 1, (1,), np.float32)
+    )
+    torch.manual_seed(0)
+    encoder = MixedTstepEncoder(spec_of(space), 3, img_features=16, d_output=16)
+    head = MLP(16, 32, 1, 2)  # the encoder puts parts side by side; what follows relates them
+    optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=3e-3)
+    for _ in range(100):
+        side, half = torch.randint(2, (2, 32, 1))
+        picture = torch.zeros(32, 1, 8, 8, 1, dtype=getattr(torch, dtype))
+        for right in (0, 1):
+            picture[side[:, 0] == right, :, :, 4 * right : 4 * right + 4] = white
+        logits = head(encoder({"picture": picture, "half": half.float().unsqueeze(-1)}, torch.zeros(32, 1, 3)))
+        loss = torch.nn.functional.cross_entropy(logits[:, 0], (side == half)[:, 0].long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.2
