@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -25,6 +26,7 @@ from amago_ray.agent.losses import exp_filter, leaky_relu_filter
 from amago_ray.agent.policy import TrainingBatch
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.learner.learner import Learner, LearnerConfig, MixedPrecision, fetch_means
+from amago_ray.learner.optimizers import AdamWRel, OptimizerType
 from amago_ray.messages import Batch
 from amago_ray.nets.attention import SlidingSinkAttention
 from amago_ray.nets.cnn import GridworldCNN
@@ -71,6 +73,7 @@ def make_learner(
     obs_spec: ObsSpec = OBS_SPEC,
     precision: MixedPrecision = "no",
     batches_per_update: int = 1,
+    optimizer_type: OptimizerType | None = None,
     **settings: object,
 ) -> Learner:
     agent_type, critic_type = AGENTS[agent]
@@ -81,6 +84,7 @@ def make_learner(
         lr_warmup_steps=1,
         mixed_precision=precision,
         batches_per_update=batches_per_update,
+        optimizer_type=optimizer_type,
     )
     return Learner(config, spec, NoBatches())
 
@@ -250,6 +254,27 @@ def test_an_update_computes_nothing_twice(agent: str, kind: str, encoder: str, m
     assert all(calls.total() == 1 for calls in others)
     assert scalars.total() == 3, "of what was done, of what the policy would do, and of the target critics"
     assert len({x.data_ptr() for x in decoded}) == len(decoded)
+
+
+# --- the optimiser ---------------------------------------------------------------------------------------------------
+
+
+def test_an_optimiser_of_ones_own_goes_on_where_it_was_saved(tmp_path: Path) -> None:
+    """Between two resets of its step count."""
+    make = partial(make_learner, optimizer_type=partial(AdamWRel, reset_interval=3))
+    learner, batch = make(), prepared_batch("discrete")
+    for _ in range(4):
+        learner.update(batch)
+    learner.save_state(str(tmp_path))
+    for _ in range(3):
+        learner.update(batch)
+    forget_accelerator()
+    resumed = make()
+    resumed.load_state(str(tmp_path))
+    for _ in range(3):
+        resumed.update(batch)
+    for name, value in resumed.agent.state_dict().items():
+        assert torch.equal(value, learner.agent.state_dict()[name]), name
 
 
 # --- mixed precision -------------------------------------------------------------------------------------------------
