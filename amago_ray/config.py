@@ -16,10 +16,12 @@ DRIVER_MODULES = ("amago_ray.experiment", "amago_ray.tune.sweep")
 CONFIGURABLE_MODULES = (
     *DRIVER_MODULES,
     "amago_ray.agent",
+    "amago_ray.agent.optimizers",
     "amago_ray.nets.actors",
     "amago_ray.nets.attention",
     "amago_ray.nets.cnn",
     "amago_ray.nets.critics",
+    "amago_ray.nets.mixed_encoder",
     "amago_ray.nets.policy_outputs",
     "amago_ray.nets.scaling",
     "amago_ray.nets.traj_encoders",

@@ -124,7 +124,7 @@ class ExperimentSettings:
 
     tstep_encoder_type: type[TstepEncoder] | None = setting(
         None,
-        "what maps one timestep to a vector; None takes a CNN for a single image, else FFTstepEncoder",
+        "what maps one timestep to a vector; None takes what the observation asks for (default_tstep_encoder)",
         subclass_of(TstepEncoder),
         optional=True,
     )

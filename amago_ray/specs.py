@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -13,17 +13,43 @@ OBS_PREFIX = "obs."
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """Least and largest values of an array, entry by entry, as its space declares them; infinite where it does not.
+
+    shape: of `low` and `high`, which are flat. It broadcasts to the array: an axis along which all bounds are alike has
+        length 1, so that an image of bytes has one pair of numbers.
+    """
+
+    shape: tuple[int, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @staticmethod
+    def of(low: np.ndarray, high: np.ndarray) -> Bounds:
+        """The bounds of an array of the shape that `low` and `high` have."""
+        both = np.stack((low, high)).astype(np.float64)
+        for axis in range(1, both.ndim):
+            first = both.take([0], axis) if both.shape[axis] else both
+            if (both == first).all():
+                both = first
+        return Bounds(both.shape[1:], *(tuple(values.ravel().tolist()) for values in both))
+
+
+@dataclass(frozen=True)
 class ArraySpec:
     """One array of the observation, per timestep.
 
     shape: shape of one timestep. dtype: numpy name; arrays keep it until they reach the learner's device.
     nvec: number of categories of each entry of an integer (Discrete, MultiDiscrete) array, which encoders one-hot;
         empty for arrays of real values, counts or pixels.
+    bounds: of those, if the space has any; what encoders scale by. Arrays that differ in nothing else are alike: tasks
+        of one benchmark often declare different ranges of the same numbers.
     """
 
     shape: tuple[int, ...]
     dtype: str
     nvec: tuple[int, ...] = ()
+    bounds: Bounds | None = field(default=None, compare=False, repr=False)
 
     @property
     def num_features(self) -> int:

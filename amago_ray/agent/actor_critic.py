@@ -24,6 +24,7 @@ from amago_ray.agent import losses
 from amago_ray.agent.checks import check_action_mask, check_numbers, check_obs_names
 from amago_ray.agent.learning_metrics import entropy_metrics, filter_metrics, value_metrics
 from amago_ray.agent.multigammas import Multigammas
+from amago_ray.agent.optimizers import OptimizerType, build_optimizer
 from amago_ray.agent.policy import Policy, TrainingBatch
 from amago_ray.agent.transitions import AgentLoss, Transitions
 from amago_ray.nets.actors import Actor, ActorHead
@@ -90,7 +91,7 @@ class Agent(nn.Module):
         critic_loss_weight: float = 10.0,
         pass_obs_keys_to_actor: Sequence[str] | None = None,
         temperature: float = 1.0,
-        optimizer_type: Callable[..., torch.optim.Optimizer] | None = None,
+        optimizer_type: OptimizerType | None = None,
         action_mask_key: str | None = None,
     ):
         super().__init__()
@@ -156,9 +157,7 @@ class Agent(nn.Module):
 
         The learner warms up every group's rate, and clips the gradient over all.
         """
-        if self.optimizer_type is None:
-            return torch.optim.AdamW(self.trainable_params, lr=learning_rate, weight_decay=l2_coeff, fused=True)
-        return self.optimizer_type(self.trainable_params, lr=learning_rate, weight_decay=l2_coeff)
+        return build_optimizer(self.optimizer_type, self.trainable_params, learning_rate, l2_coeff)
 
     @property
     def exact_expectation(self) -> bool:

@@ -19,6 +19,8 @@ _PREFIXES = {
     "popart.": "popart.",
 }
 
+_DERIVED = (".in_norm.variance", "popart.variance")  # from the other statistics, when they are loaded
+
 
 # Layers of a block of `ResidualActor`, which AMAGO numbers in the order of their use; 2 is the activation.
 _RESIDUAL_BLOCK = {"0": "ff1", "1": "norm1", "3": "ff2", "4": "norm2"}
@@ -56,13 +58,15 @@ def convert_amago_entries(entries: Mapping[str, Tensor], agent: Agent) -> dict[s
 def convert_amago_weights(state: Mapping[str, Tensor], agent: Agent) -> dict[str, Tensor]:
     """AMAGO's state dict of one agent (its third copy of the critics left out) as a state dict of `agent`.
 
+    It lacks what `agent` derives from the rest when it loads it.
     Raises ValueError that names the weights that are missing, left over, or of another shape than `agent` has.
     """
     own = agent.state_dict()
     plain = {name.removeprefix("module."): value for name, value in state.items()}  # a prefix of several processes
     kept = {name: value for name, value in plain.items() if not name.startswith("maximized_critics.")}
     names = {_our_name(name) for name in kept}
-    missing, left_over = sorted(own.keys() - names), sorted(names - own.keys())
+    needed = {name for name in own if not name.endswith(_DERIVED)}
+    missing, left_over = sorted(needed - names), sorted(names - own.keys())
     if missing or left_over:
         raise ValueError(
             f"AMAGO weights do not fit this configuration: missing {missing[:5]}, not expected {left_over[:5]} "

@@ -117,7 +117,7 @@ class Policy(nn.Module):
         packing: Packing | None = None,
     ) -> Tensor:
         """State embeddings (B, L, D) of whole sequences; (1, R, D) of packed ones."""
-        embedding = self.tstep_encoder(obs, rl2, timestep_mask)
+        embedding = self.tstep_encoder(obs, rl2, timestep_mask, packing)
         if packing is None:
             return self.traj_encoder(embedding, time_idx)
         return self.traj_encoder.forward_packed(embedding, time_idx, packing)

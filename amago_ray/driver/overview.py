@@ -17,6 +17,7 @@ def overview(settings: ExperimentSettings, plan: Plan, placement: Placement, clu
     store = plan.replay.store
     place = f"in files below {store.folder}" if store.folder is not None else "in the memory of the shards"
     memory = {
+        "observations": agent.policy.tstep_encoder.description,
         "replay": f"up to {amount(x.replay_capacity_gb * 1e9)} {place}",
         "batches": f"{amount(plan.batch_bytes)} each, up to {per_request * in_flight} ahead of each learner",
         "agent": f"{amount(weights + 3 * trained)} per learner, besides what a batch needs: {trained // 4:,} "

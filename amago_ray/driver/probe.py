@@ -10,7 +10,7 @@ from amago_ray.agent import Agent
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.config import nearest
 from amago_ray.envs.makers import check_env, env_spaces
-from amago_ray.nets.tstep_encoders import CNNTstepEncoder, FFTstepEncoder, TstepEncoder
+from amago_ray.nets.mixed_encoder import default_tstep_encoder
 from amago_ray.replay.datasets.dataset import MixtureOfDatasets, RLDataset, RowLayout, mixture_of
 from amago_ray.replay.sampling.selection import SelectionConfig
 from amago_ray.settings import ExperimentSettings, check_values
@@ -54,12 +54,6 @@ def _check_sources(settings: ExperimentSettings) -> None:
         )
 
 
-def infer_tstep_encoder(obs_spec: ObsSpec) -> type[TstepEncoder]:
-    """A CNN for observations that are one image, the feed-forward encoder for all others."""
-    specs = list(obs_spec.values())
-    return CNNTstepEncoder if len(specs) == 1 and len(specs[0].shape) == 3 else FFTstepEncoder
-
-
 def probe(settings: ExperimentSettings) -> AgentSpec:
     """Try the environments, the networks and the exploration once, here, where errors are easy to read.
 
@@ -79,7 +73,7 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
         obs_spec=obs_spec,
         action_spec=action_spec,
         max_seq_len=settings.max_seq_len,
-        tstep_encoder_type=settings.tstep_encoder_type or infer_tstep_encoder(obs_spec),
+        tstep_encoder_type=settings.tstep_encoder_type or default_tstep_encoder(obs_spec),
         traj_encoder_type=settings.traj_encoder_type,
         agent_type=settings.agent_type,
         seed=settings.seed,
@@ -91,7 +85,9 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
             dataset.check(layout)
     if settings.exploration_wrapper_type is not None:
         settings.exploration_wrapper_type(1, action_spec, settings.seed)
-    _check_forward(spec.build(), obs_spec, action_spec)
+    agent = spec.build()
+    _check_forward(agent, obs_spec, action_spec)
+    agent.init_optimizer(settings.learning_rate, settings.l2_coeff)
     return spec
 
 

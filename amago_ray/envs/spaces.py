@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from amago_ray.specs import ActionSpec, ArraySpec
+from amago_ray.specs import ActionSpec, ArraySpec, Bounds
 
 OBSERVATION = "observation"  # name of an observation that is not a Dict
 
@@ -211,7 +211,8 @@ def _leaves(space: gym.Space, path: tuple[Any, ...], name: str) -> Iterator[_Lea
                 yield from _leaves(part, (*path, key), f"{name}/{key}" if name else str(key))
         case spaces.Box():
             dtype = "float32" if space.dtype == np.float64 else space.dtype.name
-            yield _Leaf(name, path, space.shape, ArraySpec(space.shape, dtype))
+            bounds = Bounds.of(space.low, space.high)
+            yield _Leaf(name, path, space.shape, ArraySpec(space.shape, dtype, bounds=bounds))
         case spaces.MultiBinary():
             yield _Leaf(name, path, space.shape, ArraySpec(space.shape, "int8"))
         case spaces.Discrete():

@@ -4,8 +4,8 @@ Whole sequences (padding, if any, at the end) take one of three ways, all of the
 
 - everything in the past is visible: PyTorch's fused causal kernel;
 - a sliding window, with or without sinks: the fused kernel over blocks of queries, in time L x window;
-- what no fused kernel offers (clipped logits, a user's own `visible`, dropout on CPU): one block of queries at a time,
-  its weights computed again in backward.
+- what no fused kernel offers (clipped or biased logits, a user's own `visible`, dropout on CPU): one block of queries
+  at a time, its weights computed again in backward.
 
 Shape letters: B sequences (or environments), L timesteps, S cache slots, H heads, K head width, N blocks of C queries
 that see J keys each.
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+UNLIMITED = 1 << 40  # timesteps of a window that nothing falls out of
 BLOCK = 128  # queries that share one computation: enough to fill a device, few enough that BLOCK x L weights are small
 
 
@@ -38,7 +39,7 @@ def has_fused_kernel(q_BHLK: Tensor, dropout_p: float) -> bool:
 class Attention(nn.Module, ABC):
     """Which earlier timesteps a timestep may look at, over whole sequences and over a cache.
 
-    A subclass says `visible(age, index)`; everything else follows from it.
+    A subclass says `visible(age, index)`; everything else follows from it. It may override `rescore` as well.
     logit_clip: bounds logits to (-logit_clip, logit_clip) by a tanh; None leaves them as they are.
     num_sinks: how many of a rollout's first timesteps the cache keeps for good.
     """
@@ -53,6 +54,15 @@ class Attention(nn.Module, ABC):
         None means that everything in the past is visible. Sequences ask block by block and broadcast the two.
         """
 
+    def rescore(self, logits: Tensor, index: Tensor) -> Tensor:
+        """What becomes of scaled logits before the softmax. index: of each key in its sequence; broadcasts to them."""
+        return logits if self.logit_clip is None else self.logit_clip * torch.tanh(logits / self.logit_clip)
+
+    @property
+    def rescores(self) -> bool:
+        """Whether `rescore` changes anything: no fused kernel knows how."""
+        return self.logit_clip is not None or type(self).rescore is not Attention.rescore
+
     def sequence(self, q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, dropout_p: float = 0.0) -> Tensor:
         """Causal attention over whole sequences, (B, H, L, K) -> (B, H, L, K).
 
@@ -65,13 +75,11 @@ class Attention(nn.Module, ABC):
 
     def cached(self, q_BH1K: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, age_BS: Tensor, index_BS: Tensor) -> Tensor:
         """Attention of one new timestep over cache slots; slots with age < 0 are empty. Returns (B, H, 1, K)."""
-        filled_BS = age_BS >= 0
-        visible_BS = self.visible(age_BS, index_BS)
-        mask_BS = filled_BS if visible_BS is None else filled_BS & visible_BS
-        return self._masked(q_BH1K, k_BHSK, v_BHSK, mask_BS[:, None, None, :], 0.0)
+        age, index = age_BS[:, None, None], index_BS[:, None, None]
+        return self._masked(q_BH1K, k_BHSK, v_BHSK, age, index, 0.0)
 
     def _fused(self, q_BHLK: Tensor, dropout_p: float) -> bool:
-        return self.logit_clip is None and has_fused_kernel(q_BHLK, dropout_p)
+        return not self.rescores and has_fused_kernel(q_BHLK, dropout_p)
 
     def _everything(self, q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
         """`sequence` where everything in the past is visible."""
@@ -114,17 +122,17 @@ class Attention(nn.Module, ABC):
         """The queries before timestep `end`. ks, vs: pieces of timesteps 0 to `far`, then `first` to `end`."""
         query = torch.arange(end - q.shape[2], end, device=q.device).unsqueeze(1)
         key = torch.cat((torch.arange(far, device=q.device), torch.arange(first, end, device=q.device))).unsqueeze(0)
-        age = query - key
-        visible = self.visible(age, key)
-        mask = age >= 0 if visible is None else (age >= 0) & visible
-        return self._masked(q, torch.cat(ks, dim=2), torch.cat(vs, dim=2), mask, dropout_p)
+        return self._masked(q, torch.cat(ks, dim=2), torch.cat(vs, dim=2), query - key, key, dropout_p)
 
-    def _masked(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout_p: float) -> Tensor:
-        if self.logit_clip is None:
+    def _masked(self, q: Tensor, k: Tensor, v: Tensor, age: Tensor, index: Tensor, dropout_p: float) -> Tensor:
+        """Attention to those keys that are no younger than the query and visible to it."""
+        visible = self.visible(age, index)
+        mask = age >= 0 if visible is None else (age >= 0) & visible
+        if not self.rescores:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
         logits = q @ k.transpose(-1, -2)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        logits = self.logit_clip * torch.tanh(logits * (1.0 / (self.logit_clip * math.sqrt(q.shape[-1]))))
+        logits = self.rescore(logits / math.sqrt(q.shape[-1]), index)
         weights = logits.masked_fill(~mask, -torch.inf).softmax(dim=-1).to(v.dtype)
         return F.dropout(weights, dropout_p) @ v
 
@@ -211,3 +219,65 @@ class SlidingSinkAttention(SlidingWindowAttention):
             raise ValueError(f"SlidingSinkAttention.logit_clip={logit_clip}: it must be positive, or None for no clip")
         self.num_sinks = sink_size
         self.logit_clip = logit_clip
+
+
+# --- AMAGO's own types: their windows count the keys besides the query itself -----------------------------------------
+
+
+@gin.configurable
+class FlashAttention(SlidingWindowAttention):
+    """AMAGO's default: everything in the past, or a window by the convention of the package flash-attn.
+
+    window_size: (left, right) timesteps besides oneself; (W, 0) shows W + 1 keys, and -1 sets no limit. What lies to
+    the right is never seen, whatever is said of it.
+    """
+
+    def __init__(self, window_size: tuple[int, int] = (-1, -1)):
+        if len(window_size) != 2 or min(window_size) < -1:
+            raise ValueError(
+                f"FlashAttention.window_size={window_size!r}: it is (left, right) timesteps besides oneself, -1 for "
+                "no limit"
+            )
+        left = window_size[0]
+        super().__init__(UNLIMITED if left == -1 else left + 1)
+
+
+@gin.configurable
+class SlidingWindowFlexAttention(SlidingWindowAttention):
+    """Every timestep sees itself and the `window_size` before it: one key more than by `SlidingWindowAttention`."""
+
+    def __init__(self, window_size: int | None = None):
+        if window_size is None or window_size < 0:
+            raise ValueError(f"SlidingWindowFlexAttention.window_size={window_size}: it must be 0 or more timesteps")
+        super().__init__(window_size + 1)
+
+
+@gin.configurable
+class ClippedSlidingSinkAttention(SlidingWindowAttention):
+    """Every timestep sees itself, the `window_size` before it, and the first `sink_size` of the sequence.
+
+    sink_bias: added to the scaled logits of those first ones, in and out of the window. logit_clip: afterwards every
+    logit is cut off at +-logit_clip; 0 leaves them as they are. (`SlidingSinkAttention` bends them by a tanh instead,
+    whose gradient never vanishes.)
+    """
+
+    def __init__(
+        self, window_size: int | None = None, logit_clip: float = 0.0, sink_size: int = 0, sink_bias: float = 0.0
+    ):
+        for name, value in (("window_size", window_size), ("logit_clip", logit_clip), ("sink_size", sink_size)):
+            if value is None or value < 0:
+                raise ValueError(f"ClippedSlidingSinkAttention.{name}={value}: it must be 0 or more")
+        assert window_size is not None
+        super().__init__(window_size + 1)
+        self.num_sinks = sink_size
+        self.cut_off = logit_clip
+        self.sink_bias = sink_bias
+
+    def rescore(self, logits: Tensor, index: Tensor) -> Tensor:
+        if self.num_sinks and self.sink_bias:
+            logits = torch.where(index < self.num_sinks, logits + self.sink_bias, logits)
+        return logits.clamp(-self.cut_off, self.cut_off) if self.cut_off else logits
+
+    @property
+    def rescores(self) -> bool:
+        return bool(self.cut_off or (self.num_sinks and self.sink_bias))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import gin
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from amago_ray.nets.feedforward import activation as activation_fn
+from amago_ray.nets.packed_sequences import Packing
+
+NORM_GROUPS = 4
 
 
 class CNN(nn.Module, ABC):
@@ -28,7 +32,7 @@ class CNN(nn.Module, ABC):
             raise ValueError(f"{type(self).__name__} img_shape={tuple(img_shape)} must have 3 dimensions")
         self.img_shape = tuple(img_shape)
         self.channels_first = channels_first
-        self.activation = activation_fn(activation)
+        self.activation: Callable[[Tensor], Tensor] = activation_fn(activation)
         self.in_channels = img_shape[0] if channels_first else img_shape[-1]
 
     @abstractmethod
@@ -43,7 +47,17 @@ class CNN(nn.Module, ABC):
         try:
             return torch.func.functional_call(self, weights, (image,)).shape[-1]
         except RuntimeError as error:
-            raise ValueError(f"img_shape={self.img_shape} is too small for {type(self).__name__}") from error
+            order = "(C, H, W)" if self.channels_first else "(H, W, C)"
+            raise ValueError(
+                f"img_shape={self.img_shape}, read as {order}, is too small for {type(self).__name__}: take another "
+                "trunk (CNNTstepEncoder.cnn_type), or the other order (CNNTstepEncoder.channels_first)"
+            ) from error
+
+    @property
+    def description(self) -> str:
+        """How images are read, in words."""
+        order = "channels first" if self.channels_first else "channels last"
+        return f"{self.img_shape} with {order} through {type(self).__name__}"
 
     def forward(self, imgs: Tensor) -> Tensor:
         leading = imgs.shape[:-3]
@@ -68,8 +82,9 @@ class _ThreeConvCNN(CNN):
         strides: Sequence[int],
     ):
         super().__init__(img_shape, channels_first, activation)
-        if len(channels) != 3:
-            raise ValueError(f"{type(self).__name__} channels={list(channels)} must name 3 widths")
+        for name, values in (("channels", channels), ("kernels", kernels), ("strides", strides)):
+            if len(values) != 3:
+                raise ValueError(f"{type(self).__name__}.{name}={list(values)}: it must be 3 numbers")
         first, second, third = channels
         self.conv1 = nn.Conv2d(self.in_channels, first, kernels[0], strides[0])
         self.conv2 = nn.Conv2d(first, second, kernels[1], strides[1])
@@ -83,7 +98,7 @@ class _ThreeConvCNN(CNN):
 
 @gin.configurable
 class NatureishCNN(_ThreeConvCNN):
-    """The DQN trunk (Mnih et al., Nature 2015): kernels 8, 4, 3 at strides 4, 2, 1."""
+    """The DQN trunk (Mnih et al., Nature 2015): by default kernels 8, 4, 3 at strides 4, 2, 1."""
 
     def __init__(
         self,
@@ -91,13 +106,15 @@ class NatureishCNN(_ThreeConvCNN):
         channels_first: bool,
         activation: str = "leaky_relu",
         channels: Sequence[int] = (32, 64, 64),
+        kernels: Sequence[int] = (8, 4, 3),
+        strides: Sequence[int] = (4, 2, 1),
     ):
-        super().__init__(img_shape, channels_first, activation, channels, kernels=(8, 4, 3), strides=(4, 2, 1))
+        super().__init__(img_shape, channels_first, activation, channels, kernels, strides)
 
 
 @gin.configurable
 class GridworldCNN(_ThreeConvCNN):
-    """Three 2 x 2 convolutions at stride 1, for small symbolic grids."""
+    """For small symbolic grids: by default three 2 x 2 convolutions at stride 1."""
 
     def __init__(
         self,
@@ -105,8 +122,10 @@ class GridworldCNN(_ThreeConvCNN):
         channels_first: bool,
         activation: str = "leaky_relu",
         channels: Sequence[int] = (16, 32, 48),
+        kernels: Sequence[int] = (2, 2, 2),
+        strides: Sequence[int] = (1, 1, 1),
     ):
-        super().__init__(img_shape, channels_first, activation, channels, kernels=(2, 2, 2), strides=(1, 1, 1))
+        super().__init__(img_shape, channels_first, activation, channels, kernels, strides)
 
 
 @gin.configurable
@@ -134,23 +153,87 @@ class DrQCNN(CNN):
 
 
 class _ResidualBlock(nn.Module):
-    """x + conv(act(conv(act(x)))), the width and the size unchanged."""
+    """norm(x + conv(act(conv(act(x))))), the width and the size unchanged. group_norm: over 4 groups, else no norm."""
 
-    def __init__(self, channels: int, activation: str):
+    def __init__(self, channels: int, activation: str, group_norm: bool):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.activation = activation_fn(activation)
+        self.norm = nn.GroupNorm(NORM_GROUPS, channels) if group_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(self.activation(self.conv1(self.activation(x))))
+        return self.norm(x + self.conv2(self.activation(self.conv1(self.activation(x)))))
+
+
+class _ResidualStage(nn.Module):
+    """Convolution 3 x 3, max pooling 3 x 3 at stride 2, two residual blocks: about half the size comes out."""
+
+    def __init__(self, d_inp: int, d_output: int, activation: str, pool_padding: int, group_norm: bool):
+        super().__init__()
+        self.conv = nn.Conv2d(d_inp, d_output, 3, padding=1)
+        self.pool = nn.MaxPool2d(3, stride=2, padding=pool_padding)
+        self.residual1 = _ResidualBlock(d_output, activation, group_norm)
+        self.residual2 = _ResidualBlock(d_output, activation, group_norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.residual2(self.residual1(self.pool(self.conv(x))))
+
+
+class _ResidualCNN(CNN):
+    """One stage per entry of `depths`, then the activation."""
+
+    def __init__(
+        self,
+        img_shape: Sequence[int],
+        channels_first: bool,
+        activation: str,
+        depths: Sequence[int],
+        pool_padding: int,
+        group_norm: bool,
+    ):
+        super().__init__(img_shape, channels_first, activation)
+        self.blocks = nn.Sequential(
+            *(
+                _ResidualStage(d_inp, d_output, activation, pool_padding, group_norm)
+                for d_inp, d_output in pairwise((self.in_channels, *depths))
+            )
+        )
+
+    def conv_forward(self, imgs: Tensor) -> Tensor:
+        return self.activation(self.blocks(imgs))
 
 
 @gin.configurable
-class IMPALAishCNN(CNN):
-    """The deep residual trunk of IMPALA (arXiv 1802.01561, fig. 3).
+class IMPALAishCNN(_ResidualCNN):
+    """AMAGO's version of IMPALA's residual trunk: pooling without padding, group norm after every residual sum.
 
-    One stage per entry of `channels`: convolution, 3 x 3 max pooling at stride 2, two residual blocks.
+    cnn_block_depths: width of each stage; one stage halves the image. post_group_norm: GroupNorm of 4 groups, which
+    must divide every width (ValueError).
+    """
+
+    def __init__(
+        self,
+        img_shape: Sequence[int],
+        channels_first: bool,
+        activation: str = "leaky_relu",
+        cnn_block_depths: Sequence[int] = (16, 32, 32),
+        post_group_norm: bool = True,
+    ):
+        if post_group_norm and any(depth % NORM_GROUPS for depth in cnn_block_depths):
+            raise ValueError(
+                f"IMPALAishCNN.cnn_block_depths={list(cnn_block_depths)}: each must be a multiple of {NORM_GROUPS}, "
+                "the groups of its norm, or set post_group_norm=False"
+            )
+        super().__init__(img_shape, channels_first, activation, cnn_block_depths, 0, post_group_norm)
+        self.activation = nn.Identity()  # nothing follows the last stage
+
+
+@gin.configurable
+class IMPALACNN(_ResidualCNN):
+    """The deep residual trunk of IMPALA itself (arXiv 1802.01561, fig. 3): pooling with padding, no norms.
+
+    channels: width of each stage.
     """
 
     def __init__(
@@ -160,30 +243,44 @@ class IMPALAishCNN(CNN):
         activation: str = "leaky_relu",
         channels: Sequence[int] = (16, 32, 32),
     ):
-        super().__init__(img_shape, channels_first, activation)
-        widths = (self.in_channels, *channels)
-        self.stages = nn.Sequential(
-            *(
-                nn.Sequential(
-                    nn.Conv2d(d_inp, d_output, 3, padding=1),
-                    nn.MaxPool2d(3, stride=2, padding=1),
-                    _ResidualBlock(d_output, activation),
-                    _ResidualBlock(d_output, activation),
-                )
-                for d_inp, d_output in pairwise(widths)
-            )
-        )
-
-    def conv_forward(self, imgs: Tensor) -> Tensor:
-        return self.activation(self.stages(imgs))
+        super().__init__(img_shape, channels_first, activation, channels, pool_padding=1, group_norm=False)
 
 
-@gin.configurable
+def has_channels_first(shape: Sequence[int]) -> bool:
+    """Whether an image's shape reads (C, H, W): the first dimension is smaller than both others. Else (H, W, C)."""
+    return shape[0] < min(shape[1:])
+
+
+def fits_a_trunk(shape: Sequence[int]) -> bool:
+    """Whether images of `shape` are large enough for the smallest trunk."""
+    height, width = shape[1:] if has_channels_first(shape) else shape[:2]
+    return min(height, width) >= min(SMALLEST_IMAGE.values())
+
+
+def trunk_for(shape: Sequence[int], channels_first: bool) -> type[CNN]:
+    """The default trunk for images of `shape`: the first of NatureishCNN, DrQCNN and GridworldCNN that takes them.
+
+    Raises ValueError where none does.
+    """
+    height, width = shape[1:] if channels_first else shape[:2]
+    for trunk, smallest in SMALLEST_IMAGE.items():
+        if min(height, width) >= smallest:
+            return trunk
+    order = "(C, H, W)" if channels_first else "(H, W, C)"
+    raise ValueError(f"images of shape {tuple(shape)}, read as {order}, are too small for a CNN: use FFTstepEncoder")
+
+
+# Fewest pixels on a side that the trunks take as they are by default.
+SMALLEST_IMAGE: dict[type[CNN], int] = {NatureishCNN: 36, DrQCNN: 15, GridworldCNN: 4}
+
+
+@gin.configurable(denylist=["fraction"])
 class DrQv2Aug(nn.Module):
     """Shifts images by up to `pad` whole pixels in each direction, repeating the border (DrQ-v2, arXiv 2107.09645).
 
     (B, L, H, W, C), or (B, L, C, H, W) if `channels_first`, -> the same shape and dtype. Every timestep of a sequence
-    moves alike; each sequence moves with probability `fraction`. Does nothing in evaluation mode.
+    moves alike. Of the B sequences the last `fraction` moves, at least one unless it is 0: a batch is in no order. Does
+    nothing in evaluation mode.
     """
 
     def __init__(self, pad: int = 4, channels_first: bool = False, fraction: float = 0.75):
@@ -196,18 +293,29 @@ class DrQv2Aug(nn.Module):
         self.channels_first = channels_first
         self.fraction = fraction
 
-    def forward(self, imgs: Tensor) -> Tensor:
+    def forward(self, imgs: Tensor, packing: Packing | None = None) -> Tensor:
+        """packing: of sequences that lie end to end, (1, R, H, W, C): each of them moves for itself."""
         if not self.training:
             return imgs
         if self.channels_first:
-            return self._shift(imgs.movedim(-3, -1)).movedim(-1, -3)
-        return self._shift(imgs)
+            imgs = imgs.movedim(-3, -1)
+        if packing is None:
+            imgs = self._shift(imgs, self._draw(imgs.shape[0], imgs.device))
+        else:
+            shift = self._draw(packing.num, imgs.device)[:, packing.cell_R // packing.longest]
+            imgs = self._shift(imgs.transpose(0, 1), shift).transpose(0, 1)
+        return imgs.movedim(-1, -3) if self.channels_first else imgs
 
-    def _shift(self, imgs_BLHWC: Tensor) -> Tensor:
+    def _draw(self, num: int, device: torch.device) -> Tensor:
+        """Rows and columns that each of `num` sequences moves by, (2, num)."""
+        shift = torch.randint(-self.pad, self.pad + 1, (2, num), device=device)
+        shift[:, : min(math.ceil(num * (1 - self.fraction)), num - 1) if self.fraction else num] = 0
+        return shift
+
+    def _shift(self, imgs_BLHWC: Tensor, shift_2B: Tensor) -> Tensor:
         B, L, H, W, _ = imgs_BLHWC.shape
         device = imgs_BLHWC.device
-        shift = torch.randint(-self.pad, self.pad + 1, (2, B, 1), device=device)
-        shift = shift * (torch.rand((B, 1), device=device) < self.fraction)
+        shift = shift_2B.unsqueeze(2)
         # clamping the pixel index is replicate padding that allocates nothing
         row_BH = (torch.arange(H, device=device) + shift[0]).clamp(0, H - 1)
         column_BW = (torch.arange(W, device=device) + shift[1]).clamp(0, W - 1)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable
+from functools import cache
+from itertools import product
 
 import gin
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,21 +33,86 @@ IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu_,
     "selu": F.selu_,
 }
-SIMNORM_GROUP = 8
+ADAPTIVE = "adaptive"  # the one that has weights: `SlowAdaptiveRational`
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
 
 
+@cache
+def leaky_relu_as_rational() -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(a_0 ... a_5), (b_1 ... b_4) >= 0.01 of a P(x) / Q(x) that is close to leaky ReLU on [-3, 3].
+
+    P(x) = sum a_i x^i, Q(x) = 1 + sum b_j |x|^j. Least squares in P - f Q, weighted by 1 / Q of the iteration before,
+    which converges to that in P / Q - f (Sanathanan and Koerner, 1963). Which b lie at their bound is tried out. A b of
+    0 would be one that never learns: |b x^j| has no gradient there.
+    """
+    least, x = 0.01, np.linspace(-3.0, 3.0, 2001)
+    f = np.where(x > 0, x, 0.01 * x)
+    powers, moduli = x[:, None] ** np.arange(6), np.abs(x)[:, None] ** np.arange(1, 5)
+    best_error, best = np.inf, (np.zeros(6), np.zeros(4))
+    for free in map(np.array, product((False, True), repeat=4)):
+        b = np.full(4, least)
+        for _ in range(20):
+            weight = 1 / (1 + moduli @ b)
+            known = f * (1 + moduli[:, ~free].sum(axis=1) * least)
+            unknown = np.concatenate((powers, -f[:, None] * moduli[:, free]), axis=1)
+            solution = np.linalg.lstsq(unknown * weight[:, None], known * weight, rcond=None)[0]
+            b[free] = solution[6:]
+            if (b < least).any():
+                break
+        else:
+            error = np.square(powers @ solution[:6] / (1 + moduli @ b) - f).mean()
+            if error < best_error:
+                best_error, best = error, (solution[:6], b)
+    # Rounded, so that every machine starts from the same numbers.
+    numerator, denominator = (tuple(np.round(values, 6).tolist()) for values in best)
+    return numerator, denominator
+
+
+@gin.configurable
+class SlowAdaptiveRational(nn.Module):
+    """A learned activation, elementwise: P(x) / (1 + sum |b_j x^j|) of degrees 5 and 4, at first nearly a leaky ReLU.
+
+    (The safe Pade activation unit of Molina et al. 2020, arXiv 1907.06732.) Its denominator is never below 1. Plain
+    PyTorch, hence slow beside the fixed activations. Computed in float32, returned in the dtype of x.
+
+    trainable: learn the ten coefficients; else keep them.
+    """
+
+    def __init__(self, trainable: bool = True):
+        super().__init__()
+        numerator, denominator = leaky_relu_as_rational()
+        self.numerator = nn.Parameter(torch.tensor(numerator), requires_grad=trainable)
+        self.denominator = nn.Parameter(torch.tensor(denominator), requires_grad=trainable)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = x.float()
+        size, (*lower, above) = value.abs(), self.numerator.unbind()
+        for coefficient in reversed(lower):
+            above = above * value + coefficient
+        below = torch.zeros_like(value)
+        for coefficient in reversed(self.denominator.abs().unbind()):
+            below = (below + coefficient) * size
+        return (above / (1 + below)).to(x.dtype)
+
+
 def activation(name: str, in_place: bool = False) -> Callable[[Tensor], Tensor]:
-    """The elementwise function called `name`. Raises ValueError, with the nearest known name, for any other.
+    """The elementwise function called `name`: a new module, with weights, for "adaptive".
+
+    Raises ValueError, with the nearest known name, for any other.
 
     in_place: it may overwrite its argument, which saves memory. Hand it only what nothing else reads, and no view where
-        gradient flows: autograd would copy the gradient of all that is viewed.
+        gradient flows: autograd would copy the gradient of all that is viewed. "adaptive" is refused then.
     """
+    if name == ADAPTIVE:
+        if in_place:
+            raise ValueError(f"activation={name!r} is for encoders and actors; critics take one without weights")
+        return SlowAdaptiveRational()
     if name not in ACTIVATIONS:
-        raise ValueError(f"activation={name!r} is unknown; did you mean {_nearest(name, ACTIVATIONS)!r}?")
+        nearest = _nearest(name, [*ACTIVATIONS, ADAPTIVE])
+        raise ValueError(f"activation={name!r} is unknown; did you mean {nearest!r}?")
     return IN_PLACE.get(name, ACTIVATIONS[name]) if in_place else ACTIVATIONS[name]
 
 
@@ -59,16 +127,34 @@ def _hypersphere(x: Tensor) -> Tensor:
     return math.sqrt(x.shape[-1]) * F.normalize(x, dim=-1)
 
 
-def _simnorm(x: Tensor) -> Tensor:
-    return x.unflatten(-1, (-1, SIMNORM_GROUP)).softmax(dim=-1).flatten(-2)
+def _unitball_detach(x: Tensor) -> Tensor:
+    return x / (x.norm(dim=-1, keepdim=True).detach() + 1e-5)
+
+
+@gin.configurable
+class SimNorm(nn.Module):
+    """A softmax over every group of `dim` features, (..., d) -> (..., d) (TD-MPC2, arXiv 2310.16828).
+
+    Raises ValueError where `dim` does not divide d.
+    """
+
+    def __init__(self, d: int, dim: int = 8):
+        super().__init__()
+        if dim < 1 or d % dim:
+            raise ValueError(f"normalization method='simnorm' needs d to be a multiple of SimNorm.dim={dim}, not {d}")
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.dim)).softmax(dim=-1).flatten(-2)
 
 
 NORMALIZATIONS: dict[str, Callable[[int], Callable[[Tensor], Tensor]]] = {
     "layer": nn.LayerNorm,
     "rmsnorm": lambda d: nn.RMSNorm(d, eps=1e-5),
     "unitball": lambda d: _unitball,
+    "unitball-detach": lambda d: _unitball_detach,
     "hypersphere": lambda d: _hypersphere,
-    "simnorm": lambda d: _simnorm,
+    "simnorm": lambda d: SimNorm(d),
     "none": lambda d: nn.Identity(),
 }
 
@@ -77,9 +163,9 @@ NORMALIZATIONS: dict[str, Callable[[int], Callable[[Tensor], Tensor]]] = {
 class Normalization(nn.Module):
     """Normalises the last dimension, x (..., d) -> (..., d), by the named method.
 
-    "layer": LayerNorm. "rmsnorm": RMSNorm, x / rms(x) with a learned scale (arXiv 1910.07467). "unitball": x / |x|.
-    "hypersphere": sqrt(d) x / |x|. "simnorm": a softmax over every group of 8 features (TD-MPC2, arXiv 2310.16828).
-    "none": x itself. Raises ValueError for another method, or for "simnorm" where 8 does not divide d.
+    "layer": LayerNorm. "rmsnorm": RMSNorm, x / rms(x) with a learned scale (arXiv 1910.07467). "unitball": x / |x|;
+    "unitball-detach": the same, |x| taking no gradient. "hypersphere": sqrt(d) x / |x|. "simnorm": see `SimNorm`.
+    "none": x itself. Raises ValueError for another method, or for "simnorm" where its groups do not divide d.
     """
 
     def __init__(self, method: str, d: int):
@@ -87,8 +173,6 @@ class Normalization(nn.Module):
         if method not in NORMALIZATIONS:
             nearest = _nearest(method, NORMALIZATIONS)
             raise ValueError(f"normalization method={method!r} is unknown; did you mean {nearest!r}?")
-        if method == "simnorm" and d % SIMNORM_GROUP:
-            raise ValueError(f"normalization method='simnorm' needs d to be a multiple of {SIMNORM_GROUP}, not {d}")
         self.norm = NORMALIZATIONS[method](d)
 
     def forward(self, x: Tensor) -> Tensor:

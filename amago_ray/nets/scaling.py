@@ -8,13 +8,16 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import gin
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from amago_ray.specs import ArraySpec, Bounds
+
+LARGEST_BOUND = 1e6
 DEFAULT_RETURN_RANGE = (-1e5, 1e5)
 
 
@@ -28,15 +31,54 @@ def symexp(x: Tensor) -> Tensor:
     return torch.copysign(torch.expm1(x.abs()), x)
 
 
+class BoundsScale(nn.Module):
+    """Brings an array from its own bounds to [-1, 1], entry by entry: (..., *spec.shape) -> the same, as floats.
+
+    Bytes, 0 to 255, become x / 128 - 1, as is usual for images and as AMAGO does; integers of no declared bounds in 8
+    bits without a sign are taken for bytes. Every other entry with two finite bounds becomes
+    2 (x - low) / (high - low) - 1. Entries without (infinite, or beyond +-1e6, which some environments declare in place
+    of infinite) stay as they are: no range could be told.
+
+    bounds: (low, high) of all entries, in place of those of the spec.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, spec: ArraySpec, bounds: tuple[float, float] | None = None):
+        super().__init__()
+        if bounds is not None:
+            found = Bounds((1,) * len(spec.shape), (float(bounds[0]),), (float(bounds[1]),))
+        elif spec.bounds is None and spec.dtype == "uint8":
+            found = Bounds((1,) * len(spec.shape), (0.0,), (255.0,))
+        else:
+            found = spec.bounds or Bounds((1,) * len(spec.shape), (-math.inf,), (math.inf,))
+        low, high = (torch.tensor(x, dtype=torch.float64).reshape(found.shape) for x in (found.low, found.high))
+        known = (low.abs() <= LARGEST_BOUND) & (high.abs() <= LARGEST_BOUND) & (low < high)
+        middle, reach = torch.where(known, (high + low) / 2, 0.0), torch.where(known, (high - low) / 2, 1.0)
+        is_bytes = (low == 0.0) & (high == 255.0)
+        middle, reach = torch.where(is_bytes, 128.0, middle), torch.where(is_bytes, 128.0, reach)
+        self.register_buffer("scale", (1.0 / reach).float(), persistent=False)
+        self.register_buffer("shift", (-middle / reach).float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
+
+
 class RunningMoments(nn.Module):
     """Exponential moving mean `mu` and mean square `nu` whose early steps are larger, so that the start fades fast.
 
     Step t moves both by beta / (1 - (1 - beta)^t) toward the batch; t starts at 1, the initial values being the first
     batch. float32, and no value ever leaves the device.
+
+    variance: nu - mu^2, but moved by a formula of its own, since that difference loses all digits where the mean is
+        much larger than the spread. (Values themselves are float32: what they cannot tell apart has no variance.) Where
+        saved statistics lack it, as AMAGO's do, it is taken from the other two.
     """
 
     mu: Tensor
     nu: Tensor
+    variance: Tensor
     t: Tensor
 
     def __init__(self, shape: Sequence[int], t_shape: Sequence[int], beta: float, init_nu: float):
@@ -44,7 +86,14 @@ class RunningMoments(nn.Module):
         self.beta = beta
         self.register_buffer("mu", torch.zeros(shape))
         self.register_buffer("nu", torch.full(shape, init_nu))
+        self.register_buffer("variance", torch.full(shape, init_nu))
         self.register_buffer("t", torch.ones(t_shape))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        mu, nu = (state_dict.get(prefix + name) for name in ("mu", "nu"))
+        if mu is not None and nu is not None and prefix + "variance" not in state_dict:
+            state_dict[prefix + "variance"] = (nu.double() - mu.double().square()).clamp(min=0.0).float()
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def observe(self, value: Tensor, mask: Tensor | None) -> None:
         """Move toward value (..., *shape), averaged over the leading dimensions where mask is true (None: everywhere).
@@ -52,8 +101,8 @@ class RunningMoments(nn.Module):
         mask: bool, broadcasts to value; at least one of its entries, over all ranks, must be true. When
         torch.distributed is initialised every rank must call this, and all come to hold the same statistics.
         """
-        value = value.detach().float()
-        weight = torch.ones_like(value) if mask is None else mask.expand_as(value).float()
+        value = value.detach().double()
+        weight = torch.ones_like(value) if mask is None else mask.expand_as(value).double()
         value = value if mask is None else value.masked_fill(~mask, 0.0)
         sums = torch.stack((value, value.square(), weight)).flatten(1, -1 - self.mu.dim()).sum(dim=1)
         if dist.is_available() and dist.is_initialized():
@@ -61,8 +110,11 @@ class RunningMoments(nn.Module):
         mean, mean_square = sums[:2] / sums[2]
         self.t += 1
         step = self.beta / (1 - (1 - self.beta) ** self.t)
-        self.mu.lerp_(mean, step)
-        self.nu.lerp_(mean_square, step)
+        # Of the mixture of what was there, by 1 - step, and the batch, by step: both variances and that of the means.
+        of_batch, of_means = mean_square - mean.square(), (mean - self.mu).square() * (1 - step)
+        self.variance.lerp_((of_batch + of_means).clamp(min=0.0).float(), step)
+        self.mu.lerp_(mean.float(), step)
+        self.nu.lerp_(mean_square.float(), step)
 
 
 @gin.configurable
@@ -88,7 +140,7 @@ class PopArt(RunningMoments):
     @property
     def sigma(self) -> Tensor:
         """(G, 1) standard deviation, held in [0.01, 1e4]."""
-        return torch.addcmul(self.nu, self.mu, self.mu, value=-1.0).clamp(1e-4, 1e8).sqrt()
+        return self.variance.clamp(1e-4, 1e8).sqrt()
 
     @torch.no_grad()
     def update(self, value: Tensor, mask: Tensor | None = None) -> None:
@@ -111,15 +163,19 @@ class PopArt(RunningMoments):
         return torch.addcmul(self.mu, self.sigma, self(x)) if self.enabled else x
 
 
-@gin.configurable
+@gin.configurable(denylist=["skip"])
 class InputNorm(RunningMoments):
     """Centres every input feature and divides it by its running standard deviation: (..., dim) -> (..., dim).
 
     Features whose deviation is under 0.01 are only centred. The caller calls `update` in training, before use.
+
+    beta: rate of the moving statistics. init_nu: mean square at the start. skip: leave inputs as they are; statistics
+    are kept all the same, so that weights are alike with and without.
     """
 
-    def __init__(self, dim: int, beta: float = 1e-4):
-        super().__init__((dim,), (1,), beta, init_nu=1.0)
+    def __init__(self, dim: int, beta: float = 1e-4, init_nu: float = 1.0, skip: bool = False):
+        super().__init__((dim,), (1,), beta, init_nu)
+        self.skip = skip
 
     @torch.no_grad()
     def update(self, x: Tensor, mask: Tensor | None = None) -> None:
@@ -127,8 +183,9 @@ class InputNorm(RunningMoments):
         self.observe(x, mask if mask is None else mask.unsqueeze(-1))
 
     def forward(self, x: Tensor) -> Tensor:
-        variance = torch.addcmul(self.nu, self.mu, self.mu, value=-1.0).clamp(min=0.0)
-        sigma = torch.sqrt(variance + 1e-5)
+        if self.skip:
+            return x
+        sigma = torch.sqrt(self.variance + 1e-5)
         return (x - self.mu) / nn.functional.threshold(sigma, 0.01, 1.0)
 
 

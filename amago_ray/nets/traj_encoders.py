@@ -86,12 +86,12 @@ class IdentityTrajEncoder(TrajEncoder):
 
 
 class FeedForwardBlock(nn.Module):
-    """x + ff2(activation(ff1(x))), with a hidden layer four times as wide."""
+    """x + activation(ff2(activation(ff1(x)))), with a hidden layer `d_ff` wide."""
 
-    def __init__(self, d_model: int, dropout_p: float, activation_name: str):
+    def __init__(self, d_model: int, d_ff: int, dropout_p: float, activation_name: str):
         super().__init__()
-        self.ff1 = nn.Linear(d_model, 4 * d_model)
-        self.ff2 = nn.Linear(4 * d_model, d_model)
+        self.ff1 = nn.Linear(d_model, d_ff)
+        self.ff2 = nn.Linear(d_ff, d_model)
         self.dropout = nn.Dropout(dropout_p)
         self.activation = activation(activation_name)
 
@@ -101,13 +101,17 @@ class FeedForwardBlock(nn.Module):
 
 @gin.configurable
 class FFTrajEncoder(TrajEncoder):
-    """No memory: the same residual network at every timestep, as deep as a sequence model."""
+    """No memory: the same residual network at every timestep, as deep as a sequence model.
+
+    d_ff: width of the hidden layers; None for 4 d_model.
+    """
 
     def __init__(
         self,
         tstep_dim: int,
         max_seq_len: int,
         d_model: int = 256,
+        d_ff: int | None = None,
         n_layers: int = 1,
         dropout: float = 0.0,
         activation: str = "leaky_relu",
@@ -115,7 +119,8 @@ class FFTrajEncoder(TrajEncoder):
     ):
         super().__init__(tstep_dim, max_seq_len)
         self.traj_emb = nn.Linear(tstep_dim, d_model)
-        self.traj_blocks = nn.ModuleList(FeedForwardBlock(d_model, dropout, activation) for _ in range(n_layers))
+        d_ff = 4 * d_model if d_ff is None else d_ff
+        self.traj_blocks = nn.ModuleList(FeedForwardBlock(d_model, d_ff, dropout, activation) for _ in range(n_layers))
         self.traj_last = nn.Linear(d_model, d_model)
         self.dropout = nn.Dropout(dropout)
         self.activation = _activation(activation)
@@ -182,6 +187,7 @@ class TformerTrajEncoder(TrajEncoder):
     """A causal Transformer (see `nets.transformer`); acting attends to the last `max_seq_len` timesteps.
 
     attention_type: `CausalAttention`, `SlidingWindowAttention` or `SlidingSinkAttention`.
+    sigma_reparam: reparametrise the linear layers by their spectral norm (see `SigmaReparamLinear`); else plain ones.
     pos_emb: "fixed" sinusoid of the timestep's index, "learnable" up to `max_time_idx` (later ones share the last), or
         "rope".
     """
@@ -202,6 +208,7 @@ class TformerTrajEncoder(TrajEncoder):
         norm: str = "layer",
         normformer_norms: bool = True,
         head_scaling: bool = True,
+        sigma_reparam: bool = True,
         pos_emb: PositionEmbedding = "fixed",
         max_time_idx: int = 4096,
         attention_type: type[Attention] = CausalAttention,
@@ -230,6 +237,7 @@ class TformerTrajEncoder(TrajEncoder):
             norm=norm,
             normformer_norms=normformer_norms,
             head_scaling=head_scaling,
+            sigma_reparam=sigma_reparam,
         )
 
     @property

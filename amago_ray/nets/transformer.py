@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import gin
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -24,24 +25,35 @@ from amago_ray.nets.packed_sequences import Packing
 PositionEmbedding = Literal["fixed", "learnable", "rope"]
 
 
+@gin.configurable(allowlist=["fast_init"])
 class SigmaReparamLinear(nn.Module):
     """y = x (gamma W / sigma(W))^T + b, with sigma(W) = u^T W v the largest singular value of W (arXiv 2303.06296).
 
     u and v start as the true singular vectors and follow W by one power iteration per training step.
+
+    fast_init: W and b start as those of `nn.Linear`, u and v as random unit vectors, which needs no singular value
+        decomposition; sigma, and with it the scale of the layer, is then right only after some training steps.
     """
 
     u: Tensor
     v: Tensor
 
-    def __init__(self, d_in: int, d_out: int, bias: bool = True):
+    def __init__(self, d_in: int, d_out: int, bias: bool = True, fast_init: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d_out, d_in))
         self.bias = nn.Parameter(torch.zeros(d_out)) if bias else None
         self.gamma = nn.Parameter(torch.ones(1))
-        nn.init.trunc_normal_(self.weight, std=0.02)
-        left, _, right = torch.linalg.svd(self.weight.detach(), full_matrices=False)
-        self.register_buffer("u", left[:, 0].contiguous())
-        self.register_buffer("v", right[0].contiguous())
+        if fast_init:
+            nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+            if self.bias is not None:
+                nn.init.uniform_(self.bias, -1 / math.sqrt(d_in), 1 / math.sqrt(d_in))
+            u, v = F.normalize(torch.randn(d_out), dim=0), F.normalize(torch.randn(d_in), dim=0)
+        else:
+            nn.init.trunc_normal_(self.weight, std=0.02)
+            left, _, right = torch.linalg.svd(self.weight.detach(), full_matrices=False)
+            u, v = left[:, 0].contiguous(), right[0].contiguous()
+        self.register_buffer("u", u)
+        self.register_buffer("v", v)
         self._folded: tuple[tuple[int, ...], Tensor] | None = None
 
     def _folded_weight(self) -> Tensor:
@@ -69,6 +81,9 @@ class SigmaReparamLinear(nn.Module):
             sigma = torch.dot(u, self.weight.float() @ v)
             weight = self.weight * (self.gamma / sigma)
         return F.linear(x, weight, self.bias)
+
+
+Linear = SigmaReparamLinear | nn.Linear
 
 
 def sinusoid(time_idx: Tensor, d_model: int) -> Tensor:
@@ -146,12 +161,13 @@ class AttentionLayer(nn.Module):
         dropout_qkv: float,
         dropout_attn: float,
         head_scaling: bool,
+        linear: type[Linear],
     ):
         super().__init__()
         self.attention = attention
         self.n_heads = n_heads
-        self.qkv_projection = SigmaReparamLinear(d_model, 3 * d_model, bias=False)
-        self.out_projection = SigmaReparamLinear(d_model, d_model)
+        self.qkv_projection = linear(d_model, 3 * d_model, bias=False)
+        self.out_projection = linear(d_model, d_model)
         self.dropout_qkv = nn.Dropout(dropout_qkv)
         self.dropout_attn = dropout_attn
         self.head_scaler = nn.Parameter(torch.ones(n_heads, 1, 1), requires_grad=head_scaling)
@@ -205,11 +221,12 @@ class TransformerLayer(nn.Module):
         activation_name: str,
         norm: str,
         normformer_norms: bool,
+        linear: type[Linear],
     ):
         super().__init__()
         self.attention_layer = attention_layer
-        self.ff1 = SigmaReparamLinear(d_model, d_ff)
-        self.ff2 = SigmaReparamLinear(d_ff, d_model)
+        self.ff1 = linear(d_model, d_ff)
+        self.ff2 = linear(d_ff, d_model)
         self.norm1 = Normalization(norm, d_model)
         self.norm2 = Normalization(norm if normformer_norms else "none", d_model)
         self.norm3 = Normalization(norm, d_model)
@@ -252,6 +269,7 @@ class Transformer(nn.Module):
         norm: str = "layer",
         normformer_norms: bool = True,
         head_scaling: bool = True,
+        sigma_reparam: bool = True,
     ):
         super().__init__()
         if d_model % n_heads:
@@ -269,15 +287,17 @@ class Transformer(nn.Module):
         self.inp = nn.Linear(d_inp, d_model)
         self.position = nn.Embedding(max_time_idx, d_model) if pos_emb == "learnable" else None
         self.dropout_emb = nn.Dropout(dropout_emb)
+        linear = SigmaReparamLinear if sigma_reparam else nn.Linear
         self.layers = nn.ModuleList(
             TransformerLayer(
-                AttentionLayer(attention, d_model, n_heads, dropout_qkv, dropout_attn, head_scaling),
+                AttentionLayer(attention, d_model, n_heads, dropout_qkv, dropout_attn, head_scaling, linear),
                 d_model,
                 d_ff,
                 dropout_ff,
                 activation_name,
                 norm,
                 normformer_norms,
+                linear,
             )
             for _ in range(n_layers)
         )

@@ -19,7 +19,7 @@ import pytest
 from conftest import TESTS, TINY_NETWORKS
 
 from amago_ray import Experiment, config, train
-from amago_ray.driver.probe import check_settings, infer_tstep_encoder
+from amago_ray.driver.probe import check_settings
 from amago_ray.driver.resume import check_same_weights
 from amago_ray.driver.topology import Topology
 from amago_ray.envs.builtin import Counting, TMaze
@@ -342,15 +342,7 @@ def test_the_command_itself(tmp_path: Path) -> None:
     assert "Experiment.batch_size=0: it must be an integer of 1 or more" in one_line(result.stderr)
 
 
-def test_encoders_are_inferred_and_weights_compared() -> None:
-    from amago_ray.envs.spaces import obs_spec
-
-    image, vector = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8), gym.spaces.Box(0, 1, (3,))
-    assert infer_tstep_encoder(obs_spec(image)).__name__ == "CNNTstepEncoder"
-    assert infer_tstep_encoder(obs_spec(vector)).__name__ == "FFTstepEncoder"
-    both = gym.spaces.Dict({"image": image, "vector": vector})
-    assert infer_tstep_encoder(obs_spec(both)).__name__ == "FFTstepEncoder"
-
+def test_weights_are_compared() -> None:
     check_same_weights({"a": [2, 3]}, {"a": [2, 3]})
     with pytest.raises(ValueError, match=re.escape("a was (2, 3), now (2, 4)")):
         check_same_weights({"a": [2, 3]}, {"a": [2, 4]})

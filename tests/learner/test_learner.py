@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from amago_ray.agent import Agent, MultiTaskAgent
 from amago_ray.agent.losses import exp_filter, leaky_relu_filter
+from amago_ray.agent.optimizers import AdamWRel
 from amago_ray.agent.policy import TrainingBatch
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.learner.learner import Learner, LearnerConfig, MixedPrecision, fetch_means
@@ -297,6 +298,27 @@ def test_an_update_computes_nothing_twice(agent: str, kind: str, encoder: str, m
     assert all(calls.total() == 1 for calls in others)
     assert scalars.total() == 3, "of what was done, of what the policy would do, and of the target critics"
     assert len({x.data_ptr() for x in decoded}) == len(decoded)
+
+
+# --- the optimiser ---------------------------------------------------------------------------------------------------
+
+
+def test_an_optimiser_of_ones_own_goes_on_where_it_was_saved(tmp_path: Path) -> None:
+    """Between two resets of its step count."""
+    make = partial(make_learner, optimizer_type=partial(AdamWRel, reset_interval=3))
+    learner, batch = make(), prepared_batch("discrete")
+    for _ in range(4):
+        learner.update(batch)
+    learner.save_state(str(tmp_path))
+    for _ in range(3):
+        learner.update(batch)
+    forget_accelerator()
+    resumed = make()
+    resumed.load_state(str(tmp_path))
+    for _ in range(3):
+        resumed.update(batch)
+    for name, value in resumed.agent.state_dict().items():
+        assert torch.equal(value, learner.agent.state_dict()[name]), name
 
 
 # --- mixed precision -------------------------------------------------------------------------------------------------

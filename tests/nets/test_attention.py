@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import gin
 import pytest
 import torch
 from torch import Tensor
@@ -18,8 +19,11 @@ from amago_ray.nets.attention import (
     BLOCK,
     Attention,
     CausalAttention,
+    ClippedSlidingSinkAttention,
+    FlashAttention,
     SlidingSinkAttention,
     SlidingWindowAttention,
+    SlidingWindowFlexAttention,
 )
 
 torch.set_num_threads(1)
@@ -54,7 +58,10 @@ def dense(kind: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     visible = kind.visible(age, index)
     mask = age >= 0 if visible is None else (age >= 0) & visible
     logits = q @ k.mT / math.sqrt(q.shape[-1])
-    if kind.logit_clip is not None:
+    if isinstance(kind, ClippedSlidingSinkAttention):
+        logits = torch.where(index < kind.num_sinks, logits + kind.sink_bias, logits)
+        logits = logits.clamp(-kind.cut_off, kind.cut_off) if kind.cut_off else logits
+    elif kind.logit_clip is not None:
         logits = kind.logit_clip * torch.tanh(logits / kind.logit_clip)
     return logits.masked_fill(~mask, -torch.inf).softmax(dim=-1) @ v
 
@@ -83,6 +90,17 @@ ALIKE: dict[str, Callable[[], Attention]] = {
         for s in (0, 2, 60, BLOCK + 30)
         for clip in (None, 1.0)
     },
+    "flash": FlashAttention,
+    "flash40": lambda: FlashAttention((40, 0)),
+    "flex40": lambda: SlidingWindowFlexAttention(40),
+    **{
+        f"amago{w}+{s}{bias:+}_{clip}": lambda w=w, s=s, bias=bias, clip=clip: ClippedSlidingSinkAttention(
+            w, clip, s, bias
+        )
+        for w in (0, 40)
+        for s in (0, 60)
+        for bias, clip in ((0.0, 0.0), (0.7, 0.0), (0.0, 0.5), (-0.7, 0.5))
+    },
     "every_other": EveryOther,
     "every_other_clip": ClippedEveryOther,
     "window_and_tens": lambda: WindowAndTens(7),
@@ -100,6 +118,55 @@ def test_equals_dense_attention_in_value_and_gradient(name: str) -> None:
             rtol=1e-9,
             atol=1e-9,
         )
+
+
+@pytest.mark.parametrize(
+    "setting, kind, keys",
+    [
+        ("FlashAttention.window_size = (3, 0)", "FlashAttention", 4),
+        ("FlashAttention.window_size = (-1, -1)", "FlashAttention", 20),
+        ("SlidingWindowFlexAttention.window_size = 3", "SlidingWindowFlexAttention", 4),
+        ("ClippedSlidingSinkAttention.window_size = 3", "ClippedSlidingSinkAttention", 4),
+        ("SlidingWindowAttention.window_size = 3", "SlidingWindowAttention", 3),
+    ],
+)
+def test_how_many_keys_a_window_shows(setting: str, kind: str, keys: int) -> None:
+    """The weights of one late query over alike keys, by gin's names: AMAGO's windows do not count the query itself."""
+    gin.clear_config()
+    gin.parse_config(setting)
+    same = torch.zeros(1, 1, 20, 20)
+    weights = gin.get_configurable(kind)().sequence(same, same, torch.eye(20)[None, None])[0, 0, -1]
+    expected = torch.zeros(20)
+    expected[-keys:] = 1 / keys
+    torch.testing.assert_close(weights, expected)
+    gin.clear_config()
+
+
+def test_sinks_are_biased_and_then_cut_off() -> None:
+    """One query with logits 3, -3, 0.5, 0 over itself and three older keys, of which the oldest is a sink."""
+    q, v = torch.ones(1, 1, 4, 1), torch.eye(4)[None, None]
+    k = torch.tensor([3.0, -3.0, 0.5, 0.0]).view(1, 1, 4, 1)
+    for window, clip, bias, logits in (
+        (3, 0.0, 0.0, [3.0, -3.0, 0.5, 0.0]),
+        (3, 2.0, -2.5, [0.5, -2.0, 0.5, 0.0]),
+        (3, 2.0, 1.0, [2.0, -2.0, 0.5, 0.0]),
+        (1, 0.0, 1.0, [4.0, -math.inf, 0.5, 0.0]),
+    ):
+        kind = ClippedSlidingSinkAttention(window, clip, 1, bias)
+        torch.testing.assert_close(kind.sequence(q, k, v)[0, 0, -1], torch.tensor(logits).softmax(dim=0))
+
+
+def test_amago_settings_are_checked() -> None:
+    for setting, build in {
+        r"FlashAttention.window_size=\(-2, 0\)": lambda: FlashAttention((-2, 0)),
+        "SlidingWindowFlexAttention.window_size=-1": lambda: SlidingWindowFlexAttention(-1),
+        "SlidingWindowFlexAttention.window_size=None": SlidingWindowFlexAttention,
+        "ClippedSlidingSinkAttention.window_size=None": ClippedSlidingSinkAttention,
+        "ClippedSlidingSinkAttention.logit_clip=-1.0": lambda: ClippedSlidingSinkAttention(3, -1.0),
+        "ClippedSlidingSinkAttention.sink_size=-1": lambda: ClippedSlidingSinkAttention(3, 1.0, -1),
+    }.items():
+        with pytest.raises(ValueError, match=setting):
+            build()
 
 
 @pytest.mark.parametrize("name", ["causal", "causal_clip", "window40", "window40+2", "window40+2_clip", "every_other"])
@@ -193,6 +260,7 @@ WINDOWS: dict[str, tuple[Callable[[], Attention], float]] = {
     "window_dropout": (lambda: SlidingWindowAttention(128), 0.1),
     "sinks": (lambda: SlidingSinkAttention(128, 4), 0.0),
     "sinks_clip": (lambda: SlidingSinkAttention(128, 4, logit_clip=5.0), 0.0),
+    "sinks_cut_off": (lambda: ClippedSlidingSinkAttention(128, 5.0, 4, 1.0), 0.0),
     "sinks_clip_dropout": (lambda: SlidingSinkAttention(128, 4, logit_clip=5.0), 0.1),
 }
 ALL: dict[str, tuple[Callable[[], Attention], float]] = {

@@ -7,12 +7,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from amago_ray.nets.cnn import CNN, DrQCNN, DrQv2Aug, GridworldCNN, IMPALAishCNN, NatureishCNN
+from amago_ray.nets.cnn import (
+    CNN,
+    IMPALACNN,
+    SMALLEST_IMAGE,
+    DrQCNN,
+    DrQv2Aug,
+    GridworldCNN,
+    IMPALAishCNN,
+    NatureishCNN,
+    fits_a_trunk,
+    has_channels_first,
+    trunk_for,
+)
+from amago_ray.nets.packed_sequences import Packing
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-TRUNKS = [NatureishCNN, GridworldCNN, IMPALAishCNN, DrQCNN]
+TRUNKS = [NatureishCNN, GridworldCNN, IMPALAishCNN, IMPALACNN, DrQCNN]
 
 
 def test_gridworld_cnn_equals_the_reference() -> None:
@@ -33,19 +47,38 @@ def test_gridworld_cnn_equals_the_reference() -> None:
     torch.testing.assert_close(out, torch.from_numpy(arrays["eval/tstep_emb"]), rtol=1e-4, atol=1e-5)
 
 
+def naive_stages(cnn: IMPALACNN | IMPALAishCNN, x: Tensor, activation: str, padding: int) -> Tensor:
+    act = getattr(F, activation)
+    for stage in cnn.blocks:
+        x = F.max_pool2d(stage.conv(x), 3, stride=2, padding=padding)
+        for block in (stage.residual1, stage.residual2):
+            x = block.norm(block.conv2(act(block.conv1(act(x)))) + x)
+    return x
+
+
 @pytest.mark.parametrize("activation", ["leaky_relu", "relu", "elu", "gelu"])
-def test_impala_equals_a_naive_reading(activation: str) -> None:
+def test_residual_trunks_equal_a_naive_reading(activation: str) -> None:
     torch.manual_seed(0)
-    cnn, act = (
-        IMPALAishCNN((20, 20, 3), channels_first=False, activation=activation, channels=(4, 5)),
-        getattr(F, activation),
-    )
-    x = images = torch.randn(2, 3, 20, 20)
-    for convolution, pool, *blocks in cnn.stages:
-        x = pool(convolution(x))
-        for block in blocks:
-            x = x + block.conv2(act(block.conv1(act(x))))
-    torch.testing.assert_close(cnn.conv_forward(images), act(x))
+    images = torch.randn(2, 3, 20, 20)
+    papers = IMPALACNN((20, 20, 3), channels_first=False, activation=activation, channels=(4, 5))
+    expected = getattr(F, activation)(naive_stages(papers, images, activation, padding=1))
+    torch.testing.assert_close(papers.conv_forward(images), expected)
+    amagos = IMPALAishCNN((20, 20, 3), channels_first=False, activation=activation, cnn_block_depths=(4, 8))
+    expected = naive_stages(amagos, images, activation, padding=0)
+    torch.testing.assert_close(amagos.conv_forward(images), expected)
+    assert amagos.output_size == 8 * 4 * 4  # 20 -> 9 -> 4
+    assert amagos.blocks[1].residual1.norm.num_groups == 4
+
+
+def test_three_convolutions_take_kernels_and_strides() -> None:
+    cnn = NatureishCNN((20, 20, 3), channels_first=False, channels=(4, 5, 6), kernels=(4, 3, 2), strides=(3, 2, 1))
+    layers = [cnn.conv1, cnn.conv2, cnn.conv3]
+    assert [(c.out_channels, c.kernel_size, c.stride) for c in layers] == [
+        (4, (4, 4), (3, 3)),
+        (5, (3, 3), (2, 2)),
+        (6, (2, 2), (1, 1)),
+    ]
+    assert cnn.output_size == 6 * 1 * 1  # 20 -> 6 -> 2 -> 1
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
@@ -69,13 +102,48 @@ def test_nature_sizes() -> None:
     assert [cnn.conv1.out_channels, cnn.conv2.out_channels, cnn.conv3.out_channels] == [32, 64, 64]
 
 
+def test_channel_order_and_trunk_follow_from_the_shape() -> None:
+    for shape, first, trunk in (
+        ((84, 84, 3), False, NatureishCNN),
+        ((4, 84, 84), True, NatureishCNN),
+        ((36, 36, 1), False, NatureishCNN),
+        ((3, 36, 60), True, NatureishCNN),
+        ((35, 90, 3), False, DrQCNN),
+        ((15, 15, 15), False, DrQCNN),
+        ((14, 14, 3), False, GridworldCNN),
+        ((7, 7, 3), False, GridworldCNN),
+        ((7, 7, 20), False, GridworldCNN),
+        ((3, 7, 7), True, GridworldCNN),
+        ((4, 4, 1), False, GridworldCNN),
+    ):
+        assert fits_a_trunk(shape) and has_channels_first(shape) == first, shape
+        assert trunk_for(shape, first) is trunk, shape
+        cnn = trunk(shape, first)
+        assert cnn.output_size > 0
+        assert cnn.in_channels == (shape[0] if first else shape[2])
+    assert not fits_a_trunk((3, 3, 3)) and not fits_a_trunk((1, 3, 84))
+    with pytest.raises(ValueError, match=r"\(3, 90, 3\), read as \(H, W, C\), are too small for a CNN: use FFTstep"):
+        trunk_for((3, 90, 3), False)
+
+
+@pytest.mark.parametrize("trunk", SMALLEST_IMAGE)
+def test_smallest_images_are_what_trunks_take(trunk: type[CNN]) -> None:
+    smallest = SMALLEST_IMAGE[trunk]
+    assert trunk((smallest, smallest, 3), channels_first=False).output_size > 0
+    with pytest.raises(ValueError, match="is too small for"):
+        _ = trunk((smallest - 1, 90, 3), channels_first=False).output_size
+
+
 def test_errors() -> None:
-    with pytest.raises(ValueError, match=r"img_shape=\(8, 8, 3\) is too small for NatureishCNN"):
+    with pytest.raises(ValueError, match=r"img_shape=\(8, 8, 3\), read as \(H, W, C\), is too small for NatureishCNN"):
         _ = NatureishCNN((8, 8, 3), channels_first=False).output_size
     with pytest.raises(ValueError, match="3 dimensions"):
         NatureishCNN((84, 84), channels_first=False)
-    with pytest.raises(ValueError, match="3 widths"):
-        GridworldCNN((8, 8, 3), channels_first=False, channels=(4, 4))
+    for name in ("channels", "kernels", "strides"):
+        with pytest.raises(ValueError, match=rf"GridworldCNN.{name}=\[4, 4\]: it must be 3 numbers"):
+            GridworldCNN((8, 8, 3), channels_first=False, **{name: (4, 4)})
+    with pytest.raises(ValueError, match=r"cnn_block_depths=\[16, 6\]: each must be a multiple of 4"):
+        IMPALAishCNN((20, 20, 3), channels_first=False, cnn_block_depths=(16, 6))
     with pytest.raises(ValueError, match="fraction=75"):
         DrQv2Aug(fraction=75)
 
@@ -103,7 +171,28 @@ def test_augmentation_shifts_whole_sequences() -> None:
     assert shifts == [shift_of(images[b, 1], shifted[b, 1], pad=2) for b in range(64)]
     assert {y for y, _ in shifts} == {x for _, x in shifts} == {-2, -1, 0, 1, 2}
     moved = sum(shift != (0, 0) for shift in shifts) / 64
-    assert 0.55 < moved < 0.9  # 0.75 x 24/25 in expectation
+    assert shifts[:16] == [(0, 0)] * 16  # a quarter of the batch stays
+    assert 0.85 < moved / 0.75 <= 1.0  # 24/25 in expectation
+
+
+def test_fraction_of_the_batch_that_moves() -> None:
+    images = torch.rand(5, 1, 9, 9, 1)
+    for fraction, stays in ((0.0, 5), (0.1, 4), (0.5, 3), (0.75, 2), (1.0, 0)):
+        augmentation, moved = DrQv2Aug(fraction=fraction), torch.zeros(5, dtype=torch.bool)
+        for _ in range(20):
+            moved |= (augmentation(images) != images).flatten(1).any(dim=1)
+        assert moved.tolist() == [False] * stays + [True] * (5 - stays)
+
+
+def test_augmentation_of_packed_sequences_is_that_of_padded_ones() -> None:
+    packing = Packing.of(np.array([3, 1, 5, 2]))
+    images = torch.rand(4, 5, 8, 8, 3)
+    for first in (False, True):
+        padded = images.movedim(-1, -3) if first else images
+        torch.manual_seed(1)
+        expected = packing.pack(DrQv2Aug(channels_first=first)(padded))
+        torch.manual_seed(1)
+        assert torch.equal(DrQv2Aug(channels_first=first)(packing.pack(padded), packing), expected)
 
 
 def test_augmentation_layouts_agree_and_evaluation_is_untouched() -> None:

@@ -98,6 +98,42 @@ def test_input_norm_only_centres_constant_features() -> None:
     assert abs(y[..., 1].std() - 1) < 0.01 and abs(y[..., 1].mean()) < 0.01
 
 
+def test_a_mean_much_larger_than_the_spread_costs_no_digits() -> None:
+    """Time stamps, prices, positions in metres: N(1e6, 30), where mean squares in float32 are exact to 65,536."""
+    torch.manual_seed(0)
+    norm, popart = InputNorm(1, beta=0.1), PopArt(1, beta=0.1)
+    for _ in range(300):
+        x = 1e6 + 30 * torch.randn(4096, 1)
+        norm.update(x)
+        popart.update(x.unsqueeze(-1))
+    for y in (norm(x), popart.normalize_target(x)):
+        assert y.std().item() == pytest.approx(1.0, abs=0.05)
+        assert abs(y.mean()) < 0.1
+
+
+def test_variance_is_that_of_the_moments() -> None:
+    torch.manual_seed(0)
+    norm, rng = InputNorm(3, beta=0.01), np.random.default_rng(0)
+    mu, nu, t = np.zeros(3), np.ones(3), 1
+    for _ in range(50):
+        x = rng.normal(loc=[0.0, 3.0, -1.0], scale=[1.0, 0.2, 5.0], size=(20, 3))
+        t += 1
+        step = 0.01 / (1 - 0.99**t)
+        mu, nu = mu + step * (x.mean(axis=0) - mu), nu + step * ((x**2).mean(axis=0) - nu)
+        norm.update(torch.from_numpy(x).float())
+    for ours, expected in ((norm.mu, mu), (norm.nu, nu), (norm.variance, nu - mu**2)):
+        close(ours, torch.from_numpy(expected).float(), atol=1e-5)
+
+
+def test_statistics_without_a_variance_get_it_from_their_moments() -> None:
+    norm = InputNorm(2)
+    norm.load_state_dict({"mu": torch.tensor([3.0, 0.0]), "nu": torch.tensor([13.0, 4.0]), "t": torch.tensor([9.0])})
+    assert norm.variance.tolist() == [4.0, 4.0]
+    with pytest.raises(RuntimeError, match="Missing key.*nu"):
+        norm.load_state_dict({"mu": torch.zeros(2), "t": torch.ones(1)})
+    assert InputNorm(2, init_nu=9.0)(torch.tensor([3.0, 6.0])).tolist() == pytest.approx([1.0, 2.0], rel=1e-4)
+
+
 @pytest.mark.parametrize("label_type", ["twohot", "hlgauss"])
 def test_labels_equal_the_reference(label_type: str) -> None:
     two_hot = TwoHot(32, -100.0, 1000.0, label_type=label_type)

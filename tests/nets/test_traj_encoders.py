@@ -26,11 +26,13 @@ small_tformer = partial(TformerTrajEncoder, d_model=8, n_heads=2, d_ff=12, n_lay
 ENCODERS: dict[str, Callable[..., TrajEncoder]] = {
     "identity": IdentityTrajEncoder,
     "ff": partial(FFTrajEncoder, d_model=8, n_layers=2),
+    "ff_narrow": partial(FFTrajEncoder, d_model=8, d_ff=5, n_layers=2),
     "gru": partial(GRUTrajEncoder, d_hidden=6, n_layers=2, d_output=8),
     "tformer": small_tformer,
+    "tformer_plain": partial(small_tformer, sigma_reparam=False),
     "mamba": partial(MambaTrajEncoder, d_model=8, n_layers=2),
 }
-WITH_MEMORY = ["gru", "tformer", "mamba"]
+WITH_MEMORY = ["gru", "tformer", "tformer_plain", "mamba"]
 TSTEP_DIM, MAX_SEQ_LEN = 8, 12
 torch.set_num_threads(1)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import gin
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from amago_ray.agent.flat_weights import flatten_state, load_flat_state
-from amago_ray.nets.attention import Attention, CausalAttention, SlidingSinkAttention, SlidingWindowAttention
+from amago_ray.nets.attention import (
+    Attention,
+    CausalAttention,
+    ClippedSlidingSinkAttention,
+    FlashAttention,
+    SlidingSinkAttention,
+    SlidingWindowAttention,
+)
 from amago_ray.nets.transformer import SigmaReparamLinear, Transformer, rope_tables, rotate, sinusoid
 
 PARTS = np.load(Path(__file__).parents[1] / "golden" / "parts.npz")
@@ -28,6 +36,8 @@ ATTENTIONS: dict[str, Callable[[], Attention]] = {
     "sink100+1": lambda: SlidingSinkAttention(window_size=100, sink_size=1),
     "sink100+0_clip": lambda: SlidingSinkAttention(window_size=100, sink_size=0, logit_clip=1.0),
     "sink3+2_clip": lambda: SlidingSinkAttention(window_size=3, sink_size=2, logit_clip=1.0),
+    "amago_sink2+2": lambda: ClippedSlidingSinkAttention(window_size=2, logit_clip=1.0, sink_size=2, sink_bias=0.5),
+    "amago_flash": FlashAttention,
 }
 few = settings(derandomize=True, max_examples=5, deadline=None)
 torch.set_num_threads(1)
@@ -74,6 +84,23 @@ def test_sigma_reparam_starts_with_spectral_norm_gamma_and_follows_the_weight() 
             layer.train()(torch.eye(7))
         effective = layer.eval()(torch.eye(7)).T
     assert torch.linalg.matrix_norm(effective, 2) == pytest.approx(3.0, rel=1e-4)
+
+
+def test_a_fast_start_finds_its_singular_value_in_training() -> None:
+    torch.manual_seed(0)
+    gin.clear_config()
+    gin.parse_config("SigmaReparamLinear.fast_init = True")
+    layer = SigmaReparamLinear(64, 40)
+    gin.clear_config()
+    assert layer.weight.std().item() == pytest.approx(1 / math.sqrt(3 * 64), rel=0.05)
+    assert 0 < layer.bias.abs().max() <= 1 / math.sqrt(64)
+    for vector in (layer.u, layer.v):
+        assert vector.norm().item() == pytest.approx(1.0, rel=1e-5)
+    for _ in range(300):
+        layer.train()(torch.eye(64))
+    with torch.no_grad():
+        effective = layer.eval()(torch.eye(64)) - layer.bias
+    assert torch.linalg.matrix_norm(effective, 2) == pytest.approx(1.0, rel=1e-3)
 
 
 def test_sigma_reparam_gradient_survives_a_second_forward_before_backward() -> None:
@@ -154,6 +181,10 @@ def build(attention: Attention, pos_emb: str, n_layers: int = 2) -> Transformer:
 
 def remembered(attention: Attention, num_slots: int) -> Attention:
     """The attention over whole rollouts that equals `attention` over a cache of `num_slots`."""
+    if isinstance(attention, ClippedSlidingSinkAttention):
+        window = min(attention.window_size, num_slots - attention.num_sinks)
+        sinks = (attention.num_sinks, attention.sink_bias)
+        return ClippedSlidingSinkAttention(window - 1, attention.cut_off, *sinks)
     if isinstance(attention, SlidingSinkAttention):
         window = min(attention.window_size, num_slots - attention.num_sinks)
         return SlidingSinkAttention(window, attention.num_sinks, attention.logit_clip)
