@@ -31,7 +31,7 @@ from amago_ray.driver.liveness import MAX_DEATHS_IN_A_ROW, Presence
 from amago_ray.driver.overview import overview
 from amago_ray.driver.placement import WORKER, Cluster, check_fits, place
 from amago_ray.driver.plan import deal_environments, plan, rate_limiter
-from amago_ray.driver.preflight import check_folder, check_settings, is_begun, probe, weight_shapes
+from amago_ray.driver.preflight import check_datasets, check_folder, check_settings, is_begun, probe, weight_shapes
 from amago_ray.driver.processes import TopologyConfig
 from amago_ray.driver.remote import RemoteCall
 from amago_ray.driver.schedule import EpochResult, make_schedule
@@ -106,6 +106,7 @@ class Experiment(ExperimentSettings):
             return self
         check_sendable({name: getattr(self, name) for name in SENT_TO_WORKERS})
         self.agent_spec = probe(self)
+        check_datasets(self)
         state = check_folder(self, self.directory, self.agent_spec, resume, overwrite)
         if state:
             # Unlike a count that is kept with the state, time tells two attempts to resume from one state apart.

@@ -18,9 +18,10 @@ from amago_ray.envs.makers import check_env, env_spaces
 from amago_ray.learner.learner import MixedPrecision
 from amago_ray.nets.traj_encoders import TrajEncoder
 from amago_ray.nets.tstep_encoders import CNNTstepEncoder, FFTstepEncoder, TstepEncoder
-from amago_ray.replay.datasets.dataset import MixtureOfDatasets, RLDataset, RowLayout, mixture_of
+from amago_ray.replay.datasets.dataset import MixtureOfDatasets, RowLayout, TrajectoryDataset, mixture_of
 from amago_ray.replay.sampling.selection import SelectionConfig
 from amago_ray.replay.sampling.slices import check_padded_sampling
+from amago_ray.replay.storage.folders import shard_folders
 from amago_ray.run_directory import RunDirectory
 from amago_ray.settings import BatchLayout, ExperimentSettings, ScheduleName, replay_folder
 from amago_ray.specs import ActionSpec, ObsSpec
@@ -105,7 +106,7 @@ def check_settings(settings: ExperimentSettings) -> None:
 
 def _check_sources(settings: ExperimentSettings) -> None:
     """Raises TypeError, ValueError for a run that would learn and never have anything to learn from."""
-    if settings.dataset is not None and not isinstance(settings.dataset, RLDataset | MixtureOfDatasets):
+    if settings.dataset is not None and not isinstance(settings.dataset, TrajectoryDataset | MixtureOfDatasets):
         raise TypeError(
             f"Experiment.dataset={settings.dataset!r}: it must be an RLDataset, such as @MinariDataset(), "
             "or @MixtureOfDatasets()"
@@ -158,8 +159,8 @@ def infer_tstep_encoder(obs_spec: ObsSpec) -> type[TstepEncoder]:
 def probe(settings: ExperimentSettings) -> AgentSpec:
     """Try the environments, the networks and the exploration once, here, where errors are easy to read.
 
-    Returns how to build the agent. Raises what the environments raise, and ValueError where validation environments or
-    datasets have other spaces than training environments.
+    Returns how to build the agent. Raises what the environments raise, and ValueError where validation environments
+    have other spaces than training environments.
     """
     obs_spec, action_spec, _ = check_env(settings.make_train_env)
     if settings.make_val_env is not settings.make_train_env:
@@ -179,15 +180,19 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
         agent_type=settings.agent_type,
         seed=settings.seed,
     )
+    if settings.exploration_wrapper_type is not None:
+        settings.exploration_wrapper_type(1, action_spec, settings.seed)
+    _check_forward(spec.build(), obs_spec, action_spec)
+    return spec
+
+
+def check_datasets(settings: ExperimentSettings) -> None:
+    """Raises ValueError where a dataset is not there, or does not hold what the training environments would give."""
     datasets = mixture_of(settings.dataset).datasets
     if datasets:
         layout = RowLayout(*env_spaces(settings.make_train_env))
         for dataset in datasets:
             dataset.check(layout)
-    if settings.exploration_wrapper_type is not None:
-        settings.exploration_wrapper_type(1, action_spec, settings.seed)
-    _check_forward(spec.build(), obs_spec, action_spec)
-    return spec
 
 
 def _check_compression(names: tuple[str, ...], obs_spec: ObsSpec) -> None:
@@ -230,7 +235,7 @@ def check_same_weights(saved: Mapping[str, list[int]], now: Mapping[str, list[in
 
 def check_same_shards(folder: Path, num_shards: int) -> None:
     """Raises ValueError when a run to be resumed has stored its data in another number of replay shards."""
-    found = len(list(folder.glob("shard_*")))
+    found = len(shard_folders(folder))
     if found not in (0, num_shards):
         raise ValueError(
             f"Experiment.num_replay_shards={num_shards}: this run has stored its data in {found} shards in {folder}; "

@@ -9,7 +9,7 @@ from amago_ray.agent.spec import AgentSpec
 from amago_ray.driver.placement import LEARNER, SHARD, WORKER, Resources, Role
 from amago_ray.learner.learner import LearnerConfig
 from amago_ray.replay.client import BUCKETS, request_size
-from amago_ray.replay.datasets.dataset import RLDataset, RowLayout
+from amago_ray.replay.datasets.dataset import RowLayout, TrajectoryDataset
 from amago_ray.replay.shard import ReplayConfig
 from amago_ray.rollout.worker import RolloutConfig
 from amago_ray.specs import row_bytes
@@ -32,7 +32,7 @@ class TopologyConfig:
     validation: tuple[RolloutConfig, ...]
     replay: ReplayConfig
     layout: RowLayout | None
-    datasets: tuple[RLDataset, ...]
+    datasets: tuple[TrajectoryDataset, ...]
     bucketed: bool
     importance_exponent: float
     num_replay_shards: int

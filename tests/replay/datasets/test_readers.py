@@ -29,7 +29,8 @@ from amago_ray.replay.datasets.dataset import Episode, RLDataset, RowLayout
 from amago_ray.replay.datasets.stored import UNBOUNDED, open_stores
 from amago_ray.replay.readers import AmagoDataset, EpisodeDataset, MinariDataset, StoredDataset
 from amago_ray.replay.sampling.selection import SamplingMode
-from amago_ray.replay.shard import ReplayConfig, ReplayShard, shard_folder
+from amago_ray.replay.shard import ReplayConfig, ReplayShard
+from amago_ray.replay.storage.folders import shard_folder
 from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
 from amago_ray.replay.storage.trajectory_pack import pack
 
@@ -114,14 +115,14 @@ def test_minari_knows_the_environment(minari_folder: Path) -> None:
 
 def test_mistakes_with_minari(minari_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"MinariDataset.dataset='no/such-v0'.*not found"):
-        MinariDataset("no/such-v0")
+        len(MinariDataset("no/such-v0"))
     with pytest.raises(ValueError, match="MinariDataset.dataset='no such id'"):
-        MinariDataset("no such id")
+        len(MinariDataset("no such id"))
     for missing in ("minari", "h5py"):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, missing, None)  # an import now fails as where it is not installed
             with pytest.raises(ImportError, match=r"install amago_ray\[offline\]"):
-                MinariDataset("walk/random-v0")
+                len(MinariDataset("walk/random-v0"))
 
 
 def save_amago(path: Path, t: Trajectory, layout: RowLayout, compressed: bool = False) -> None:
@@ -177,10 +178,10 @@ def test_amago_actions_and_plain_observations(tmp_path: Path, action_space: gym.
 
 def test_mistakes_with_amago_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there are no .npz files below it"):
-        AmagoDataset(tmp_path / "nowhere")
+        len(AmagoDataset(tmp_path / "nowhere"))
     (tmp_path / "a_b_1.traj").touch()
     with pytest.raises(ValueError, match="pickles.*save npz"):
-        AmagoDataset(tmp_path)
+        len(AmagoDataset(tmp_path))
     good = ring_cases.trajectory(0)
     save_amago(tmp_path / "good_0_1.npz", good, MADE_UP)
     dataset = AmagoDataset(tmp_path)
@@ -205,6 +206,22 @@ def test_mistakes_with_amago_files(tmp_path: Path) -> None:
     np.savez(tmp_path / "good_0_1.npz", actions=np.zeros(3))
     with pytest.raises(ValueError, match="lacks rl2s, time_idxs, rews, dones"):
         dataset.check(MADE_UP)
+    spoilt: list[tuple[dict[str, Any], str]] = [
+        ({"rews": np.array([0, 1, np.nan, 3, 4.0])}, "reward 2 is nan"),
+        ({"rews": np.zeros(0)}, "no transition"),
+        ({"actions": np.eye(3)[[0]]}, "1 rows of actions for 5 rewards: 5 are right"),
+        ({"actions": np.eye(3)[[0, 1, 2, 0, 1]] * [[1], [1], [1], [0.5], [1]]}, r"action 3 is \[0.5, 0.0, 0.0\]"),
+        ({"actions": np.eye(3)[[0, 1, 2, 0, 1]] * [[1], [np.nan], [1], [1], [1]]}, "action 1 is .nan"),
+        ({"actions": np.ones((5, 3))}, "action 0 is .*one-hot"),
+        ({"dones": np.arange(5) == 1}, "transition 1 of 5 is terminated"),
+    ]
+    for arrays, message in spoilt:
+        save_amago(tmp_path / "good_0_1.npz", good, MADE_UP)
+        with np.load(tmp_path / "good_0_1.npz") as file:
+            saved = dict(file)
+        np.savez(tmp_path / "good_0_1.npz", **(saved | arrays))
+        with pytest.raises(ValueError, match=f"AmagoDataset, trajectory 0: .*{message}"):
+            dataset.check(MADE_UP)
 
 
 def run_folder(folder: Path, num_shards: int = 2, commits: int = 3) -> list[Trajectory]:
@@ -279,10 +296,36 @@ def test_stored_data_with_damage_are_drawn_around(tmp_path: Path) -> None:
     assert drawn < {t.id.sequence for t in made} and len(drawn) >= 5
 
 
+def test_stored_data_that_cannot_be_learned_from_are_refused_as_they_are_drawn(tmp_path: Path) -> None:
+    """What an earlier version imported without a look: the trajectory and the timestep are named."""
+    store = TrajectoryStore(StoreConfig(shard_folder(tmp_path, 0), capacity_bytes=UNBOUNDED))
+    made = [ring_cases.trajectory(n, 8, weight_version=n) for n in range(4)]
+    made[2].columns["reward"][6] = np.inf
+    store.push(pack(made))
+    store.commit()
+    store.close()
+    dataset = StoredDataset(tmp_path)
+    with pytest.raises(ValueError, match="StoredDataset, trajectory 2: reward 5 is inf; it must be finite"):
+        dataset.check(MADE_UP)
+    shard = ReplayShard(ReplayConfig(max_seq_len=8), 0, [dataset.source(MADE_UP, 0, 1)])
+    reader = ReplayReader([LocalShard(shard)], batch_size=50, seed=0)
+    with pytest.raises(ValueError, match=r"StoredDataset, trajectory 2 of worker 0 \(life 0\).*reward 5 is inf"):
+        list(reader.batches(4, 0, mixture=(0, 1)))
+
+
+def test_nothing_is_looked_for_before_it_is_used(tmp_path: Path) -> None:
+    """A configuration can be loaded, and its policy evaluated, where the data are not."""
+    away = tmp_path / "away"
+    datasets = [AmagoDataset(away), MinariDataset(str(away)), StoredDataset(away)]
+    for dataset in datasets:
+        with pytest.raises(ValueError, match="away"):
+            dataset.check(MADE_UP)
+
+
 def test_mistakes_with_stored_data(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ValueError, match="no trajectories are stored there"):
-            StoredDataset(path)
+            len(StoredDataset(path))
     with pytest.raises(ValueError, match="'prioritized'.*use 'trajectories'"):
         StoredDataset(tmp_path, "prioritized")
     with pytest.raises(ValueError, match="'oldest'"):
@@ -338,7 +381,7 @@ def test_an_import_that_ends_early_leaves_nothing_that_passes_for_complete(
     (left,) = tmp_path.iterdir()
     assert left != out and list(left.rglob("*.segment"))
     with pytest.raises(ValueError, match="no trajectories are stored"):
-        StoredDataset(left)
+        len(StoredDataset(left))
     whole = Interrupted(kill=False)
     monkeypatch.setattr(Interrupted, "episode", EpisodeDataset.episode)
     assert write_dataset(whole, layout, out, show=False).trajectories == 5
