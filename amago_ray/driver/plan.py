@@ -67,7 +67,7 @@ def plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Cluster, 
         datasets=datasets,
         layout=RowLayout(*env_spaces(x.make_train_env)) if datasets else None,
         bucketed=x.batch_layout == "bucketed",
-        importance_exponent=x.importance_exponent if x.replay_sampling == "prioritized" else 0.0,
+        importance_exponent=x.importance_exponent if x.replay_sampling == "prioritized" else None,
         num_replay_shards=shards,
         learner=LearnerConfig(
             device=device,

@@ -182,7 +182,13 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
     )
     if settings.exploration_wrapper_type is not None:
         settings.exploration_wrapper_type(1, action_spec, settings.seed)
-    _check_forward(spec.build(), obs_spec, action_spec)
+    agent = spec.build()
+    if settings.replay_sampling == "prioritized" and not agent.uses_critics:
+        raise ValueError(
+            "Experiment.replay_sampling='prioritized': priorities are the critics' errors, and this agent trains none "
+            "(fake_filter with online_coeff=0); use 'trajectories', 'timesteps' or 'recent'"
+        )
+    _check_forward(agent, obs_spec, action_spec)
     return spec
 
 

@@ -34,7 +34,7 @@ class TopologyConfig:
     layout: RowLayout | None
     datasets: tuple[TrajectoryDataset, ...]
     bucketed: bool
-    importance_exponent: float
+    importance_exponent: float | None
     num_replay_shards: int
     learner: LearnerConfig
     num_learners: int

@@ -194,7 +194,8 @@ class ReplayReader:
     shard died, the whole request is drawn again. A few requests are kept in flight.
 
     batches_per_request: batches drawn together, to spare calls. max_in_flight: requests ahead of the consumer.
-    importance_exponent: beta of importance sampling (arXiv 1511.05952, section 3.4); 0 for no weights.
+    importance_exponent: beta of importance sampling (arXiv 1511.05952, section 3.4), where trajectories are drawn by
+        priority, and 0 makes all weights 1; None where they are not, and batches then have no weights.
     bucketed: deal a request's sequences out to its batches by length, so that padding is short; the batches come in
         random order. Each sequence is as likely as without, but the lengths in one batch are alike.
     """
@@ -207,7 +208,7 @@ class ReplayReader:
         rank: int = 0,
         batches_per_request: int = 4,
         max_in_flight: int = 3,
-        importance_exponent: float = 0.0,
+        importance_exponent: float | None = None,
         bucketed: bool = False,
         timeout_s: float = 120.0,
     ):
@@ -316,7 +317,7 @@ class ReplayReader:
         for i in range(0, len(order), self._batch_size):
             chosen = order[i : i + self._batch_size]
             weight = None
-            if self._importance_exponent > 0:
+            if self._importance_exponent is not None:
                 weight = (held[source[chosen]] * within_source[chosen]) ** -self._importance_exponent
                 weight = (weight / weight.max()).astype(np.float32)
             yield Batch(tuple(parts), part[chosen], index[chosen], probability[chosen], weight)
