@@ -216,6 +216,8 @@ class Collection:
             self.summary.worker_deaths += self._presence.lost(worker, death)
             return
         self._presence.worked(worker)
+        if report.shard_away:
+            self._message(f"rollout worker {worker} keeps what it finished: {report.shard_away}")
         self.summary.add(report)
         self.summary.wall_s = time.monotonic() - self._started
         num_envs = self._topology.num_envs(worker)
