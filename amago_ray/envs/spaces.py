@@ -27,7 +27,7 @@ def obs_spec(space: gym.Space) -> dict[str, ArraySpec]:
     """The flat named arrays that hold an observation of `space`.
 
     Names of nested spaces are joined by "/", elements of a Tuple are named by index, and a space that is not a Dict is
-    called "observation". Box keeps its shape and dtype (float64 becomes float32), MultiBinary its shape as int8,
+    called "observation". Box keeps its shape and dtype (wider floats become float32), MultiBinary its shape as int8,
     Discrete is a scalar and MultiDiscrete a vector of the smallest integers that fit.
 
     Raises ValueError for a space that cannot be stored.
@@ -104,6 +104,8 @@ class ActionConverter:
                     f"the action space {_describe(space)} is not supported: "
                     "use Box, Discrete, MultiDiscrete or MultiBinary"
                 )
+        if self.spec.vector_size == 0:
+            raise ValueError(f"the action space {_describe(space)} has no entries: there is nothing to decide")
 
     def to_env(self, stored: np.ndarray) -> Any:
         """The environment's own form of one stored action, or of a batch (N, ...) of them, always in new memory."""
@@ -233,7 +235,8 @@ def _leaves(space: gym.Space, path: tuple[Any, ...], name: str) -> Iterator[_Lea
             for key, part in parts:
                 yield from _leaves(part, (*path, key), f"{name}/{key}" if name else str(key))
         case spaces.Box():
-            dtype = "float32" if space.dtype == np.float64 else space.dtype.name
+            wide = space.dtype is not None and space.dtype.kind == "f" and space.dtype.itemsize > 4
+            dtype = "float32" if wide else space.dtype.name
             yield _Leaf(name, path, space.shape, ArraySpec(space.shape, dtype))
         case spaces.MultiBinary():
             yield _Leaf(name, path, space.shape, ArraySpec(space.shape, "int8"))

@@ -18,15 +18,18 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import ring_cases
+import torch
 from conftest import TESTS
 from gymnasium import spaces
 
 from amago_ray import config, train
 from amago_ray.commands.import_data import dataset_of, write_dataset
+from amago_ray.learner.batches import training_batch
 from amago_ray.messages import Trajectory
 from amago_ray.replay.client import LocalShard, ReplayReader
 from amago_ray.replay.datasets.dataset import Episode, RLDataset, RowLayout
 from amago_ray.replay.datasets.stored import UNBOUNDED, open_stores
+from amago_ray.replay.export import export_npz
 from amago_ray.replay.readers import AmagoDataset, EpisodeDataset, MinariDataset, StoredDataset
 from amago_ray.replay.sampling.selection import SamplingMode
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
@@ -346,6 +349,46 @@ def test_import_keeps_every_row(tmp_path: Path, compressed: tuple[str, ...]) -> 
         assert read.id.sequence == i and read.env_name == t.env_name
         for name, column in t.columns.items():
             np.testing.assert_array_equal(read.columns[name], column)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize(
+    ("space", "stored"),
+    [
+        (spaces.Box(0, 65535, (2,), np.uint16), np.uint16),
+        (spaces.Box(0, 2**32 - 1, (2,), np.uint32), np.uint32),
+        (spaces.Box(-128, 127, (2,), np.int8), np.int8),
+        (spaces.Box(0, 60000, (2,), np.float16), np.float16),
+        (spaces.Box(0, 200, (2,), np.float64), np.float32),
+        (spaces.Box(0, 200, (2,), np.longdouble), np.float32),
+        (spaces.Box(-1, 1, (0,), np.float32), np.float32),
+        (spaces.Box(0, 255, (0, 3), np.uint8), np.uint8),
+    ],
+    ids=str,
+)
+def test_rare_dtypes_and_empty_arrays_keep_their_values(
+    tmp_path: Path, space: spaces.Box, stored: type, compress: bool
+) -> None:
+    """From an episode to segments, to a batch on the device, and to AMAGO's files and back."""
+    whole = spaces.Dict(rare=space, x=spaces.Box(0, 8, (1,)))
+    layout = RowLayout(whole, spaces.Discrete(2))
+    x = np.arange(9, dtype=np.float32)[:, None]
+    low, high = (bound.astype(np.longdouble) for bound in (space.low, space.high))
+    rare = (low + (high - low) * np.arange(9).reshape(-1, *[1] * len(space.shape)) / 8).astype(space.dtype)
+    made = EpisodeDataset([Episode({"rare": rare, "x": x}, [0, 1] * 4, np.ones(8), True)])
+    made.check(layout)
+    write_dataset(made, layout, tmp_path / "out", ("rare",) if compress else (), show=False)
+    dataset = StoredDataset(tmp_path / "out")
+    found = dataset.trajectory(0, layout)
+    assert found.columns["obs.rare"].dtype == stored
+    np.testing.assert_array_equal(found.columns["obs.rare"], rare.astype(stored))
+    shard = ReplayShard(ReplayConfig(4), 0, [dataset.source(layout, 0, 1)])
+    (batch,) = ReplayReader([LocalShard(shard)], 6, 0).batches(1, 0, (0, 1))
+    tensors = training_batch(batch, layout.action.spec, torch.device("cpu"))
+    rows = tensors.obs["x"][..., 0].long().numpy()
+    np.testing.assert_array_equal(tensors.obs["rare"].float().numpy(), rare[rows].astype(np.float32))
+    export_npz([found], layout, tmp_path / "npz")
+    assert_same(AmagoDataset(tmp_path / "npz"), layout, [found])
 
 
 class Interrupted(EpisodeDataset):
