@@ -31,7 +31,7 @@ from amago_ray.driver.liveness import MAX_DEATHS_IN_A_ROW, Presence
 from amago_ray.driver.overview import overview
 from amago_ray.driver.placement import WORKER, Cluster, check_fits, place
 from amago_ray.driver.plan import deal_environments, plan, rate_limiter
-from amago_ray.driver.preflight import check_datasets, check_folder, check_settings, is_begun, probe, weight_shapes
+from amago_ray.driver.preflight import check_data, check_folder, check_settings, is_begun, probe, weight_shapes
 from amago_ray.driver.processes import TopologyConfig
 from amago_ray.driver.remote import RemoteCall
 from amago_ray.driver.schedule import EpochResult, make_schedule
@@ -39,6 +39,7 @@ from amago_ray.driver.topology import START_TIMEOUT_S, LearnerDied, Topology, ch
 from amago_ray.envs.makers import MakeEnv
 from amago_ray.messages import EpisodeResult, ReplayReport, RolloutReport, Weights
 from amago_ray.replay.datasets.dataset import mixture_of
+from amago_ray.replay.datasets.recorded_spaces import check_meaning, meaning, record_spaces
 from amago_ray.run_directory import RunDirectory
 from amago_ray.settings import ExperimentSettings, replay_folder, wandb_options
 from amago_ray.watch.display import Display
@@ -106,8 +107,9 @@ class Experiment(ExperimentSettings):
             return self
         check_sendable({name: getattr(self, name) for name in SENT_TO_WORKERS})
         self.agent_spec = probe(self)
-        check_datasets(self)
+        self._layout = check_data(self)
         state = check_folder(self, self.directory, self.agent_spec, resume, overwrite)
+        check_meaning(state.get("spaces"), self._layout, "resume: the environments are other ones than before")
         if state:
             # Unlike a count that is kept with the state, time tells two attempts to resume from one state apart.
             self._incarnation = time.time_ns()
@@ -118,6 +120,8 @@ class Experiment(ExperimentSettings):
             topology = plan(self, self.agent_spec, cluster, self._incarnation)
             check_fits(topology.roles, cluster)
             self._open_directory(resume)
+            if self.replay_durable:
+                record_spaces(replay_folder(self), self._layout)
             self._start_processes(topology, cluster)
             self.commit()
             self._schedule = make_schedule(self.schedule, self, topology.learner.device, rate_limiter(self))
@@ -431,6 +435,7 @@ class Experiment(ExperimentSettings):
                 "replay": {str(r.shard): r.trajectories for r in self._replay},
                 "wandb_run_id": self._metrics.wandb_run_id if self._metrics else None,
                 "weight_shapes": weight_shapes(self.agent_spec.build()),
+                "spaces": meaning(self._layout),
             },
         )
 

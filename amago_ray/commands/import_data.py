@@ -16,6 +16,7 @@ from amago_ray import config
 from amago_ray.envs.makers import check_env, env_spaces
 from amago_ray.messages import Trajectory, TrajectoryId
 from amago_ray.replay.datasets.dataset import NOT_FROM_A_WORKER, RowLayout, TrajectoryDataset
+from amago_ray.replay.datasets.recorded_spaces import record_spaces
 from amago_ray.replay.datasets.stored import UNBOUNDED
 from amago_ray.replay.readers import AmagoDataset, MinariDataset, StoredDataset
 from amago_ray.replay.storage.folders import shard_folder, shard_folders
@@ -146,6 +147,7 @@ def write_dataset(
                     store.push(pack(gathered))
                     gathered, gathered_bytes = [], 0
         store.commit()
+        record_spaces(unfinished, layout)
         written = Imported(len(store), store.num_transitions, store.num_bytes, total_reward / max(len(store), 1))
     except BaseException:
         store.close()

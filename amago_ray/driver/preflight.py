@@ -192,13 +192,15 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
     return spec
 
 
-def check_datasets(settings: ExperimentSettings) -> None:
-    """Raises ValueError where a dataset is not there, or does not hold what the training environments would give."""
-    datasets = mixture_of(settings.dataset).datasets
-    if datasets:
-        layout = RowLayout(*env_spaces(settings.make_train_env))
-        for dataset in datasets:
-            dataset.check(layout)
+def check_data(settings: ExperimentSettings) -> RowLayout:
+    """How the run stores its rows.
+
+    Raises ValueError where a dataset is not there, or does not hold what the training environments would give.
+    """
+    layout = RowLayout(*env_spaces(settings.make_train_env))
+    for dataset in mixture_of(settings.dataset).datasets:
+        dataset.check(layout)
+    return layout
 
 
 def _check_compression(names: tuple[str, ...], obs_spec: ObsSpec) -> None:

@@ -59,6 +59,12 @@ class ObsConverter:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ObsConverter) and self._leaves == other._leaves
 
+    @property
+    def meaning(self) -> dict[str, list[Any]]:
+        """Shape, stored dtype, categories and their start by name, in order: equal ones store observations alike."""
+        leaves = sorted(self._leaves, key=lambda leaf: leaf.name)
+        return {x.name: [list(x.shape), x.spec.dtype, list(x.spec.nvec), list(x.start)] for x in leaves}
+
     def empty(self, num_envs: int) -> dict[str, np.ndarray]:
         """Zeroed arrays (num_envs, ...) for `write` and `write_batch`."""
         return {name: np.zeros((num_envs, *spec.shape), spec.dtype) for name, spec in self.spec.items()}

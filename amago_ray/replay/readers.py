@@ -24,6 +24,7 @@ import numpy as np
 from amago_ray.envs.spaces import OBSERVATION
 from amago_ray.messages import ACTION, REWARD, TERMINATED, Trajectory, TrajectoryId
 from amago_ray.replay.datasets.dataset import NOT_FROM_A_WORKER, Episode, RLDataset, RowLayout, TrajectoryDataset
+from amago_ray.replay.datasets.recorded_spaces import check_meaning, recorded_spaces
 from amago_ray.replay.datasets.stored import UNBOUNDED, StoredSource, open_stores
 from amago_ray.replay.sampling.selection import SamplingMode, SelectionConfig
 from amago_ray.replay.sampling.sources import Source
@@ -236,6 +237,10 @@ class StoredDataset(TrajectoryDataset):
 
     def __len__(self) -> int:
         return sum(len(store) for store in self._stores)
+
+    def check_spaces(self, layout: RowLayout) -> None:
+        what = f"StoredDataset.path={str(self.path)!r} holds data of other environments"
+        check_meaning(recorded_spaces(self.path), layout, what)
 
     def read(self, index: int, layout: RowLayout) -> Trajectory:
         for store in self._stores:

@@ -316,6 +316,30 @@ def test_stored_data_that_cannot_be_learned_from_are_refused_as_they_are_drawn(t
         list(reader.batches(4, 0, mixture=(0, 1)))
 
 
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (spaces.Box(-1, 1, (2,)), spaces.Box(-2, 2, (2,))),
+        (spaces.Box(-1, 1, (2,)), spaces.Box(-1, np.array([1, 1.5], np.float32))),
+        (spaces.Box(0, 9, (1,), np.int64), spaces.Box(0, 9, (1,), np.float32)),
+        (spaces.Discrete(3), spaces.Discrete(3, start=1)),
+        (spaces.MultiDiscrete([2, 2]), spaces.MultiDiscrete([2, 2], start=[0, 1])),
+    ],
+    ids=str,
+)
+def test_imported_actions_mean_nothing_in_other_bounds(tmp_path: Path, before: gym.Space, now: gym.Space) -> None:
+    observations = spaces.Box(-1, 1, (2,))
+    before.seed(0)
+    actions = np.array([before.sample() for _ in range(4)])
+    made = EpisodeDataset([Episode(np.zeros((5, 2)), actions, np.zeros(4))])
+    write_dataset(made, RowLayout(observations, before), tmp_path / "out", show=False)
+    dataset = StoredDataset(tmp_path / "out")
+    dataset.check(RowLayout(spaces.Box(-5, 5, (2,)), before))  # bounds of observations change nothing that is stored
+    with pytest.raises(ValueError, match=r"StoredDataset.path=.*: the action space was .* is now") as refused:
+        dataset.check(RowLayout(observations, now))
+    assert "\n" not in str(refused.value)
+
+
 def test_nothing_is_looked_for_before_it_is_used(tmp_path: Path) -> None:
     """A configuration can be loaded, and its policy evaluated, where the data are not."""
     away = tmp_path / "away"
