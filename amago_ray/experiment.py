@@ -39,6 +39,7 @@ from amago_ray.driver.topology import START_TIMEOUT_S, LearnerDied, Topology, ch
 from amago_ray.envs.makers import MakeEnv
 from amago_ray.messages import EpisodeResult, ReplayReport, RolloutReport, Weights
 from amago_ray.replay.datasets.dataset import mixture_of
+from amago_ray.replay.datasets.disk_traj import DiskTrajDataset
 from amago_ray.replay.datasets.recorded_spaces import check_meaning, meaning, record_spaces
 from amago_ray.run_directory import RunDirectory
 from amago_ray.settings import ExperimentSettings, replay_folder, wandb_options
@@ -79,6 +80,10 @@ class Experiment(ExperimentSettings):
 
     def __post_init__(self) -> None:
         self.make_val_env = self.make_val_env if self.make_val_env is not None else self.make_train_env
+        if isinstance(self.dataset, DiskTrajDataset):
+            run = RunDirectory(self.ckpt_base_dir, self.run_name).root
+            for name, value in self.dataset.settings(run).items():
+                setattr(self, name, value)
         check_settings(self)
         self.directory = RunDirectory(self.ckpt_base_dir, self.run_name)
         self.progress = Progress(epoch=-1)  # the last finished epoch

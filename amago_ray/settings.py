@@ -15,6 +15,7 @@ from amago_ray.learner.learner import MixedPrecision
 from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import TstepEncoder
 from amago_ray.replay.datasets.dataset import MixtureOfDatasets, TrajectoryDataset
+from amago_ray.replay.datasets.disk_traj import DiskTrajDataset
 from amago_ray.replay.sampling.relabeling import Relabeler
 from amago_ray.replay.sampling.selection import SamplingMode
 from amago_ray.replay.sampling.slices import PaddedSampling
@@ -124,7 +125,7 @@ class ExperimentSettings:
     replay_dir: str | os.PathLike[str] | None = None
     replay_fsync_interval_s: float = 10.0
     replay_compression: tuple[str, ...] = ()
-    dataset: TrajectoryDataset | MixtureOfDatasets | None = None
+    dataset: TrajectoryDataset | MixtureOfDatasets | DiskTrajDataset | None = None
     relabeler_type: Callable[[], Relabeler] | None = None
     batch_layout: BatchLayout = "padded"
 

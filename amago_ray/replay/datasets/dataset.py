@@ -21,6 +21,7 @@ import numpy as np
 from amago_ray.envs.spaces import ActionConverter, ObsConverter
 from amago_ray.messages import ACTION, REWARD, TERMINATED, Trajectory, TrajectoryId
 from amago_ray.replay.datasets.checks import check_rows
+from amago_ray.replay.datasets.disk_traj import DiskTrajDataset
 from amago_ray.replay.sampling.sources import Available, Columns, SliceConfig, Source, slice_tables
 from amago_ray.specs import OBS_PREFIX
 
@@ -365,8 +366,10 @@ class MixtureOfDatasets:
         return (float(now[online].sum()), *(float(w) for w, mine in zip(now, online, strict=True) if not mine))
 
 
-def mixture_of(dataset: TrajectoryDataset | MixtureOfDatasets | None) -> MixtureOfDatasets:
-    """The mixture that a setting stands for: a lone dataset is all that is learned from, None is the buffer alone."""
+def mixture_of(dataset: TrajectoryDataset | MixtureOfDatasets | DiskTrajDataset | None) -> MixtureOfDatasets:
+    """The mixture that `Experiment.dataset` stands for: a lone dataset is all that is learned from, None the buffer."""
     if isinstance(dataset, MixtureOfDatasets):
         return dataset
-    return MixtureOfDatasets((OnlineReplay(),), (1.0,)) if dataset is None else MixtureOfDatasets((dataset,), (1.0,))
+    if dataset is None or isinstance(dataset, DiskTrajDataset):
+        return MixtureOfDatasets((OnlineReplay(),), (1.0,))
+    return MixtureOfDatasets((dataset,), (1.0,))
