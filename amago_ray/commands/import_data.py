@@ -17,7 +17,7 @@ from amago_ray.envs.makers import check_env, env_spaces
 from amago_ray.messages import Trajectory, TrajectoryId
 from amago_ray.replay.datasets.dataset import NOT_FROM_A_WORKER, RowLayout, TrajectoryDataset
 from amago_ray.replay.datasets.recorded_spaces import record_spaces
-from amago_ray.replay.datasets.stored import UNBOUNDED
+from amago_ray.replay.datasets.stored_source import UNBOUNDED
 from amago_ray.replay.readers import AmagoDataset, MinariDataset, StoredDataset
 from amago_ray.replay.storage.folders import shard_folder, shard_folders
 from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore

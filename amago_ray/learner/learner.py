@@ -157,8 +157,8 @@ class Learner:
             with accelerator.autocast():
                 out = self._model(batch, log=log)
             # A loss that is not finite makes every gradient NaN, so that the norm tells, and on all learners alike.
-            fine = out.loss.detach().abs() < LARGEST_LOSS
-            accelerator.backward(out.loss * torch.where(fine, 1.0, torch.nan))
+            fine = (out.loss.detach().abs() < LARGEST_LOSS).float()
+            accelerator.backward(out.loss * (fine / fine))  # 0 / 0 is NaN, and nothing is copied to the device
             if accelerator.sync_gradients:
                 self._gradient_norm = accelerator.clip_grad_norm_(self._trainable, self.config.grad_clip)
                 if accelerator.scaler is None:
@@ -177,8 +177,8 @@ class Learner:
 
     def _hold_back(self, norm: torch.Tensor) -> None:
         """Leave out the optimiser's next step where this or an earlier gradient is not finite. The device decides."""
-        fine = norm.isfinite() | (self._bad_batch >= 0)
-        self._bad_batch = torch.where(fine, self._bad_batch, self.batches_done)
+        news = ~norm.isfinite() & (self._bad_batch < 0)
+        self._bad_batch = self._bad_batch.masked_fill(news, self.batches_done)
         bad = self._bad_batch >= 0
         optimizer = self._optimizer.optimizer
         if getattr(optimizer, "_step_supports_amp_scaling", False):
@@ -186,7 +186,7 @@ class Learner:
             return
         for parameter in self._trainable:  # others make a step, of their momentum alone: weights stay numbers
             if parameter.grad is not None:
-                parameter.grad = torch.where(bad, 0.0, parameter.grad)
+                parameter.grad.masked_fill_(bad, 0.0)
 
     def _no_batch(self) -> torch.Tensor:
         return torch.full((), -1, dtype=torch.int64, device=self.device)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from amago_ray.messages import Trajectory
-from amago_ray.replay.datasets.stored import UNBOUNDED
+from amago_ray.replay.datasets.stored_source import UNBOUNDED
 from amago_ray.replay.sampling.selection import PriorityFile
 from amago_ray.replay.storage import records
 from amago_ray.replay.storage.folders import shard_folders

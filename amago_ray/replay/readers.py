@@ -25,7 +25,7 @@ from amago_ray.envs.spaces import OBSERVATION
 from amago_ray.messages import ACTION, REWARD, TERMINATED, Trajectory, TrajectoryId
 from amago_ray.replay.datasets.dataset import NOT_FROM_A_WORKER, Episode, RLDataset, RowLayout, TrajectoryDataset
 from amago_ray.replay.datasets.recorded_spaces import check_meaning, recorded_spaces
-from amago_ray.replay.datasets.stored import UNBOUNDED, StoredSource, open_stores
+from amago_ray.replay.datasets.stored_source import UNBOUNDED, StoredSource, open_stores
 from amago_ray.replay.sampling.selection import SamplingMode, SelectionConfig
 from amago_ray.replay.sampling.sources import Source
 from amago_ray.replay.storage.records import Schema

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -199,6 +200,20 @@ def make_batches(learner: Learner) -> tuple[Any, Any]:
     for batch in learner._batches.batches(40, 0, (0.0, 1.0)):
         found[3 in batch.gather("ids")[:, 2]] = training_batch(batch, learner._action_spec, learner.device)
     return found[False], found[True]
+
+
+def test_a_loss_scale_that_has_shrunk_to_nothing_stops_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that are left out while the scale adapts are no reason to stop; that it never adapts is."""
+    learner = make_learner(episodes())
+    learner.train(3, (0.0, 1.0))
+    for scale, stops in ((65536.0, False), (2.0**-10, False), (2.0**-15, True)):
+        scaler = SimpleNamespace(get_scale=lambda scale=scale: scale)
+        monkeypatch.setattr(learner._accelerator, "scaler", scaler)
+        if stops:
+            with pytest.raises(NonFiniteUpdate, match="at batch 2; .* weight versions 0 to 0"):
+                learner.publish(1)
+        else:
+            learner.publish(1)
 
 
 def test_long_lists_are_cut() -> None:

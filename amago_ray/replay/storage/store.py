@@ -15,6 +15,7 @@ from amago_ray.messages import Trajectory, TrajectoryId
 from amago_ray.replay.storage import records
 from amago_ray.replay.storage.folders import lock_folder
 from amago_ray.replay.storage.records import COMMIT, FACTS, Corrupt, Entry, Record, Schema
+from amago_ray.replay.storage.seen_ids import SeenIds
 from amago_ray.replay.storage.segments import (
     FileSegment,
     Segment,
@@ -27,7 +28,6 @@ from amago_ray.replay.storage.segments import (
     segment_path,
     whole_entries,
 )
-from amago_ray.replay.storage.stored_ids import SeenIds
 from amago_ray.replay.storage.table import INDEX, Table
 from amago_ray.replay.storage.trajectory_pack import PackedTrajectories
 from amago_ray.specs import OBS_PREFIX

@@ -28,7 +28,7 @@ from amago_ray.learner.batches import training_batch
 from amago_ray.messages import Trajectory
 from amago_ray.replay.client import LocalShard, ReplayReader
 from amago_ray.replay.datasets.dataset import Episode, RLDataset, RowLayout
-from amago_ray.replay.datasets.stored import UNBOUNDED, open_stores
+from amago_ray.replay.datasets.stored_source import UNBOUNDED, open_stores
 from amago_ray.replay.export import export_npz
 from amago_ray.replay.readers import AmagoDataset, EpisodeDataset, MinariDataset, StoredDataset
 from amago_ray.replay.sampling.selection import SamplingMode
