@@ -116,6 +116,20 @@ def test_minari_knows_the_environment(minari_folder: Path) -> None:
     assert dataset.trajectory(0, RowLayout(*dataset.spaces)).env_name == "CartPole-v1"
 
 
+def test_minari_data_that_cannot_be_learned_from(minari_folder: Path, tmp_path: Path) -> None:
+    """As a run reads it, and as it is imported: the same line, and nothing is left behind."""
+    env = Walk(spaces.Discrete(3))
+    played = dataset_cases.play(env, lambda observation: 1, 3)
+    played[2].rewards[1] = float("nan")
+    dataset_cases.write_minari(env, played, "walk/nan-v0")
+    dataset, layout = MinariDataset("walk/nan-v0"), RowLayout(env.observation_space, env.action_space)
+    with pytest.raises(ValueError, match="MinariDataset, trajectory 2: reward 1 is nan; it must be finite"):
+        dataset.check(layout)
+    with pytest.raises(ValueError, match="MinariDataset, trajectory 2: reward 1 is nan; it must be finite"):
+        write_dataset(dataset, layout, tmp_path / "out", show=False)
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_mistakes_with_minari(minari_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"MinariDataset.dataset='no/such-v0'.*not found"):
         len(MinariDataset("no/such-v0"))
