@@ -12,7 +12,7 @@ import os
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -242,16 +242,30 @@ class StoredDataset(TrajectoryDataset):
         what = f"StoredDataset.path={str(self.path)!r} holds data of other environments"
         check_meaning(recorded_spaces(self.path), layout, what)
 
+    def readable(self) -> Iterator[int]:
+        return (index for index in range(len(self)) if not self._is_damaged(*self._place(index)))
+
     def read(self, index: int, layout: RowLayout) -> Trajectory:
-        for store in self._stores:
-            if index < len(store):
-                break
-            index -= len(store)
-        found = store.trajectory(store.table.first + index)
+        store, number = self._place(index)
+        if self._is_damaged(store, number):
+            raise ValueError(f"it is damaged ({store.damage[-1]}): amago-ray replay {self.path} --verify tells more")
+        found = store.trajectory(number)
         expected, stored = Schema.of(layout.empty(0)).columns, Schema.of(found.columns).columns
         if set(expected) != set(stored):
             raise ValueError(f"it is of other environments: it has the columns {stored}, the run has {expected}")
         return found
+
+    def _place(self, index: int) -> tuple[TrajectoryStore, int]:
+        """The store that holds trajectory number `index` of all, and its number there."""
+        for store in self._stores:
+            if index < len(store):
+                return store, store.table.first + index
+            index -= len(store)
+        raise IndexError(index)
+
+    @staticmethod
+    def _is_damaged(store: TrajectoryStore, number: int) -> bool:
+        return number in store.damaged(np.array([number]))
 
     def source(self, layout: RowLayout, shard: int, num_shards: int) -> Source:
         return StoredSource(open_stores(self.path), layout, self._selection, shard, num_shards)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -202,6 +202,10 @@ class TrajectoryDataset(ABC):
             raise ValueError(f"{type(self).__name__}, trajectory {index}: {error}") from error
         return found
 
+    def readable(self) -> Iterable[int]:
+        """Numbers of the trajectories that are drawn: all but those that a dataset knows to be damaged."""
+        return range(len(self))
+
     def check_spaces(self, layout: RowLayout) -> None:
         """Raises ValueError for data of other environments, where the dataset knows its spaces."""
         if self.spaces is not None and not _same_rows(RowLayout(*self.spaces), layout):
@@ -214,7 +218,7 @@ class TrajectoryDataset(ABC):
         """Raises ValueError for data of other environments, and for wrong ones among the first `checked_bytes`."""
         self.check_spaces(layout)
         checked = 0
-        for index in range(len(self)):
+        for index in self.readable():
             checked += self.trajectory(index, layout).num_bytes
             if checked > self.checked_bytes:
                 return

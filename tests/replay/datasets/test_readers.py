@@ -311,6 +311,12 @@ def test_stored_data_with_damage_are_drawn_around(tmp_path: Path) -> None:
     reader = ReplayReader([LocalShard(shard)], batch_size=50, seed=0)
     drawn = {n for batch in reader.batches(10, 0, mixture=(0, 1)) for n in batch.gather("ids")[:, 2].tolist()}
     assert drawn < {t.id.sequence for t in made} and len(drawn) >= 5
+    dataset = StoredDataset(tmp_path)
+    dataset.check(MADE_UP)  # what is never drawn does not stop a run
+    assert {dataset.trajectory(i, MADE_UP).id.sequence for i in dataset.readable()} >= drawn
+    damaged = next(i for i in range(len(made)) if i not in set(dataset.readable()))
+    with pytest.raises(ValueError, match=f"StoredDataset, trajectory {damaged}: it is damaged .*--verify"):
+        dataset.trajectory(damaged, MADE_UP)
 
 
 def test_stored_data_that_cannot_be_learned_from_are_refused_as_they_are_drawn(tmp_path: Path) -> None:
