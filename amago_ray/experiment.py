@@ -19,7 +19,7 @@ from amago_ray.driver.cluster import connect, disconnect
 from amago_ray.driver.overview import overview
 from amago_ray.driver.placement import check_fits, place
 from amago_ray.driver.plan import deal_environments, make_plan
-from amago_ray.driver.probe import check_settings, probe
+from amago_ray.driver.probe import check_data, check_settings, probe
 from amago_ray.driver.resume import clear_folder, state_to_resume, weight_shapes
 from amago_ray.driver.ring import Ring
 from amago_ray.driver.schedule import EpochResult, make_schedule
@@ -27,8 +27,10 @@ from amago_ray.driver.topology import Topology, check_sendable
 from amago_ray.envs.makers import MakeEnv
 from amago_ray.messages import EpisodeResult
 from amago_ray.pending import ProcessDied
+from amago_ray.replay.datasets.disk_traj import DiskTrajDataset
+from amago_ray.replay.datasets.recorded_spaces import check_meaning, meaning, record_spaces
 from amago_ray.run_directory import RunDirectory
-from amago_ray.settings import ExperimentSettings, wandb_options
+from amago_ray.settings import ExperimentSettings, replay_folder, wandb_options
 from amago_ray.watch.display import Display
 from amago_ray.watch.metrics import AVERAGE_RETURN, MetricsLog, Progress, summarize_episodes
 
@@ -52,6 +54,10 @@ class Experiment(ExperimentSettings):
 
     def __post_init__(self) -> None:
         self.make_val_env = self.make_val_env if self.make_val_env is not None else self.make_train_env
+        if isinstance(self.dataset, DiskTrajDataset):
+            run = RunDirectory(self.ckpt_base_dir, self.run_name).root
+            for name, value in self.dataset.settings(run).items():
+                setattr(self, name, value)
         check_settings(self)
         self.directory = RunDirectory(self.ckpt_base_dir, self.run_name)
         self.progress = Progress(epoch=-1)  # the last finished epoch
@@ -76,7 +82,9 @@ class Experiment(ExperimentSettings):
         self._display.message(f"{self.run_name}: trying the environments and the networks")
         check_sendable(self)
         self.agent_spec = probe(self)
+        self._layout = check_data(self)
         state = state_to_resume(self, self.directory, self.agent_spec, resume, overwrite)
+        check_meaning(state.get("spaces"), self._layout, "resume: the environments are other ones than before")
         # Unlike a count that is kept with the state, time tells two attempts to resume from one state apart.
         incarnation = time.time_ns() if state else 0
         self._display.message("connecting to Ray")
@@ -89,6 +97,8 @@ class Experiment(ExperimentSettings):
             if not resume:
                 clear_folder(self, self.directory)
             self.create_directory()
+            if self.replay_durable:
+                record_spaces(replay_folder(self), self._layout)
             self._display.message(overview(self, plan, place(plan.roles, cluster.nodes), cluster) + "\n")
             self.progress = Progress.from_dict(state["progress"]) if state else self.progress
             topology = Topology(plan, cluster.in_group)
@@ -243,6 +253,7 @@ class Experiment(ExperimentSettings):
                 "progress": self.progress.to_dict(),
                 "wandb_run_id": self._metrics.wandb_run_id if self._metrics else None,
                 "weight_shapes": weight_shapes(self.agent_spec.build()),
+                "spaces": meaning(self._layout),
             }
             self.directory.save_training_state(epoch, ring.save_state, run_state)
         return self.directory.training_state(epoch)

@@ -166,6 +166,7 @@ class RolloutReport:
     timesteps: environment steps made, over all of the worker's environments. frames_by_env: the same by environment
     name. act_s, step_s, wait_s: seconds in the policy, in the environments, and waiting for replay to acknowledge.
     env_failures: environments rebuilt during the chunk.
+    shard_away: why some of what it finished is not stored yet, in words; "" where everything is.
     """
 
     worker: int
@@ -181,6 +182,7 @@ class RolloutReport:
     total_s: float
     env_failures: int = 0
     exploration: dict[str, float] = field(default_factory=dict)
+    shard_away: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,10 @@ class ProcessDied(RuntimeError):
     """The process that was asked is gone or unreachable; asking again may find its successor. Never means a bug."""
 
 
+class ShardAway(ProcessDied):
+    """A replay shard has been gone for too long; the process that says so is well, and keeps what it had for it."""
+
+
 class CallTimeout(RuntimeError):
     """The process that was asked did not answer in time."""
 

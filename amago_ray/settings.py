@@ -16,7 +16,8 @@ from amago_ray.envs.makers import MakeEnv
 from amago_ray.learner.learner import MixedPrecision
 from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import TstepEncoder
-from amago_ray.replay.datasets import MixtureOfDatasets, RLDataset
+from amago_ray.replay.datasets.dataset import MixtureOfDatasets, TrajectoryDataset
+from amago_ray.replay.datasets.disk_traj import DiskTrajDataset
 from amago_ray.replay.sampling.relabeling import Relabeler
 from amago_ray.replay.sampling.selection import SamplingMode
 from amago_ray.replay.sampling.slices import PaddedSampling
@@ -177,7 +178,7 @@ class ExperimentSettings:
     replay_compression: tuple[str, ...] = setting(
         (), "names of observation arrays that are stored compressed (lz4), for images"
     )
-    dataset: RLDataset | MixtureOfDatasets | None = setting(
+    dataset: TrajectoryDataset | MixtureOfDatasets | DiskTrajDataset | None = setting(
         None,
         """data to learn from beside or in place of what is collected: an RLDataset, or a MixtureOfDatasets with
         weights. None learns from what is collected; with a lone data set, and without OnlineReplay in the mixture,

@@ -53,13 +53,7 @@ def stored_ids(shards: Iterable[ReplayShard]) -> list[tuple[int, int, int]]:
 
 def stored_trajectories(shard: ReplayShard) -> list[Trajectory]:
     """All visible trajectories of a shard, oldest first."""
-    found = []
-    for number, row in enumerate(shard.store.table.rows.copy(), start=shard.store.table.first):
-        columns = shard.store.read(np.array([number]), np.zeros(1, np.int64), row["num_rows"][None])
-        id = TrajectoryId(int(row["worker"]), int(row["incarnation"]), int(row["sequence"]))
-        facts = (int(row["first_time_idx"]), bool(row["truncated"]), int(row["weight_version"]))
-        found.append(Trajectory(id, shard.store.env_name(int(row["env"])), columns, *facts))
-    return found
+    return [shard.store.trajectory(number) for number in range(shard.store.table.first, shard.store.table.end)]
 
 
 STORE_SETTINGS = {field.name for field in fields(StoreConfig)}

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from ring_cases import as_batch, sample
-from single_process import SingleProcess, small_agent_spec
+from small_agents import small_agent_spec
 
 from amago_ray.learner.batches import training_batch
 from amago_ray.nets.traj_encoders import FFTrajEncoder
+from amago_ray.single_process import SingleProcess
 
 LENGTH, GAMMA, VALUE = 3, 0.5, 4.0
 START = -2

@@ -15,10 +15,11 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from amago_ray import config
 from amago_ray.envs.makers import check_env, env_spaces
 from amago_ray.messages import Trajectory, TrajectoryId
-from amago_ray.replay.datasets.dataset import NOT_FROM_A_WORKER, RLDataset, RowLayout
-from amago_ray.replay.datasets.stored import UNBOUNDED
+from amago_ray.replay.datasets.dataset import NOT_FROM_A_WORKER, RowLayout, TrajectoryDataset
+from amago_ray.replay.datasets.recorded_spaces import record_spaces
+from amago_ray.replay.datasets.stored_source import UNBOUNDED
 from amago_ray.replay.readers import AmagoDataset, MinariDataset, StoredDataset
-from amago_ray.replay.shard import shard_folder
+from amago_ray.replay.storage.folders import shard_folder, shard_folders
 from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
 from amago_ray.replay.storage.trajectory_pack import pack
 
@@ -95,7 +96,7 @@ def import_data(arguments: Sequence[str], load_experiment: Callable[..., Experim
     )
 
 
-def dataset_of(source: str) -> RLDataset:
+def dataset_of(source: str) -> TrajectoryDataset:
     """The dataset that SOURCE of the command stands for. Raises ValueError where there is none."""
     if source.startswith("@"):
         name = source.removeprefix("@").removesuffix("()")
@@ -107,13 +108,13 @@ def dataset_of(source: str) -> RLDataset:
                 f"{config.nearest(name, config.configurable_names())}"
             ) from error
         dataset = make()
-        if not isinstance(dataset, RLDataset):
+        if not isinstance(dataset, TrajectoryDataset):
             raise ValueError(f"SOURCE {source}: this is no RLDataset")
         return dataset
     folder = Path(source).expanduser()
     if not folder.is_dir():
         return MinariDataset(source)
-    if next(folder.glob("shard_*"), None) is not None:
+    if shard_folders(folder):
         return StoredDataset(folder)
     if (folder / "metadata.json").exists() or (folder / "data" / "metadata.json").exists():
         return MinariDataset(source)
@@ -121,14 +122,14 @@ def dataset_of(source: str) -> RLDataset:
 
 
 def write_dataset(
-    dataset: RLDataset, layout: RowLayout, out: Path, compressed: tuple[str, ...] = (), show: bool = True
+    dataset: TrajectoryDataset, layout: RowLayout, out: Path, compressed: tuple[str, ...] = (), show: bool = True
 ) -> Imported:
     """Write every trajectory of a dataset to the folder `out`, which appears once it is complete.
 
     layout: that every trajectory must fit. compressed: observation arrays to be compressed. show: progress.
     Raises ValueError, naming the trajectory, for one that does not fit.
     """
-    dataset.check(layout)
+    dataset.check_spaces(layout)
     unfinished = out.with_name(out.name + UNFINISHED)
     shutil.rmtree(unfinished, ignore_errors=True)
     store = TrajectoryStore(StoreConfig(shard_folder(unfinished, 0), capacity_bytes=UNBOUNDED, compressed=compressed))
@@ -146,6 +147,7 @@ def write_dataset(
                     store.push(pack(gathered))
                     gathered, gathered_bytes = [], 0
         store.commit()
+        record_spaces(unfinished, layout)
         written = Imported(len(store), store.num_transitions, store.num_bytes, total_reward / max(len(store), 1))
     except BaseException:
         store.close()

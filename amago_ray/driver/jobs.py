@@ -125,9 +125,10 @@ class Collection:
         weights: RemoteCall[Weights],
         exploration_steps: int,
         timeout_s: float,
+        message: Callable[[str], None],
     ):
         self._topology, self._liveness, self._weights = topology, liveness, weights
-        self._exploration_steps, self._timeout_s = exploration_steps, timeout_s
+        self._exploration_steps, self._timeout_s, self._message = exploration_steps, timeout_s, message
         workers = range(topology.num_workers)
         self._share = [timesteps_per_env * topology.num_envs(w) for w in workers]
         self._left_over = 0
@@ -209,6 +210,8 @@ class Collection:
             self.summary.worker_deaths += self._liveness.lost(worker, death)
             return
         self._liveness.worked(worker)
+        if report.shard_away:
+            self._message(f"rollout worker {worker} keeps what it finished: {report.shard_away}")
         self.summary.add(report)
         self.summary.wall_s = time.monotonic() - self._started
         num_envs = self._topology.num_envs(worker)

@@ -11,7 +11,7 @@ from amago_ray.driver.placement import LEARNER, SHARD, WORKER, Cluster, Node, Re
 from amago_ray.envs.makers import MakeEnv, env_spaces
 from amago_ray.learner.learner import LearnerConfig
 from amago_ray.replay.client import BUCKETS, request_size
-from amago_ray.replay.datasets.dataset import RLDataset, RowLayout, mixture_of
+from amago_ray.replay.datasets.dataset import RowLayout, TrajectoryDataset, mixture_of
 from amago_ray.replay.sampling.selection import SelectionConfig
 from amago_ray.replay.shard import ReplayConfig
 from amago_ray.replay.storage.store import StoreConfig
@@ -40,9 +40,9 @@ class Plan:
     validation: tuple[RolloutConfig, ...]
     replay: ReplayConfig
     layout: RowLayout | None
-    datasets: tuple[RLDataset, ...]
+    datasets: tuple[TrajectoryDataset, ...]
     bucketed: bool
-    importance_exponent: float
+    importance_exponent: float | None
     num_replay_shards: int
     learner: LearnerConfig
     num_learners: int
@@ -136,7 +136,7 @@ def make_plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Clus
         datasets=datasets,
         layout=RowLayout(*env_spaces(x.make_train_env)) if datasets else None,
         bucketed=x.batch_layout == "bucketed",
-        importance_exponent=x.importance_exponent if x.replay_sampling == "prioritized" else 0.0,
+        importance_exponent=x.importance_exponent if x.replay_sampling == "prioritized" else None,
         num_replay_shards=shards,
         learner=LearnerConfig(
             device=device,

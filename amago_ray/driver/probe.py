@@ -11,7 +11,7 @@ from amago_ray.agent.spec import AgentSpec
 from amago_ray.config import nearest
 from amago_ray.envs.makers import check_env, env_spaces
 from amago_ray.nets.mixed_encoder import default_tstep_encoder
-from amago_ray.replay.datasets.dataset import MixtureOfDatasets, RLDataset, RowLayout, mixture_of
+from amago_ray.replay.datasets.dataset import MixtureOfDatasets, RowLayout, TrajectoryDataset, mixture_of
 from amago_ray.replay.sampling.selection import SelectionConfig
 from amago_ray.settings import ExperimentSettings, check_values
 from amago_ray.specs import ActionSpec, ObsSpec
@@ -32,7 +32,7 @@ def check_settings(settings: ExperimentSettings) -> None:
 
 def _check_sources(settings: ExperimentSettings) -> None:
     """Raises TypeError, ValueError for a run that would learn and never have anything to learn from."""
-    if settings.dataset is not None and not isinstance(settings.dataset, RLDataset | MixtureOfDatasets):
+    if settings.dataset is not None and not isinstance(settings.dataset, TrajectoryDataset | MixtureOfDatasets):
         raise TypeError(
             f"Experiment.dataset={settings.dataset!r}: it must be an RLDataset, such as @MinariDataset(), "
             "or @MixtureOfDatasets()"
@@ -57,8 +57,8 @@ def _check_sources(settings: ExperimentSettings) -> None:
 def probe(settings: ExperimentSettings) -> AgentSpec:
     """Try the environments, the networks and the exploration once, here, where errors are easy to read.
 
-    Returns how to build the agent. Raises what the environments raise, and ValueError where validation environments or
-    datasets have other spaces than training environments.
+    Returns how to build the agent. Raises what the environments raise, and ValueError where validation environments
+    have other spaces than training environments.
     """
     obs_spec, action_spec, _ = check_env(settings.make_train_env)
     if settings.make_val_env is not settings.make_train_env:
@@ -78,17 +78,28 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
         agent_type=settings.agent_type,
         seed=settings.seed,
     )
-    datasets = mixture_of(settings.dataset).datasets
-    if datasets:
-        layout = RowLayout(*env_spaces(settings.make_train_env))
-        for dataset in datasets:
-            dataset.check(layout)
     if settings.exploration_wrapper_type is not None:
         settings.exploration_wrapper_type(1, action_spec, settings.seed)
     agent = spec.build()
+    if settings.replay_sampling == "prioritized" and not agent.uses_critics:
+        raise ValueError(
+            "Experiment.replay_sampling='prioritized': priorities are the critics' errors, and this agent trains none "
+            "(fake_filter with online_coeff=0); use 'trajectories', 'timesteps' or 'recent'"
+        )
     _check_forward(agent, obs_spec, action_spec)
     agent.init_optimizer(settings.learning_rate, settings.l2_coeff)
     return spec
+
+
+def check_data(settings: ExperimentSettings) -> RowLayout:
+    """How the run stores its rows.
+
+    Raises ValueError where a dataset is not there, or does not hold what the training environments would give.
+    """
+    layout = RowLayout(*env_spaces(settings.make_train_env))
+    for dataset in mixture_of(settings.dataset).datasets:
+        dataset.check(layout)
+    return layout
 
 
 def _check_compression(names: tuple[str, ...], obs_spec: ObsSpec) -> None:

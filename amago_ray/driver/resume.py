@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from amago_ray.agent import AgentSpec
+from amago_ray.replay.storage.folders import shard_folders
 from amago_ray.run_directory import RunDirectory
 from amago_ray.settings import ExperimentSettings, replay_folder
 
@@ -32,7 +33,7 @@ def check_same_weights(saved: Mapping[str, list[int]], now: Mapping[str, list[in
 
 def check_same_shards(folder: Path, num_shards: int) -> None:
     """Raises ValueError when a run to be resumed has stored its data in another number of replay shards."""
-    found = len(list(folder.glob("shard_*")))
+    found = len(shard_folders(folder))
     if found not in (0, num_shards):
         raise ValueError(
             f"Experiment.num_replay_shards={num_shards}: this run has stored its data in {found} shards in {folder}; "

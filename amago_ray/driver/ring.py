@@ -63,7 +63,7 @@ class Ring:
         self._updates = progress.gradient_steps  # that the learner group has made, those of dead ones included
         self._initial_policy: Path | None = None
         self._shard_lives: dict[int, int] = {}
-        self._damage_told: dict[int, int] = {}
+        self._damage_told: dict[int, set[str]] = {}
         self.replay: list[ReplayReport] = []  # of the newest commit
 
     def start(self, cluster: Cluster, state: dict[str, Any]) -> None:
@@ -134,6 +134,7 @@ class Ring:
             self.weights,
             exploration_steps=exploration_steps,
             timeout_s=self._settings.call_timeout_s,
+            message=self.say,
         )
 
     def act_by_newest(self, collection: Collection) -> None:
@@ -224,10 +225,11 @@ class Ring:
                 kept = f"it has its {report.restored:,} trajectories" if report.restored else "what it held is lost"
                 self.say(f"replay shard {report.shard} died and Ray restarted it: {kept}")
                 self._shard_lives[report.shard] = report.life
-                self._damage_told[report.shard] = 0  # a new life counts from nothing
-            for damage in report.damage[self._damage_told.get(report.shard, 0) :]:
-                self.say(f"replay shard {report.shard}: {damage}")
-            self._damage_told[report.shard] = len(report.damage)
+            told = self._damage_told.setdefault(report.shard, set())
+            for damage in report.damage:
+                if damage not in told:
+                    self.say(f"replay shard {report.shard}: {damage}")
+                    told.add(damage)
 
     def publish(self) -> None:
         """Broadcast the learners' weights; workers fetch them with their next call."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from amago_ray import config
 from amago_ray.driver.malloc import keep_freed_memory
-from amago_ray.replay.datasets.dataset import RLDataset, RowLayout
+from amago_ray.replay.datasets.dataset import RowLayout, TrajectoryDataset
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
 
 CONFIGURABLE_MODULES = ("amago_ray.replay.datasets", "amago_ray.replay.readers", "amago_ray.replay.sampling.relabeling")
@@ -23,7 +23,7 @@ class ShardActor(ReplayShard):
         replay: ReplayConfig,
         shard: int,
         num_shards: int,
-        datasets: Sequence[RLDataset],
+        datasets: Sequence[TrajectoryDataset],
         layout: RowLayout | None,
         gin_config: str,
     ):

@@ -18,6 +18,7 @@ from gymnasium import spaces
 from amago_ray.specs import ActionSpec, ArraySpec, Bounds
 
 OBSERVATION = "observation"  # name of an observation that is not a Dict
+BOUNDS_TOLERANCE = 1e-5  # of the bounds of a Box of floats: what rounding may add to an action at them
 
 _INTEGERS, _NUMBERS = "biu", "biuf"  # kinds of numpy dtypes that a leaf accepts
 
@@ -26,7 +27,7 @@ def obs_spec(space: gym.Space) -> dict[str, ArraySpec]:
     """The flat named arrays that hold an observation of `space`.
 
     Names of nested spaces are joined by "/", elements of a Tuple are named by index, and a space that is not a Dict is
-    called "observation". Box keeps its shape and dtype (float64 becomes float32), MultiBinary its shape as int8,
+    called "observation". Box keeps its shape and dtype (wider floats become float32), MultiBinary its shape as int8,
     Discrete is a scalar and MultiDiscrete a vector of the smallest integers that fit.
 
     Raises ValueError for a space that cannot be stored.
@@ -57,6 +58,12 @@ class ObsConverter:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ObsConverter) and self._leaves == other._leaves
+
+    @property
+    def meaning(self) -> dict[str, list[Any]]:
+        """Shape, stored dtype, categories and their start by name, in order: equal ones store observations alike."""
+        leaves = sorted(self._leaves, key=lambda leaf: leaf.name)
+        return {x.name: [list(x.shape), x.spec.dtype, list(x.spec.nvec), list(x.start)] for x in leaves}
 
     def empty(self, num_envs: int) -> dict[str, np.ndarray]:
         """Zeroed arrays (num_envs, ...) for `write` and `write_batch`."""
@@ -103,6 +110,8 @@ class ActionConverter:
                     f"the action space {_describe(space)} is not supported: "
                     "use Box, Discrete, MultiDiscrete or MultiBinary"
                 )
+        if self.spec.vector_size == 0:
+            raise ValueError(f"the action space {_describe(space)} has no entries: there is nothing to decide")
 
     def to_env(self, stored: np.ndarray) -> Any:
         """The environment's own form of one stored action, or of a batch (N, ...) of them, always in new memory."""
@@ -119,20 +128,42 @@ class ActionConverter:
     def from_env(self, actions: np.ndarray) -> np.ndarray:
         """The inverse of `to_env` for a batch (N, ...) of the environment's actions: (N, *spec.shape) as stored.
 
-        Raises ValueError where they are not in the space.
+        Raises ValueError, naming the first of them, where they are not in the space: categories and bits are whole
+        numbers, so are those of a Box of integers, and a Box has bounds (within BOUNDS_TOLERANCE of the larger one).
         """
         space = self.space
         if actions.shape[1:] != (space.shape or ()):
             raise ValueError(f"actions have shape {actions.shape[1:]}, the action space {space.shape or ()}")
+        if actions.dtype.kind not in _NUMBERS:
+            raise ValueError(f"actions have dtype {actions.dtype}, the action space {space} has numbers")
+        low, high = self._range
+        real = isinstance(space, spaces.Box) and space.dtype.kind == "f"
+        slack = BOUNDS_TOLERANCE * np.maximum(np.abs(low), np.abs(high)) if real else 0.0
+        inside = (actions >= low - slack) & (actions <= high + slack)  # False for NaN
+        if not real:
+            inside &= actions == np.rint(actions)
+        if not inside.all():
+            t = int((~inside.reshape(len(actions), -1).all(axis=1)).argmax())
+            raise ValueError(f"action {t} is {actions[t].tolist()}, which is outside the action space {space}")
         values = actions
         if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
             values = actions - space.start
-            if ((values < 0) | (values >= np.asarray(getattr(space, "nvec", getattr(space, "n", 0))))).any():
-                raise ValueError(f"actions are outside the action space {space}")
         elif isinstance(space, spaces.Box):
             reach = np.where(self._reach > 0, self._reach, 1.0)
             values = np.clip((actions - self._middle) / reach, -1.0, 1.0)
         return values.reshape(len(actions), *self.spec.shape).astype(self.spec.dtype)
+
+    @cached_property
+    def _range(self) -> tuple[np.ndarray, np.ndarray]:
+        """The least and the largest of what the environment takes, float64 of the space's shape."""
+        match self.space:
+            case spaces.Box(low=low, high=high):
+                pass
+            case spaces.Discrete(start=low, n=num) | spaces.MultiDiscrete(start=low, nvec=num):
+                low, high = np.asarray(low), np.asarray(low + num - 1)
+            case space:
+                low, high = np.zeros(space.shape or ()), np.ones(space.shape or ())
+        return low.astype(np.float64), high.astype(np.float64)
 
     @staticmethod
     def _check_bounds(space: spaces.Box) -> None:
@@ -210,7 +241,8 @@ def _leaves(space: gym.Space, path: tuple[Any, ...], name: str) -> Iterator[_Lea
             for key, part in parts:
                 yield from _leaves(part, (*path, key), f"{name}/{key}" if name else str(key))
         case spaces.Box():
-            dtype = "float32" if space.dtype == np.float64 else space.dtype.name
+            wide = space.dtype is not None and space.dtype.kind == "f" and space.dtype.itemsize > 4
+            dtype = "float32" if wide else space.dtype.name
             bounds = Bounds.of(space.low, space.high)
             yield _Leaf(name, path, space.shape, ArraySpec(space.shape, dtype, bounds=bounds))
         case spaces.MultiBinary():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,13 @@ from amago_ray.agent.flat_weights import flatten_state
 from amago_ray.agent.policy import TrainingBatch
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.learner.batches import Prefetcher, training_batch
+from amago_ray.learner.provenance import NonFiniteUpdate, describe, origin
 from amago_ray.messages import Batch, LearnReport, Weights
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
 PRIORITY_BATCHES = 10  # whose priorities go back to replay together
+LARGEST_LOSS = 1e24  # squared errors of 1e12 of the scaled returns: what a number that stands for infinity gives
+LEAST_LOSS_SCALE = 2.0**-14  # of fp16: it has been halved 30 times, after as many steps that were not made
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,11 @@ class BatchSource(Protocol):
 
 class Learner:
     """Consumes batches, produces weights.
+
+    An update whose loss or gradient is not finite, or whose loss is beyond LARGEST_LOSS, is not made, nor is any after
+    it: `train` raises NonFiniteUpdate, and so do `publish` and what saves, until good weights are loaded. On a GPU that
+    is found out at the next `log_interval` or at the end of `train`, since an update never waits for the device. In
+    fp16, steps are left out by design while the loss scale adapts; what stops is a scale below LEAST_LOSS_SCALE.
 
     batches: where sampled batches come from, and priorities go: the replay client's `ReplayReader`.
     rank, world_size: place in a data-parallel group; torch.distributed's environment variables must be set for more
@@ -88,6 +97,8 @@ class Learner:
         self._accelerator.register_for_checkpointing(self._schedule)
         self._priority: torch.Tensor | None = None  # (B,) of the last batch, where it was drawn by priority
         self._gradient_norm: torch.Tensor | None = None  # before clipping, of the last optimiser step
+        self._bad_batch = self._no_batch()  # number of the first whose update was not finite, or -1: on the device
+        self._recent: deque[tuple[int, Batch]] = deque(maxlen=config.log_interval + config.batches_per_update)
         self.batches_done = 0
         self.updates_done = 0
         self.weight_version = 0
@@ -95,7 +106,7 @@ class Learner:
     def train(self, num_batches: int, mixture: Sequence[float] | None = None) -> LearnReport:
         """Learn from `num_batches` batches, with one optimiser step every `batches_per_update` of them.
 
-        mixture: weight of each source of data; None for the replay buffer alone.
+        mixture: weight of each source of data; None for the replay buffer alone. Raises NonFiniteUpdate.
         """
         started, updates_before, first = time.perf_counter(), self.updates_done, self.batches_done
         logged: list[dict[str, torch.Tensor]] = []
@@ -109,8 +120,11 @@ class Learner:
         with Prefetcher(self._batches.batches(num_batches, first, mixture), prepare) as prefetched:
             for batch, tensors in prefetched:
                 log = self.batches_done % self.config.log_interval == 0
+                self._recent.append((self.batches_done, origin(batch)))
                 metrics = self.update(tensors, log)
                 self.batches_done += 1
+                if log or self.device.type == "cpu" or len(judged) + 1 == PRIORITY_BATCHES:
+                    self._check_finite()
                 if self._priority is not None:
                     judged.append((batch, self._priority))
                 if len(judged) == PRIORITY_BATCHES:
@@ -119,6 +133,7 @@ class Learner:
                     logged.append(metrics)
                     staleness.append(self.weight_version - batch.gather("weight_version").mean())
                     padding.append(0.0 if self.config.packed else 1.0 - batch.lengths.mean() / batch.lengths.max())
+        self._check_finite()
         self._hand_on_priorities(judged)
         report = fetch_means(logged)
         if staleness:
@@ -141,9 +156,13 @@ class Learner:
         with accelerator.accumulate(self._model):
             with accelerator.autocast():
                 out = self._model(batch, log=log)
-            accelerator.backward(out.loss)
+            # A loss that is not finite makes every gradient NaN, so that the norm tells, and on all learners alike.
+            fine = (out.loss.detach().abs() < LARGEST_LOSS).float()
+            accelerator.backward(out.loss * (fine / fine))  # 0 / 0 is NaN, and nothing is copied to the device
             if accelerator.sync_gradients:
                 self._gradient_norm = accelerator.clip_grad_norm_(self._trainable, self.config.grad_clip)
+                if accelerator.scaler is None:
+                    self._hold_back(self._gradient_norm)
             self._optimizer.step()
             self._optimizer.zero_grad()
             if accelerator.sync_gradients:
@@ -156,6 +175,37 @@ class Learner:
             metrics["Gradient Norm"] = self._gradient_norm
         return metrics
 
+    def _hold_back(self, norm: torch.Tensor) -> None:
+        """Leave out the optimiser's next step where this or an earlier gradient is not finite. The device decides."""
+        news = ~norm.isfinite() & (self._bad_batch < 0)
+        self._bad_batch = self._bad_batch.masked_fill(news, self.batches_done)
+        bad = self._bad_batch >= 0
+        optimizer = self._optimizer.optimizer
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            optimizer.found_inf = bad.float()  # what a GradScaler tells a fused optimiser
+            return
+        for parameter in self._trainable:  # others make a step, of their momentum alone: weights stay numbers
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(bad, 0.0)
+
+    def _no_batch(self) -> torch.Tensor:
+        return torch.full((), -1, dtype=torch.int64, device=self.device)
+
+    def _check_finite(self) -> None:
+        """Raises NonFiniteUpdate, with the origin of its batches, when an update was not made. Waits for the device."""
+        number, scaler = int(self._bad_batch), self._accelerator.scaler
+        if scaler is not None and scaler.get_scale() < LEAST_LOSS_SCALE:
+            number = self.batches_done - 1
+        if number < 0:
+            return
+        first = number - self.config.batches_per_update + 1
+        batches = [batch for n, batch in self._recent if first <= n <= number]
+        raise NonFiniteUpdate(
+            f"the loss or its gradient overflows or is not a number at batch {number}; that update is not made. It is "
+            f"of {describe(batches) if batches else 'unknown origin'}. Look at those rewards and observations, at "
+            "encoders and losses of your own, or lower Experiment.learning_rate; what was saved last is from before it"
+        )
+
     def _hand_on_priorities(self, judged: list[tuple[Batch, torch.Tensor]]) -> None:
         """Tell replay the priorities of what was learned from, and forget them: one transfer for many updates."""
         if judged:
@@ -165,6 +215,7 @@ class Learner:
 
     def publish(self, version: int) -> Weights:
         """The weights that act, under a version that the caller never uses twice."""
+        self._check_finite()
         self.weight_version = version
         return Weights(version, flatten_state(self.agent.policy))
 
@@ -174,6 +225,7 @@ class Learner:
 
     def save_state(self, folder: str) -> None:
         """Everything that `load_state` needs to go on exactly, into an existing folder (accelerate's layout)."""
+        self._check_finite()
         self._accelerator.save_state(folder, safe_serialization=True)
         if self._accelerator.is_main_process:
             counters = (self.batches_done, self.updates_done, self.weight_version)
@@ -182,6 +234,7 @@ class Learner:
     def load_state(self, folder: str) -> None:
         """Go on from what `save_state` left in `folder`, with the learning rate and weight decay of now."""
         self._accelerator.load_state(folder)
+        self._bad_batch = self._no_batch()
         factor = self._schedule.lr_lambdas[0](self._schedule.last_epoch)
         self._schedule.base_lrs = [group["lr"] for group in self._configured]
         self._schedule._last_lr = [rate * factor for rate in self._schedule.base_lrs]
@@ -192,11 +245,13 @@ class Learner:
 
     def save_agent(self, path: str) -> None:
         """All weights of the agent as a plain PyTorch file (a state dict on the CPU)."""
+        self._check_finite()
         torch.save({name: value.cpu() for name, value in self.agent.state_dict().items()}, path)
 
     def load_agent(self, path: str) -> None:
         """Start from weights that `save_agent` wrote. Raises RuntimeError when they are of another architecture."""
         self.agent.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self._bad_batch = self._no_batch()
 
 
 def fetch_means(logged: list[dict[str, torch.Tensor]]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from amago_ray.messages import Batch, SampledSequences, Trajectory
-from amago_ray.pending import Pending, ProcessDied, Ready
+from amago_ray.pending import Pending, ProcessDied, Ready, ShardAway
 from amago_ray.replay.sampling.sources import Available, ReplayEmpty
 from amago_ray.replay.shard import BUFFER, ReplayShard
 from amago_ray.replay.storage.trajectory_pack import PackedTrajectories, pack
@@ -68,7 +68,8 @@ class ReplayWriter:
 
     message_bytes: trajectories are gathered up to this size before they are sent.
     max_in_flight: unacknowledged messages beyond which `write` waits (back-pressure).
-    timeout_s: how long a dead shard may stay away before the error is raised.
+    timeout_s: how long a dead shard may stay away before `flush` raises ShardAway. Nothing is forgotten then: `write`
+        goes on gathering without waiting, and each `flush` tries again.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class ReplayWriter:
         self._gathered: list[list[Trajectory]] = [[] for _ in shards]
         self._gathered_bytes = [0] * len(shards)
         self._in_flight: deque[tuple[int, PackedTrajectories, Pending[int]]] = deque()
+        self._away_since: float | None = None
         self.wait_s = 0.0
 
     def write(self, trajectory: Trajectory) -> None:
@@ -93,10 +95,11 @@ class ReplayWriter:
         self._gathered[shard].append(trajectory)
         self._gathered_bytes[shard] += trajectory.num_bytes
         if self._gathered_bytes[shard] >= self._message_bytes:
-            self._send(shard)
+            with contextlib.suppress(ShardAway):  # this may be in the middle of a step: `flush` tells
+                self._send(shard)
 
     def flush(self) -> None:
-        """Send what is gathered and wait until everything is acknowledged."""
+        """Send what is gathered and wait until everything is acknowledged. Raises ShardAway, CallTimeout."""
         for shard, gathered in enumerate(self._gathered):
             if gathered:
                 self._send(shard)
@@ -117,11 +120,16 @@ class ReplayWriter:
             try:
                 pending.result(self._timeout_s)
                 break
-            except ProcessDied:
-                if time.monotonic() - started > self._timeout_s:
-                    raise
-                time.sleep(RETRY_INTERVAL_S)  # a restarting shard refuses calls; there is nothing to wait on
+            except ProcessDied as death:
+                now = time.monotonic()
+                since = self._away_since = self._away_since or now
+                if now - since <= self._timeout_s:
+                    time.sleep(RETRY_INTERVAL_S)  # a restarting shard refuses calls; there is nothing to wait on
                 pending = self._shards[shard].push(packed)
+                self._in_flight[0] = shard, packed, pending
+                if now - since > self._timeout_s:
+                    raise ShardAway(f"replay shard {shard} has been away for {now - since:.0f} s ({death})") from death
+        self._away_since = None
         self._in_flight.popleft()
         self.wait_s += time.monotonic() - started
 
@@ -194,7 +202,8 @@ class ReplayReader:
     shard died, the whole request is drawn again. A few requests are kept in flight.
 
     batches_per_request: batches drawn together, to spare calls. max_in_flight: requests ahead of the consumer.
-    importance_exponent: beta of importance sampling (arXiv 1511.05952, section 3.4); 0 for no weights.
+    importance_exponent: beta of importance sampling (arXiv 1511.05952, section 3.4), where trajectories are drawn by
+        priority, and 0 makes all weights 1; None where they are not, and batches then have no weights.
     bucketed: deal a request's sequences out to its batches by length, so that padding is short; the batches come in
         random order. Each sequence is as likely as without, but the lengths in one batch are alike.
     """
@@ -207,7 +216,7 @@ class ReplayReader:
         rank: int = 0,
         batches_per_request: int = 4,
         max_in_flight: int = 3,
-        importance_exponent: float = 0.0,
+        importance_exponent: float | None = None,
         bucketed: bool = False,
         timeout_s: float = 120.0,
     ):
@@ -316,7 +325,7 @@ class ReplayReader:
         for i in range(0, len(order), self._batch_size):
             chosen = order[i : i + self._batch_size]
             weight = None
-            if self._importance_exponent > 0:
+            if self._importance_exponent is not None:
                 weight = (held[source[chosen]] * within_source[chosen]) ** -self._importance_exponent
                 weight = (weight / weight.max()).astype(np.float32)
             yield Batch(tuple(parts), part[chosen], index[chosen], probability[chosen], weight)

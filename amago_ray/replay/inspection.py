@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from amago_ray.messages import Trajectory, TrajectoryId
-from amago_ray.replay.datasets.stored import UNBOUNDED
+from amago_ray.messages import Trajectory
+from amago_ray.replay.datasets.stored_source import UNBOUNDED
 from amago_ray.replay.sampling.selection import PriorityFile
 from amago_ray.replay.storage import records
+from amago_ray.replay.storage.folders import shard_folders
 from amago_ray.replay.storage.records import DATA, Corrupt, Entry
 from amago_ray.replay.storage.segments import (
     FileSegment,
@@ -104,10 +105,7 @@ def _config_places(path: Path) -> list[Path]:
 
 
 def _shards_in(folder: Path) -> tuple[Path, ...]:
-    if next(folder.glob("*.segment"), None) is not None:
-        return (folder,)
-    found = [path for path in folder.glob("shard_*") if path.is_dir()]
-    return tuple(sorted(found, key=lambda path: int(path.name.removeprefix("shard_"))))
+    return (folder,) if next(folder.glob("*.segment"), None) is not None else shard_folders(folder)
 
 
 class StoredShard(TrajectoryStore):
@@ -163,15 +161,7 @@ class StoredShard(TrajectoryStore):
             damaged.update(self.damaged(one))
             if number in damaged:
                 continue
-            (facts,) = self.facts(one)
-            yield Trajectory(
-                id=TrajectoryId(int(facts["worker"]), int(facts["incarnation"]), int(facts["sequence"])),
-                env_name=self.env_name(int(facts["env"])),
-                columns=self.read(one, np.zeros(1, dtype=np.int64), facts["num_rows"][None]),
-                first_time_idx=int(facts["first_time_idx"]),
-                truncated=bool(facts["truncated"]),
-                weight_version=int(facts["weight_version"]),
-            )
+            yield self.trajectory(number)
 
 
 def read_priorities(folder: Path) -> np.ndarray:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ import numpy as np
 
 from amago_ray.envs.spaces import OBSERVATION
 from amago_ray.messages import ACTION, REWARD, TERMINATED, Trajectory, TrajectoryId
-from amago_ray.replay.datasets.dataset import NOT_FROM_A_WORKER, Episode, RLDataset, RowLayout
-from amago_ray.replay.datasets.stored import StoredSource, open_stores
+from amago_ray.replay.datasets.dataset import NOT_FROM_A_WORKER, Episode, RLDataset, RowLayout, TrajectoryDataset
+from amago_ray.replay.datasets.recorded_spaces import check_meaning, recorded_spaces
+from amago_ray.replay.datasets.stored_source import UNBOUNDED, StoredSource, open_stores
 from amago_ray.replay.sampling.selection import SamplingMode, SelectionConfig
 from amago_ray.replay.sampling.sources import Source
 from amago_ray.replay.storage.records import Schema
@@ -37,8 +40,10 @@ AMAGO_ARRAYS = ("rl2s", "time_idxs", "rews", "dones", "actions")
 class EpisodeDataset(RLDataset):
     """Episodes that are in memory, and that are sent to every shard.
 
-    episodes: `Episode`s, or mappings of an Episode's fields.
+    episodes: `Episode`s, or mappings of an Episode's fields. All of them are checked before the run starts.
     """
+
+    checked_bytes = UNBOUNDED
 
     def __init__(self, episodes: Iterable[Episode | Mapping[str, Any]]):
         self.episodes = [e if isinstance(e, Episode) else Episode(**e) for e in episodes]
@@ -51,42 +56,37 @@ class EpisodeDataset(RLDataset):
 
 
 @gin.configurable
-class AmagoDataset(RLDataset):
+class AmagoDataset(TrajectoryDataset):
     """Trajectory files that AMAGO 3.x wrote with save_trajs_as "npz" or "npz-compressed".
 
     A file holds the T + 1 rows of one piece of a rollout as the networks of AMAGO saw them: observations by name,
     "rl2s" (previous reward, previous action vector) and "time_idxs", and for its T transitions "actions" (vectors:
     one-hot for Discrete, in [-1, 1] for Box), "rews" and "dones".
 
-    path: a folder with such files, at any depth; those that are there when the run starts are taken.
-    Raises ValueError where there are none.
+    path: a folder with such files, at any depth; those that are there when the run starts are taken. Using it raises
+    ValueError where there are none.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        folder = Path(path).expanduser()
-        self.files = sorted(folder.rglob("*.npz"))
-        if not self.files:
-            pickled = next(folder.rglob("*.traj"), None)
+        self.path = Path(path).expanduser()
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The files, in order."""
+        found = sorted(self.path.rglob("*.npz"))
+        if not found:
+            pickled = next(self.path.rglob("*.traj"), None)
             hint = "; .traj files are pickles of AMAGO's own classes and are not read: save npz" if pickled else ""
-            raise ValueError(f"AmagoDataset.path={str(path)!r}: there are no .npz files below it{hint}")
+            raise ValueError(f"AmagoDataset.path={str(self.path)!r}: there are no .npz files below it{hint}")
+        return found
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def episode(self, index: int) -> Episode:
-        raise NotImplementedError("a file may hold the middle of a rollout, which is no Episode: see `trajectory`")
-
-    def _trajectory(self, index: int, layout: RowLayout) -> Trajectory:
+    def read(self, index: int, layout: RowLayout) -> Trajectory:
         path = self.files[index]
-        try:
-            with np.load(path) as file:
-                arrays = dict(file)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read ({error})") from error
-        missing = [name for name in AMAGO_ARRAYS if name not in arrays]
-        if missing:
-            raise ValueError(f"{path} is no trajectory file of AMAGO 3.x: it lacks {', '.join(missing)}")
-        rewards = arrays["rews"].reshape(-1)
+        arrays = _read_npz(path)
+        rewards = arrays["rews"].reshape(-1).astype(np.float32)
         columns = layout.empty(len(rewards) + 1)
         observed = {k.removeprefix(AMAGO_OBS_PREFIX): v for k, v in arrays.items() if k.startswith(AMAGO_OBS_PREFIX)}
         for name in layout.obs.spec:
@@ -110,17 +110,44 @@ class AmagoDataset(RLDataset):
         )
 
 
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a trajectory file. Raises ValueError for one that is broken, of another kind or inconsistent."""
+    try:
+        with np.load(path) as file:
+            arrays = dict(file)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from error
+    missing = [name for name in AMAGO_ARRAYS if name not in arrays]
+    if missing:
+        raise ValueError(f"{path} is no trajectory file of AMAGO 3.x: it lacks {', '.join(missing)}")
+    num = arrays["rews"].size
+    if num == 0:
+        raise ValueError(f"{path} has no transition")
+    for name, expected in {"rl2s": num + 1, "time_idxs": num + 1, "dones": num, "actions": num}.items():
+        if len(arrays[name]) != expected:
+            raise ValueError(f"{path} has {len(arrays[name])} rows of {name} for {num} rewards: {expected} are right")
+    return arrays
+
+
 def _from_amago_vectors(vectors: np.ndarray, spec: ActionSpec) -> np.ndarray:
     """AMAGO's action vectors (N, A) as they are stored. Raises ValueError where they are not of this action space."""
     if vectors.shape[1:] != (spec.vector_size,) or spec.kind == "multidiscrete":
         raise ValueError(f"actions are vectors of shape {vectors.shape[1:]}, the action space has {spec}")
     if spec.kind == "continuous":
-        if np.abs(vectors).max() > 1.0 + 1e-6:
-            raise ValueError("actions are outside [-1, 1], to which AMAGO scales them")
+        _check_all(np.abs(vectors) <= 1.0 + 1e-6, vectors, "it is outside [-1, 1], to which AMAGO scales actions")
         return vectors.astype(spec.dtype)
-    if not (np.isin(vectors, (0, 1)).all() and (spec.kind == "multibinary" or (vectors.sum(axis=1) == 1).all())):
-        raise ValueError(f"actions are not the 0 and 1 of {spec}")
+    _check_all(np.isin(vectors, (0, 1)), vectors, f"it is not made of the 0 and 1 of {spec}")
+    if spec.kind != "multibinary":
+        _check_all(vectors.sum(axis=1, keepdims=True) == 1, vectors, f"it is not one-hot, as for {spec}")
     return (vectors if spec.kind == "multibinary" else vectors.argmax(axis=1)).astype(spec.dtype)
+
+
+def _check_all(right: np.ndarray, vectors: np.ndarray, what: str) -> None:
+    """Raises ValueError for the first of the vectors (N, A) that is not right in all of its (N, ...) places."""
+    rows = right.all(axis=1)
+    if not rows.all():
+        t = int((~rows).argmax())
+        raise ValueError(f"action {t} is {vectors[t].tolist()}: {what}")
 
 
 @gin.configurable
@@ -129,13 +156,11 @@ class MinariDataset(RLDataset):
 
     dataset: its id, such as "D4RL/pen/human-v2", in Minari's local folder, or the path of its own folder.
     download: fetch a dataset that is not there.
-    Raises ImportError where Minari is not installed, ValueError where there is no such dataset.
+    Using it raises ImportError where Minari is not installed, ValueError where there is no such dataset.
     """
 
     def __init__(self, dataset: str, download: bool = False):
         self.dataset, self.download = dataset, download
-        if len(self._minari) == 0:  # opened here so that a mistake is seen where the run is set up
-            raise ValueError(f"MinariDataset.dataset={dataset!r}: it has no episodes")
 
     @cached_property
     def _minari(self) -> Any:
@@ -149,10 +174,14 @@ class MinariDataset(RLDataset):
         folder = Path(self.dataset).expanduser()
         try:
             if folder.is_dir():
-                return minari.MinariDataset(folder / "data" if (folder / "data").is_dir() else folder)
-            return minari.load_dataset(self.dataset, download=self.download)
+                found = minari.MinariDataset(folder / "data" if (folder / "data").is_dir() else folder)
+            else:
+                found = minari.load_dataset(self.dataset, download=self.download)
         except (ValueError, OSError) as error:
             raise ValueError(f"MinariDataset.dataset={self.dataset!r}: {error}") from error
+        if len(found) == 0:
+            raise ValueError(f"MinariDataset.dataset={self.dataset!r}: it has no episodes")
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         return {"dataset": self.dataset, "download": self.download}
@@ -173,7 +202,7 @@ class MinariDataset(RLDataset):
 
 
 @gin.configurable
-class StoredDataset(RLDataset):
+class StoredDataset(TrajectoryDataset):
     """What replay has stored: by an earlier run (its replay/ folder), or by `amago-ray import-data`. Read in place.
 
     Another run may still be writing: what it had committed when this one starts is what is read.
@@ -181,7 +210,7 @@ class StoredDataset(RLDataset):
     path: the folder that holds shard_0, shard_1, ... .
     sampling: as `Experiment.replay_sampling`, but for "prioritized", which is for what a run collects itself.
     half_life: of "recent", in epochs of the run that stored the data.
-    Raises ValueError where nothing is stored there.
+    Using it raises ValueError where nothing is stored there.
     """
 
     def __init__(self, path: str | os.PathLike[str], sampling: SamplingMode = "trajectories", half_life: float = 100.0):
@@ -192,15 +221,16 @@ class StoredDataset(RLDataset):
             )
         self.path = Path(path).expanduser().resolve()
         self._selection = SelectionConfig(sampling, half_life)
-        if len(self) == 0:
-            raise ValueError(f"StoredDataset.path={str(path)!r}: no trajectories are stored there")
-        for store in self._stores:
-            for damage in store.damage:
-                warnings.warn(f"StoredDataset: {damage}", stacklevel=2)
 
     @cached_property
     def _stores(self) -> list[TrajectoryStore]:
-        return open_stores(self.path)
+        stores = open_stores(self.path)
+        if not any(len(store) for store in stores):
+            raise ValueError(f"StoredDataset.path={str(self.path)!r}: no trajectories are stored there")
+        for store in stores:
+            for damage in store.damage:
+                warnings.warn(f"StoredDataset: {damage}", stacklevel=2)
+        return stores
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_stores"}
@@ -208,29 +238,34 @@ class StoredDataset(RLDataset):
     def __len__(self) -> int:
         return sum(len(store) for store in self._stores)
 
-    def episode(self, index: int) -> Episode:
-        raise NotImplementedError("it may be the middle of a rollout, which is no Episode: see `trajectory`")
+    def check_spaces(self, layout: RowLayout) -> None:
+        what = f"StoredDataset.path={str(self.path)!r} holds data of other environments"
+        check_meaning(recorded_spaces(self.path), layout, what)
 
-    def _trajectory(self, index: int, layout: RowLayout) -> Trajectory:
+    def readable(self) -> Iterator[int]:
+        return (index for index in range(len(self)) if not self._is_damaged(*self._place(index)))
+
+    def read(self, index: int, layout: RowLayout) -> Trajectory:
+        store, number = self._place(index)
+        if self._is_damaged(store, number):
+            raise ValueError(f"it is damaged ({store.damage[-1]}): amago-ray replay {self.path} --verify tells more")
+        found = store.trajectory(number)
+        expected, stored = Schema.of(layout.empty(0)).columns, Schema.of(found.columns).columns
+        if set(expected) != set(stored):
+            raise ValueError(f"it is of other environments: it has the columns {stored}, the run has {expected}")
+        return found
+
+    def _place(self, index: int) -> tuple[TrajectoryStore, int]:
+        """The store that holds trajectory number `index` of all, and its number there."""
         for store in self._stores:
             if index < len(store):
-                number = np.array([store.table.first + index])
-                break
+                return store, store.table.first + index
             index -= len(store)
-        (facts,) = store.facts(number)
-        columns = store.read(number, np.zeros(1, dtype=np.int64), facts["num_rows"][None])
-        expected, found = Schema.of(layout.empty(0)).columns, Schema.of(columns).columns
-        if set(expected) != set(found):
-            raise ValueError(f"it is of other environments: it has the columns {found}, the run has {expected}")
-        id = TrajectoryId(int(facts["worker"]), int(facts["incarnation"]), int(facts["sequence"]))
-        return Trajectory(
-            id=id,
-            env_name=store.env_name(int(facts["env"])),
-            columns=columns,
-            first_time_idx=int(facts["first_time_idx"]),
-            truncated=bool(facts["truncated"]),
-            weight_version=int(facts["weight_version"]),
-        )
+        raise IndexError(index)
+
+    @staticmethod
+    def _is_damaged(store: TrajectoryStore, number: int) -> bool:
+        return number in store.damaged(np.array([number]))
 
     def source(self, layout: RowLayout, shard: int, num_shards: int) -> Source:
-        return StoredSource(open_stores(self.path), self._selection, shard, num_shards)
+        return StoredSource(open_stores(self.path), layout, self._selection, shard, num_shards)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from amago_ray.replay.sampling.relabeling import Relabeler
 from amago_ray.replay.sampling.selection import Selection, SelectionConfig
 from amago_ray.replay.sampling.slices import PaddedSampling, check_padded_sampling
 from amago_ray.replay.sampling.sources import Available, BufferSource, Changed, ReplayEmpty, SliceConfig, Source
+from amago_ray.replay.storage.folders import shard_folder
 from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
 from amago_ray.replay.storage.trajectory_pack import PackedTrajectories
 
@@ -142,8 +142,3 @@ class ReplayShard:
     def close(self) -> None:
         """Let go of the files, so that another process may open them."""
         self.store.close()
-
-
-def shard_folder(replay_folder: Path, shard: int) -> Path:
-    """Where one shard keeps its segments."""
-    return replay_folder / f"shard_{shard}"

@@ -16,6 +16,7 @@ from amago_ray.envs.exploration import ExplorationWrapper
 from amago_ray.envs.makers import MakeEnv, make_pool
 from amago_ray.messages import RolloutReport, Trajectory, Weights
 from amago_ray.nets.actions import stored_action
+from amago_ray.pending import ShardAway
 from amago_ray.rollout.recorder import TrajectoryRecorder
 from amago_ray.rollout.statistics import EpisodeStatistics
 from amago_ray.specs import ActionSpec
@@ -142,10 +143,13 @@ class RolloutWorker:
                 not min_episodes_per_env or (chunk.episodes < min_episodes_per_env).any()
             ):
                 self._step(chunk)
-        wait_s = 0.0
+        wait_s, shard_away = 0.0, ""
         if self._flush is not None:
-            waited_s = self._flush()
-            wait_s, self._waited_s = waited_s - self._waited_s, waited_s
+            try:
+                waited_s = self._flush()
+                wait_s, self._waited_s = waited_s - self._waited_s, waited_s
+            except ShardAway as away:  # the steps are made, and the writer keeps what they finished
+                shard_away = str(away)
         return RolloutReport(
             worker=self._worker,
             incarnation=self._incarnation,
@@ -160,6 +164,7 @@ class RolloutWorker:
             total_s=time.perf_counter() - started,
             env_failures=self._pool.failures - failures_before,
             exploration=self._explore.metrics() if self._explore is not None else {},
+            shard_away=shard_away,
         )
 
     def _step(self, chunk: Chunk) -> None:

@@ -19,7 +19,7 @@ import pytest
 from conftest import TESTS, TINY_NETWORKS
 
 from amago_ray import Experiment, config, train
-from amago_ray.driver.probe import check_settings
+from amago_ray.driver.probe import check_settings, probe
 from amago_ray.driver.resume import check_same_weights
 from amago_ray.driver.topology import Topology
 from amago_ray.envs.builtin import Counting, TMaze
@@ -155,6 +155,14 @@ MISTAKES = {
         ["Experiment.traj_encoder_type = @TformerTrajEncoder", "TformerTrajEncoder.n_heads = 7"],
         ["n_heads"],
     ),
+    "priorities without critics": (
+        ["Experiment.replay_sampling = 'prioritized'", "Agent.fake_filter = True", "Agent.online_coeff = 0"],
+        ["Experiment.replay_sampling='prioritized'", "critics", "'timesteps'"],
+    ),
+    "data that are not there": (
+        ["Experiment.dataset = @StoredDataset()", "StoredDataset.path = 'nowhere'"],
+        ["StoredDataset.path=", "nowhere", "no trajectories are stored there"],
+    ),
     "bad exploration": (["EpsilonGreedy.steps_anneal = 0"], ["steps_anneal=0", "at least 1"]),
 }
 
@@ -230,6 +238,14 @@ def test_mistakes_in_the_configuration(
         config.load([], [*bindings(tmp_path), *extra])
         Experiment().start()  # type: ignore[call-arg]  # gin fills them in
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_policy_can_be_looked_at_where_the_data_it_learned_from_are_not(tmp_path: Path) -> None:
+    """What `amago-ray evaluate` does before it acts."""
+    gin.clear_config()
+    config.load([], [*bindings(tmp_path), *MISTAKES["data that are not there"][0]])
+    experiment = Experiment()  # gin fills in what is required
+    assert probe(experiment).max_seq_len == 8
 
 
 def test_a_misspelt_argument_in_python() -> None:

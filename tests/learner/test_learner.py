@@ -17,6 +17,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from agent_cases import ACTION_SPECS, LENGTHS, OBS_SPEC, L, actor, bin_critics, critics, ff, gru, make_batch, tformer
 from agent_cases import tstep_encoder as ff_tstep
+from ring_cases import make_shards, trajectory
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,6 +37,8 @@ from amago_ray.nets.policy_outputs import GMM, Beta
 from amago_ray.nets.recurrent import GRURecurrence
 from amago_ray.nets.traj_encoders import IdentityTrajEncoder, MambaTrajEncoder
 from amago_ray.nets.tstep_encoders import CNNTstepEncoder
+from amago_ray.replay.client import LocalShard, ReplayReader
+from amago_ray.replay.storage.trajectory_pack import pack
 from amago_ray.specs import ArraySpec, ObsSpec
 
 TRAJ_ENCODERS = {
@@ -319,6 +322,20 @@ def test_an_optimiser_of_ones_own_goes_on_where_it_was_saved(tmp_path: Path) -> 
         resumed.update(batch)
     for name, value in resumed.agent.state_dict().items():
         assert torch.equal(value, learner.agent.state_dict()[name]), name
+
+
+def test_priorities_reach_replay_even_where_importance_weighs_nothing() -> None:
+    """With an exponent of 0 every weight is 1, and what is drawn still follows the critics' errors."""
+    (shard,) = make_shards(1, L, mode="prioritized")
+    shard.push(pack([trajectory(i, L) for i in range(8)]))
+    shard.commit()
+    reader = ReplayReader([LocalShard(shard)], 4, seed=0, importance_exponent=0.0)
+    obs_spec = {"from": ArraySpec((4,), "int16"), "pixels": ArraySpec((2, 2), "uint8")}
+    learner = make_learner(obs_spec=obs_spec)
+    learner._batches = reader
+    learner.train(20)
+    priorities = shard.selection.priorities(np.arange(8))
+    assert len(set(priorities.tolist())) == 8 and np.isfinite(priorities).all(), "each has one of its own"
 
 
 # --- mixed precision -------------------------------------------------------------------------------------------------

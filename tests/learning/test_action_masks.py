@@ -9,13 +9,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from single_process import SingleProcess, small_agent_spec, with_gammas
+from small_agents import small_agent_spec, with_gammas
 
 from amago_ray import config
 from amago_ray.agent import Agent, MultiTaskAgent
 from amago_ray.nets.critics import NCritics, NCriticsTwoHot
 from amago_ray.nets.traj_encoders import FFTrajEncoder
 from amago_ray.rollout.evaluate import evaluate_policy
+from amago_ray.single_process import SingleProcess
 
 NUM_ACTIONS, STEPS, MAX_EPOCHS = 6, 8, 20
 WORTH = np.array([3, 0, 5, 1, 4, 2])  # a secret order: a legal action is right if none that is legal is worth more

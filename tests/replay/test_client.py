@@ -11,7 +11,7 @@ import pytest
 from ring_cases import assert_same_batch, assert_uniform, make_shards, stored_ids, trajectory
 
 from amago_ray.messages import Batch
-from amago_ray.pending import CallTimeout, ProcessDied
+from amago_ray.pending import CallTimeout, ProcessDied, ShardAway
 from amago_ray.replay import client
 from amago_ray.replay.client import LocalShard, ReplayReader, ReplayWriter
 from amago_ray.replay.sampling.sources import ReplayEmpty
@@ -156,15 +156,31 @@ def test_a_dying_shard_gets_its_messages_again(faults: list[Any], message_bytes:
     assert (replay[0].report().repeated > 0) == any(isinstance(fault, tuple) for fault in faults)
 
 
-@pytest.mark.parametrize("error", [DIED, CallTimeout("slow")])
-def test_what_is_not_acknowledged_is_kept_when_waiting_ends(error: Exception) -> None:
+@pytest.mark.parametrize(("error", "raised"), [(DIED, ShardAway), (CallTimeout("slow"), CallTimeout)])
+def test_what_is_not_acknowledged_is_kept_when_waiting_ends(error: Exception, raised: type[Exception]) -> None:
     shard = FaultyShard(*make_shards(1), faults=[error])
     writer = ReplayWriter([shard], timeout_s=-1.0)  # as if the time were up
     writer.write(trajectory(0))
-    with pytest.raises(type(error)):
+    with pytest.raises(raised):
         writer.flush()
     writer.flush()
     assert commit([shard.shard]) == [(0, 0, 0)]
+
+
+def test_a_shard_that_is_away_stops_no_worker_in_the_middle_of_a_step() -> None:
+    """Writing goes on, the flush says which shard it is, and once it is back everything is stored, once."""
+    shards = [FaultyShard(shard) for shard in make_shards(2)]
+    shards[1].faults = [DIED] * 40
+    writer = ReplayWriter(shards, message_bytes=1, timeout_s=-1.0)
+    for sequence in range(20):
+        writer.write(trajectory(sequence))
+    for _ in range(2):
+        with pytest.raises(ShardAway, match=r"replay shard 1 has been away .*gone"):
+            writer.flush()
+    shards[1].faults = []
+    writer.flush()
+    assert commit([shard.shard for shard in shards]) == [(0, 0, i) for i in range(20)]
+    assert all(shard.shard.report().inserted == 10 for shard in shards)
 
 
 def test_a_bug_in_a_shard_is_raised_at_once() -> None:

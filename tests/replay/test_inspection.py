@@ -13,9 +13,10 @@ from ring_cases import assert_same_trajectories, make_shards, trajectory
 
 from amago_ray.messages import Trajectory
 from amago_ray.replay import inspection
-from amago_ray.replay.datasets.stored import UNBOUNDED
+from amago_ray.replay.datasets.stored_source import UNBOUNDED
 from amago_ray.replay.inspection import Contents, Damage, StoredShard, find_stored_data, read_priorities, verify
-from amago_ray.replay.shard import ReplayShard, shard_folder
+from amago_ray.replay.shard import ReplayShard
+from amago_ray.replay.storage.folders import shard_folder
 from amago_ray.replay.storage.records import Corrupt
 from amago_ray.replay.storage.segments import StorageError, segment_numbers, segment_path
 from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore

@@ -31,6 +31,7 @@ from amago_ray.learner.batches import training_batch
 from amago_ray.messages import Weights
 from amago_ray.nets.actions import action_vector
 from amago_ray.nets.traj_encoders import GRUTrajEncoder, TformerTrajEncoder
+from amago_ray.pending import ShardAway
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
 from amago_ray.replay.storage.trajectory_pack import pack
 from amago_ray.rollout.worker import PreviousStep, TorchRandomStream
@@ -408,3 +409,21 @@ def test_acting_leaves_the_global_random_state_alone() -> None:
     before = torch.get_rng_state()
     run.worker.collect(20)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_shard_that_is_away_costs_no_step_and_no_trajectory() -> None:
+    """The chunk is reported as it was made: a worker whose shard is away is none that died."""
+    run = Recorded(counting(5), num_envs=2)
+    away = iter([ShardAway("replay shard 1 has been away for 120 s"), None, None])
+
+    def flush() -> float:
+        if (error := next(away)) is not None:
+            raise error
+        return 7.0
+
+    worker = type(run.worker)(run.worker.config, run.agent, write=run.written.append, flush=flush)
+    reports = [worker.collect(24) for _ in range(2)]
+    assert [report.timesteps for report in reports] == [24, 24]
+    assert [report.shard_away for report in reports] == ["replay shard 1 has been away for 120 s", ""]
+    assert sum(report.trajectories for report in reports) == len(run.written) > 0
+    assert [report.wait_s for report in reports] == [0.0, 7.0]

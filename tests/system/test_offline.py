@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from small_agents import small_agent_spec, with_gammas
 from amago_ray import config, train
 from amago_ray.envs.builtin import Counting, Identity, TMaze
 from amago_ray.learner.learner import Learner, LearnerConfig
+from amago_ray.learner.provenance import NonFiniteUpdate
 from amago_ray.nets.traj_encoders import GRUTrajEncoder
 from amago_ray.replay.client import LocalShard, ReplayReader
 from amago_ray.replay.datasets.dataset import Episode, MixtureOfDatasets, OnlineReplay, RLDataset, RowLayout
@@ -49,6 +51,17 @@ class Later(RLDataset):
 
     def episode(self, index: int) -> Episode:
         return self.episodes[index]
+
+
+class Spoilt(Later):
+    """Four good rollouts, and once the file is there four with a reward that stands for minus infinity."""
+
+    def __len__(self) -> int:
+        return 8 if self.path.exists() else 4
+
+    def episode(self, index: int) -> Episode:
+        good = self.episodes[index % 4]
+        return good if index < 4 else replace(good, rewards=[0.0, 0.0, -1e18, *good.rewards[3:]])
 
 
 def rows(experiment: Any, section: str) -> list[dict[str, Any]]:
@@ -100,6 +113,21 @@ def test_offline_to_online(make_experiment: Callable[..., Any], tmp_path: Path) 
     assert [row["epoch"] for row in rows(experiment, "collect")] == [2, 3]
     sampled = [row["replay/Sequences Sampled"] for row in rows(experiment, "replay")]
     assert len(sampled) == 4 and sampled[1] == 0 < sampled[2]
+
+
+@pytest.mark.usefixtures("shared_processes")
+def test_an_update_that_overflows_ends_the_run_and_spares_the_saved_policy(
+    make_experiment: Callable[..., Any], tmp_path: Path
+) -> None:
+    data = Spoilt(tmp_path / "spoilt")
+    experiment = make_experiment(dataset=data, num_rollout_workers=1, num_replay_shards=1)
+    experiment.learn(until=1)
+    before = experiment.directory.latest_policy.read_bytes()
+    data.path.touch()
+    with pytest.raises(NonFiniteUpdate, match=r"reward -1e\+18 at timestep 2 of trajectory [4-7] \(shard 0"):
+        experiment.learn()
+    assert experiment.directory.latest_policy.read_bytes() == before
+    assert experiment.directory.saved_epochs() == [0]
 
 
 @pytest.mark.usefixtures("shared_processes")

@@ -16,7 +16,7 @@ from system.test_failures import column
 
 from amago_ray import config
 from amago_ray.replay.sampling.selection import PriorityFile
-from amago_ray.replay.shard import shard_folder
+from amago_ray.replay.storage.folders import shard_folder
 from amago_ray.settings import replay_folder
 
 

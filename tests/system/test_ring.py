@@ -142,6 +142,7 @@ def check_run_directory(root: Path) -> None:
         "ckpts/policy_weights/policy_epoch_2.pt",
         "replay/shard_0/0000000000.segment",
         "replay/shard_0/lock",
+        "replay/spaces.json",
     }
     latest, newest, oldest = (
         torch.load(ckpts / name, weights_only=True)

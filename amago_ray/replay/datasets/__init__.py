@@ -1,5 +1,21 @@
 """Data that were there before the run: what a dataset is, and how several are mixed."""
 
-from amago_ray.replay.datasets.dataset import Episode, MixtureOfDatasets, OnlineReplay, RLDataset, RowLayout
+from amago_ray.replay.datasets.dataset import (
+    Episode,
+    MixtureOfDatasets,
+    OnlineReplay,
+    RLDataset,
+    RowLayout,
+    TrajectoryDataset,
+)
+from amago_ray.replay.datasets.disk_traj import DiskTrajDataset
 
-__all__ = ["Episode", "MixtureOfDatasets", "OnlineReplay", "RLDataset", "RowLayout"]
+__all__ = [
+    "DiskTrajDataset",
+    "Episode",
+    "MixtureOfDatasets",
+    "OnlineReplay",
+    "RLDataset",
+    "RowLayout",
+    "TrajectoryDataset",
+]

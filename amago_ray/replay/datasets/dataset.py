@@ -6,9 +6,10 @@ what it loaded last in memory. Nothing of it is evicted or written to.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +20,8 @@ import numpy as np
 
 from amago_ray.envs.spaces import ActionConverter, ObsConverter
 from amago_ray.messages import ACTION, REWARD, TERMINATED, Trajectory, TrajectoryId
+from amago_ray.replay.datasets.checks import check_rows
+from amago_ray.replay.datasets.disk_traj import DiskTrajDataset
 from amago_ray.replay.sampling.sources import Available, Columns, SliceConfig, Source, slice_tables
 from amago_ray.specs import OBS_PREFIX
 
@@ -32,7 +35,8 @@ class Episode:
 
     observations: T + 1 of them, as a list, or as the space's structure with a leading axis of T + 1 on every array.
     actions: (T, ...) as the environment takes them. rewards: (T,).
-    terminated: (T,) bool, or one bool that says whether the last transition ended in a terminal state.
+    terminated: (T,) bool, or one bool that says whether the last transition ended in a terminal state. Nothing follows
+        a terminal state. Rollouts that were truncated and laid end to end cannot be told from one: cut them apart.
     """
 
     observations: Any
@@ -70,16 +74,14 @@ class RowLayout:
 
         Raises ValueError where it does not fit the run's spaces, or its lengths do not fit one another.
         """
-        rewards = np.asarray(episode.rewards, dtype=np.float32).reshape(-1)
+        rewards = _rewards(episode.rewards)
         num = len(rewards)
         if num == 0:
             raise ValueError("it has no transition")
         columns = self.empty(num + 1)
         self.write_obs(columns, episode.observations)
         actions = self.action.from_env(np.asarray(episode.actions))
-        terminated = np.asarray(episode.terminated, dtype=bool)
-        if terminated.ndim == 0:
-            terminated = (np.arange(num) == num - 1) & terminated
+        terminated = _terminated(episode.terminated, num)
         if not len(actions) == len(terminated) == num:
             raise ValueError(
                 f"{len(actions)} actions and {len(terminated)} terminations for {num} rewards: there must be as many"
@@ -101,33 +103,90 @@ class RowLayout:
         if isinstance(observations, list) and len(observations) != num_rows:
             raise ValueError(f"{len(observations)} observations for {num_rows - 1} rewards: there must be one more")
         try:
-            if isinstance(observations, list):
-                for row, observation in enumerate(observations):
-                    self.obs.write(out, row, observation)
-            else:
-                self.obs.write_batch(out, observations)
+            with np.errstate(over="ignore"):  # what does not fit float32 becomes infinite, and is refused as such
+                if isinstance(observations, list):
+                    for row, observation in enumerate(observations):
+                        self._write_row(out, row, observation)
+                else:
+                    self._write_rows(out, observations)
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError(f"observations are not built like the space {self.observation_space}") from error
 
+    def _write_row(self, out: Columns, row: int, observation: Any) -> None:
+        try:
+            self.obs.write(out, row, observation)
+        except ValueError as error:
+            raise ValueError(f"observation {row}: {error}") from error
 
-class RLDataset(ABC):
-    """Trajectories to learn from. Subclass it with these two methods, and name it in gin as `Experiment.dataset`.
+    def _write_rows(self, out: Columns, observations: Any) -> None:
+        """All rows at once; where some of them are wrong and not all, the first is named."""
+        try:
+            self.obs.write_batch(out, observations)
+        except ValueError:
+            num_rows = len(next(iter(out.values())))
+            wrong: list[ValueError] = []
+            with contextlib.suppress(IndexError):  # there are fewer rows than there should be: that is what is said
+                for row in range(num_rows):
+                    try:
+                        self._write_row(out, row, _row(observations, row))
+                    except ValueError as error:
+                        wrong.append(error)
+                if 0 < len(wrong) < num_rows:
+                    raise wrong[0] from None
+            raise
 
-        @gin.configurable
-        class MyDataset(RLDataset):
-            def __len__(self): return len(self.files)
-            def episode(self, index): return Episode(**numpy.load(self.files[index]))
+    def check_rows(self, columns: Columns) -> None:
+        """Raises ValueError, naming the first wrong timestep, for a table that is no part of one rollout here."""
+        check_rows(columns, self.obs.spec, self.action.spec)
 
-    It is sent to the shards, so it must be picklable: best it holds paths and no data.
+
+def _rewards(rewards: Any) -> np.ndarray:
+    """(T,) float32. Raises ValueError for what are no numbers."""
+    try:
+        with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused as such
+            return np.asarray(rewards).astype(np.float32).reshape(-1)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"rewards are no numbers: {error}") from error
+
+
+def _terminated(terminated: Any, num: int) -> np.ndarray:
+    """(T,) bool, of an `Episode` of `num` transitions. Raises ValueError for what is neither true nor false."""
+    given = np.asarray(terminated)
+    if given.dtype.kind not in "biuf" or ((given != 0) & (given != 1)).any():
+        raise ValueError(f"terminated is {given.tolist()}: it must be True or False")
+    return (np.arange(num) == num - 1) & bool(given) if given.ndim == 0 else given.astype(bool).reshape(-1)
+
+
+def _row(observations: Any, row: int) -> Any:
+    """One observation out of a structure with a leading axis on every array."""
+    match observations:
+        case Mapping():
+            return {key: _row(part, row) for key, part in observations.items()}
+        case tuple():
+            return tuple(_row(part, row) for part in observations)
+        case _:
+            return observations[row]
+
+
+class TrajectoryDataset(ABC):
+    """Trajectories to learn from, which a subclass knows how to read as the run stores them.
+
+    It is sent to the shards, so it must be picklable: best it holds paths and no data. What it reads is looked for when
+    it is first used, so that a configuration can be loaded where the data are not.
+
+    checked_bytes: all that is read is checked. This much of it before the run starts, where a mistake costs nothing;
+    the rest as it is drawn.
     """
+
+    checked_bytes: int = 64 << 20
 
     @abstractmethod
     def __len__(self) -> int:
         """How many trajectories there are. It may grow during the run; 0 means that the dataset is not ready yet."""
 
     @abstractmethod
-    def episode(self, index: int) -> Episode:
-        """Trajectory number `index`."""
+    def read(self, index: int, layout: RowLayout) -> Trajectory:
+        """Trajectory number `index` as the run stores it. Raises ValueError where it does not fit."""
 
     @property
     def spaces(self) -> tuple[gym.Space, gym.Space] | None:
@@ -135,28 +194,55 @@ class RLDataset(ABC):
         return None
 
     def trajectory(self, index: int, layout: RowLayout) -> Trajectory:
-        """Trajectory number `index` as the run stores it. Raises ValueError, naming it, where it does not fit."""
+        """`read`, and checked. Raises ValueError, naming dataset, trajectory and timestep, for what cannot be used."""
         try:
-            return self._trajectory(index, layout)
+            found = self.read(index, layout)
+            layout.check_rows(found.columns)
         except ValueError as error:
             raise ValueError(f"{type(self).__name__}, trajectory {index}: {error}") from error
+        return found
 
-    def _trajectory(self, index: int, layout: RowLayout) -> Trajectory:
-        return layout.trajectory(self.episode(index), index)
+    def readable(self) -> Iterable[int]:
+        """Numbers of the trajectories that are drawn: all but those that a dataset knows to be damaged."""
+        return range(len(self))
 
-    def check(self, layout: RowLayout) -> None:
-        """Raises ValueError for data of other environments, as far as spaces and the first trajectory tell."""
+    def check_spaces(self, layout: RowLayout) -> None:
+        """Raises ValueError for data of other environments, where the dataset knows its spaces."""
         if self.spaces is not None and not _same_rows(RowLayout(*self.spaces), layout):
             raise ValueError(
                 f"{type(self).__name__} holds data of other environments: its spaces are {self.spaces[0]} and "
                 f"{self.spaces[1]}, the run's are {layout.observation_space} and {layout.action_space}"
             )
-        if len(self):
-            self.trajectory(0, layout)
+
+    def check(self, layout: RowLayout) -> None:
+        """Raises ValueError for data of other environments, and for wrong ones among the first `checked_bytes`."""
+        self.check_spaces(layout)
+        checked = 0
+        for index in self.readable():
+            checked += self.trajectory(index, layout).num_bytes
+            if checked > self.checked_bytes:
+                return
 
     def source(self, layout: RowLayout, shard: int, num_shards: int) -> Source:
         """What shard number `shard` of `num_shards` samples from."""
         return DatasetSource(self, layout, shard, num_shards)
+
+
+class RLDataset(TrajectoryDataset):
+    """Whole episodes to learn from. Subclass it with these two methods, and name it in gin as `Experiment.dataset`.
+
+    @gin.configurable
+    class MyDataset(RLDataset):
+        def __len__(self): return len(self.files)
+        def episode(self, index): return Episode(**numpy.load(self.files[index]))
+    """
+
+    @abstractmethod
+    def episode(self, index: int) -> Episode:
+        """Trajectory number `index`."""
+
+    def read(self, index: int, layout: RowLayout) -> Trajectory:
+        return layout.trajectory(self.episode(index), index)
 
 
 def _same_rows(a: RowLayout, b: RowLayout) -> bool:
@@ -180,7 +266,7 @@ class DatasetSource(Source):
     """Every `num_shards`-th trajectory of a dataset, each with the same weight."""
 
     def __init__(
-        self, dataset: RLDataset, layout: RowLayout, shard: int, num_shards: int, cache_bytes: int = CACHE_BYTES
+        self, dataset: TrajectoryDataset, layout: RowLayout, shard: int, num_shards: int, cache_bytes: int = CACHE_BYTES
     ):
         self._dataset, self._layout = dataset, layout
         self._shard, self._num_shards = shard, num_shards
@@ -240,14 +326,14 @@ class MixtureOfDatasets:
     final_weights: where the weights go, in a straight line from the first to the second of anneal_epochs.
     """
 
-    sources: Sequence[RLDataset | OnlineReplay] = ()
+    sources: Sequence[TrajectoryDataset | OnlineReplay] = ()
     weights: Sequence[float] = ()
     final_weights: Sequence[float] | None = None
     anneal_epochs: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
         for source in self.sources:
-            if not isinstance(source, RLDataset | OnlineReplay):
+            if not isinstance(source, TrajectoryDataset | OnlineReplay):
                 raise ValueError(f"MixtureOfDatasets.sources: {source!r} is neither an RLDataset nor OnlineReplay()")
         if sum(isinstance(source, OnlineReplay) for source in self.sources) > 1:
             raise ValueError("MixtureOfDatasets.sources: there is one OnlineReplay at most")
@@ -269,9 +355,9 @@ class MixtureOfDatasets:
         return any(isinstance(source, OnlineReplay) for source in self.sources)
 
     @property
-    def datasets(self) -> tuple[RLDataset, ...]:
+    def datasets(self) -> tuple[TrajectoryDataset, ...]:
         """The sources beside the run's own."""
-        return tuple(source for source in self.sources if isinstance(source, RLDataset))
+        return tuple(source for source in self.sources if isinstance(source, TrajectoryDataset))
 
     def weights_at(self, epoch: int) -> tuple[float, ...]:
         """Weight of what the run collects, then of each of `datasets`; they add up to 1."""
@@ -284,8 +370,10 @@ class MixtureOfDatasets:
         return (float(now[online].sum()), *(float(w) for w, mine in zip(now, online, strict=True) if not mine))
 
 
-def mixture_of(dataset: RLDataset | MixtureOfDatasets | None) -> MixtureOfDatasets:
-    """The mixture that a setting stands for: a lone dataset is all that is learned from, None is the buffer alone."""
+def mixture_of(dataset: TrajectoryDataset | MixtureOfDatasets | DiskTrajDataset | None) -> MixtureOfDatasets:
+    """The mixture that `Experiment.dataset` stands for: a lone dataset is all that is learned from, None the buffer."""
     if isinstance(dataset, MixtureOfDatasets):
         return dataset
-    return MixtureOfDatasets((OnlineReplay(),), (1.0,)) if dataset is None else MixtureOfDatasets((dataset,), (1.0,))
+    if dataset is None or isinstance(dataset, DiskTrajDataset):
+        return MixtureOfDatasets((OnlineReplay(),), (1.0,))
+    return MixtureOfDatasets((dataset,), (1.0,))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import threading
 import time
 from collections.abc import Callable
@@ -12,8 +11,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from amago_ray.messages import Trajectory, TrajectoryId
 from amago_ray.replay.storage import records
+from amago_ray.replay.storage.folders import lock_folder
 from amago_ray.replay.storage.records import COMMIT, FACTS, Corrupt, Entry, Record, Schema
+from amago_ray.replay.storage.seen_ids import SeenIds
 from amago_ray.replay.storage.segments import (
     FileSegment,
     Segment,
@@ -26,7 +28,6 @@ from amago_ray.replay.storage.segments import (
     segment_path,
     whole_entries,
 )
-from amago_ray.replay.storage.stored_ids import SeenIds
 from amago_ray.replay.storage.table import INDEX, Table
 from amago_ray.replay.storage.trajectory_pack import PackedTrajectories
 from amago_ray.specs import OBS_PREFIX
@@ -34,7 +35,6 @@ from amago_ray.specs import OBS_PREFIX
 SEGMENT_BYTES = (1 << 20, 256 << 20)
 SEGMENTS_PER_STORE = 16
 MAX_SEGMENTS = 256  # each has an open file, and a process commonly may have 1024
-LOCK_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -322,6 +322,19 @@ class TrajectoryStore:
             columns[column.name] = out
         return columns
 
+    def trajectory(self, number: int) -> Trajectory:
+        """One visible trajectory, whole. Raises as `read` does."""
+        one = np.array([number])
+        (facts,) = self.facts(one)
+        return Trajectory(
+            id=TrajectoryId(int(facts["worker"]), int(facts["incarnation"]), int(facts["sequence"])),
+            env_name=self.env_name(int(facts["env"])),
+            columns=self.read(one, np.zeros(1, dtype=np.int64), facts["num_rows"][None]),
+            first_time_idx=int(facts["first_time_idx"]),
+            truncated=bool(facts["truncated"]),
+            weight_version=int(facts["weight_version"]),
+        )
+
     def close(self) -> None:
         """Let go of the files."""
         self._closed.set()
@@ -385,30 +398,3 @@ class TrajectoryStore:
                 except StorageError as error:  # whoever pushes next must hear of it
                     self._sync_error = error
                     return
-
-
-def lock_folder(folder: Path) -> BinaryIO:
-    """Make the folder this process's own until the file that is returned is closed.
-
-    A process that was killed lets go at once; one that still runs is waited for. Raises StorageError.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / "lock", "ab")  # held open as long as the store
-    except OSError as error:
-        raise StorageError(
-            error.errno,
-            f"replay cannot use the folder {folder}: {error.strerror}; set Experiment.replay_dir to another",
-        ) from error
-    deadline = time.monotonic() + LOCK_TIMEOUT_S
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except BlockingIOError as error:
-            if time.monotonic() > deadline:
-                file.close()
-                raise StorageError(
-                    error.errno, f"the replay folder {folder} is in use by another process: end that run first"
-                ) from error
-            time.sleep(0.05)

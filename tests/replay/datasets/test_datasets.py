@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import dataset_cases
+import gymnasium as gym
 import numpy as np
 import pytest
 import ring_cases
@@ -128,20 +131,88 @@ def test_observations_as_a_list_and_of_nested_spaces() -> None:
         ({"observations": np.zeros((7, 3), np.float32)}, r"shape \(7, 3\)"),
         ({"observations": {"x": np.zeros(7)}}, r"shape \(\), its|not built like|dtype object"),
         ({"actions": np.zeros(5, np.int64)}, "5 actions and 6 terminations for 6 rewards"),
-        ({"actions": np.full(6, 3)}, "outside the action space"),
+        ({"actions": np.full(6, 3)}, "action 0 is 3, which is outside the action space"),
+        ({"actions": [0, 1, 1.5, 0, 0, 0]}, "action 2 is 1.5, which is outside"),
+        ({"actions": [0, 1, 1, 0, np.nan, 0]}, "action 4 is nan, which is outside"),
+        ({"actions": ["left"] * 6}, "dtype <U4"),
         ({"terminated": [True]}, "6 actions and 1 terminations"),
+        ({"terminated": [False, np.nan]}, "terminated is .*nan.*True or False"),
+        ({"terminated": np.arange(6) == 2}, "transition 2 of 6 is terminated and others follow"),
+        ({"terminated": np.arange(6)[:, None] == 4}, "transition 4 of 6 is terminated and others follow"),
         ({"rewards": []}, "no transition"),
+        ({"rewards": ["a"] * 6}, "rewards are no numbers"),
+        ({"rewards": [0, 1, 2, np.nan, 4, 5]}, "reward 3 is nan; it must be finite"),
+        ({"rewards": [0, 1, 2, 3, 4, -1e300]}, "reward 5 is -inf"),
+        ({"observations": np.where(np.arange(14).reshape(7, 2) == 9, np.inf, 0)}, r"observation 4: .*\[1\] is inf"),
+        ({"observations": [np.full(2, 1e39 * (i == 6)) for i in range(7)]}, r"observation 6: .*\[0\] is inf"),
     ],
 )
 def test_episodes_that_do_not_fit_are_refused_by_number(changes: dict[str, Any], message: str) -> None:
     good = episode(0)
     fields = {"observations": good.observations, "actions": good.actions, "rewards": good.rewards} | changes
     dataset = EpisodeDataset([good, fields])
-    dataset.check(LAYOUT)
-    with pytest.raises(ValueError, match=f"EpisodeDataset, trajectory 1: .*{message}"):
-        dataset.trajectory(1, LAYOUT)
-    with pytest.raises(ValueError, match=message):
-        EpisodeDataset([fields]).check(LAYOUT)
+    dataset.trajectory(0, LAYOUT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for use in (dataset.check, partial(dataset.trajectory, 1)):
+            with pytest.raises(ValueError, match=f"EpisodeDataset, trajectory 1: .*{message}") as refused:
+                use(LAYOUT)
+            assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("space", "good", "bad"),
+    [
+        (spaces.Box(-1, 1, (2,)), [[1.0, -1.0], [1 + 1e-6, 0.5]], [[90.0, -30.0], [1.001, 0.0], [np.nan, 0.0]]),
+        (spaces.Box(0, 255, (1,)), [[255.0], [255.0001], [-1e-4]], [[256.0], [-0.5]]),
+        (spaces.Box(-2, 5, (1,), np.int64), [[5], [-2.0]], [[6], [0.5], [-3]]),
+        (spaces.Discrete(3, start=4), [4, 6.0], [3, 7, 4.5, -1]),
+        (spaces.MultiDiscrete([[2, 3]], start=[[1, 0]]), [[[2, 2]], [[1.0, 0.0]]], [[[0, 0]], [[1, 3]], [[1, 0.5]]]),
+        (spaces.MultiBinary(2), [[True, False], [0.0, 1.0]], [[2, 0], [0.5, 0], [-1, 0]]),
+    ],
+    ids=str,
+)
+def test_actions_outside_their_space_are_refused(space: gym.Space, good: list[Any], bad: list[Any]) -> None:
+    """Neither clipped nor cut: what is stored is what the environment takes, or nothing is."""
+    layout = RowLayout(spaces.Box(-1, 1, (1,)), space)
+
+    def dataset(*actions: Any) -> EpisodeDataset:
+        return EpisodeDataset([Episode(np.zeros((len(actions) + 1, 1)), np.array(actions), np.zeros(len(actions)))])
+
+    kept = dataset(*good).trajectory(0, layout).columns["action"][1:]
+    np.testing.assert_allclose(layout.action.to_env(kept), np.array(good), rtol=1e-5, atol=1e-3)
+    for action in bad:
+        with pytest.raises(ValueError, match=r"trajectory 0: action 1 is .* outside the action space"):
+            dataset(good[0], action).check(layout)
+
+
+def test_a_category_of_an_observation_is_named_by_its_timestep() -> None:
+    layout = RowLayout(spaces.Dict(kind=spaces.Discrete(3), x=spaces.Box(-1, 1, (1,))), spaces.Discrete(2))
+    kinds = [0, 1, 2, 3, 2]
+    stacked = {"kind": np.array(kinds), "x": np.zeros((5, 1))}
+    rows = [{"kind": kind, "x": np.zeros(1)} for kind in kinds]
+    for observations in (stacked, rows):
+        with pytest.raises(ValueError, match="observation 3: .*'kind' is outside its space: 3$"):
+            EpisodeDataset([Episode(observations, [0] * 4, [0.0] * 4)]).check(layout)
+
+
+def test_what_is_read_lazily_is_checked_when_it_is_drawn() -> None:
+    """Only the first bytes are looked at before the start; the reader's caller gets the error of the shard."""
+
+    class Late(Growing):
+        checked_bytes = 1
+
+        def episode(self, index: int) -> Episode:
+            return replace(
+                episode(index), rewards=np.where(np.arange(6) == 5, np.nan, 0.0) if index == 3 else [0.0] * 6
+            )
+
+    Late(5).check(LAYOUT)
+    with pytest.raises(ValueError, match="Late, trajectory 3: reward 5 is nan"):
+        type("Late", (Late,), {"checked_bytes": 1 << 20})(5).check(LAYOUT)
+    reader = ReplayReader([LocalShard(s) for s in shards_with([Late(5)])], batch_size=40, seed=0)
+    with pytest.raises(ValueError, match="Late, trajectory 3: reward 5 is nan"):
+        list(reader.batches(5, 0, mixture=(0, 1)))
 
 
 def test_a_dataset_of_other_spaces_is_refused() -> None:

@@ -18,18 +18,22 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import ring_cases
+import torch
 from conftest import TESTS
 from gymnasium import spaces
 
 from amago_ray import config, train
 from amago_ray.commands.import_data import dataset_of, write_dataset
+from amago_ray.learner.batches import training_batch
 from amago_ray.messages import Trajectory
 from amago_ray.replay.client import LocalShard, ReplayReader
 from amago_ray.replay.datasets.dataset import Episode, RLDataset, RowLayout
-from amago_ray.replay.datasets.stored import UNBOUNDED, open_stores
+from amago_ray.replay.datasets.stored_source import UNBOUNDED, open_stores
+from amago_ray.replay.export import export_npz
 from amago_ray.replay.readers import AmagoDataset, EpisodeDataset, MinariDataset, StoredDataset
 from amago_ray.replay.sampling.selection import SamplingMode
-from amago_ray.replay.shard import ReplayConfig, ReplayShard, shard_folder
+from amago_ray.replay.shard import ReplayConfig, ReplayShard
+from amago_ray.replay.storage.folders import shard_folder
 from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
 from amago_ray.replay.storage.trajectory_pack import pack
 
@@ -112,16 +116,30 @@ def test_minari_knows_the_environment(minari_folder: Path) -> None:
     assert dataset.trajectory(0, RowLayout(*dataset.spaces)).env_name == "CartPole-v1"
 
 
+def test_minari_data_that_cannot_be_learned_from(minari_folder: Path, tmp_path: Path) -> None:
+    """As a run reads it, and as it is imported: the same line, and nothing is left behind."""
+    env = Walk(spaces.Discrete(3))
+    played = dataset_cases.play(env, lambda observation: 1, 3)
+    played[2].rewards[1] = float("nan")
+    dataset_cases.write_minari(env, played, "walk/nan-v0")
+    dataset, layout = MinariDataset("walk/nan-v0"), RowLayout(env.observation_space, env.action_space)
+    with pytest.raises(ValueError, match="MinariDataset, trajectory 2: reward 1 is nan; it must be finite"):
+        dataset.check(layout)
+    with pytest.raises(ValueError, match="MinariDataset, trajectory 2: reward 1 is nan; it must be finite"):
+        write_dataset(dataset, layout, tmp_path / "out", show=False)
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_mistakes_with_minari(minari_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"MinariDataset.dataset='no/such-v0'.*not found"):
-        MinariDataset("no/such-v0")
+        len(MinariDataset("no/such-v0"))
     with pytest.raises(ValueError, match="MinariDataset.dataset='no such id'"):
-        MinariDataset("no such id")
+        len(MinariDataset("no such id"))
     for missing in ("minari", "h5py"):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, missing, None)  # an import now fails as where it is not installed
             with pytest.raises(ImportError, match=r"install amago_ray\[offline\]"):
-                MinariDataset("walk/random-v0")
+                len(MinariDataset("walk/random-v0"))
 
 
 def save_amago(path: Path, t: Trajectory, layout: RowLayout, compressed: bool = False) -> None:
@@ -177,10 +195,10 @@ def test_amago_actions_and_plain_observations(tmp_path: Path, action_space: gym.
 
 def test_mistakes_with_amago_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there are no .npz files below it"):
-        AmagoDataset(tmp_path / "nowhere")
+        len(AmagoDataset(tmp_path / "nowhere"))
     (tmp_path / "a_b_1.traj").touch()
     with pytest.raises(ValueError, match="pickles.*save npz"):
-        AmagoDataset(tmp_path)
+        len(AmagoDataset(tmp_path))
     good = ring_cases.trajectory(0)
     save_amago(tmp_path / "good_0_1.npz", good, MADE_UP)
     dataset = AmagoDataset(tmp_path)
@@ -205,6 +223,22 @@ def test_mistakes_with_amago_files(tmp_path: Path) -> None:
     np.savez(tmp_path / "good_0_1.npz", actions=np.zeros(3))
     with pytest.raises(ValueError, match="lacks rl2s, time_idxs, rews, dones"):
         dataset.check(MADE_UP)
+    spoilt: list[tuple[dict[str, Any], str]] = [
+        ({"rews": np.array([0, 1, np.nan, 3, 4.0])}, "reward 2 is nan"),
+        ({"rews": np.zeros(0)}, "no transition"),
+        ({"actions": np.eye(3)[[0]]}, "1 rows of actions for 5 rewards: 5 are right"),
+        ({"actions": np.eye(3)[[0, 1, 2, 0, 1]] * [[1], [1], [1], [0.5], [1]]}, r"action 3 is \[0.5, 0.0, 0.0\]"),
+        ({"actions": np.eye(3)[[0, 1, 2, 0, 1]] * [[1], [np.nan], [1], [1], [1]]}, "action 1 is .nan"),
+        ({"actions": np.ones((5, 3))}, "action 0 is .*one-hot"),
+        ({"dones": np.arange(5) == 1}, "transition 1 of 5 is terminated"),
+    ]
+    for arrays, message in spoilt:
+        save_amago(tmp_path / "good_0_1.npz", good, MADE_UP)
+        with np.load(tmp_path / "good_0_1.npz") as file:
+            saved = dict(file)
+        np.savez(tmp_path / "good_0_1.npz", **(saved | arrays))
+        with pytest.raises(ValueError, match=f"AmagoDataset, trajectory 0: .*{message}"):
+            dataset.check(MADE_UP)
 
 
 def run_folder(folder: Path, num_shards: int = 2, commits: int = 3) -> list[Trajectory]:
@@ -277,12 +311,68 @@ def test_stored_data_with_damage_are_drawn_around(tmp_path: Path) -> None:
     reader = ReplayReader([LocalShard(shard)], batch_size=50, seed=0)
     drawn = {n for batch in reader.batches(10, 0, mixture=(0, 1)) for n in batch.gather("ids")[:, 2].tolist()}
     assert drawn < {t.id.sequence for t in made} and len(drawn) >= 5
+    dataset = StoredDataset(tmp_path)
+    dataset.check(MADE_UP)  # what is never drawn does not stop a run
+    assert {dataset.trajectory(i, MADE_UP).id.sequence for i in dataset.readable()} >= drawn
+    damaged = next(i for i in range(len(made)) if i not in set(dataset.readable()))
+    with pytest.raises(ValueError, match=f"StoredDataset, trajectory {damaged}: it is damaged .*--verify"):
+        dataset.trajectory(damaged, MADE_UP)
+
+
+def test_stored_data_that_cannot_be_learned_from_are_refused_as_they_are_drawn(tmp_path: Path) -> None:
+    """What an earlier version imported without a look: the trajectory and the timestep are named."""
+    store = TrajectoryStore(StoreConfig(shard_folder(tmp_path, 0), capacity_bytes=UNBOUNDED))
+    made = [ring_cases.trajectory(n, 8, weight_version=n) for n in range(4)]
+    made[2].columns["reward"][6] = np.inf
+    store.push(pack(made))
+    store.commit()
+    store.close()
+    dataset = StoredDataset(tmp_path)
+    with pytest.raises(ValueError, match="StoredDataset, trajectory 2: reward 5 is inf; it must be finite"):
+        dataset.check(MADE_UP)
+    shard = ReplayShard(ReplayConfig(max_seq_len=8), 0, [dataset.source(MADE_UP, 0, 1)])
+    reader = ReplayReader([LocalShard(shard)], batch_size=50, seed=0)
+    with pytest.raises(ValueError, match=r"StoredDataset, trajectory 2 of worker 0 \(life 0\).*reward 5 is inf"):
+        list(reader.batches(4, 0, mixture=(0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (spaces.Box(-1, 1, (2,)), spaces.Box(-2, 2, (2,))),
+        (spaces.Box(-1, 1, (2,)), spaces.Box(-1, np.array([1, 1.5], np.float32))),
+        (spaces.Box(0, 9, (1,), np.int64), spaces.Box(0, 9, (1,), np.float32)),
+        (spaces.Discrete(3), spaces.Discrete(3, start=1)),
+        (spaces.MultiDiscrete([2, 2]), spaces.MultiDiscrete([2, 2], start=[0, 1])),
+    ],
+    ids=str,
+)
+def test_imported_actions_mean_nothing_in_other_bounds(tmp_path: Path, before: gym.Space, now: gym.Space) -> None:
+    observations = spaces.Box(-1, 1, (2,))
+    before.seed(0)
+    actions = np.array([before.sample() for _ in range(4)])
+    made = EpisodeDataset([Episode(np.zeros((5, 2)), actions, np.zeros(4))])
+    write_dataset(made, RowLayout(observations, before), tmp_path / "out", show=False)
+    dataset = StoredDataset(tmp_path / "out")
+    dataset.check(RowLayout(spaces.Box(-5, 5, (2,)), before))  # bounds of observations change nothing that is stored
+    with pytest.raises(ValueError, match=r"StoredDataset.path=.*: the action space was .* is now") as refused:
+        dataset.check(RowLayout(observations, now))
+    assert "\n" not in str(refused.value)
+
+
+def test_nothing_is_looked_for_before_it_is_used(tmp_path: Path) -> None:
+    """A configuration can be loaded, and its policy evaluated, where the data are not."""
+    away = tmp_path / "away"
+    datasets = [AmagoDataset(away), MinariDataset(str(away)), StoredDataset(away)]
+    for dataset in datasets:
+        with pytest.raises(ValueError, match="away"):
+            dataset.check(MADE_UP)
 
 
 def test_mistakes_with_stored_data(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ValueError, match="no trajectories are stored there"):
-            StoredDataset(path)
+            len(StoredDataset(path))
     with pytest.raises(ValueError, match="'prioritized'.*use 'trajectories'"):
         StoredDataset(tmp_path, "prioritized")
     with pytest.raises(ValueError, match="'oldest'"):
@@ -303,6 +393,46 @@ def test_import_keeps_every_row(tmp_path: Path, compressed: tuple[str, ...]) -> 
         assert read.id.sequence == i and read.env_name == t.env_name
         for name, column in t.columns.items():
             np.testing.assert_array_equal(read.columns[name], column)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize(
+    ("space", "stored"),
+    [
+        (spaces.Box(0, 65535, (2,), np.uint16), np.uint16),
+        (spaces.Box(0, 2**32 - 1, (2,), np.uint32), np.uint32),
+        (spaces.Box(-128, 127, (2,), np.int8), np.int8),
+        (spaces.Box(0, 60000, (2,), np.float16), np.float16),
+        (spaces.Box(0, 200, (2,), np.float64), np.float32),
+        (spaces.Box(0, 200, (2,), np.longdouble), np.float32),
+        (spaces.Box(-1, 1, (0,), np.float32), np.float32),
+        (spaces.Box(0, 255, (0, 3), np.uint8), np.uint8),
+    ],
+    ids=str,
+)
+def test_rare_dtypes_and_empty_arrays_keep_their_values(
+    tmp_path: Path, space: spaces.Box, stored: type, compress: bool
+) -> None:
+    """From an episode to segments, to a batch on the device, and to AMAGO's files and back."""
+    whole = spaces.Dict(rare=space, x=spaces.Box(0, 8, (1,)))
+    layout = RowLayout(whole, spaces.Discrete(2))
+    x = np.arange(9, dtype=np.float32)[:, None]
+    low, high = (bound.astype(np.longdouble) for bound in (space.low, space.high))
+    rare = (low + (high - low) * np.arange(9).reshape(-1, *[1] * len(space.shape)) / 8).astype(space.dtype)
+    made = EpisodeDataset([Episode({"rare": rare, "x": x}, [0, 1] * 4, np.ones(8), True)])
+    made.check(layout)
+    write_dataset(made, layout, tmp_path / "out", ("rare",) if compress else (), show=False)
+    dataset = StoredDataset(tmp_path / "out")
+    found = dataset.trajectory(0, layout)
+    assert found.columns["obs.rare"].dtype == stored
+    np.testing.assert_array_equal(found.columns["obs.rare"], rare.astype(stored))
+    shard = ReplayShard(ReplayConfig(4), 0, [dataset.source(layout, 0, 1)])
+    (batch,) = ReplayReader([LocalShard(shard)], 6, 0).batches(1, 0, (0, 1))
+    tensors = training_batch(batch, layout.action.spec, torch.device("cpu"))
+    rows = tensors.obs["x"][..., 0].long().numpy()
+    np.testing.assert_array_equal(tensors.obs["rare"].float().numpy(), rare[rows].astype(np.float32))
+    export_npz([found], layout, tmp_path / "npz")
+    assert_same(AmagoDataset(tmp_path / "npz"), layout, [found])
 
 
 class Interrupted(EpisodeDataset):
@@ -338,7 +468,7 @@ def test_an_import_that_ends_early_leaves_nothing_that_passes_for_complete(
     (left,) = tmp_path.iterdir()
     assert left != out and list(left.rglob("*.segment"))
     with pytest.raises(ValueError, match="no trajectories are stored"):
-        StoredDataset(left)
+        len(StoredDataset(left))
     whole = Interrupted(kill=False)
     monkeypatch.setattr(Interrupted, "episode", EpisodeDataset.episode)
     assert write_dataset(whole, layout, out, show=False).trajectories == 5

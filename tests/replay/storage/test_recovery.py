@@ -224,9 +224,9 @@ def test_priorities_that_cannot_be_written_stay_in_memory(tmp_path: Path, monkey
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from amago_ray.replay.storage import store
+    from amago_ray.replay.storage import folders
 
-    monkeypatch.setattr(store, "LOCK_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(folders, "LOCK_TIMEOUT_S", 0.0)
     (shard,) = make_shards(1, folder=tmp_path)
     with pytest.raises(StorageError, match="in use by another process"):
         make_shards(1, folder=tmp_path)

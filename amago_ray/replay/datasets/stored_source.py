@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from amago_ray.messages import TERMINATED
+from amago_ray.replay.datasets.dataset import RowLayout
 from amago_ray.replay.sampling.selection import Selection, SelectionConfig
-from amago_ray.replay.sampling.sources import Available, BufferSource, SliceConfig, Source
+from amago_ray.replay.sampling.sources import Available, BufferSource, Columns, SliceConfig, Source, separate
+from amago_ray.replay.storage.folders import shard_folders
 from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
 
 UNBOUNDED = 1 << 62  # bytes: nothing that is there is evicted
@@ -17,14 +20,22 @@ UNBOUNDED = 1 << 62  # bytes: nothing that is there is evicted
 
 def open_stores(folder: Path) -> list[TrajectoryStore]:
     """The stores in shard_0, shard_1, ... of `folder`, to be read only; none where there is no such folder."""
-    found = sorted(folder.glob("shard_*"), key=lambda path: int(path.name.removeprefix("shard_")))
-    return [TrajectoryStore(StoreConfig(shard, capacity_bytes=UNBOUNDED), read_only=True) for shard in found]
+    shards = shard_folders(folder)
+    return [TrajectoryStore(StoreConfig(shard, capacity_bytes=UNBOUNDED), read_only=True) for shard in shards]
 
 
 class StoredSource(Source):
     """Every `num_shards`-th trajectory of several stores, by the weights of a `SelectionConfig`."""
 
-    def __init__(self, stores: Sequence[TrajectoryStore], selection: SelectionConfig, shard: int, num_shards: int):
+    def __init__(
+        self,
+        stores: Sequence[TrajectoryStore],
+        layout: RowLayout,
+        selection: SelectionConfig,
+        shard: int,
+        num_shards: int,
+    ):
+        self._layout = layout
         self._parts: list[tuple[int, BufferSource]] = []
         self._num_stores = len(stores)
         self._trajectories = 0
@@ -55,4 +66,24 @@ class StoredSource(Source):
                 drawn.append(fields)
         columns = {name: np.concatenate([d["columns"][name] for d in drawn]) for name in drawn[0]["columns"]}
         facts = {name: np.concatenate([d[name] for d in drawn]) for name in drawn[0] if name != "columns"}
+        self._check(columns, facts)
         return facts | {"columns": columns}
+
+    def _check(self, columns: Columns, facts: dict[str, np.ndarray]) -> None:
+        """Raises ValueError, naming the trajectory and the timestep, for what cannot be learned from."""
+        stops = np.cumsum(facts["lengths"] + 1)
+        ended = columns[TERMINATED].copy()
+        ended[stops - 1] = False
+        try:
+            self._layout.check_rows(columns | {TERMINATED: ended})  # all at once: what is stored is rarely wrong
+        except ValueError:
+            for b, part in enumerate(separate(columns, facts["lengths"] + 1)):
+                try:
+                    self._layout.check_rows(part)
+                except ValueError as error:
+                    worker, life, number = facts["ids"][b].tolist()
+                    raise ValueError(
+                        f"StoredDataset, trajectory {number} of worker {worker} (life {life}), rows from timestep "
+                        f"{facts['first_time_idx'][b]} on: {error}"
+                    ) from error
+            raise

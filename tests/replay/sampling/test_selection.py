@@ -165,7 +165,7 @@ def test_after_damage(mode: str, tmp_path: Any) -> None:
         shard.close()
 
 
-@pytest.mark.parametrize("beta", [0.4, 1.0])
+@pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
 def test_importance_weights(beta: float) -> None:
     shards = filled((4, 26), "prioritized")
     expected = true_probabilities(shards, "prioritized", 30)

@@ -8,8 +8,8 @@ import random
 import numpy as np
 import pytest
 
-from amago_ray.replay.storage import stored_ids as seen
-from amago_ray.replay.storage.stored_ids import SeenIds
+from amago_ray.replay.storage import seen_ids as seen
+from amago_ray.replay.storage.seen_ids import SeenIds
 
 
 def ids_of(*sequences: int, worker: int = 0, incarnation: int = 0) -> np.ndarray:

@@ -1,0 +1,51 @@
+"""The folders in which shards keep their files: how they are named, found, and made one process's own."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+from amago_ray.replay.storage.segments import StorageError
+
+SHARD = "shard_"  # and its number
+LOCK_TIMEOUT_S = 60.0
+
+
+def shard_folder(replay_folder: Path, shard: int) -> Path:
+    """Where one shard keeps its segments."""
+    return replay_folder / f"{SHARD}{shard}"
+
+
+def shard_folders(replay_folder: Path) -> tuple[Path, ...]:
+    """Those of all shards that have stored something there, in order; none where there is no such folder."""
+    found = [path for path in replay_folder.glob(f"{SHARD}*") if path.is_dir()]
+    return tuple(sorted(found, key=lambda path: int(path.name.removeprefix(SHARD))))
+
+
+def lock_folder(folder: Path) -> BinaryIO:
+    """Make the folder this process's own until the file that is returned is closed.
+
+    A process that was killed lets go at once; one that still runs is waited for. Raises StorageError.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / "lock", "ab")  # held open as long as the store
+    except OSError as error:
+        raise StorageError(
+            error.errno,
+            f"replay cannot use the folder {folder}: {error.strerror}; set Experiment.replay_dir to another",
+        ) from error
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                file.close()
+                raise StorageError(
+                    error.errno, f"the replay folder {folder} is in use by another process: end that run first"
+                ) from error
+            time.sleep(0.05)
