@@ -31,10 +31,15 @@ class ExperimentSettings:
 
     Task
         run_name: folder of the run, under ckpt_base_dir.
-        make_train_env, make_val_env: a gymnasium id, a function that returns a gymnasium.Env or VectorEnv, or a list of
-            them dealt out over the environments. Validation uses the training environments' makers by default.
+        make_train_env, make_val_env: a gymnasium id, a function that returns a gymnasium.Env or VectorEnv, a pair of
+            either and a dict of its arguments, such as ("Meta-World/MT1", {"env_name": "reach-v3"}), or a list of
+            these, which take turns from rollout to rollout so that each is played equally often. Validation uses the
+            training environments' makers by default.
         max_seq_len: longest training sequence and the Transformer's context, in timesteps.
         ckpt_base_dir: where runs are kept.
+        action_mask_key: name of an observation that says which actions are legal: nonzero for each category that may be
+            chosen, those of a MultiDiscrete action end to end. Exploration, random policies, the check before the start
+            and a masked actor obey it; None for no mask.
     Agent
         tstep_encoder_type: by default a CNN for a single image, else `FFTstepEncoder`.
         traj_encoder_type, agent_type: the sequence model and the learning algorithm.
@@ -95,6 +100,7 @@ class ExperimentSettings:
     max_seq_len: int
     make_val_env: MakeEnv = None  # type: ignore[assignment]  # None stands for the training environments' makers
     ckpt_base_dir: str | os.PathLike[str] = "runs"
+    action_mask_key: str | None = None
 
     tstep_encoder_type: type[TstepEncoder] | None = None
     traj_encoder_type: type[TrajEncoder] = TformerTrajEncoder

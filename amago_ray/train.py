@@ -95,7 +95,11 @@ def train(arguments: Sequence[str]) -> None:
             from amago_ray.rollout.evaluate import random_policy
 
             trained = experiment.evaluate_test(experiment.make_val_env, episodes=FINAL_EPISODES)
-            random = summarize_episodes(random_policy(experiment.make_val_env, FINAL_EPISODES, experiment.seed))
+            random = summarize_episodes(
+                random_policy(
+                    experiment.make_val_env, FINAL_EPISODES, experiment.seed, action_mask_key=experiment.action_mask_key
+                )
+            )
             print(compare(trained, random))
 
 

@@ -9,7 +9,7 @@ from amago_ray.agent.spec import AgentSpec
 from amago_ray.driver.placement import Cluster, Node, matches, pool
 from amago_ray.driver.processes import TopologyConfig
 from amago_ray.driver.rate_limiter import RateLimiter
-from amago_ray.envs.makers import MakeEnv, env_spaces
+from amago_ray.envs.makers import MakeEnv, env_spaces, sendable_tasks
 from amago_ray.learner.learner import LearnerConfig
 from amago_ray.replay.datasets.dataset import RowLayout, mixture_of
 from amago_ray.replay.sampling.selection import SelectionConfig
@@ -138,10 +138,13 @@ def deal_environments(
 ) -> tuple[RolloutConfig, ...]:
     """`num_envs` environments dealt out over `num_workers` workers, as evenly as it goes."""
     shares = [num_envs // num_workers + (i < num_envs % num_workers) for i in range(num_workers)]
+    tasks = sendable_tasks(make_env)
     return tuple(
         RolloutConfig(
-            make_env=make_env,
+            make_env=tasks,
             num_envs=share,
+            total_envs=num_envs,
+            action_mask_key=settings.action_mask_key,
             first_env=sum(shares[:i]),
             seed=seed,
             traj_save_len=settings.traj_save_len or 8 * settings.max_seq_len,

@@ -16,6 +16,7 @@ from amago_ray.agent.flat_weights import flatten_state, read_state_dict
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.envs.makers import MakeEnv, make_pool
 from amago_ray.envs.spaces import sample_actions
+from amago_ray.envs.tasks import RegisteredEnv, entries_of, entry_name, maker_of
 from amago_ray.messages import EpisodeResult, Weights
 from amago_ray.rollout.statistics import EpisodeStatistics
 from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
@@ -24,18 +25,24 @@ GIF_FRAME_MS = 120
 MAX_GIF_FRAMES = 1000
 
 
-def random_policy(make_env: MakeEnv, episodes: int, seed: int = 0, num_envs: int = 8) -> list[EpisodeResult]:
-    """`episodes` or more rollouts of uniformly random actions: what any policy has to beat."""
+def random_policy(
+    make_env: MakeEnv, episodes: int, seed: int = 0, num_envs: int = 8, action_mask_key: str | None = None
+) -> list[EpisodeResult]:
+    """`episodes` or more rollouts of uniformly random actions: what any policy has to beat.
+
+    action_mask_key: name of the observation that says which actions are legal.
+    """
     rng = np.random.default_rng(seed)
     finished: list[EpisodeResult] = []
     with closing(make_pool(make_env, num_envs, 0, seed)) as pool:
         statistics = EpisodeStatistics(num_envs)
-        pool.reset()
+        obs = pool.reset()
         while len(finished) < episodes:
-            transition = pool.step(sample_actions(pool.action_spec, num_envs, rng))
+            legal = None if action_mask_key is None else obs[action_mask_key]
+            transition = pool.step(sample_actions(pool.action_spec, num_envs, rng, legal))
             ended = transition.terminated | transition.truncated
             statistics.add(transition, ended, pool.env_names)
-            _, fresh = pool.begin(ended)
+            obs, fresh = pool.begin(ended)
             statistics.begin(fresh)
             finished += statistics.take()
     return finished
@@ -112,13 +119,11 @@ def record_gif(
 
 
 def _renderable(make_env: MakeEnv) -> gym.Env:
-    one = make_env if isinstance(make_env, str) or callable(make_env) else make_env[0]
-    if isinstance(one, str):
-        env = gym.make(one, render_mode="rgb_array")
-    else:
-        env = _call_with_render_mode(one)
+    entry = entries_of(make_env)[0]
+    make = maker_of(entry)
+    env = make(render_mode="rgb_array") if isinstance(make, RegisteredEnv) else _call_with_render_mode(make)
     if env.render_mode != "rgb_array":
-        raise ValueError(f"--gif: {one!r} does not render: it must take render_mode='rgb_array'")
+        raise ValueError(f"--gif: {entry_name(entry)} does not render: it must take render_mode='rgb_array'")
     return env
 
 

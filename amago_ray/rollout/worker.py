@@ -27,7 +27,8 @@ class RolloutConfig:
 
     make_env: see `envs.pool.make_pool`. num_envs: environments of this worker. first_env: number of its first one
     within the run. traj_save_len: longest stored trajectory, in transitions. exploration_type: None for none.
-    sample_actions: draw from the policy, else take its mode. device: where the policy runs.
+    sample_actions: draw from the policy, else take its mode. device: where the policy runs. total_envs: environments
+    of the run, over all workers; by default up to this worker's last. action_mask_key: observation of legal actions.
     """
 
     make_env: MakeEnv
@@ -38,6 +39,8 @@ class RolloutConfig:
     exploration_type: Callable[..., ExplorationWrapper] | None
     sample_actions: bool = True
     device: str = "cpu"
+    total_envs: int | None = None
+    action_mask_key: str | None = None
 
 
 class PreviousStep:
@@ -85,7 +88,9 @@ class RolloutWorker:
         self._weight_version = -1
         # Environments are seeded by their number within the run, so that it does not matter how workers share them.
         env_seed = int(np.random.SeedSequence((config.seed, incarnation)).generate_state(1)[0])
-        self._pool = make_pool(config.make_env, config.num_envs, config.first_env, env_seed)
+        self._pool = make_pool(
+            config.make_env, config.num_envs, config.first_env, env_seed, total_envs=config.total_envs
+        )
         self._action_spec = self._pool.action_spec
         exploration_seed, policy_seed = (
             int(x) for x in np.random.SeedSequence((config.seed, config.first_env, incarnation)).generate_state(2)
@@ -115,8 +120,11 @@ class RolloutWorker:
             np.maximum(self._explore.steps, steps_per_env, out=self._explore.steps)
 
     def collect(self, timesteps: int) -> RolloutReport:
-        """Make at least `timesteps` steps, counted over all environments, and hand over what they finish."""
-        return self._run(-(-timesteps // self.config.num_envs), min_episodes_per_env=0)
+        """Make at least `timesteps` transitions, over all environments, and hand over what they finish.
+
+        Transitions that fail count as made: a broken environment holds nothing up.
+        """
+        return self._run(None, min_episodes_per_env=0, min_timesteps=timesteps)
 
     def evaluate(self, steps_per_env: int | None, episodes_per_env: int | None) -> RolloutReport:
         """Start every environment anew and act for `steps_per_env` steps, or until each has finished enough rollouts.
@@ -131,15 +139,19 @@ class RolloutWorker:
     def close(self) -> None:
         self._pool.close()
 
-    def _run(self, steps_per_env: int | None, min_episodes_per_env: int | None) -> RolloutReport:
+    def _run(
+        self, steps_per_env: int | None, min_episodes_per_env: int | None, min_timesteps: int | None = None
+    ) -> RolloutReport:
         started = time.perf_counter()
         failures_before = self._pool.failures
         chunk = Chunk(np.zeros(self.config.num_envs, dtype=np.int64))
         with self._random:
             if not self._obs:
                 self._begin_all()
-            while (steps_per_env is None or chunk.steps < steps_per_env) and (
-                not min_episodes_per_env or (chunk.episodes < min_episodes_per_env).any()
+            while (
+                (steps_per_env is None or chunk.steps < steps_per_env)
+                and (not min_episodes_per_env or (chunk.episodes < min_episodes_per_env).any())
+                and (min_timesteps is None or chunk.attempted < min_timesteps)
             ):
                 self._step(chunk)
         wait_s = 0.0
@@ -174,6 +186,7 @@ class RolloutWorker:
         self._statistics.add(transition, ended, names)
         self._previous.set(actions, transition.rewards)
         chunk.frames.update(name for name, stepped in zip(names, transition.stepped, strict=True) if stepped)
+        chunk.attempted += int(np.count_nonzero(transition.stepped | transition.failed))
         self._obs, fresh = self._pool.begin(ended)
         if fresh.any():
             self._begin(fresh)
@@ -197,7 +210,10 @@ class RolloutWorker:
             self.config.sample_actions,
         )
         actions = stored_action(vector, self._action_spec).cpu().numpy().astype(self._action_spec.dtype, copy=False)
-        return actions if self._explore is None else self._explore(actions, time_idx)
+        if self._explore is None:
+            return actions
+        mask = self.config.action_mask_key
+        return self._explore(actions, time_idx, None if mask is None else self._obs[mask])
 
     def _begin_all(self) -> None:
         self._obs = self._pool.reset()
@@ -215,10 +231,15 @@ class RolloutWorker:
 
 @dataclass
 class Chunk:
-    """What one call of a worker has done so far. episodes: (N,) finished rollouts per environment."""
+    """What one call of a worker has done so far.
+
+    episodes: (N,) finished rollouts per environment. attempted: transitions, and failures in their place; rows of a
+    VectorEnv that only reset are neither.
+    """
 
     episodes: np.ndarray
     steps: int = 0
+    attempted: int = 0
     trajectories: int = 0
     act_s: float = 0.0
     step_s: float = 0.0

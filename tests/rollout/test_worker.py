@@ -87,10 +87,18 @@ def test_vector_envs_give_the_same_tables(mode: AutoresetMode, terminate: bool) 
     vector = Recorded(make, num_envs=3, agent=tiny_agent(counting(7)))
     report = vector.worker.collect(3 * 40)
     assert_rollouts_whole(vector.written, 7, 5, terminate, unfinished=3)
-    resting = 3 * (40 // 8) if mode is AutoresetMode.NEXT_STEP else 0
-    assert report.timesteps == report.frames_by_env["Counting"] == 3 * 40 - resting
-    steps = 40 - resting // 3
-    assert sum(t.num_transitions for t in vector.written) == 3 * stored_transitions(steps, 7, 5)
+    assert report.timesteps == report.frames_by_env["Counting"] == 3 * 40
+    assert sum(t.num_transitions for t in vector.written) == 3 * stored_transitions(40, 7, 5)
+
+
+def test_rows_that_only_reset_are_not_counted_in_the_quota() -> None:
+    def make(num_envs: int) -> SyncVectorEnv:
+        return SyncVectorEnv([counting(2), counting(3)][:num_envs], autoreset_mode=AutoresetMode.NEXT_STEP)
+
+    vector = Recorded(make, num_envs=2, agent=tiny_agent(counting(2)))
+    report = vector.worker.collect(100)
+    assert report.timesteps in (100, 101)  # of two rows that rest at every third and every fourth step
+    assert report.timesteps == sum(report.frames_by_env.values())
 
 
 @pytest.mark.parametrize(
