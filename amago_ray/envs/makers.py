@@ -18,7 +18,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 
 import amago_ray.envs.builtin  # noqa: F401 (registers the gymnasium ids of the environments that ship with the package)
 from amago_ray.envs.amago_env import name_before_reset
@@ -189,13 +189,12 @@ def _try_out(
     try:
         if action_mask_key is not None:
             check_action_mask(action_mask_key, pool.obs_spec, pool.action_spec)
-        obs, ended_once = pool.reset(), not _ends_are_special(env)
+        obs = pool.reset()
         for step in range(max(num_steps, MAX_STEPS_TO_AN_END)):
-            if step >= num_steps and ended_once:
+            if step >= num_steps and not pool.awaits_last_obs:
                 break
-            mask = None if action_mask_key is None else obs[action_mask_key]
-            transition = pool.step(sample_actions(pool.action_spec, num_envs, rng, mask))
-            ended_once |= bool(transition.truncated.any())
+            legal = None if action_mask_key is None else obs[action_mask_key]
+            transition = pool.step(sample_actions(pool.action_spec, num_envs, rng, legal))
             obs, _ = pool.begin(transition.terminated | transition.truncated)
     except EnvFailure as failure:
         raise ValueError(f"environment {pool.env_names[0]} failed with {one_line(failure.__cause__)}") from failure
@@ -203,11 +202,6 @@ def _try_out(
         with suppress(*FAILURES):
             pool.close()
     return pool.obs_spec, pool.action_spec, pool.env_names[0]
-
-
-def _ends_are_special(env: gym.Env | VectorEnv) -> bool:
-    """Whether an end shows what steps do not: if the VectorEnv keeps the last observation of a truncated rollout."""
-    return isinstance(env, VectorEnv) and env.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP
 
 
 def _reusing(env: gym.Env | VectorEnv, maker: EnvMaker) -> EnvMaker:

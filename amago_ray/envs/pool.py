@@ -54,7 +54,10 @@ class Pool(ABC):
     num_envs: N. env_names: current name of each environment (a rollout's name changes in `begin`). failures: how many
     there were. last_failure: traceback of the newest one.
     max_failures_in_a_row: of one environment, without a finished rollout in between.
+    awaits_last_obs: whether it is still to be seen that a rollout's last observation is given where it ends.
     """
+
+    awaits_last_obs = False
 
     def __init__(self, env: Any, num_envs: int, max_failures_in_a_row: int) -> None:
         self.num_envs = num_envs
@@ -183,10 +186,8 @@ def check_same_spaces(env: Any, wanted: tuple[gym.Space, gym.Space], owner: str,
         strict=True,
     ):
         if not same:
-            raise ValueError(
-                f"{fault or f'environments must have the same {what} space'}: {owner} has {want}, {name_before_reset(env)} has "
-                f"{given}{remedy}"
-            )
+            rule = f"environments must have the same {what} space"
+            raise ValueError(f"{fault or rule}: {owner} has {want}, {name_before_reset(env)} has {given}{remedy}")
 
 
 def env_seeds(seed: int, env_index: int) -> Iterator[int]:

@@ -42,6 +42,7 @@ class VectorEnvPool(Pool):
         self.env_names = [name_before_reset(self._env)] * self.num_envs
         with suppress(*FAILURES):  # names that are only known after a reset are asked for then
             self.env_names = _vector_names(self._env)
+        self.awaits_last_obs = self._mode is AutoresetMode.SAME_STEP
         self._first_env = first_env
         self.reseed(seed)
         self._resetting, self._started = np.zeros((2, self.num_envs), bool)  # NEXT_STEP: in the next, the last step
@@ -142,6 +143,7 @@ class VectorEnvPool(Pool):
         if not ended.any():
             return {}
         if "final_obs" in info:
+            self.awaits_last_obs = False
             for row in np.flatnonzero(ended).tolist():
                 self._observation.write(self._obs, row, _row_of(info["final_obs"], row))
         elif (self._truncated & ~self._terminated).any():
@@ -206,7 +208,11 @@ def _row_of(batch: Any, row: int) -> Any:
 def _autoreset_mode(env: VectorEnv) -> AutoresetMode:
     mode = env.metadata.get("autoreset_mode")
     if mode is None:
-        raise ValueError(f"{name_before_reset(env)} must say in metadata['autoreset_mode'] which AutoresetMode it has")
+        raise ValueError(
+            f"{name_before_reset(env)} must say in metadata['autoreset_mode'] what it does where a rollout ends: set "
+            "env.metadata = {'autoreset_mode': gymnasium.vector.AutoresetMode.SAME_STEP} (it returns the next rollout's"
+            " first observation in that very step), NEXT_STEP (in the step after) or DISABLED"
+        )
     return AutoresetMode(mode)
 
 
