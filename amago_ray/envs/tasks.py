@@ -151,6 +151,9 @@ def one_line(error: BaseException | None) -> str:
 # Names of the environments that entries build, by the identity of the entry, which is kept here so that it holds. None
 # for an environment that names its own tasks. Building one may take seconds: one process does it once.
 _names: dict[int, tuple[Entry, str | None]] = {}
+_told: set[tuple[int, ...]] = (
+    set()
+)  # lists, by the identities of their entries, of which it was said who is named alike
 
 
 def remember_name(entry: Entry, env: Any) -> None:
@@ -184,7 +187,9 @@ def _labels(entries: Sequence[Entry]) -> tuple[str, ...]:
         if name is not None:
             seen[name] += 1
         labels.append(f" ({seen[name]})" if name is not None and seen[name] > 1 else "")
-    if repeated := [name for name, times in seen.items() if times > 1]:
+    repeated, identity = [name for name, times in seen.items() if times > 1], tuple(id(entry) for entry in different)
+    if repeated and identity not in _told:
+        _told.add(identity)
         warnings.warn(
             f"several tasks of the list are named {', '.join(repeated)}: by their place in it they are called "
             f"{repeated[0]}, {repeated[0]} (2) and so on; AMAGOEnv(env, env_name) gives them names of their own",

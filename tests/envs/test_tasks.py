@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -174,8 +175,10 @@ def test_tasks_of_one_name_are_told_apart_by_their_place() -> None:
     with pytest.warns(UserWarning, match=r"named Task: .* Task, Task \(2\) and so on; AMAGOEnv"):
         names = make_pool(make_env, 4, 0, seed=0).env_names
     assert names == ["Task", "Task (2)", "task 7", "Task (3)"]
-    with pytest.warns(UserWarning, match="named Task"):  # a worker that has the last two
+    with warnings.catch_warnings():  # it is said once
+        warnings.simplefilter("error")
         sent = cloudpickle.loads(cloudpickle.dumps(sendable_tasks(make_env)))
+    # A worker that has the last two environments.
     assert make_pool(sent, 2, 2, seed=0, total_envs=4).env_names == ["task 7", "Task (3)"]
 
 
