@@ -88,25 +88,17 @@ def make_pool(
     tasks = tasks_of(make_env)
     tasks.register()
     makers = [sized(maker, num_envs, env_seeds(seed, first_env)) for maker in tasks.makers]
-    first_task = first_env % len(makers)
-    first = makers[first_task]()
-    makers[first_task] = _reusing(first, makers[first_task])
-    if not isinstance(first, VectorEnv):
-        return EnvPool(
-            makers, seed, max_failures_in_a_row, first_env, num_envs, total_envs or first_env + num_envs, tasks.labels
-        )
+    total_envs = total_envs or first_env + num_envs
     try:
-        if len(makers) > 1:
-            raise vector_env_in_list(first)
-        if first.num_envs != num_envs:
-            raise ValueError(
-                f"make_env built a VectorEnv of {first.num_envs} environments where {num_envs} are needed "
-                "(a worker's share of parallel_actors): give make_env a parameter num_envs"
-            )
-    except (TypeError, ValueError):
-        first.close()
-        raise
-    return VectorEnvPool(makers[0], seed, max_failures_in_a_row, first_env)
+        first_task = first_env % len(makers)
+        first = makers[first_task]()
+        makers[first_task] = _reusing(first, makers[first_task])
+        if isinstance(first, VectorEnv):
+            _check_vector_env(first, num_envs, len(makers))
+            return VectorEnvPool(makers[0], seed, max_failures_in_a_row, first_env)
+        return EnvPool(makers, seed, max_failures_in_a_row, first_env, num_envs, total_envs, tasks.labels)
+    except SystemExit as error:  # which would end this process without a word
+        raise RuntimeError(f"building the environments ended in {one_line(error)}") from error
 
 
 def check_env(
@@ -153,6 +145,22 @@ def env_spaces(make_env: MakeEnv) -> tuple[gym.Space, gym.Space]:
 def num_tasks(make_env: MakeEnv) -> int:
     """How many tasks `make_env` lists; they take turns as `EnvPool` says."""
     return len(entries_of(make_env))
+
+
+def _check_vector_env(env: VectorEnv, num_envs: int, num_entries: int) -> None:
+    """Raises, after closing it, TypeError if it is one of a list, ValueError if it has another size."""
+    fault: Exception | None = None
+    if num_entries > 1:
+        fault = vector_env_in_list(env)
+    elif env.num_envs != num_envs:
+        fault = ValueError(
+            f"make_env built a VectorEnv of {env.num_envs} environments where {num_envs} are needed "
+            "(a worker's share of parallel_actors): give make_env a parameter num_envs"
+        )
+    if fault is not None:
+        with suppress(*FAILURES):
+            env.close()
+        raise fault
 
 
 def _check_fits(envs: list[Any], num_entries: int, like: tuple[gym.Space, gym.Space] | None) -> None:

@@ -24,6 +24,8 @@ from amago_ray.envs.pool import (
     vector_env_in_list,
 )
 
+_FLAGS = (bool, np.bool_)
+
 
 class EnvPool(Pool):
     """N plain environments, stepped one after the other in this process.
@@ -94,8 +96,8 @@ class EnvPool(Pool):
                 env_obs, reward, terminates, truncates, info = result
                 write(obs, index, env_obs)
                 rewards[index] = reward if isinstance(reward, float) else _scalar("reward", reward)
-                terminated[index] = terminates if isinstance(terminates, bool) else _scalar("terminated", terminates)
-                truncated[index] = truncates if isinstance(truncates, bool) else _scalar("truncated", truncates)
+                terminated[index] = terminates if isinstance(terminates, _FLAGS) else _scalar("terminated", terminates)
+                truncated[index] = truncates if isinstance(truncates, _FLAGS) else _scalar("truncated", truncates)
                 if info:
                     self._logged.add(index, info)
             except FAILURES as error:
@@ -117,7 +119,7 @@ class EnvPool(Pool):
         return self._obs, self._fresh
 
     def close(self) -> None:
-        for env in (*self._envs, *(env for idle in self._idle for env in idle)):
+        for env in self._all():
             env.close()
 
     def _task_of(self, index: int) -> int:
@@ -154,13 +156,22 @@ class EnvPool(Pool):
     def _build(self, task: int) -> gym.Env:
         """A new environment of `task`, which fits those that there are."""
         env = self._makers[task]()
-        if isinstance(env, VectorEnv):
-            raise vector_env_in_list(env)
-        for other in (*self._envs, *(env for idle in self._idle for env in idle)):
+        for other in self._all():
             check_separate(env, other)
-        if self._envs:
-            check_same_spaces(env, spaces_of(self._envs[0]), name_before_reset(self._envs[0]))
+        try:
+            if isinstance(env, VectorEnv):
+                raise vector_env_in_list(env)
+            if self._envs:
+                check_same_spaces(env, spaces_of(self._envs[0]), name_before_reset(self._envs[0]))
+        except (TypeError, ValueError):
+            with suppress(*FAILURES):
+                env.close()
+            raise
         return env
+
+    def _all(self) -> list[gym.Env]:
+        """All environments that there are, those that wait for their task's turn included."""
+        return [*self._envs, *(env for idle in self._idle for env in idle)]
 
 
 def check_separate(env: Any, other: Any) -> None:

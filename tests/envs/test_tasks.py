@@ -263,3 +263,47 @@ def test_an_id_that_cannot_be_sent_is_refused_and_others_are_no_hindrance() -> N
 def test_what_is_sent_is_taken_as_it_is() -> None:
     sent = sendable_tasks("CartPole-v1")
     assert tasks_of(sent) is sent and check_env(sent)[2] == "CartPole-v1"
+
+
+class Closing(Task):
+    closed: list[str] = []
+
+    def __init__(self, name: str, space: gym.Space) -> None:
+        super().__init__()
+        self.action_space, self.name = space, name
+
+    def close(self) -> None:
+        Closing.closed.append(self.name)
+
+
+def test_what_is_refused_is_closed() -> None:
+    bounded, other, endless = spaces.Box(-1, 1, (1,)), spaces.Discrete(2), spaces.Box(-np.inf, 1, (1,))
+    for makers in ([partial(Closing, "a", bounded), partial(Closing, "b", other)], [partial(Closing, "c", endless)]):
+        Closing.closed = []
+        for refuse in (check_env, lambda make_env: make_pool(make_env, len(make_env), 0, seed=0)):
+            with pytest.raises(ValueError, match="space"):
+                refuse(makers)
+            assert {maker.args[0] for maker in makers} <= set(Closing.closed)
+
+
+def test_an_exit_while_a_worker_builds_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="ended in SystemExit: no display"):
+        make_pool(exits, 1, 0, seed=0)
+
+
+class Reusing(Task):
+    """Returns one and the same array from every step, changed in place."""
+
+    def observe(self) -> np.ndarray:
+        self.array = getattr(self, "array", np.zeros(1, np.float32))
+        self.array[:] = self.steps / 4
+        return self.array
+
+
+def test_an_environment_may_change_what_it_has_returned() -> None:
+    vector: Any = partial(gym.vector.SyncVectorEnv, [Reusing] * 2, copy=False)
+    for make in (Reusing, vector):
+        pool = make_pool(make, 2, 0, seed=0)
+        before = {name: column.copy() for name, column in pool.reset().items()}
+        after = pool.step(np.zeros((2, 1), np.float32)).obs
+        assert before["observation"].max() == 0 and after["observation"].min() == 0.25
