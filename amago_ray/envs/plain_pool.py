@@ -36,9 +36,13 @@ class EnvPool(Pool):
         self.env_names = [env_name_of(env) for env in self._envs]
         for env in self._envs[1:]:
             self._check_like_first(env)
-        self._seeds = [env_seeds(seed, first_env + index) for index in range(self.num_envs)]
-        self._next_seed: list[int | None] = [next(seeds) for seeds in self._seeds]
+        self._first_env = first_env
+        self.reseed(seed)
         self._failures_in_a_row = [0] * self.num_envs
+
+    def reseed(self, seed: int) -> None:
+        self._seeds = [env_seeds(seed, self._first_env + index) for index in range(self.num_envs)]
+        self._next_seed: list[int | None] = [next(seeds) for seeds in self._seeds]
 
     def reset(self) -> dict[str, np.ndarray]:
         return self.begin(np.ones(self.num_envs, bool))[0]

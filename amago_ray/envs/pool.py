@@ -71,6 +71,10 @@ class Pool(ABC):
         """Start a rollout in every environment. Returns their observations (N, ...)."""
 
     @abstractmethod
+    def reseed(self, seed: int) -> None:
+        """Seed the environments anew, with the coming `reset`, as those of a pool that was built with `seed`."""
+
+    @abstractmethod
     def step(self, actions: np.ndarray) -> Transition:
         """Take stored actions (N, ...), one in each environment. Raises EnvFailure at the limit of failures."""
 

@@ -32,11 +32,15 @@ class VectorEnvPool(Pool):
         super().__init__(self._env, self._env.num_envs, max_failures_in_a_row)
         self.env_names = _vector_names(self._env)
         self._mode = _autoreset_mode(self._env)
-        self._seeds = env_seeds(seed, first_env)
-        self._next_seed: int | None = next(self._seeds)
+        self._first_env = first_env
+        self.reseed(seed)
         self._failures_in_a_row = 0
         self._resetting, self._started = np.zeros((2, self.num_envs), bool)  # NEXT_STEP: in the next, the last step
         self._start_obs = self._observation.empty(self.num_envs)  # the other modes: of the rollouts that `begin` starts
+
+    def reseed(self, seed: int) -> None:
+        self._seeds = env_seeds(seed, self._first_env)
+        self._next_seed: int | None = next(self._seeds)
 
     def reset(self) -> dict[str, np.ndarray]:
         while True:
