@@ -73,7 +73,8 @@ def check_settings(settings: ExperimentSettings) -> None:
             if value is None and names is OPTIONAL_AT_LEAST_ONE:
                 continue
             # AMAGO's traj_save_len is 1e10.
-            whole = isinstance(value, int) or (name == "traj_save_len" and float(value).is_integer())
+            may_be_float = name == "traj_save_len" and isinstance(value, float)
+            whole = value.is_integer() if may_be_float else isinstance(value, int)
             if not whole or isinstance(value, bool) or value < minimum:
                 raise ValueError(f"Experiment.{name}={value!r}: it must be an integer of {minimum} or more")
     for name in POSITIVE_NUMBERS:
