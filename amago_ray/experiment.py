@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,12 +37,15 @@ from amago_ray.driver.remote import RemoteCall
 from amago_ray.driver.schedule import EpochResult, make_schedule
 from amago_ray.driver.topology import START_TIMEOUT_S, LearnerDied, Topology, check_sendable
 from amago_ray.envs.makers import MakeEnv
-from amago_ray.messages import EpisodeResult, ReplayReport, RolloutReport, Weights
+from amago_ray.messages import EpisodeResult, EvaluationReport, ReplayReport, Weights
 from amago_ray.replay.datasets.dataset import mixture_of
+from amago_ray.rollout.assignment import assign, rollouts_of_a_round
+from amago_ray.rollout.evaluate import check_renderable, fixed_num_envs, record_gif
+from amago_ray.rollout.worker import WHOLE_ROLLOUTS
 from amago_ray.run_directory import RunDirectory
 from amago_ray.settings import ExperimentSettings, replay_folder, wandb_options
 from amago_ray.watch.display import Display
-from amago_ray.watch.metrics import AVERAGE_RETURN, MetricsLog, Progress, summarize_episodes
+from amago_ray.watch.metrics import AVERAGE_RETURN, MetricsLog, Progress
 
 T = TypeVar("T")
 
@@ -93,6 +96,7 @@ class Experiment(ExperimentSettings):
         self._presence: Presence | None = None
         self._weight_version = 0
         self._incarnation = 0
+        self._validations = 0
 
     # ---------------------------------------------------------------- what users call
 
@@ -149,7 +153,7 @@ class Experiment(ExperimentSettings):
                 self.progress.epoch, self.progress.wall_s = epoch, time.monotonic() - started
                 summary = self._log_epoch(result)
                 if self._is_due(epoch, self.val_interval):
-                    validation = summarize_episodes(self.validate())
+                    validation = self._validate().summary()
                     self._log("val", validation)
                     summary["val_return"] = validation.get(AVERAGE_RETURN, float("nan"))
                 self._display.finish_epoch(summary)
@@ -159,14 +163,24 @@ class Experiment(ExperimentSettings):
         self._display = Display(self.run_name, self.epochs, self.verbose)
 
     def validate(self) -> list[EpisodeResult]:
-        """Finished rollouts of the policy as it is, in the validation environments, without exploration."""
+        """Finished rollouts of the policy as it is, in the validation environments, without exploration.
+
+        As many of every environment, and others with each call (see `rollout.assignment`).
+        Raises ValueError, naming the remedy, for a rollout that does not end, unless val_timesteps_per_epoch is set.
+        """
+        return self._validate().episodes
+
+    def _validate(self) -> Evaluation:
         self.start()
         self._display.update(status="validating")
-        steps = self.val_timesteps_per_epoch
-        weights, episodes = self._current_weights, None if steps else 1
+        weights, steps = self._current_weights, self.val_timesteps_per_epoch
+        episodes = None if steps else rollouts_of_a_round(self.make_val_env, self.parallel_actors)
+        sizes = [rollout.num_envs for rollout in self._running.config.validation]
+        shares = assign(sizes, episodes, steps, self._validations, self.call_timeout_s)
+        self._validations += 1
         return self._evaluate(
-            self._running.num_workers,
-            lambda worker, share: self._running.validate(worker, share, weights, steps, episodes),
+            len(shares),
+            lambda worker, share, part: self._running.validate(worker, share, weights, shares[share], part),
         )
 
     def evaluate_test(
@@ -176,29 +190,49 @@ class Experiment(ExperimentSettings):
         episodes: int | None = None,
         num_envs: int | None = None,
         sample_actions: bool | None = None,
+        render: bool | str | os.PathLike[str] = False,
+        save_trajs_to: str | os.PathLike[str] | None = None,
     ) -> dict[str, float]:
         """Average results of the policy in environments of its own, by the names that validation is logged under.
 
-        timesteps: steps of each environment. episodes: rollouts in all; where both are given, whichever comes first.
+        timesteps: steps of each environment, within which rollouts are begun; each is played to its end, for at most as
+        many steps again. episodes: rollouts in all, equally many of every environment; where both are given, whichever
+        comes first. The same call plays the same rollouts again.
         num_envs: environments, by default as many as train, but no more than `episodes`.
         sample_actions: draw from the policy, else take its mode; by default as in validation.
-        Raises ValueError when neither timesteps nor episodes is given, or nothing finished within `timesteps`.
+        render: also draw one rollout as an animated GIF, into this file or, for True, test.gif in the run's folder.
+        save_trajs_to: folder for the rollouts that count, one of AMAGO's npz files each, which `AmagoDataset` reads.
+        Raises ValueError when neither timesteps nor episodes is given, nothing finished within `timesteps`, a rollout
+        does not end and there are no `timesteps`, or the environment cannot be rendered.
         """
         if timesteps is None and episodes is None:
             raise ValueError("evaluate_test needs timesteps (per environment), episodes (in all), or both")
+        if render:
+            check_renderable(make_env)
         self.start()
-        num_envs = num_envs or min(self.parallel_actors, episodes or self.parallel_actors)
-        num_workers = min(self._running.num_workers, num_envs)
+        fixed = fixed_num_envs(make_env)
+        num_envs = fixed or num_envs or min(self.parallel_actors, episodes or self.parallel_actors)
+        num_workers = 1 if fixed else min(self._running.num_workers, num_envs)
         sample = self.sample_actions_val if sample_actions is None else sample_actions
         rollouts = deal_environments(self, make_env, num_envs, num_workers, self.seed + 2, sample, explore=False)
-        weights, per_env = self._current_weights, None if episodes is None else -(-episodes // num_envs)
-        finished = self._evaluate(
-            len(rollouts),
-            lambda worker, share: self._running.test(worker, rollouts[share], weights, timesteps, per_env),
+        shares = assign([r.num_envs for r in rollouts], episodes, timesteps, rollout_limit_s=self.call_timeout_s)
+        folder = None if save_trajs_to is None else str(Path(save_trajs_to).resolve())
+        if folder is not None:
+            rollouts = tuple(replace(rollout, traj_save_len=WHOLE_ROLLOUTS) for rollout in rollouts)
+        weights = self._current_weights
+        evaluation = self._evaluate(
+            len(shares),
+            lambda worker, share, part: self._running.test(
+                worker, rollouts[share], weights, shares[share], part, folder
+            ),
         )
-        if not finished:
+        if render:
+            out = Path(self.directory.root / "test.gif" if render is True else render)
+            acting = weights.result(self.call_timeout_s)
+            self._say(f"drawn: {record_gif(self.agent_spec, acting, make_env, out, self.seed + 2, sample)}")
+        if not evaluation.episodes:
             raise ValueError(f"evaluate_test: no rollout finished within timesteps={timesteps}; give it more")
-        return summarize_episodes(finished)
+        return evaluation.summary()
 
     def save(self) -> Path:
         """The training state of the newest finished epoch, written unless it is there already; `--resume` starts there.
@@ -271,13 +305,17 @@ class Experiment(ExperimentSettings):
         if not self.frames_wanted(epoch):
             return None
         steps_before = (epoch - self.start_collecting_at_epoch) * self.train_timesteps_per_epoch
-        return self._collection(self.train_timesteps_per_epoch, steps_before)
+        return self._collection(self.train_timesteps_per_epoch, steps_before, self._resets_by(epoch))
 
     def open_collection(self) -> Collection:
         """A collection without a quota yet."""
-        return self._collection(0, exploration_steps=0)
+        return self._collection(0, exploration_steps=0, resets=self._resets_by(self.progress.epoch + 1))
 
-    def _collection(self, timesteps_per_env: int, exploration_steps: int) -> Collection:
+    def _resets_by(self, epoch: int) -> int:
+        """How often the training environments have all been reset when an epoch is collected."""
+        return epoch // self.force_reset_train_envs_every if self.force_reset_train_envs_every else 0
+
+    def _collection(self, timesteps_per_env: int, exploration_steps: int, resets: int) -> Collection:
         return Collection(
             self._running,
             self._at_work,
@@ -286,6 +324,7 @@ class Experiment(ExperimentSettings):
             exploration_steps=exploration_steps,
             timeout_s=self.call_timeout_s,
             message=self._say,
+            resets=resets,
         )
 
     def start_learning(self, epoch: int) -> Learning | None:
@@ -312,7 +351,7 @@ class Experiment(ExperimentSettings):
     def act_by_newest(self, collection: Collection) -> None:
         """Let a collection act by the weights that were published last, and explore as far as it has come."""
         steps = (self.progress.total_frames + collection.done) // self.parallel_actors
-        collection.act_by(self._current_weights, steps)
+        collection.act_by(self._current_weights, steps, self._resets_by(self.progress.epoch + 1))
 
     def run(self, collection: CollectJob | None, learning: LearnJob | None) -> None:
         """Drive what was started to its end, showing progress."""
@@ -377,8 +416,8 @@ class Experiment(ExperimentSettings):
     def _is_due(self, epoch: int, interval: int) -> bool:
         return epoch % interval == 0 or epoch + 1 == self.epochs
 
-    def _evaluate(self, num_shares: int, start: Callable[[int, int], RemoteCall[RolloutReport]]) -> list[EpisodeResult]:
-        """Finished rollouts of an evaluation; `start` starts a share on a worker, given (worker, share)."""
+    def _evaluate(self, num_shares: int, start: Callable[[int, int, int], RemoteCall[EvaluationReport]]) -> Evaluation:
+        """An evaluation, played; `start` starts a part of a share on a worker, given (worker, share, part)."""
         evaluation = Evaluation(
             self._at_work,
             num_shares,
@@ -388,7 +427,9 @@ class Experiment(ExperimentSettings):
             self._say,
         )
         run_jobs([evaluation], tick=self._display.update)
-        return evaluation.episodes
+        if evaluation.unfinished:
+            self._say(f"{evaluation.unfinished} rollouts were left out: they had not ended after twice the timesteps")
+        return evaluation
 
     def _log(self, section: str, values: dict[str, float]) -> None:
         assert self._metrics is not None

@@ -45,16 +45,23 @@ class ExperimentSettings:
         traj_encoder_type, agent_type: the sequence model and the learning algorithm.
     Each epoch
         epochs: how many. parallel_actors: environments, over all workers.
-        train_timesteps_per_epoch: steps in each of them. val_timesteps_per_epoch: the same in validation; None runs
-            each validation environment until it has finished one rollout.
+        train_timesteps_per_epoch: steps in each of them. val_timesteps_per_epoch: the same in validation, within which
+            rollouts are begun (each is played to its end, for at most as many steps again); None plays one rollout in
+            each environment, and one of each task where these are more.
+        force_reset_train_envs_every: epochs between two resets of all training environments, whose unfinished rollouts
+            are stored as truncated; None lets rollouts end by themselves.
         train_batches_per_epoch: batches that each learner takes. batches_per_update: gradient accumulation.
         batch_size: sequences per batch and learner.
         start_learning_at_epoch, start_collecting_at_epoch: first epoch that does either.
         val_interval, ckpt_interval: epochs between validations, and between saved training states.
+        test_episodes: rollouts of the comparison with a random policy that ends a run of the command line; 0 for none.
+            test_max_timesteps: of all of its environments together, for either policy; None for no limit.
     Data
-        traj_save_len: longest stored trajectory, in timesteps; by default 8 x max_seq_len. padded_sampling: "none",
-            "both", "left" or "right" (see `replay.sampling`). replay_capacity_gb: over all shards.
-            replay_capacity_trajectories: likewise; None for no limit.
+        traj_save_len: longest stored trajectory, in timesteps; by default 8 x max_seq_len; 1e10 stores whole rollouts.
+            stagger_traj_file_lengths: cut longer ones at random lengths, uniform in traj_save_len -+ max_seq_len,
+            so that sequences can start everywhere; off by default, where AMAGO's code has it on.
+            padded_sampling: "none", "both", "left" or "right" (see `replay.sampling`).
+            replay_capacity_gb: over all shards. replay_capacity_trajectories: likewise; None for no limit.
         replay_sampling: "trajectories" or "timesteps", uniform over either; "recent", where the chance of a trajectory
             halves every replay_half_life epochs; "prioritized" by the critics' error ** priority_exponent, with losses
             weighted by importance ** importance_exponent (see `replay.selection`).
@@ -117,8 +124,12 @@ class ExperimentSettings:
     start_collecting_at_epoch: int = 0
     val_interval: int = 20
     ckpt_interval: int = 50
+    force_reset_train_envs_every: int | None = None
+    test_episodes: int = 200
+    test_max_timesteps: int | None = 50_000
 
-    traj_save_len: int | None = None
+    traj_save_len: float | None = None  # a whole number
+    stagger_traj_file_lengths: bool = False
     padded_sampling: PaddedSampling = "none"
     replay_capacity_gb: float = 4.0
     replay_capacity_trajectories: int | None = None

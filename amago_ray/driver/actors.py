@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -15,11 +15,16 @@ from amago_ray import config
 from amago_ray.driver.malloc import keep_freed_memory
 from amago_ray.driver.processes import TopologyConfig
 from amago_ray.driver.remote import RemoteShard
+from amago_ray.envs.makers import env_spaces
 from amago_ray.learner.learner import Learner
-from amago_ray.messages import LearnReport, RolloutReport, Weights
+from amago_ray.messages import EvaluationReport, LearnReport, RolloutReport, Weights
 from amago_ray.replay.client import ReplayReader, ReplayWriter
+from amago_ray.replay.export import npz_writer
 from amago_ray.replay.shard import ReplayShard
+from amago_ray.rollout.assignment import Assignment
 from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
+
+EVALUATION_PART_S = 2.0  # how long one call of an evaluation should take
 
 
 class ShardActor(ReplayShard):
@@ -49,36 +54,64 @@ class RolloutActor:
         self._writer = ReplayWriter(find_shards(shard_names))
         self._training: RolloutWorker | None = None
         self._validation: RolloutWorker | None = None
+        self._test: RolloutWorker | None = None
 
-    def collect(self, timesteps: int, weights: Weights, exploration_steps: int) -> RolloutReport:
+    def collect(self, timesteps: int, weights: Weights, exploration_steps: int, resets: int) -> RolloutReport:
         if self._training is None:
             self._training = self._build(self._topology.rollout[self._worker], self._writer.write, self._flush)
         self._training.set_exploration_steps(exploration_steps)
         self._training.set_weights(weights)
-        return self._training.collect(timesteps)
+        return self._training.collect(timesteps, resets)
 
-    def validate(
-        self, share: int, weights: Weights, steps_per_env: int | None, episodes_per_env: int | None
-    ) -> RolloutReport:
-        """Evaluate in a share of the validation environments: this worker's own, which it keeps, or an absent one's."""
+    def validate(self, share: int, weights: Weights, assignment: Assignment, part: int) -> EvaluationReport:
+        """One part of a share of the validation: in this worker's own environments, which it keeps, or an absent one's.
+
+        part: how many parts of it the caller has; see `RolloutWorker.evaluate`.
+        """
         if share != self._worker:
-            return self.test(self._topology.validation[share], weights, steps_per_env, episodes_per_env)
+            return self.test(self._topology.validation[share], weights, assignment, part)
         if self._validation is None:
-            self._validation = self._build(self._topology.validation[share])
+            self._validation = self._build_evaluation(self._topology.validation[share])
         self._validation.set_weights(weights)
-        return self._validation.evaluate(steps_per_env, episodes_per_env)
+        return self._validation.evaluate(assignment, part, EVALUATION_PART_S)
 
     def test(
-        self, rollout: RolloutConfig, weights: Weights, steps_per_env: int | None, episodes_per_env: int | None
-    ) -> RolloutReport:
-        """Evaluate in environments of their own, which are closed afterwards."""
-        worker = self._build(rollout)
-        with contextlib.closing(worker):
-            worker.set_weights(weights)
-            return worker.evaluate(steps_per_env, episodes_per_env)
+        self,
+        rollout: RolloutConfig,
+        weights: Weights,
+        assignment: Assignment,
+        part: int,
+        save_trajs_to: str | None = None,
+    ) -> EvaluationReport:
+        """One part of an evaluation in environments of its own, which are closed after the last.
+
+        save_trajs_to: folder for the rollouts that count.
+        """
+        if part == 0 or self._test is None:
+            self._close_test()
+            write = None if save_trajs_to is None else npz_writer(env_spaces(rollout.make_env), Path(save_trajs_to))
+            self._test = self._build_evaluation(rollout, write)
+        self._test.set_weights(weights)
+        try:
+            report = self._test.evaluate(assignment, part, EVALUATION_PART_S)
+        except BaseException:
+            self._close_test()
+            raise
+        if report.finished:
+            self._close_test()
+        return report
+
+    def _close_test(self) -> None:
+        if self._test is not None:
+            self._test.close()
+            self._test = None
 
     def _build(self, rollout: RolloutConfig, write: Any = None, flush: Any = None) -> RolloutWorker:
         return RolloutWorker(rollout, self._topology.agent_spec, self._worker, self._incarnation, write, flush)
+
+    def _build_evaluation(self, rollout: RolloutConfig, write: Any = None) -> RolloutWorker:
+        """Who plays an evaluation, and in which of its lives, makes no difference to the rollouts."""
+        return RolloutWorker(rollout, self._topology.agent_spec, incarnation=self._topology.incarnation, write=write)
 
     def _flush(self) -> float:
         self._writer.flush()

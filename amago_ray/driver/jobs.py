@@ -13,9 +13,11 @@ from typing import Protocol
 from amago_ray.driver.liveness import Presence
 from amago_ray.driver.remote import RemoteCall, wait_any
 from amago_ray.driver.topology import LearnerDied, Topology
-from amago_ray.messages import EpisodeResult, LearnReport, RolloutReport, Weights
+from amago_ray.messages import EpisodeResult, EvaluationReport, LearnReport, RolloutReport, Weights
 from amago_ray.pending import ProcessDied
 from amago_ray.replay.sampling.sources import ReplayEmpty
+from amago_ray.rollout.assignment import in_order
+from amago_ray.watch.metrics import summarize_episodes
 
 CHUNK_S = 2.0  # how long one call of a worker should take
 POLL_INTERVAL_S = 0.1
@@ -25,6 +27,9 @@ POLL_INTERVAL_S = 0.1
 class CollectSummary:
     """One epoch's collection, summed over workers.
 
+    Its rollouts are those that *ended* during the epoch. Environments whose rollouts are short finish more of them in
+    that time, so where the length depends on the outcome, averages over them lean to the short ones; those of
+    validation, which counts as many rollouts of every environment, do not.
     Which worker reports first does not matter: rollouts are kept by worker, and exploration is averaged over workers.
     """
 
@@ -120,7 +125,8 @@ class Collection:
     """An epoch's quota of timesteps. Every worker does its own share; that of one that is away, the others take over.
 
     timesteps_per_env: quota of each environment. exploration_steps: steps that each has behind it.
-    timeout_s: a worker that needs longer for one chunk is killed and restarted.
+    timeout_s: a worker that needs longer for one chunk is killed and restarted. resets: how often all environments
+    have been reset by now; a worker that has done fewer does so first.
     """
 
     def __init__(
@@ -132,8 +138,9 @@ class Collection:
         exploration_steps: int,
         timeout_s: float,
         message: Callable[[str], None],
+        resets: int = 0,
     ):
-        self._topology, self._presence, self._weights = topology, presence, weights
+        self._topology, self._presence, self._weights, self._resets = topology, presence, weights, resets
         self._exploration_steps, self._timeout_s, self._message = exploration_steps, timeout_s, message
         workers = range(topology.num_workers)
         self._share = [timesteps_per_env * topology.num_envs(w) for w in workers]
@@ -167,9 +174,9 @@ class Collection:
         """Timesteps of the quota that are not made yet."""
         return sum(self._share) + self._left_over + sum(timesteps for _, timesteps, _ in self._in_flight.values())
 
-    def act_by(self, weights: RemoteCall[Weights], exploration_steps: int) -> None:
+    def act_by(self, weights: RemoteCall[Weights], exploration_steps: int, resets: int = 0) -> None:
         """What chunks that start from now on act by."""
-        self._weights, self._exploration_steps = weights, exploration_steps
+        self._weights, self._exploration_steps, self._resets = weights, exploration_steps, resets
 
     def hand_over(self) -> CollectSummary:
         """What was collected since the last call of this method."""
@@ -203,7 +210,7 @@ class Collection:
             self._share[worker] -= timesteps
         else:
             self._left_over -= timesteps
-        call = self._topology.collect(worker, timesteps, self._weights, self._exploration_steps)
+        call = self._topology.collect(worker, timesteps, self._weights, self._exploration_steps, self._resets)
         self._in_flight[worker] = (call, timesteps, now)
 
     def take(self, call: RemoteCall) -> None:
@@ -294,43 +301,65 @@ class Learning:
 class Evaluation:
     """Shares of an evaluation, each on a worker: share i on worker i, or on another where that one is away.
 
-    start: starts a share on a worker, given (worker, share). timeout_s: a worker that needs longer is restarted.
+    A share is played in parts of a few seconds. What a worker had of one goes down with it, and the share begins anew,
+    on whoever is there, with the same rollouts.
+    start: starts a part of a share on a worker, given (worker, share, part). timeout_s: a worker that needs longer for
+    one is restarted. Raises ValueError for a rollout that does not end.
     """
 
     def __init__(
         self,
         presence: Presence,
         num_shares: int,
-        start: Callable[[int, int], RemoteCall[RolloutReport]],
+        start: Callable[[int, int, int], RemoteCall[EvaluationReport]],
         restart: Callable[[int], None],
         timeout_s: float,
         message: Callable[[str], None],
     ):
         self._presence, self._start, self._restart = presence, start, restart
         self._timeout_s, self._message = timeout_s, message
-        self._reports: list[RolloutReport | None] = [None] * num_shares
-        self._in_flight: dict[int, tuple[RemoteCall[RolloutReport], int, float]] = {}  # share -> call, worker, start
+        self._parts: list[list[EvaluationReport]] = [[] for _ in range(num_shares)]
+        self._holder: dict[int, int] = {}  # share -> the worker that has begun it
+        self._in_flight: dict[int, tuple[RemoteCall[EvaluationReport], int, float]] = {}  # share -> call, worker, start
 
     @property
     def finished(self) -> bool:
-        return None not in self._reports
+        return all(self._is_played(share) for share in range(len(self._parts)))
 
     @property
     def episodes(self) -> list[EpisodeResult]:
-        """All finished rollouts, share by share."""
-        return [episode for report in self._reports if report is not None for episode in report.episodes]
+        """The rollouts that count, by environment and then in their order."""
+        found: dict[tuple[int, int], EpisodeResult] = {}
+        for part in (part for parts in self._parts for part in parts):
+            found |= part.episodes
+        return in_order(found)
+
+    @property
+    def unfinished(self) -> int:
+        """How many rollouts were begun within a limit of timesteps and left out, because they did not end."""
+        return sum(parts[-1].unfinished for parts in self._parts if parts)
+
+    def summary(self) -> dict[str, float]:
+        """Averages over the rollouts that count, and how many were left out."""
+        return {**summarize_episodes(self.episodes), "Unfinished Rollouts": self.unfinished}
 
     def calls(self) -> list[RemoteCall]:
         now = time.monotonic()
         self._presence.look()
         here = self._presence.here
-        open_shares = [i for i, report in enumerate(self._reports) if report is None and i not in self._in_flight]
-        for share in sorted(open_shares, key=lambda share: share not in here):
-            # A worker gets one share at a time: what waits for another share does not hang.
+        for share in [share for share, worker in self._holder.items() if worker not in here]:
+            if share not in self._in_flight:
+                self._forget(share)
+        # First those that are begun, then those whose own worker is there. A worker gets one share at a time: what
+        # waits for another share does not hang.
+        unplayed = [share for share in range(len(self._parts)) if not self._is_played(share)]
+        for share in sorted(unplayed, key=lambda share: (share not in self._holder, share not in here)):
             busy = {worker for _, worker, _ in self._in_flight.values()}
-            free = [worker for worker in ((share,) if share in here else here) if worker not in busy]
-            if free:
-                self._in_flight[share] = (self._start(free[0], share), free[0], now)
+            own = self._holder.get(share, share)
+            free = [worker for worker in ((own,) if own in here else here) if worker not in busy]
+            if free and share not in self._in_flight:
+                self._holder[share] = free[0]
+                self._in_flight[share] = (self._start(free[0], share, len(self._parts[share])), free[0], now)
         for share, (call, worker, started) in self._in_flight.items():
             if now - started > self._timeout_s and not call.done():
                 self._message(silent_worker(worker, self._timeout_s))
@@ -342,11 +371,22 @@ class Evaluation:
         share, worker = next((s, w) for s, (c, w, _) in self._in_flight.items() if c is call)
         del self._in_flight[share]
         try:
-            self._reports[share] = call.result(self._timeout_s)
+            report = call.result(self._timeout_s)
         except ProcessDied as death:
             self._presence.lost(worker, death)
+            self._forget(share)
             return
         self._presence.worked(worker)
+        self._parts[share] = [*self._parts[share][: report.part], report]
+
+    def _is_played(self, share: int) -> bool:
+        return bool(self._parts[share]) and self._parts[share][-1].finished
+
+    def _forget(self, share: int) -> None:
+        """Begin a share anew, unless all of it is there."""
+        self._holder.pop(share, None)
+        if not self._is_played(share):
+            self._parts[share] = []
 
 
 def run_jobs(jobs: Sequence[Job], tick: Callable[[], None]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from amago_ray.driver.placement import Cluster, Placement, amount, table
+from amago_ray.driver.plan import longest_piece, stagger
 from amago_ray.driver.processes import TopologyConfig
 from amago_ray.settings import ExperimentSettings
+from amago_ray.specs import row_bytes
 
 
 def overview(settings: ExperimentSettings, topology: TopologyConfig, placement: Placement, cluster: Cluster) -> str:
@@ -15,8 +17,11 @@ def overview(settings: ExperimentSettings, topology: TopologyConfig, placement: 
     trained = sum(p.nbytes for p in agent.parameters() if p.requires_grad)
     per_request, in_flight = topology.request_size
     store = topology.replay.store
+    row, longest = row_bytes(spec.obs_spec, spec.action_spec), longest_piece(x) + stagger(x)
     place = f"in files below {store.folder}" if store.folder is not None else "in the memory of the shards"
     memory = {
+        "workers": f"{amount(row * x.parallel_actors * 1000)} for every 1,000 timesteps of unfinished rollouts; "
+        f"{amount(row * x.parallel_actors * longest)} if all of them get to traj_save_len={longest:,}",
         "replay": f"up to {amount(x.replay_capacity_gb * 1e9)} {place}",
         "batches": f"{amount(topology.batch_bytes)} each, up to {per_request * in_flight} ahead of each learner",
         "agent": f"{amount(weights + 3 * trained)} per learner, besides what a batch needs: {trained // 4:,} "

@@ -147,13 +147,25 @@ def deal_environments(
             action_mask_key=settings.action_mask_key,
             first_env=sum(shares[:i]),
             seed=seed,
-            traj_save_len=settings.traj_save_len or 8 * settings.max_seq_len,
+            traj_save_len=longest_piece(settings),
+            stagger=stagger(settings) if explore else 0,
             exploration_type=settings.exploration_wrapper_type if explore else None,
             sample_actions=sample_actions,
             device=settings.rollout_device,
         )
         for i, share in enumerate(shares)
     )
+
+
+def longest_piece(settings: ExperimentSettings) -> int:
+    """`traj_save_len`, in transitions."""
+    return int(settings.traj_save_len or 8 * settings.max_seq_len)
+
+
+def stagger(settings: ExperimentSettings) -> int:
+    """By how much the lengths of stored pieces vary, as AMAGO has it: not where a piece is one sequence at most."""
+    staggers = settings.stagger_traj_file_lengths and settings.max_seq_len < longest_piece(settings)
+    return settings.max_seq_len if staggers else 0
 
 
 def learner_device(num_learners: int, device: str, gpus: float) -> str:

@@ -44,6 +44,7 @@ AT_LEAST_ZERO = (
     "start_learning_at_epoch",
     "start_collecting_at_epoch",
     "replay_min_timesteps",
+    "test_episodes",
 )
 POSITIVE_NUMBERS = (
     "learning_rate",
@@ -59,6 +60,8 @@ OPTIONAL_AT_LEAST_ONE = (
     "num_rollout_workers",
     "replay_capacity_trajectories",
     "learner_cpus",
+    "force_reset_train_envs_every",
+    "test_max_timesteps",
 )
 
 
@@ -69,7 +72,10 @@ def check_settings(settings: ExperimentSettings) -> None:
             value = getattr(settings, name)
             if value is None and names is OPTIONAL_AT_LEAST_ONE:
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            # AMAGO's traj_save_len is 1e10.
+            may_be_float = name == "traj_save_len" and isinstance(value, float)
+            whole = value.is_integer() if may_be_float else isinstance(value, int)
+            if not whole or isinstance(value, bool) or value < minimum:
                 raise ValueError(f"Experiment.{name}={value!r}: it must be an integer of {minimum} or more")
     for name in POSITIVE_NUMBERS:
         value = getattr(settings, name)
