@@ -159,6 +159,7 @@ def test_one_object_for_all_is_refused() -> None:
             make_pool(make, 3, 0, seed=0)
 
 
+@pytest.mark.filterwarnings("ignore:several tasks")
 def test_other_bounds_are_refused_at_once_however_tasks_are_dealt() -> None:
     wide = partial(Task, high=2.0)
     with pytest.raises(ValueError, match="same action space: Task has.*RescaleAction"):
@@ -276,6 +277,7 @@ class Closing(Task):
         Closing.closed.append(self.name)
 
 
+@pytest.mark.filterwarnings("ignore:several tasks")
 def test_what_is_refused_is_closed() -> None:
     bounded, other, endless = spaces.Box(-1, 1, (1,)), spaces.Discrete(2), spaces.Box(-np.inf, 1, (1,))
     for makers in ([partial(Closing, "a", bounded), partial(Closing, "b", other)], [partial(Closing, "c", endless)]):
