@@ -73,7 +73,7 @@ class RolloutActor:
         if self._validation is None:
             self._validation = self._build_evaluation(self._topology.validation[share])
         self._validation.set_weights(weights)
-        return self._validation.evaluate(assignment, part, EVALUATION_PART_S)
+        return self._validation.evaluate(assignment, part, part_s(assignment))
 
     def test(
         self,
@@ -93,7 +93,7 @@ class RolloutActor:
             self._test = self._build_evaluation(rollout, write)
         self._test.set_weights(weights)
         try:
-            report = self._test.evaluate(assignment, part, EVALUATION_PART_S)
+            report = self._test.evaluate(assignment, part, part_s(assignment))
         except BaseException:
             self._close_test()
             raise
@@ -181,6 +181,11 @@ class LearnerActor:
 
     def load_agent(self, path: str) -> None:
         self._learner.load_agent(path)
+
+
+def part_s(assignment: Assignment) -> float:
+    """How long one call of an evaluation should take: well below the time after which a silent worker is restarted."""
+    return min(EVALUATION_PART_S, assignment.rollout_limit_s / 4)
 
 
 def find_shards(names: list[str]) -> list[RemoteShard]:
