@@ -103,7 +103,12 @@ def _literal(value: Any) -> str | None:
         return f"@{name}" if name in configurable_names() and gin.get_configurable(name) is value else None
     if isinstance(value, (list, tuple)):
         items = [text for item in value if (text := _literal(item)) is not None]
-        return f"[{', '.join(items)}]" if len(items) == len(value) else None
+        opening, closing = ("[", "]") if isinstance(value, list) else ("(", ",)" if len(value) == 1 else ")")
+        return f"{opening}{', '.join(items)}{closing}" if len(items) == len(value) else None
+    if isinstance(value, dict):
+        pairs = [(_literal(key), _literal(item)) for key, item in value.items()]
+        entries = [f"{key}: {item}" for key, item in pairs if key is not None and item is not None]
+        return f"{{{', '.join(entries)}}}" if len(entries) == len(pairs) else None
     return repr(value) if value is None or isinstance(value, (str, int, float, bool)) else None
 
 

@@ -29,10 +29,11 @@ from amago_ray.messages import EpisodeResult
 from amago_ray.pending import ProcessDied
 from amago_ray.replay.datasets.disk_traj import DiskTrajDataset
 from amago_ray.replay.datasets.recorded_spaces import check_meaning, meaning, record_spaces
+from amago_ray.rollout.evaluate import check_renderable, fixed_num_envs, record_gif
 from amago_ray.run_directory import RunDirectory
 from amago_ray.settings import ExperimentSettings, replay_folder, wandb_options
 from amago_ray.watch.display import Display
-from amago_ray.watch.metrics import AVERAGE_RETURN, MetricsLog, Progress, summarize_episodes
+from amago_ray.watch.metrics import AVERAGE_RETURN, MetricsLog, Progress
 
 
 @gin.configurable
@@ -158,7 +159,8 @@ class Experiment(ExperimentSettings):
                 self.progress.epoch, self.progress.wall_s = epoch, time.monotonic() - started
                 summary = self._log_epoch(result)
                 if self._is_due(epoch, self.val_interval):
-                    validation = summarize_episodes(self.validate())
+                    self._display.update(status="validating")
+                    validation = ring.validate().summary()
                     self._log("val", validation)
                     summary["val_return"] = validation.get(AVERAGE_RETURN, float("nan"))
                 self._display.finish_epoch(summary)
@@ -203,10 +205,12 @@ class Experiment(ExperimentSettings):
     # ---------------------------------------------------------------- evaluation
 
     def validate(self) -> list[EpisodeResult]:
-        """Finished rollouts of the policy as it is, in the validation environments, without exploration."""
-        ring = self._started()
-        self._display.update(status="validating")
-        return ring.validate()
+        """Finished rollouts of the policy as it is, in the validation environments, without exploration.
+
+        As many of every environment, and others with each call (see `rollout.assignment`).
+        Raises ValueError, naming the remedy, for a rollout that does not end, unless val_timesteps_per_epoch is set.
+        """
+        return self._started().validate().episodes
 
     def evaluate_test(
         self,
@@ -215,25 +219,40 @@ class Experiment(ExperimentSettings):
         episodes: int | None = None,
         num_envs: int | None = None,
         sample_actions: bool | None = None,
+        render: bool | str | os.PathLike[str] = False,
+        save_trajs_to: str | os.PathLike[str] | None = None,
     ) -> dict[str, float]:
         """Average results of the policy in environments of its own, by the names that validation is logged under.
 
-        timesteps: steps of each environment. episodes: rollouts in all; where both are given, whichever comes first.
+        timesteps: steps of each environment, within which rollouts are begun; each is played to its end, for at most as
+        many steps again. episodes: rollouts in all, equally many of every environment; where both are given, whichever
+        comes first. The same call plays the same rollouts again.
         num_envs: environments, by default as many as train, but no more than `episodes`.
         sample_actions: draw from the policy, else take its mode; by default as in validation.
-        Raises ValueError when neither timesteps nor episodes is given, or nothing finished within `timesteps`.
+        render: also draw one rollout as an animated GIF, into this file or, for True, test.gif in the run's folder.
+        save_trajs_to: folder for the rollouts that count, one of AMAGO's npz files each, which `AmagoDataset` reads.
+        Raises ValueError when neither timesteps nor episodes is given, nothing finished within `timesteps`, a rollout
+        does not end and there are no `timesteps`, or the environment cannot be rendered.
         """
         if timesteps is None and episodes is None:
             raise ValueError("evaluate_test needs timesteps (per environment), episodes (in all), or both")
-        ring = self._started()
-        num_envs = num_envs or min(self.parallel_actors, episodes or self.parallel_actors)
-        num_workers = min(ring.num_workers, num_envs)
+        if render:
+            check_renderable(make_env)
+        ring, fixed = self._started(), fixed_num_envs(make_env)
+        num_envs = fixed or num_envs or min(self.parallel_actors, episodes or self.parallel_actors)
+        num_workers = 1 if fixed else min(ring.num_workers, num_envs)
         sample = self.sample_actions_val if sample_actions is None else sample_actions
         rollouts = deal_environments(self, make_env, num_envs, num_workers, self.seed + 2, sample, explore=False)
-        finished = ring.test(rollouts, timesteps, None if episodes is None else -(-episodes // num_envs))
-        if not finished:
+        folder = None if save_trajs_to is None else Path(save_trajs_to).resolve()
+        evaluation = ring.test(rollouts, timesteps, episodes, folder)
+        if render:
+            out = Path(self.directory.root / "test.gif" if render is True else render)
+            acting = ring.weights.result(self.call_timeout_s)
+            record_gif(self.agent_spec, acting, make_env, out, self.seed + 2, sample)
+            self._display.message(f"drawn: {out}")
+        if not evaluation.episodes:
             raise ValueError(f"evaluate_test: no rollout finished within timesteps={timesteps}; give it more")
-        return summarize_episodes(finished)
+        return evaluation.summary()
 
     # ---------------------------------------------------------------- files
 

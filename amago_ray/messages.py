@@ -186,6 +186,22 @@ class RolloutReport:
 
 
 @dataclass(frozen=True)
+class EvaluationReport:
+    """One part of a worker's share of an evaluation.
+
+    part: which one; 0 where the share was begun anew. episodes: the rollouts that it finished and that count, by
+    (number of the environment within the run, number of its rollout). unfinished: those that were begun and left out,
+    in this and earlier parts. finished: nothing is left to play. timesteps: environment steps made in this part.
+    """
+
+    part: int
+    episodes: dict[tuple[int, int], EpisodeResult]
+    unfinished: int
+    finished: bool
+    timesteps: int
+
+
+@dataclass(frozen=True)
 class ReplayReport:
     """What one shard holds, and what it has done since it started.
 

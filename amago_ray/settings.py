@@ -31,11 +31,12 @@ WandbMode = Literal["online", "offline"]
 Check = Callable[[Any], str | None]  # what a value must be, where it is not
 
 
-def whole_number(minimum: int) -> Check:
-    """Integers from `minimum` on."""
+def whole_number(minimum: int, or_float: bool = False) -> Check:
+    """Integers from `minimum` on. or_float: such as 1e10 too."""
 
     def check(value: Any) -> str | None:
-        fits = isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+        whole = isinstance(value, int) or (or_float and isinstance(value, float) and value.is_integer())
+        fits = whole and not isinstance(value, bool) and value >= minimum
         return None if fits else f"it must be an integer of {minimum} or more"
 
     return check
@@ -114,14 +115,21 @@ class ExperimentSettings:
     run_name: str = setting(MISSING, "folder of the run, under ckpt_base_dir", folder_name)
     make_train_env: MakeEnv = setting(
         MISSING,
-        """a gymnasium id, a function that returns a gymnasium.Env or VectorEnv, or a list of them dealt out over the
-        environments""",
+        """a gymnasium id, a function that returns a gymnasium.Env or VectorEnv, a pair of either and a dict of its
+        arguments, such as ("Meta-World/MT1", {"env_name": "reach-v3"}), or a list of these, which take turns from
+        rollout to rollout so that each is played equally often""",
     )
     max_seq_len: int = setting(
         MISSING, "longest training sequence and the Transformer's context, in timesteps", whole_number(1)
     )
     make_val_env: MakeEnv = setting(None, "the same for validation; None takes the training environments' makers")
     ckpt_base_dir: str | os.PathLike[str] = setting("runs", "where runs are kept")
+    action_mask_key: str | None = setting(
+        None,
+        """name of an observation that says which actions are legal: nonzero for each category that may be chosen, those
+        of a MultiDiscrete action end to end. The policy, exploration, random policies and the check before the start
+        obey it; None for no mask""",
+    )
 
     tstep_encoder_type: type[TstepEncoder] | None = setting(
         None,
@@ -137,7 +145,8 @@ class ExperimentSettings:
     train_timesteps_per_epoch: int = setting(1000, "steps in each environment; 0 collects nothing", whole_number(0))
     val_timesteps_per_epoch: int | None = setting(
         None,
-        "steps in each validation environment; None runs each until it has finished one rollout",
+        """steps in each validation environment, within which rollouts are begun (each is played to its end, for at most
+        as many steps again); None plays one rollout in each environment, and one of each task where these are more""",
         whole_number(1),
         optional=True,
     )
@@ -148,10 +157,36 @@ class ExperimentSettings:
     start_collecting_at_epoch: int = setting(0, "first epoch that collects", whole_number(0))
     val_interval: int = setting(20, "epochs between validations", whole_number(1))
     ckpt_interval: int = setting(50, "epochs between saved training states", whole_number(1))
+    force_reset_train_envs_every: int | None = setting(
+        None,
+        """epochs between two resets of all training environments, whose unfinished rollouts are stored as truncated;
+        None lets rollouts end by themselves""",
+        whole_number(1),
+        optional=True,
+    )
+    test_episodes: int = setting(
+        200,
+        "rollouts of the comparison with a random policy that ends a run of the command line; 0 for none",
+        whole_number(0),
+    )
+    test_max_timesteps: int | None = setting(
+        50_000,
+        "of all environments of that comparison together, for either policy; None for no limit",
+        whole_number(1),
+        optional=True,
+    )
     always_save_latest: bool = setting(True, "write latest/policy.pt after every epoch, and not only after the last")
 
-    traj_save_len: int | None = setting(
-        None, "longest stored trajectory, in timesteps; None is 8 x max_seq_len", whole_number(1), optional=True
+    traj_save_len: float | None = setting(
+        None,
+        "longest stored trajectory, in timesteps; None is 8 x max_seq_len; 1e10 stores whole rollouts",
+        whole_number(1, or_float=True),
+        optional=True,
+    )
+    stagger_traj_file_lengths: bool = setting(
+        False,
+        """cut longer rollouts at random lengths, uniform in traj_save_len -+ max_seq_len, so that sequences can start
+        everywhere; AMAGO's code has it on""",
     )
     padded_sampling: PaddedSampling = setting(
         "none", "how the start of a training sequence is drawn (see replay.sampling.slices)", one_of(PaddedSampling)

@@ -21,7 +21,6 @@ from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics, summarize_epis
 if TYPE_CHECKING:
     from amago_ray.experiment import Experiment
 
-FINAL_EPISODES = 200
 ATTEMPT = re.compile(r"Average Attempt (\d+) Success in (.+)")
 
 TRAIN_HELP = """\
@@ -91,12 +90,21 @@ def train(arguments: Sequence[str]) -> None:
                 experiment.load_policy(options.init_from)
         experiment.learn()
         print(f"\nThe run is in {experiment.directory.root}")
-        if not options.no_final_test:
-            from amago_ray.rollout.evaluate import random_policy
+        if experiment.test_episodes and not options.no_final_test:
+            from amago_ray.rollout.evaluate import final_test
 
-            trained = experiment.evaluate_test(experiment.make_val_env, episodes=FINAL_EPISODES)
-            random = summarize_episodes(random_policy(experiment.make_val_env, FINAL_EPISODES, experiment.seed))
-            print(compare(trained, random))
+            x = experiment
+            trained, random = final_test(
+                x.evaluate_test,
+                x.make_val_env,
+                x.test_episodes,
+                x.test_max_timesteps,
+                x.seed,
+                x.parallel_actors,
+                x.call_timeout_s,
+                x.action_mask_key,
+            )
+            print(compare(trained, summarize_episodes(random)))
 
 
 def load_experiment(configs: Sequence[str | Path], bindings: Sequence[str]) -> Experiment:

@@ -76,7 +76,7 @@ class FakeTopology:
     def ping(self, worker: int) -> Any:
         return self._call("ping", worker, lambda: True)
 
-    def collect(self, worker: int, timesteps: int, weights: Any, exploration_steps: int) -> Any:
+    def collect(self, worker: int, timesteps: int, weights: Any, exploration_steps: int, resets: int = 0) -> Any:
         def answer() -> RolloutReport:
             self.collected += timesteps
             return RolloutReport(worker, 0, timesteps, {"fake": timesteps}, [], 0, 1, 0.0, 0.0, 0.0, 1.0)

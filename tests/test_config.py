@@ -15,6 +15,7 @@ from amago_ray import Experiment, config
 from amago_ray.agent.actor_critic import Agent, Multigammas
 from amago_ray.config import nearest, record, reject_unknown_arguments, restore, snapshot
 from amago_ray.envs.builtin import Counting, TMaze
+from amago_ray.envs.tasks import entries_of, maker_of
 from amago_ray.nets.traj_encoders import GRUTrajEncoder
 
 
@@ -134,6 +135,20 @@ def test_the_record_of_settings_given_in_python(tmp_path: Path) -> None:
     config.load([tmp_path / "config.txt"])
     assert gin.query_parameter("Experiment.run_name") == "it's"
     assert Counting().episode_length == 4
+
+
+def test_settings_of_gym_make_are_given_and_recorded(tmp_path: Path) -> None:
+    pair, other = ("CartPole-v1", {"max_episode_steps": 7}), "['CartPole-v1', ('Acrobot-v1', {'max_episode_steps': 3})]"
+    text = record("Experiment", {"make_train_env": pair, "replay_compression": ("a",), "learner_nodes": {"pool": "x"}})
+    assert "Experiment.make_train_env = ('CartPole-v1', {'max_episode_steps': 7})" in text.splitlines()
+    (tmp_path / "config.txt").write_text(text)
+    config.load([tmp_path / "config.txt"], [f"Experiment.make_val_env = {other}"])
+    assert gin.query_parameter("Experiment.make_train_env") == pair
+    assert gin.query_parameter("Experiment.replay_compression") == ("a",)
+    assert gin.query_parameter("Experiment.learner_nodes") == {"pool": "x"}
+    listed = entries_of(gin.query_parameter("Experiment.make_val_env"))
+    assert [maker_of(entry)().spec.max_episode_steps for entry in listed] == [500, 3]
+    assert "given in Python" in record("Experiment", {"make_train_env": ("CartPole-v1", {"reward": lambda: 1})})
 
 
 def test_an_experiment_made_in_python_records_its_lambda(tmp_path: Path) -> None:

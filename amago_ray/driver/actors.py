@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -15,10 +15,15 @@ from amago_ray import config
 from amago_ray.driver.malloc import keep_freed_memory
 from amago_ray.driver.plan import Plan
 from amago_ray.driver.remote import RemoteShard
+from amago_ray.envs.makers import env_spaces
 from amago_ray.learner.learner import Learner
-from amago_ray.messages import LearnReport, RolloutReport, Weights
+from amago_ray.messages import EvaluationReport, LearnReport, RolloutReport, Weights
 from amago_ray.replay.client import ReplayReader, ReplayWriter
+from amago_ray.replay.export import npz_writer
+from amago_ray.rollout.assignment import Assignment
 from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
+
+EVALUATION_PART_S = 2.0  # how long one call of an evaluation should take
 
 
 class RolloutActor:
@@ -35,6 +40,7 @@ class RolloutActor:
         self._writer = ReplayWriter(find_shards(shard_names))
         self._training: RolloutWorker | None = None
         self._validation: RolloutWorker | None = None
+        self._test: RolloutWorker | None = None
 
     def prepare(self) -> None:
         """Build the training environments, so that the first chunk is as fast as the others; when done, say so.
@@ -44,35 +50,62 @@ class RolloutActor:
         if self._training is None and self._plan.collects:
             self._training = self._build(self._plan.rollout[self._worker], self._writer.write, self._flush)
 
-    def collect(self, timesteps: int, weights: Weights, exploration_steps: int) -> RolloutReport:
+    def collect(self, timesteps: int, weights: Weights, exploration_steps: int, resets: int) -> RolloutReport:
         self.prepare()
         assert self._training is not None, "a run that collects nothing asks nobody to"
         self._training.set_exploration_steps(exploration_steps)
         self._training.set_weights(weights)
-        return self._training.collect(timesteps)
+        return self._training.collect(timesteps, resets)
 
-    def validate(
-        self, share: int, weights: Weights, steps_per_env: int | None, episodes_per_env: int | None
-    ) -> RolloutReport:
-        """Evaluate in a share of the validation environments: this worker's own, which it keeps, or an absent one's."""
+    def validate(self, share: int, weights: Weights, assignment: Assignment, part: int) -> EvaluationReport:
+        """One part of a share of the validation: in this worker's own environments, which it keeps, or an absent one's.
+
+        part: how many parts of it the caller has; see `RolloutWorker.evaluate`.
+        """
         if share != self._worker:
-            return self.test(self._plan.validation[share], weights, steps_per_env, episodes_per_env)
+            return self.test(self._plan.validation[share], weights, assignment, part)
         if self._validation is None:
-            self._validation = self._build(self._plan.validation[share])
+            self._validation = self._build_evaluation(self._plan.validation[share])
         self._validation.set_weights(weights)
-        return self._validation.evaluate(steps_per_env, episodes_per_env)
+        return self._validation.evaluate(assignment, part, part_s(assignment))
 
     def test(
-        self, rollout: RolloutConfig, weights: Weights, steps_per_env: int | None, episodes_per_env: int | None
-    ) -> RolloutReport:
-        """Evaluate in environments of their own, which are closed afterwards."""
-        worker = self._build(rollout)
-        with contextlib.closing(worker):
-            worker.set_weights(weights)
-            return worker.evaluate(steps_per_env, episodes_per_env)
+        self,
+        rollout: RolloutConfig,
+        weights: Weights,
+        assignment: Assignment,
+        part: int,
+        save_trajs_to: str | None = None,
+    ) -> EvaluationReport:
+        """One part of an evaluation in environments of its own, which are closed after the last.
+
+        save_trajs_to: folder for the rollouts that count.
+        """
+        if part == 0 or self._test is None:
+            self._close_test()
+            write = None if save_trajs_to is None else npz_writer(env_spaces(rollout.make_env), Path(save_trajs_to))
+            self._test = self._build_evaluation(rollout, write)
+        self._test.set_weights(weights)
+        try:
+            report = self._test.evaluate(assignment, part, part_s(assignment))
+        except BaseException:
+            self._close_test()
+            raise
+        if report.finished:
+            self._close_test()
+        return report
+
+    def _close_test(self) -> None:
+        if self._test is not None:
+            self._test.close()
+            self._test = None
 
     def _build(self, rollout: RolloutConfig, write: Any = None, flush: Any = None) -> RolloutWorker:
         return RolloutWorker(rollout, self._plan.agent_spec, self._worker, self._incarnation, write, flush)
+
+    def _build_evaluation(self, rollout: RolloutConfig, write: Any = None) -> RolloutWorker:
+        """Who plays an evaluation, and in which of its lives, makes no difference to the rollouts."""
+        return RolloutWorker(rollout, self._plan.agent_spec, incarnation=self._plan.incarnation, write=write)
 
     def _flush(self) -> float:
         self._writer.flush()
@@ -142,6 +175,11 @@ class LearnerActor:
 
     def load_agent(self, path: str) -> None:
         self._learner.load_agent(path)
+
+
+def part_s(assignment: Assignment) -> float:
+    """How long one call of an evaluation should take: well below the time after which a silent worker is restarted."""
+    return min(EVALUATION_PART_S, assignment.rollout_limit_s / 4)
 
 
 def find_shards(names: list[str]) -> list[RemoteShard]:

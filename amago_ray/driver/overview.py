@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from amago_ray.driver.placement import Cluster, Placement, amount, table
-from amago_ray.driver.plan import Plan
+from amago_ray.driver.plan import Plan, longest_piece, stagger
 from amago_ray.settings import ExperimentSettings
+from amago_ray.specs import row_bytes
 
 
 def overview(settings: ExperimentSettings, plan: Plan, placement: Placement, cluster: Cluster) -> str:
@@ -16,8 +17,11 @@ def overview(settings: ExperimentSettings, plan: Plan, placement: Placement, clu
     per_request, in_flight = plan.request_size
     store = plan.replay.store
     place = f"in files below {store.folder}" if store.folder is not None else "in the memory of the shards"
+    row, longest = row_bytes(spec.obs_spec, spec.action_spec), longest_piece(x) + stagger(x)
     memory = {
         "observations": agent.policy.tstep_encoder.description,
+        "workers": f"{amount(row * x.parallel_actors * 1000)} for every 1,000 timesteps of unfinished rollouts; "
+        f"{amount(row * x.parallel_actors * longest)} if all of them get to traj_save_len={longest:,}",
         "replay": f"up to {amount(x.replay_capacity_gb * 1e9)} {place}",
         "batches": f"{amount(plan.batch_bytes)} each, up to {per_request * in_flight} ahead of each learner",
         "agent": f"{amount(weights + 3 * trained)} per learner, besides what a batch needs: {trained // 4:,} "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from amago_ray.driver.jobs import CHUNK_S, Collection
+from amago_ray.driver.collection import CHUNK_S, Collection
 from amago_ray.driver.learning import Learning, merge_reports
 from amago_ray.driver.rate_limiter import RateLimiter
 from amago_ray.driver.remote import RemoteCall

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from amago_ray import config
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.driver.placement import LEARNER, SHARD, WORKER, Cluster, Node, Resources, Role, matches, pool
-from amago_ray.envs.makers import MakeEnv, env_spaces
+from amago_ray.envs.makers import MakeEnv, env_spaces, sendable_tasks
 from amago_ray.learner.learner import LearnerConfig
 from amago_ray.replay.client import BUCKETS, request_size
 from amago_ray.replay.datasets.dataset import RowLayout, TrajectoryDataset, mixture_of
@@ -195,19 +195,34 @@ def deal_environments(
 ) -> tuple[RolloutConfig, ...]:
     """`num_envs` environments dealt out over `num_workers` workers, as evenly as it goes."""
     shares = [num_envs // num_workers + (i < num_envs % num_workers) for i in range(num_workers)]
+    tasks = sendable_tasks(make_env)
     return tuple(
         RolloutConfig(
-            make_env=make_env,
+            make_env=tasks,
             num_envs=share,
+            total_envs=num_envs,
+            action_mask_key=settings.action_mask_key,
             first_env=sum(shares[:i]),
             seed=seed,
-            traj_save_len=settings.traj_save_len or 8 * settings.max_seq_len,
+            traj_save_len=longest_piece(settings),
+            stagger=stagger(settings) if explore else 0,
             exploration_type=settings.exploration_wrapper_type if explore else None,
             sample_actions=sample_actions,
             device=settings.rollout_device,
         )
         for i, share in enumerate(shares)
     )
+
+
+def longest_piece(settings: ExperimentSettings) -> int:
+    """`traj_save_len`, in transitions."""
+    return int(settings.traj_save_len or 8 * settings.max_seq_len)
+
+
+def stagger(settings: ExperimentSettings) -> int:
+    """By how much the lengths of stored pieces vary, as AMAGO has it: not where a piece is one sequence at most."""
+    staggers = settings.stagger_traj_file_lengths and settings.max_seq_len < longest_piece(settings)
+    return settings.max_seq_len if staggers else 0
 
 
 def learner_device(num_learners: int, device: str, gpus: float) -> str:

@@ -60,14 +60,11 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
     Returns how to build the agent. Raises what the environments raise, and ValueError where validation environments
     have other spaces than training environments.
     """
-    obs_spec, action_spec, _ = check_env(settings.make_train_env)
+    mask = settings.action_mask_key
+    obs_spec, action_spec, _ = check_env(settings.make_train_env, action_mask_key=mask)
     if settings.make_val_env is not settings.make_train_env:
-        val_obs, val_action, _ = check_env(settings.make_val_env)
-        if (val_obs, val_action) != (obs_spec, action_spec):
-            raise ValueError(
-                f"make_val_env has other spaces than make_train_env: {val_obs}, {val_action} "
-                f"instead of {obs_spec}, {action_spec}"
-            )
+        like = env_spaces(settings.make_train_env)
+        check_env(settings.make_val_env, action_mask_key=mask, like=like)
     _check_compression(settings.replay_compression, obs_spec)
     spec = AgentSpec(
         obs_spec=obs_spec,
@@ -77,6 +74,7 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
         traj_encoder_type=settings.traj_encoder_type,
         agent_type=settings.agent_type,
         seed=settings.seed,
+        action_mask_key=mask,
     )
     if settings.exploration_wrapper_type is not None:
         settings.exploration_wrapper_type(1, action_spec, settings.seed)

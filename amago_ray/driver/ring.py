@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from amago_ray.driver.cluster import Cluster
+from amago_ray.driver.collection import Collection
+from amago_ray.driver.evaluation import Evaluation
 from amago_ray.driver.failures import Decision, FailurePolicy
-from amago_ray.driver.jobs import Collection, CollectJob, Evaluation, LearnJob, run_jobs
+from amago_ray.driver.jobs import CollectJob, LearnJob, run_jobs
 from amago_ray.driver.learning import Learning
 from amago_ray.driver.liveness import Liveness
 from amago_ray.driver.placement import LEARNER, SHARD, WORKER, place
 from amago_ray.driver.plan import Plan
 from amago_ray.driver.remote import RemoteCall
 from amago_ray.driver.topology import START_TIMEOUT_S, LearnerDied, Topology
-from amago_ray.messages import EpisodeResult, LearnReport, ReplayReport, RolloutReport, Weights
+from amago_ray.messages import EvaluationReport, LearnReport, ReplayReport, Weights
 from amago_ray.pending import CallTimeout, ProcessDied
 from amago_ray.replay.datasets.dataset import mixture_of
-from amago_ray.rollout.worker import RolloutConfig
+from amago_ray.rollout.assignment import assign, rollouts_of_a_round
+from amago_ray.rollout.worker import WHOLE_ROLLOUTS, RolloutConfig
 from amago_ray.run_directory import RunDirectory
 from amago_ray.settings import ExperimentSettings, replay_folder
 from amago_ray.watch.display import Display
@@ -60,6 +64,7 @@ class Ring:
         self._weights: RemoteCall[Weights] | None = None
         self._weight_version = 0
         self._commits = 0
+        self._validations = 0
         self._updates = progress.gradient_steps  # that the learner group has made, those of dead ones included
         self._initial_policy: Path | None = None
         self._shard_lives: dict[int, int] = {}
@@ -120,13 +125,19 @@ class Ring:
         if not self.frames_wanted(epoch):
             return None
         steps = self._settings.train_timesteps_per_epoch
-        return self._collection(steps, (epoch - self._settings.start_collecting_at_epoch) * steps)
+        steps_before = (epoch - self._settings.start_collecting_at_epoch) * steps
+        return self._collection(steps, steps_before, self._resets_by(epoch))
 
     def open_collection(self) -> Collection:
         """A collection without a quota yet."""
-        return self._collection(0, exploration_steps=0)
+        return self._collection(0, exploration_steps=0, resets=self._resets_by(self.progress.epoch + 1))
 
-    def _collection(self, timesteps_per_env: int, exploration_steps: int) -> Collection:
+    def _resets_by(self, epoch: int) -> int:
+        """How often the training environments have all been reset when an epoch is collected."""
+        every = self._settings.force_reset_train_envs_every
+        return epoch // every if every else 0
+
+    def _collection(self, timesteps_per_env: int, exploration_steps: int, resets: int) -> Collection:
         return Collection(
             self._topology,
             self._liveness,
@@ -135,12 +146,13 @@ class Ring:
             exploration_steps=exploration_steps,
             timeout_s=self._settings.call_timeout_s,
             message=self.say,
+            resets=resets,
         )
 
     def act_by_newest(self, collection: Collection) -> None:
         """Let a collection act by the weights that were published last, and explore as far as it has come."""
         steps = (self.progress.total_frames + collection.done) // self._settings.parallel_actors
-        collection.act_by(self.weights, steps)
+        collection.act_by(self.weights, steps, self._resets_by(self.progress.epoch + 1))
 
     def start_learning(self, epoch: int) -> Learning | None:
         """The epoch's learning, started; None where it is not the time for it or nothing is stored yet."""
@@ -246,32 +258,50 @@ class Ring:
 
     # ---------------------------------------------------------------- evaluation
 
-    def validate(self) -> list[EpisodeResult]:
-        """Finished rollouts of the published weights in the validation environments."""
-        steps = self._settings.val_timesteps_per_epoch
-        episodes = None if steps else 1
+    def validate(self) -> Evaluation:
+        """Rollouts of the published weights in the validation environments: others with each call."""
+        x, steps = self._settings, self._settings.val_timesteps_per_epoch
+        episodes = None if steps else rollouts_of_a_round(x.make_val_env, x.parallel_actors)
+        sizes = [rollout.num_envs for rollout in self.plan.validation]
+        shares = assign(sizes, episodes, steps, self._validations, x.call_timeout_s)
+        self._validations += 1
         return self._evaluate(
-            self.num_workers,
-            lambda worker, share: self._topology.validate(worker, share, self.weights, steps, episodes),
+            len(shares),
+            lambda worker, share, part: self._topology.validate(worker, share, self.weights, shares[share], part),
         )
 
     def test(
-        self, rollouts: tuple[RolloutConfig, ...], steps_per_env: int | None, episodes_per_env: int | None
-    ) -> list[EpisodeResult]:
-        """Finished rollouts of the published weights in environments of their own, one share for each of `rollouts`."""
+        self,
+        rollouts: tuple[RolloutConfig, ...],
+        timesteps: int | None,
+        episodes: int | None,
+        save_trajs_to: Path | None = None,
+    ) -> Evaluation:
+        """Rollouts of the published weights in environments of their own: the same with each call.
+
+        rollouts: one share of the environments each. timesteps, episodes, save_trajs_to: see
+        `Experiment.evaluate_test`.
+        """
+        folder = None if save_trajs_to is None else str(save_trajs_to)
+        if folder is not None:
+            rollouts = tuple(replace(rollout, traj_save_len=WHOLE_ROLLOUTS) for rollout in rollouts)
+        sizes = [rollout.num_envs for rollout in rollouts]
+        shares = assign(sizes, episodes, timesteps, rollout_limit_s=self._settings.call_timeout_s)
         return self._evaluate(
-            len(rollouts),
-            lambda worker, share: self._topology.test(
-                worker, rollouts[share], self.weights, steps_per_env, episodes_per_env
+            len(shares),
+            lambda worker, share, part: self._topology.test(
+                worker, rollouts[share], self.weights, shares[share], part, folder
             ),
         )
 
-    def _evaluate(self, num_shares: int, start: Callable[[int, int], RemoteCall[RolloutReport]]) -> list[EpisodeResult]:
-        """Finished rollouts of an evaluation; `start` starts a share on a worker, given (worker, share)."""
+    def _evaluate(self, num_shares: int, start: Callable[[int, int, int], RemoteCall[EvaluationReport]]) -> Evaluation:
+        """An evaluation, played; `start` starts a part of a share on a worker, given (worker, share, part)."""
         timeout_s = self._settings.call_timeout_s
         evaluation = Evaluation(self._liveness, num_shares, start, self._topology.restart_worker, timeout_s)
         run_jobs([evaluation], tick=self.display.update)
-        return evaluation.episodes
+        if evaluation.unfinished:
+            self.say(f"{evaluation.unfinished} rollouts were left out: they had not ended after twice the timesteps")
+        return evaluation
 
     # ---------------------------------------------------------------- files
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
-from amago_ray.driver.jobs import Collection, CollectSummary
+from amago_ray.driver.collection import Collection, CollectSummary
 from amago_ray.driver.pacing import PacedCollection, PacedLearning
 from amago_ray.driver.rate_limiter import RateLimiter, rate_limiter
 from amago_ray.driver.ring import Ring

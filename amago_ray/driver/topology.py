@@ -23,8 +23,9 @@ from amago_ray.driver.placement import Role
 from amago_ray.driver.plan import Plan
 from amago_ray.driver.remote import RemoteCall
 from amago_ray.driver.shard_actor import ShardActor
-from amago_ray.messages import LearnReport, ReplayReport, RolloutReport, Weights
+from amago_ray.messages import EvaluationReport, LearnReport, ReplayReport, RolloutReport, Weights
 from amago_ray.pending import CallTimeout, ProcessDied
+from amago_ray.rollout.assignment import Assignment
 from amago_ray.rollout.worker import RolloutConfig
 from amago_ray.settings import ExperimentSettings
 
@@ -144,10 +145,12 @@ class Topology:
         actor: Any = self._workers[worker]
         return RemoteCall(actor.prepare.remote(), f"rollout worker {worker}")
 
-    def collect(self, worker: int, timesteps: int, weights: RemoteCall[Weights], exploration_steps: int) -> RemoteCall:
-        """Start one chunk of collection on one worker; the answer is a `RolloutReport`."""
+    def collect(
+        self, worker: int, timesteps: int, weights: RemoteCall[Weights], exploration_steps: int, resets: int = 0
+    ) -> RemoteCall[RolloutReport]:
+        """Start one chunk of collection on one worker. resets: how often the environments have been reset by now."""
         actor: Any = self._workers[worker]
-        ref = actor.collect.remote(timesteps, weights.ref, exploration_steps)
+        ref = actor.collect.remote(timesteps, weights.ref, exploration_steps, resets)
         return RemoteCall(ref, f"rollout worker {worker}")
 
     def validate(
@@ -155,12 +158,12 @@ class Topology:
         worker: int,
         share: int,
         weights: RemoteCall[Weights],
-        steps_per_env: int | None,
-        episodes_per_env: int | None,
-    ) -> RemoteCall[RolloutReport]:
-        """Start one share of the validation on a worker: its own, or that of one that is away."""
+        assignment: Assignment,
+        part: int,
+    ) -> RemoteCall[EvaluationReport]:
+        """Start a part of one share of the validation on a worker: its own, or that of one that is away."""
         actor: Any = self._workers[worker]
-        ref = actor.validate.remote(share, weights.ref, steps_per_env, episodes_per_env)
+        ref = actor.validate.remote(share, weights.ref, assignment, part)
         return RemoteCall(ref, f"validation on rollout worker {worker}")
 
     def test(
@@ -168,12 +171,13 @@ class Topology:
         worker: int,
         rollout: RolloutConfig,
         weights: RemoteCall[Weights],
-        steps_per_env: int | None,
-        episodes_per_env: int | None,
-    ) -> RemoteCall[RolloutReport]:
-        """Start an evaluation in environments of its own on a worker."""
+        assignment: Assignment,
+        part: int,
+        save_trajs_to: str | None = None,
+    ) -> RemoteCall[EvaluationReport]:
+        """Start a part of an evaluation in environments of its own on a worker."""
         actor: Any = self._workers[worker]
-        ref = actor.test.remote(rollout, weights.ref, steps_per_env, episodes_per_env)
+        ref = actor.test.remote(rollout, weights.ref, assignment, part, save_trajs_to)
         return RemoteCall(ref, f"evaluation on rollout worker {worker}")
 
     def restart_worker(self, worker: int) -> None:

@@ -2,8 +2,8 @@
 
 One wrapper serves all N environments of a worker at once:
 
-    actions = explore(policy(obs), time_idx)    # every step
-    explore.begin(fresh)                        # where a rollout starts, before its first action
+    actions = explore(policy(obs), time_idx, legal)    # every step
+    explore.begin(fresh)                               # where a rollout starts, before its first action
 
 Validation never explores.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import gin
 import numpy as np
 
-from amago_ray.envs.spaces import sample_actions
+from amago_ray.envs.spaces import is_legal, sample_actions
 from amago_ray.specs import ActionSpec
 
 
@@ -25,6 +25,8 @@ class ExplorationWrapper(ABC):
 
     num_envs: N. action_spec: how actions are stored. seed: of this wrapper's own random stream, `self.rng`.
     steps: (N,) int64, actions taken so far in each environment; schedules anneal over it.
+    legal: (N, vector_size), nonzero where a category of the coming action may be chosen; None where all may. What
+    `explore` chooses against it is replaced by the policy's own choice.
     """
 
     def __init__(self, num_envs: int, action_spec: ActionSpec, seed: int) -> None:
@@ -32,16 +34,18 @@ class ExplorationWrapper(ABC):
         self.action_spec = action_spec
         self.rng = np.random.default_rng(seed)
         self.steps = np.zeros(num_envs, np.int64)
+        self.legal: np.ndarray | None = None
 
     @abstractmethod
     def explore(self, actions: np.ndarray, time_idx: np.ndarray) -> np.ndarray:
         """The actions to take, a new array. actions: (N, ...) in stored form. time_idx: (N,) step in the rollout."""
 
-    def __call__(self, actions: np.ndarray, time_idx: np.ndarray) -> np.ndarray:
-        """`explore`, and one more step counted in every environment."""
+    def __call__(self, actions: np.ndarray, time_idx: np.ndarray, legal: np.ndarray | None = None) -> np.ndarray:
+        """`explore` among the `legal` actions, and one more step counted in every environment."""
+        self.legal = legal
         explored = self.explore(actions, time_idx)
         self.steps += 1
-        return explored
+        return explored if legal is None else np.where(is_legal(self.action_spec, explored, legal), explored, actions)
 
     def begin(self, fresh: np.ndarray) -> None:  # noqa: B027 (optional hook)
         """A new rollout starts where `fresh` (N,) is True."""
@@ -98,7 +102,7 @@ class _EpsilonSchedule(ExplorationWrapper):
         if self.action_spec.kind == "continuous":
             noise = eps * self.rng.standard_normal(actions.shape)
             return np.clip(actions + noise, -1.0, 1.0).astype(actions.dtype)
-        uniform = sample_actions(self.action_spec, self.num_envs, self.rng)
+        uniform = sample_actions(self.action_spec, self.num_envs, self.rng, self.legal)
         return np.where(self.rng.random(eps.shape) < eps, uniform, actions).astype(actions.dtype, copy=False)
 
     def metrics(self) -> dict[str, float]:
@@ -177,6 +181,41 @@ class BilevelEpsilonGreedy(_EpsilonSchedule):
         first = self.annealed(self.eps_start_start, self.eps_start_end)
         last = self.annealed(self.eps_end_start, self.eps_end_end)
         return first + (last - first) * np.minimum(time_idx / self.rollout_horizon, 1.0)
+
+
+@gin.configurable
+class TMazeExploration(EpsilonGreedy):
+    """Explores as `EpsilonGreedy` at both ends of a T-Maze, and once in two rollouts on the way between (AMAGO).
+
+    A corridor whose steps are all chosen at random is hardly ever passed; the cue and the junction need exploring.
+    horizon: steps of a rollout. start_window, end_window: eps is 0.5 / horizon at the steps t with
+    start_window < t < horizon - end_window. eps_start, eps_end, steps_anneal, randomize_eps: as in `EpsilonGreedy`.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        action_spec: ActionSpec,
+        seed: int,
+        horizon: int,
+        start_window: int = 0,
+        end_window: int = 3,
+        eps_start: float = 1.0,
+        eps_end: float = 0.01,
+        steps_anneal: int = 100_000,
+        randomize_eps: bool = False,
+    ) -> None:
+        super().__init__(num_envs, action_spec, seed, eps_start, eps_end, steps_anneal, randomize_eps)
+        if horizon < 1:
+            raise ValueError(f"horizon={horizon}: it must be at least 1")
+        for name, window in (("start_window", start_window), ("end_window", end_window)):
+            if window < 0:
+                raise ValueError(f"{name}={window}: it must be at least 0")
+        self.horizon, self.start_window, self.end_window = horizon, start_window, end_window
+
+    def schedule(self, time_idx: np.ndarray) -> np.ndarray:
+        between = (self.start_window < time_idx) & (time_idx < self.horizon - self.end_window)
+        return np.where(between, 0.5 / self.horizon, super().schedule(time_idx))
 
 
 def _check_fractions(**settings: float) -> None:

@@ -12,8 +12,7 @@ All arrays belong to the pool: they hold until its next call, `transition.obs` u
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from typing import Any
 
@@ -22,9 +21,33 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 import amago_ray.envs.builtin  # noqa: F401 (registers the gymnasium ids of the environments that ship with the package)
-from amago_ray.envs.plain_pool import EnvPool
-from amago_ray.envs.pool import EnvFailure, Transition, vector_env_in_list
-from amago_ray.envs.spaces import sample_actions
+from amago_ray.envs.amago_env import name_before_reset
+from amago_ray.envs.plain_pool import EnvPool, check_separate
+from amago_ray.envs.pool import (
+    FAILURES,
+    EnvFailure,
+    Transition,
+    check_same_spaces,
+    converters,
+    env_seeds,
+    spaces_of,
+    vector_env_in_list,
+)
+from amago_ray.envs.spaces import check_action_mask, sample_actions
+from amago_ray.envs.tasks import (
+    Entry,
+    EnvMaker,
+    MakeEnv,
+    Tasks,
+    build,
+    distinct,
+    entries_of,
+    one_line,
+    remember_name,
+    sendable_tasks,
+    sized,
+    tasks_of,
+)
 from amago_ray.envs.vector_pool import VectorEnvPool
 from amago_ray.specs import ActionSpec, ObsSpec
 
@@ -33,117 +56,163 @@ __all__ = [
     "EnvMaker",
     "EnvPool",
     "MakeEnv",
+    "Tasks",
     "Transition",
     "VectorEnvPool",
     "check_env",
     "env_spaces",
     "make_pool",
+    "num_tasks",
+    "sendable_tasks",
 ]
 
-EnvMaker = Callable[..., Any]  # returns a gym.Env or a VectorEnv
-MakeEnv = str | EnvMaker | list[str | EnvMaker] | tuple[str | EnvMaker, ...]
+MAX_STEPS_TO_AN_END = 1000  # of the check of a VectorEnv, whose rollouts may lack their last observation
 
 
 def make_pool(
-    make_env: MakeEnv, num_envs: int, first_env: int, seed: int, max_failures_in_a_row: int = 5
+    make_env: MakeEnv,
+    num_envs: int,
+    first_env: int,
+    seed: int,
+    max_failures_in_a_row: int = 5,
+    total_envs: int | None = None,
 ) -> EnvPool | VectorEnvPool:
-    """The pool of the environments `first_env` ... `first_env + num_envs - 1` of a run.
+    """The pool of the environments `first_env` ... `first_env + num_envs - 1` of a run of `total_envs`.
 
-    make_env: a gymnasium id, a function that returns a gymnasium Env or VectorEnv (one with a parameter `num_envs` is
-    given it), or a list of ids and functions that return an Env: environment i of the run is entry i modulo its length.
+    make_env: a gymnasium id; a function that returns a gymnasium Env or VectorEnv (one with a parameter `num_envs` is
+    given it, and one with `seed` besides a seed of its own); a pair of either and a dict of its arguments; or a list of
+    any of these that return an Env, which take turns as `EnvPool` says.
 
     Raises ValueError or TypeError for environments that do not fit, and whatever the functions raise.
     """
-    entries = _entries(make_env)
-    makers = [_maker(entries[(first_env + index) % len(entries)], num_envs) for index in range(num_envs)]
-    first = makers[0]()
-    makers[0] = _reusing(first, makers[0])
-    if not isinstance(first, VectorEnv):
-        return EnvPool(makers, seed, max_failures_in_a_row, first_env)
-    if len(entries) > 1:
-        raise vector_env_in_list(first)
-    if first.num_envs != num_envs:
-        raise ValueError(
-            f"make_env built a VectorEnv of {first.num_envs} environments where {num_envs} are needed "
-            "(a worker's share of parallel_actors): give make_env a parameter num_envs"
-        )
-    return VectorEnvPool(makers[0], seed, max_failures_in_a_row, first_env)
+    tasks = tasks_of(make_env)
+    tasks.register()
+    makers = [sized(maker, num_envs, env_seeds(seed, first_env)) for maker in tasks.makers]
+    total_envs = total_envs or first_env + num_envs
+    try:
+        first_task = first_env % len(makers)
+        first = makers[first_task]()
+        makers[first_task] = _reusing(first, makers[first_task])
+        if isinstance(first, VectorEnv):
+            _check_vector_env(first, num_envs, len(makers))
+            return VectorEnvPool(makers[0], seed, max_failures_in_a_row, first_env)
+        return EnvPool(makers, seed, max_failures_in_a_row, first_env, num_envs, total_envs, tasks.labels)
+    except SystemExit as error:  # which would end this process without a word
+        raise RuntimeError(f"building the environments ended in {one_line(error)}") from error
 
 
-def check_env(make_env: MakeEnv, seed: int = 0, num_steps: int = 20) -> tuple[ObsSpec, ActionSpec, str]:
+def check_env(
+    make_env: MakeEnv,
+    seed: int = 0,
+    num_steps: int = 20,
+    action_mask_key: str | None = None,
+    like: tuple[gym.Space, gym.Space] | None = None,
+) -> tuple[ObsSpec, ActionSpec, str]:
     """Build every entry of `make_env` once and take a few random steps in it.
+
+    action_mask_key: name of the observation that says which actions are legal. like: those of the training
+    environments, if `make_env` is of validation environments.
 
     Returns the specifications that all of them share and the first one's name. Raises ValueError or TypeError, in one
     line that names the environment, for anything that would stop a run.
     """
-    entries = list({id(entry): entry for entry in _entries(make_env)}.values())
+    entries = distinct(entries_of(make_env))
+    envs: list[Any] = []
     found: list[tuple[ObsSpec, ActionSpec, str]] = []
     for entry in entries:
+        env = build(entry)
+        envs.append(env)
         try:
-            env = _maker(entry, num_envs=1)()
-        except Exception as error:  # anything that a user's function may raise
-            raise ValueError(f"building the environment {_entry_name(entry)} failed with {_one_line(error)}") from error
-        if isinstance(env, VectorEnv) and len(entries) > 1:
-            raise vector_env_in_list(env)
-        found.append(_try_out(env, seed, num_steps))
-        (*first, first_name), (*this, name) = found[0], found[-1]
-        if this != first:
-            raise ValueError(f"environments must have the same spaces: {first_name} has {first}, {name} has {this}")
+            _check_fits(envs, len(entries), like)
+        except (TypeError, ValueError):
+            with suppress(*FAILURES):
+                env.close()
+            raise
+        found.append(_try_out(env, seed, num_steps, action_mask_key))
+        remember_name(entry, env)
+        if not isinstance(env, VectorEnv):
+            _check_builds_anew(entry, env)
+    tasks_of(make_env)  # says which tasks are named alike
     return found[0]
 
 
 def env_spaces(make_env: MakeEnv) -> tuple[gym.Space, gym.Space]:
     """Observation and action space of one environment of `make_env`, which all of them share (see `check_env`)."""
-    with closing(_maker(_entries(make_env)[0], num_envs=1)()) as env:
-        if isinstance(env, VectorEnv):
-            return env.single_observation_space, env.single_action_space
-        return env.observation_space, env.action_space
+    with closing(build(entries_of(make_env)[0])) as env:
+        return spaces_of(env)
 
 
-def _try_out(env: gym.Env | VectorEnv, seed: int, num_steps: int) -> tuple[ObsSpec, ActionSpec, str]:
+def num_tasks(make_env: MakeEnv) -> int:
+    """How many tasks `make_env` lists; they take turns as `EnvPool` says."""
+    return len(entries_of(make_env))
+
+
+def _check_vector_env(env: VectorEnv, num_envs: int, num_entries: int) -> None:
+    """Raises, after closing it, TypeError if it is one of a list, ValueError if it has another size."""
+    fault: Exception | None = None
+    if num_entries > 1:
+        fault = vector_env_in_list(env)
+    elif env.num_envs != num_envs:
+        fault = ValueError(
+            f"make_env built a VectorEnv of {env.num_envs} environments where {num_envs} are needed "
+            "(a worker's share of parallel_actors): give make_env a parameter num_envs"
+        )
+    if fault is not None:
+        with suppress(*FAILURES):
+            env.close()
+        raise fault
+
+
+def _check_fits(envs: list[Any], num_entries: int, like: tuple[gym.Space, gym.Space] | None) -> None:
+    """Raises ValueError or TypeError where the newest of `envs` cannot be stepped together with the others."""
+    *others, env = envs
+    converters(env)  # raises for what is no environment
+    if isinstance(env, VectorEnv) and num_entries > 1:
+        raise vector_env_in_list(env)
+    for other in others:
+        check_separate(env, other)
+    if like is not None:
+        check_same_spaces(env, like, "make_train_env", "make_val_env has other spaces than make_train_env")
+    check_same_spaces(env, spaces_of(envs[0]), name_before_reset(envs[0]))
+
+
+def _check_builds_anew(entry: Entry, env: Any) -> None:
+    """Raises ValueError where the function of `entry` hands out one object again and again."""
+    what = entry.func if isinstance(entry, partial) else entry
+    if not callable(what) or inspect.isclass(what):
+        return
+    again = build(entry)
+    with suppress(*FAILURES):
+        again.close()
+    check_separate(again, env)
+
+
+def _try_out(
+    env: gym.Env | VectorEnv, seed: int, num_steps: int, action_mask_key: str | None
+) -> tuple[ObsSpec, ActionSpec, str]:
     """Take random steps in `env`, and close it."""
     num_envs = env.num_envs if isinstance(env, VectorEnv) else 1
     pool = make_pool(lambda: env, num_envs, first_env=0, seed=seed, max_failures_in_a_row=1)
     rng = np.random.default_rng(seed)
     try:
-        pool.reset()
-        for _ in range(num_steps):
-            transition = pool.step(sample_actions(pool.action_spec, num_envs, rng))
-            pool.begin(transition.terminated | transition.truncated)
+        if action_mask_key is not None:
+            check_action_mask(action_mask_key, pool.obs_spec, pool.action_spec)
+        obs = pool.reset()
+        for step in range(max(num_steps, MAX_STEPS_TO_AN_END)):
+            if step >= num_steps and not pool.awaits_last_obs:
+                break
+            legal = None if action_mask_key is None else obs[action_mask_key]
+            transition = pool.step(sample_actions(pool.action_spec, num_envs, rng, legal))
+            obs, _ = pool.begin(transition.terminated | transition.truncated)
     except EnvFailure as failure:
-        raise ValueError(f"environment {pool.env_names[0]} failed with {_one_line(failure.__cause__)}") from failure
+        raise ValueError(f"environment {pool.env_names[0]} failed with {one_line(failure.__cause__)}") from failure
     finally:
-        pool.close()
+        with suppress(*FAILURES):
+            pool.close()
     return pool.obs_spec, pool.action_spec, pool.env_names[0]
-
-
-def _entries(make_env: MakeEnv) -> list[str | EnvMaker]:
-    entries: list[str | EnvMaker] = list(make_env) if isinstance(make_env, (list, tuple)) else [make_env]
-    if not entries:
-        raise ValueError("make_env is an empty list: it needs at least one environment")
-    return entries
-
-
-def _maker(entry: str | EnvMaker, num_envs: int) -> EnvMaker:
-    """A function without parameters that builds what `entry` stands for."""
-    if isinstance(entry, str):
-        return partial(gym.make, entry)
-    if not callable(entry):
-        raise TypeError(f"make_env is {entry!r}: it must be a gymnasium id, a function that returns one, or a list")
-    if "num_envs" in inspect.signature(entry).parameters:
-        return partial(entry, num_envs=num_envs)
-    return entry
 
 
 def _reusing(env: gym.Env | VectorEnv, maker: EnvMaker) -> EnvMaker:
     """`maker`, whose first call returns `env`, which it has built already."""
     built = [env]
     return lambda: built.pop() if built else maker()
-
-
-def _entry_name(entry: str | EnvMaker) -> str:
-    return entry if isinstance(entry, str) else getattr(entry, "__qualname__", repr(entry))
-
-
-def _one_line(error: BaseException | None) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -4,132 +4,188 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from amago_ray.envs.amago_env import env_name_of
-from amago_ray.envs.pool import Pool, Transition, converters, env_seeds, logged, reset_env, vector_env_in_list
+from amago_ray.envs.amago_env import env_name_of, name_before_reset
+from amago_ray.envs.pool import (
+    FAILURES,
+    STEP_RESULT,
+    Pool,
+    Transition,
+    check_same_spaces,
+    env_seeds,
+    reset_env,
+    spaces_of,
+    vector_env_in_list,
+)
 
-_STEP_RESULT = "step must return (observation, reward, terminated, truncated, info), as in gymnasium"
+_FLAGS = (bool, np.bool_)
 
 
 class EnvPool(Pool):
     """N plain environments, stepped one after the other in this process.
 
-    makers: one function per environment. seed, first_env: environment i is seeded, at its first reset only, from
-    (seed, first_env + i); a rebuilt one gets a seed of its own.
-    max_failures_in_a_row: of one environment, without a finished rollout in between.
+    makers: one function per task. num_envs: N, by default one environment per task. total_envs: those of the run, of
+    which this pool has `first_env` and the N - 1 that follow; by default up to its own last one.
 
-    Raises ValueError if two environments differ in their spaces, TypeError for what is no gymnasium environment, and
-    whatever the makers raise.
+    Rollout r (from 0, since `reset`) of environment e of the run is of task (e + r * total_envs) modulo the number of
+    tasks, so that every task gets as many rollouts as any other, however many there are. A rollout that failed is
+    begun again with the same task. Environments that no longer have their task's turn are kept for the next.
+
+    seed: environment e is seeded from (seed, e): where it keeps its task at its first reset only and with another seed
+    after it was rebuilt, where tasks take turns at every reset with the next seed.
+    labels: what is appended to the names of each task's environments.
+
+    Raises ValueError if two environments differ in their spaces, or are one object; TypeError for what is no gymnasium
+    environment; and whatever the makers raise.
     """
 
     def __init__(
-        self, makers: Sequence[Callable[[], gym.Env]], seed: int, max_failures_in_a_row: int = 5, first_env: int = 0
+        self,
+        makers: Sequence[Callable[[], gym.Env]],
+        seed: int,
+        max_failures_in_a_row: int = 5,
+        first_env: int = 0,
+        num_envs: int | None = None,
+        total_envs: int | None = None,
+        labels: Sequence[str] | None = None,
     ) -> None:
-        self._makers = list(makers)
-        self._envs = [maker() for maker in self._makers]
-        super().__init__(self._envs[0], len(self._envs), max_failures_in_a_row)
-        self.env_names = [env_name_of(env) for env in self._envs]
-        for env in self._envs[1:]:
-            self._check_like_first(env)
-        self._seeds = [env_seeds(seed, first_env + index) for index in range(self.num_envs)]
+        num_envs = num_envs or len(makers)
+        self._makers, self._labels = list(makers), labels or [""] * len(makers)
+        self._first_env, self._total_envs = first_env, total_envs or first_env + num_envs
+        self._takes_turns = self._total_envs % len(self._makers) != 0
+        self._rollout = np.zeros(num_envs, np.int64)
+        self._task = [self._task_of(index) for index in range(num_envs)]
+        self._idle: list[list[gym.Env]] = [[] for _ in self._makers]
+        self._envs: list[gym.Env] = []
+        try:
+            for task in self._task:
+                self._envs.append(self._build(task))
+            super().__init__(self._envs[0], num_envs, max_failures_in_a_row)
+        except BaseException:
+            with suppress(*FAILURES):  # the first error is the one to tell
+                self.close()
+            raise
+        tasks = zip(self._envs, self._task, strict=True)
+        self.env_names = [name_before_reset(env) + self._labels[task] for env, task in tasks]
+        self.reseed(seed)
+        self._begun = False
+
+    def reseed(self, seed: int) -> None:
+        self._seeds = [env_seeds(seed, self._first_env + index) for index in range(self.num_envs)]
         self._next_seed: list[int | None] = [next(seeds) for seeds in self._seeds]
-        self._failures_in_a_row = [0] * self.num_envs
 
     def reset(self) -> dict[str, np.ndarray]:
+        self._begun = False  # no rollout is in progress that would have to be counted
+        self._rollout[:] = 0
         return self.begin(np.ones(self.num_envs, bool))[0]
 
     def step(self, actions: np.ndarray) -> Transition:
         obs, rewards, terminated, truncated = self._obs, self._rewards, self._terminated, self._truncated
         write = self._observation.write
-        infos: dict[int, dict[str, float]] = {}
         for index, (env, action) in enumerate(zip(self._envs, self._action.to_env(actions), strict=True)):
             try:
                 result = env.step(action)
                 if len(result) != 5:
-                    raise TypeError(_STEP_RESULT)
-                env_obs, reward, terminated[index], truncated[index], info = result
+                    raise TypeError(STEP_RESULT)
+                env_obs, reward, terminates, truncates, info = result
                 write(obs, index, env_obs)
-                rewards[index] = reward if isinstance(reward, float) else _scalar(reward)
-                if info and (metrics := _metrics(info)):
-                    infos[index] = metrics
-            except Exception as error:  # anything that a user's environment may raise
-                self._fail_one(index, error)
+                rewards[index] = reward if isinstance(reward, float) else _scalar("reward", reward)
+                terminated[index] = terminates if isinstance(terminates, _FLAGS) else _scalar("terminated", terminates)
+                truncated[index] = truncates if isinstance(truncates, _FLAGS) else _scalar("truncated", truncates)
+                if info:
+                    self._logged.add(index, info)
+            except FAILURES as error:
+                self._fail(index, error)
         for index, fault in self._not_finite().items():
-            infos.pop(index, None)
-            self._fail_one(index, ValueError(fault))
+            self._fail(index, ValueError(fault))
         np.logical_not(self._failed, out=self._stepped)
-        return self._transition(infos)
+        ended = terminated | truncated
+        return self._transition(self._logged.take(ended) if ended.any() else {})
 
     def begin(self, ended: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
         np.logical_or(ended, self._failed, out=self._fresh)
         for index in np.flatnonzero(self._fresh).tolist():
-            self._start_rollout(index)
+            if not self._failed[index]:
+                self._failures_in_a_row[index] = 0
+                self._rollout[index] += self._begun
+            self._retry(index, partial(self._start_rollout, index))
+        self._begun = True
         return self._obs, self._fresh
 
     def close(self) -> None:
-        for env in self._envs:
+        for env in self._all():
             env.close()
 
+    def _task_of(self, index: int) -> int:
+        """Number of the task of the current rollout of row `index`."""
+        return (self._first_env + index + int(self._rollout[index]) * self._total_envs) % len(self._makers)
+
     def _start_rollout(self, index: int) -> None:
-        """Reset one environment, after rebuilding it as often as it fails."""
-        if not self._failed[index]:
-            self._failures_in_a_row[index] = 0
-        while True:
-            try:
-                if self._failed[index]:
-                    self._rebuild(index)
-                obs = reset_env(self._envs[index], self._next_seed[index])
-                self._next_seed[index] = None
-                self._observation.write(self._obs, index, obs)
-                if fault := self._not_finite().get(index):
-                    raise ValueError(fault)
-            except Exception as error:  # anything that a user's environment may raise
-                self._fail_one(index, error)
-                continue
-            self.env_names[index] = env_name_of(self._envs[index])
-            return
+        """Reset one environment, rebuilt if it had failed, with the task whose turn it is."""
+        if self._failed[index]:
+            self._rebuild(index)
+        elif (task := self._task_of(index)) != self._task[index]:
+            replacement = self._idle[task].pop() if self._idle[task] else self._build(task)
+            self._idle[self._task[index]].append(self._envs[index])
+            self._envs[index], self._task[index] = replacement, task
+        if self._takes_turns and self._next_seed[index] is None:
+            self._next_seed[index] = next(self._seeds[index])
+        obs, info = reset_env(self._envs[index], self._next_seed[index])
+        self._next_seed[index] = None
+        self._observation.write(self._obs, index, obs)
+        if fault := self._not_finite().get(index):
+            raise ValueError(fault)
+        self._logged.clear(index)
+        self._logged.add(index, info)
+        self.env_names[index] = env_name_of(self._envs[index]) + self._labels[self._task[index]]
 
     def _rebuild(self, index: int) -> None:
-        with suppress(Exception):  # it is broken: closing it may well fail too
+        with suppress(*FAILURES):  # it is broken: closing it may well fail too
             self._envs[index].close()
-        env = self._makers[index]()
-        self._check_like_first(env)
-        self._envs[index] = env
+        self._task[index] = self._task_of(index)
+        self._envs[index] = self._build(self._task[index])
         self._next_seed[index] = next(self._seeds[index])
         self._failed[index] = False
 
-    def _fail_one(self, index: int, error: Exception) -> None:
-        self._failures_in_a_row[index] += 1
-        self._fail(index, error, self._failures_in_a_row[index])
+    def _build(self, task: int) -> gym.Env:
+        """A new environment of `task`, which fits those that there are."""
+        env = self._makers[task]()
+        for other in self._all():
+            check_separate(env, other)
+        try:
+            if isinstance(env, VectorEnv):
+                raise vector_env_in_list(env)
+            if self._envs:
+                check_same_spaces(env, spaces_of(self._envs[0]), name_before_reset(self._envs[0]))
+        except (TypeError, ValueError):
+            with suppress(*FAILURES):
+                env.close()
+            raise
+        return env
 
-    def _check_like_first(self, env: Any) -> None:
-        if isinstance(env, VectorEnv):
-            raise vector_env_in_list(env)
-        observation, action = converters(env)
-        first = self._envs[0]
-        for what, same, of_first, of_env in (
-            ("observation", observation == self._observation, first.observation_space, env.observation_space),
-            ("action", action.space == self._action.space, first.action_space, env.action_space),
-        ):
-            if not same:
-                raise ValueError(
-                    f"environments must have the same {what} space: {self.env_names[0]} has {of_first}, "
-                    f"{env_name_of(env)} has {of_env}"
-                )
-
-
-def _scalar(reward: Any) -> float:
-    value = np.asarray(reward)
-    if value.shape != () or value.dtype.kind not in "biuf":
-        raise ValueError(f"the reward must be one number, not {reward!r} of type {type(reward).__name__}")
-    return float(value)
+    def _all(self) -> list[gym.Env]:
+        """All environments that there are, those that wait for their task's turn included."""
+        return [*self._envs, *(env for idle in self._idle for env in idle)]
 
 
-def _metrics(info: dict[str, Any]) -> dict[str, float]:
-    """The logged entries of one environment's `info`."""
-    return {name: float(info[key]) for key, name in logged(info).items()}
+def check_separate(env: Any, other: Any) -> None:
+    """Raises ValueError where two environments are one object, whatever their wrappers."""
+    if getattr(env, "unwrapped", env) is getattr(other, "unwrapped", other):
+        raise ValueError(
+            f"make_env returned the same {name_before_reset(env)} object twice: it must build a new environment at "
+            "every call, as in lambda: MyEnv()"
+        )
+
+
+def _scalar(what: str, given: Any) -> float:
+    """One number, which may come as an array of one element."""
+    value = np.asarray(given)
+    if value.size != 1 or value.dtype.kind not in "biuf":
+        raise ValueError(f"the {what} must be one number, not {given!r} of type {type(given).__name__}")
+    return float(value.item())

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from amago_ray.envs.amago_env import env_name_of
+from amago_ray.envs.amago_env import name_before_reset
+from amago_ray.envs.logged import LoggedMetrics
 from amago_ray.envs.spaces import ActionConverter, ObsConverter
 from amago_ray.specs import ActionSpec, ObsSpec
 
-LOG_PREFIX = "AMAGO_LOG_METRIC"
+FAILURES = (Exception, SystemExit)  # what a user's environment may raise; simulators exit when their window goes away
 
+STEP_RESULT = "step must return (observation, reward, terminated, truncated, info), as in gymnasium"
 _RESET_RESULT = "reset must return (observation, info), as in gymnasium"
 
 
@@ -33,7 +36,7 @@ class Transition:
     terminated, truncated: (N,) bool. failed: (N,) bool, the environment broke; `begin` rebuilds it.
     stepped: (N,) bool, False where there was no transition: the environment failed, or was only resetting. Such rows
     have zero reward and did not end.
-    infos: the logged `info` entries, by row, under their names without `LOG_PREFIX`.
+    infos: what was logged in the rollouts that ended, by row (see `logged.LoggedMetrics`).
     """
 
     obs: dict[str, np.ndarray]
@@ -50,7 +53,11 @@ class Pool(ABC):
 
     num_envs: N. env_names: current name of each environment (a rollout's name changes in `begin`). failures: how many
     there were. last_failure: traceback of the newest one.
+    max_failures_in_a_row: of one environment, without a finished rollout in between.
+    awaits_last_obs: whether it is still to be seen that a rollout's last observation is given where it ends.
     """
+
+    awaits_last_obs = False
 
     def __init__(self, env: Any, num_envs: int, max_failures_in_a_row: int) -> None:
         self.num_envs = num_envs
@@ -63,12 +70,18 @@ class Pool(ABC):
         self.action_spec: ActionSpec = self._action.spec
         self._obs = self._observation.empty(num_envs)
         self._real_obs = {name: column for name, column in self._obs.items() if column.dtype.kind == "f"}
+        self._logged = LoggedMetrics(num_envs)
+        self._failures_in_a_row = np.zeros(num_envs, np.int64)
         self._rewards = np.zeros(num_envs, np.float32)
         self._terminated, self._truncated, self._stepped, self._failed, self._fresh = np.zeros((5, num_envs), bool)
 
     @abstractmethod
     def reset(self) -> dict[str, np.ndarray]:
         """Start a rollout in every environment. Returns their observations (N, ...)."""
+
+    @abstractmethod
+    def reseed(self, seed: int) -> None:
+        """Seed the environments anew, with the coming `reset`, as those of a pool that was built with `seed`."""
 
     @abstractmethod
     def step(self, actions: np.ndarray) -> Transition:
@@ -103,14 +116,25 @@ class Pool(ABC):
                 found |= {int(row): f"its observation {name!r} is not finite" for row in np.flatnonzero(bad)}
         return found
 
-    def _fail(self, rows: int | slice, error: Exception, failures_in_a_row: int) -> None:
+    def _retry(self, rows: int | slice, start: Callable[[], None]) -> None:
+        """Call `start`, which begins rollouts in `rows`, until it works. Raises EnvFailure at the limit."""
+        while True:
+            try:
+                start()
+            except FAILURES as error:
+                self._fail(rows, error)
+            else:
+                return
+
+    def _fail(self, rows: int | slice, error: BaseException) -> None:
         """Mark `rows` failed and leave zeros in them. Raises EnvFailure at the limit."""
         self.failures += 1
+        self._failures_in_a_row[rows] += 1
         self.last_failure = "".join(traceback.format_exception(error))
-        if failures_in_a_row >= self.max_failures_in_a_row:
-            name = self.env_names[rows if isinstance(rows, int) else 0]
+        first = rows if isinstance(rows, int) else 0
+        if self._failures_in_a_row[first] >= self.max_failures_in_a_row:
             raise EnvFailure(
-                f"environment {name} failed {failures_in_a_row} times in a row, "
+                f"environment {self.env_names[first]} failed {self._failures_in_a_row[first]} times in a row, "
                 f"the last time with:\n{self.last_failure}"
             ) from error
         self._failed[rows] = True
@@ -120,29 +144,50 @@ class Pool(ABC):
 
 def converters(env: Any) -> tuple[ObsConverter, ActionConverter]:
     """Converters of the spaces of `env`, which is found to have gymnasium's interface."""
-    name = env_name_of(env)
+    name = name_before_reset(env)
     prefix = "single_" if isinstance(env, VectorEnv) else ""
     needed = ("reset", "step", f"{prefix}observation_space", f"{prefix}action_space")
     if missing := [attribute for attribute in needed if not hasattr(env, attribute)]:
         raise TypeError(f"{name} has no {', '.join(missing)}: an environment must be a gymnasium Env or VectorEnv")
+    observation, action = spaces_of(env)
     try:
-        return ObsConverter(getattr(env, needed[2])), ActionConverter(getattr(env, needed[3]))
+        return ObsConverter(observation), ActionConverter(action)
     except ValueError as error:
         raise ValueError(f"environment {name}: {error}") from error
 
 
-def reset_env(env: Any, seed: int | None, options: dict[str, Any] | None = None) -> Any:
-    """The observation after a reset. Raises TypeError if it is not gymnasium's pair."""
+def reset_env(env: Any, seed: int | None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    """The observation and the info after a reset. Raises TypeError if it is not gymnasium's pair."""
     result = env.reset(seed=seed) if options is None else env.reset(options=options)
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
         raise TypeError(_RESET_RESULT)
-    return result[0]
+    return result
 
 
-def logged(info: dict[str, Any]) -> dict[str, str]:
-    """The keys of an `info` that are to be logged, and under which name."""
-    keys = [key for key in info if isinstance(key, str) and key.startswith(LOG_PREFIX)]
-    return {key: key.removeprefix(LOG_PREFIX).lstrip(" _:/") for key in keys}
+def spaces_of(env: Any) -> tuple[gym.Space, gym.Space]:
+    """Observation and action space of one environment of `env`."""
+    if isinstance(env, VectorEnv):
+        return env.single_observation_space, env.single_action_space
+    return env.observation_space, env.action_space
+
+
+def check_same_spaces(env: Any, wanted: tuple[gym.Space, gym.Space], owner: str, fault: str = "") -> None:
+    """Raises ValueError where `env` has other spaces than those `wanted`, which are `owner`'s.
+
+    fault: what the message begins with in place of the rule.
+    """
+    observation, action = converters(env)
+    for what, given, want, same, remedy in zip(
+        ("observation", "action"),
+        spaces_of(env),
+        wanted,
+        (observation == ObsConverter(wanted[0]), action.space == wanted[1]),
+        ("", "; gymnasium.wrappers.RescaleAction gives Boxes common bounds"),
+        strict=True,
+    ):
+        if not same:
+            rule = f"environments must have the same {what} space"
+            raise ValueError(f"{fault or rule}: {owner} has {want}, {name_before_reset(env)} has {given}{remedy}")
 
 
 def env_seeds(seed: int, env_index: int) -> Iterator[int]:
@@ -152,4 +197,6 @@ def env_seeds(seed: int, env_index: int) -> Iterator[int]:
 
 
 def vector_env_in_list(env: VectorEnv) -> TypeError:
-    return TypeError(f"{env_name_of(env)} is a VectorEnv: it can be make_env's only environment, not one of a list")
+    return TypeError(
+        f"{name_before_reset(env)} is a VectorEnv: it can be make_env's only environment, not one of a list"
+    )

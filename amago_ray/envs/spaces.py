@@ -6,7 +6,7 @@ MultiDiscrete) are stored counted from 0, whatever the space's `start`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,9 @@ from amago_ray.specs import ActionSpec, ArraySpec, Bounds
 
 OBSERVATION = "observation"  # name of an observation that is not a Dict
 BOUNDS_TOLERANCE = 1e-5  # of the bounds of a Box of floats: what rounding may add to an action at them
+
+MAX_CATEGORIES = 100_000  # networks see a vector of this length at every timestep
+NO_BOUND = 1e18  # bounds of an action at or beyond it stand for none; such numbers cannot be told apart by float32
 
 _INTEGERS, _NUMBERS = "biu", "biuf"  # kinds of numpy dtypes that a leaf accepts
 
@@ -92,9 +95,11 @@ class ActionConverter:
         match space:
             case spaces.Discrete():
                 num = int(space.n)
+                _check_categories(space, num)
                 self.spec = ActionSpec("discrete", (), "int64", num, (num,))
             case spaces.MultiDiscrete():
                 nvec = tuple(space.nvec.ravel().tolist())
+                _check_categories(space, sum(nvec))
                 self.spec = ActionSpec("multidiscrete", (len(nvec),), "int64", sum(nvec), nvec)
             case spaces.MultiBinary():
                 size = int(np.prod(space.shape))
@@ -108,7 +113,7 @@ class ActionConverter:
             case _:
                 raise ValueError(
                     f"the action space {_describe(space)} is not supported: "
-                    "use Box, Discrete, MultiDiscrete or MultiBinary"
+                    f"use Box, Discrete, MultiDiscrete or MultiBinary; {_remedy(space)}"
                 )
         if self.spec.vector_size == 0:
             raise ValueError(f"the action space {_describe(space)} has no entries: there is nothing to decide")
@@ -167,16 +172,22 @@ class ActionConverter:
 
     @staticmethod
     def _check_bounds(space: spaces.Box) -> None:
-        if not space.is_bounded():
+        if not (space.is_bounded() and (np.abs(np.stack([space.low, space.high]).astype(np.float64)) < NO_BOUND).all()):
             raise ValueError(
-                f"the action space {space} has no finite bounds to rescale to: give low and high, for example with "
-                "gymnasium.wrappers.TransformAction(env, func, Box(-1, 1, shape))"
+                f"the action space {space} has no finite bounds to rescale to: give low and high (the largest float "
+                "counts as none), for example with gymnasium.wrappers.TransformAction(env, func, Box(-1, 1, shape))"
             )
 
 
-def sample_actions(spec: ActionSpec, num: int, rng: np.random.Generator) -> np.ndarray:
-    """`num` uniform actions in stored form, (num, *spec.shape)."""
+def sample_actions(spec: ActionSpec, num: int, rng: np.random.Generator, legal: np.ndarray | None = None) -> np.ndarray:
+    """`num` uniform actions in stored form, (num, *spec.shape).
+
+    legal: (num, vector_size), nonzero where a category may be chosen (see `check_action_mask`); None where all may.
+    Raises ValueError if a row leaves no choice.
+    """
     shape = (num, *spec.shape)
+    if legal is not None:
+        return _sample_legal(spec, legal, rng).reshape(shape).astype(spec.dtype)
     match spec.kind:
         case "continuous":
             return rng.uniform(-1.0, 1.0, shape).astype(spec.dtype)
@@ -186,11 +197,49 @@ def sample_actions(spec: ActionSpec, num: int, rng: np.random.Generator) -> np.n
             return rng.integers(np.reshape(spec.nvec, spec.shape), size=shape, dtype=spec.dtype)
 
 
+def is_legal(spec: ActionSpec, actions: np.ndarray, legal: np.ndarray) -> np.ndarray:
+    """(num, *spec.shape) bool: which entries of stored `actions` are legal. legal: as in `sample_actions`."""
+    offsets = np.cumsum((0, *spec.nvec[:-1]))
+    flat = np.asarray(legal).reshape(len(actions), -1)
+    chosen = flat[np.arange(len(actions))[:, None], offsets + actions.reshape(len(actions), -1)] != 0
+    return chosen.reshape(actions.shape)
+
+
+def check_action_mask(name: str, obs_spec: Mapping[str, ArraySpec], action_spec: ActionSpec) -> None:
+    """Raises ValueError unless observation `name` can say which actions are legal: one number for each category.
+
+    Those of a MultiDiscrete action are end to end: the mask has the length of all its categories together.
+    """
+    setting = f"Experiment.action_mask_key={name!r}"
+    if action_spec.kind not in ("discrete", "multidiscrete"):
+        raise ValueError(f"{setting}: only Discrete and MultiDiscrete actions have masks, not {action_spec.kind} ones")
+    if name not in obs_spec:
+        raise ValueError(f"{setting}: no observation is named so; there are {', '.join(map(repr, obs_spec))}")
+    if obs_spec[name].nvec or obs_spec[name].shape != (action_spec.vector_size,):
+        raise ValueError(
+            f"{setting}: a mask is a Box or MultiBinary of shape {(action_spec.vector_size,)}, one number for each "
+            f"category of the action, not of shape {obs_spec[name].shape}"
+        )
+
+
+def _sample_legal(spec: ActionSpec, legal: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(num, len(nvec)) int64: uniform among the legal categories of each entry."""
+    chosen, start = [], 0
+    for size in spec.nvec:
+        part = np.asarray(legal)[:, start : start + size] != 0
+        if not part.any(axis=1).all():
+            raise ValueError(f"the action mask allows no action in row {int(np.argmin(part.any(axis=1)))}")
+        chosen.append(np.where(part, rng.random(part.shape), -1.0).argmax(axis=1))
+        start += size
+    return np.stack(chosen, axis=1)
+
+
 @dataclass(frozen=True)
 class _Leaf:
     """One array of an observation.
 
     path: keys that lead to it in an observation. shape: as in the space. start: least value of each category.
+    binary: whether it holds nothing but 0 and 1.
     """
 
     name: str
@@ -198,6 +247,7 @@ class _Leaf:
     shape: tuple[int, ...]
     spec: ArraySpec
     start: tuple[int, ...] = ()
+    binary: bool = False
 
     @cached_property
     def _kinds(self) -> str:
@@ -217,7 +267,27 @@ class _Leaf:
             raise ValueError(f"observation {self.name!r} has shape {value.shape}, its space {batch + self.shape}")
         if value.dtype.kind not in self._kinds:
             raise ValueError(f"observation {self.name!r} has dtype {value.dtype}, its space stores {self.spec.dtype}")
-        return self._from_zero(value, batch) if self.spec.nvec else value
+        if self.spec.nvec:
+            return self._from_zero(value, batch)
+        if self._kinds is _INTEGERS and (self.binary or value.dtype.name != self.spec.dtype):
+            self._check_range(value)
+        return value
+
+    @cached_property
+    def _range(self) -> tuple[int, int]:
+        """The least and the largest number that can be stored."""
+        if self.binary or self.spec.dtype == "bool":
+            return 0, 1
+        info = np.iinfo(self.spec.dtype)
+        return int(info.min), int(info.max)
+
+    def _check_range(self, value: np.ndarray) -> None:
+        low, high = self._range
+        if value.size and (int(value.min()) < low or int(value.max()) > high):
+            bad = value[(value < low) | (value > high)].flat[0] if value.ndim else value
+            raise ValueError(
+                f"observation {self.name!r} is outside its space: {int(bad)} is not between {low} and {high}"
+            )
 
     def _from_zero(self, value: np.ndarray, batch: tuple[int, ...]) -> np.ndarray | int:
         """Categories counted from 0."""
@@ -229,7 +299,7 @@ class _Leaf:
             category = value.reshape(batch + self.spec.shape).astype(np.int64) - start
             inside = ((category >= 0) & (category < nvec)).all()
         if not inside:
-            raise ValueError(f"observation {self.name!r} is outside its space: {value.tolist()}")
+            raise ValueError(f"observation {self.name!r} is outside its space: {value.tolist()!s:.80}")
         return category
 
 
@@ -246,23 +316,56 @@ def _leaves(space: gym.Space, path: tuple[Any, ...], name: str) -> Iterator[_Lea
             bounds = Bounds.of(space.low, space.high)
             yield _Leaf(name, path, space.shape, ArraySpec(space.shape, dtype, bounds=bounds))
         case spaces.MultiBinary():
-            yield _Leaf(name, path, space.shape, ArraySpec(space.shape, "int8"))
+            yield _Leaf(name, path, space.shape, ArraySpec(space.shape, "int8"), binary=True)
         case spaces.Discrete():
             num = int(space.n)
+            _check_categories(space, num)
             yield _Leaf(name, path, (), ArraySpec((), _category_dtype(num), (num,)), (int(space.start),))
         case spaces.MultiDiscrete():
             nvec, start = tuple(space.nvec.ravel().tolist()), tuple(space.start.ravel().tolist())
+            _check_categories(space, sum(nvec))
             yield _Leaf(name, path, space.shape, ArraySpec((len(nvec),), _category_dtype(max(nvec)), nvec), start)
         case _:
             raise ValueError(
                 f"the observation space {_describe(space)} at {name!r} is not supported: "
-                "use Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
+                f"use Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these; {_remedy(space)}"
             )
 
 
 def _category_dtype(num: int) -> str:
     """The smallest dtype for 0 ... num - 1, among the integers that PyTorch computes with."""
     return next(name for name in ("uint8", "int16", "int32", "int64") if num - 1 <= np.iinfo(name).max)
+
+
+def _check_categories(space: gym.Space, total: int) -> None:
+    if total > MAX_CATEGORIES:
+        raise ValueError(
+            f"the space {_describe(space)} has {total} categories, and networks see a vector of as many numbers at "
+            f"each timestep: {MAX_CATEGORIES} are the most; split it into the digits of a MultiDiscrete, or make it a "
+            "Box of features, with gymnasium.wrappers.TransformObservation or TransformAction"
+        )
+
+
+def _remedy(space: gym.Space) -> str:
+    """How to get rid of a space that is not supported."""
+    match space:
+        case spaces.Text():
+            return (
+                "drop the text with gymnasium.wrappers.FilterObservation(env, keys) (for MiniGrid's mission, "
+                "minigrid.wrappers.ImgObsWrapper), or turn it into numbers with TransformObservation"
+            )
+        case spaces.Sequence():
+            return "pad it to a fixed length with gymnasium.wrappers.TransformObservation(env, func, space)"
+        case spaces.Graph():
+            return "pad nodes and edges into Boxes of a fixed size with gymnasium.wrappers.TransformObservation"
+        case spaces.OneOf():
+            return "write it as a Dict of a Discrete choice and every alternative, with a wrapper"
+        case spaces.Dict() | spaces.Tuple():
+            return (
+                "join its parts into one MultiDiscrete or Box with gymnasium.wrappers.TransformAction(env, func, space)"
+            )
+        case _:
+            return "turn it into numbers with a wrapper, as gymnasium.wrappers.TransformObservation or TransformAction"
 
 
 def _describe(space: Any) -> str:

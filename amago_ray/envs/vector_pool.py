@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from amago_ray.envs.amago_env import env_name_of
-from amago_ray.envs.pool import Pool, Transition, env_seeds, logged, reset_env
+from amago_ray.envs.amago_env import env_name_of, has_attribute, name_before_reset
+from amago_ray.envs.pool import FAILURES, STEP_RESULT, Pool, Transition, env_seeds, reset_env
 
 
 class VectorEnvPool(Pool):
     """A user's gymnasium VectorEnv as a pool, in any of gymnasium's autoreset modes.
 
     In mode NEXT_STEP a row resets during the step after its end, which is no transition: the `begin` after the end
-    returns fresh=False, the following step stepped=False and the `begin` after that fresh=True. Only in mode DISABLED
+    returns fresh=False, the following step stepped=False and the `begin` after that fresh=True; where all rows have
+    ended together, `begin` takes that step and returns fresh=True for all of them. Only in mode DISABLED
     can `begin` start rollouts that have not ended. A VectorEnv of many tasks names them in an attribute `env_names`.
 
     make: builds the VectorEnv; called again if it fails, which fails all of its environments at once. seed, first_env:
     its first reset is seeded from (seed, first_env). max_failures_in_a_row: without a finished rollout in between.
+
+    Raises ValueError if it does not say its mode, and whatever `make` raises.
     """
 
     def __init__(
@@ -29,60 +32,79 @@ class VectorEnvPool(Pool):
     ) -> None:
         self._make = make
         self._env = make()
-        super().__init__(self._env, self._env.num_envs, max_failures_in_a_row)
-        self.env_names = _vector_names(self._env)
-        self._mode = _autoreset_mode(self._env)
-        self._seeds = env_seeds(seed, first_env)
-        self._next_seed: int | None = next(self._seeds)
-        self._failures_in_a_row = 0
+        try:
+            super().__init__(self._env, self._env.num_envs, max_failures_in_a_row)
+            self._mode = _autoreset_mode(self._env)
+        except BaseException:
+            with suppress(*FAILURES):  # the first error is the one to tell
+                self._env.close()
+            raise
+        self.env_names = [name_before_reset(self._env)] * self.num_envs
+        with suppress(*FAILURES):  # names that are only known after a reset are asked for then
+            self.env_names = _vector_names(self._env)
+        self.awaits_last_obs = self._mode is AutoresetMode.SAME_STEP
+        self._first_env = first_env
+        self.reseed(seed)
         self._resetting, self._started = np.zeros((2, self.num_envs), bool)  # NEXT_STEP: in the next, the last step
         self._start_obs = self._observation.empty(self.num_envs)  # the other modes: of the rollouts that `begin` starts
 
+    def reseed(self, seed: int) -> None:
+        self._seeds = env_seeds(seed, self._first_env)
+        self._next_seed: int | None = next(self._seeds)
+
     def reset(self) -> dict[str, np.ndarray]:
-        while True:
-            try:
-                if self._failed.any():
-                    self._rebuild()
-                obs = reset_env(self._env, self._next_seed)
-                self._next_seed = None
-                self._observation.write_batch(self._obs, obs)
-                self._raise_unless_finite()
-            except Exception as error:  # anything that a user's environment may raise
-                self._fail_all(error)
-                continue
-            self._resetting[:] = self._started[:] = False
-            self.env_names = _vector_names(self._env)
-            return self._obs
+        self._retry(slice(None), self._start_all)
+        return self._obs
 
     def step(self, actions: np.ndarray) -> Transition:
         infos: dict[int, dict[str, float]] = {}
         try:
-            obs, rewards, terminated, truncated, info = self._env.step(self._action.to_env(actions))
-            self._observation.write_batch(self._obs, obs)
-            _copy(rewards, self._rewards)
-            _copy(terminated, self._terminated)
-            _copy(truncated, self._truncated)
-            self._skip_resetting()
-            ended = self._terminated | self._truncated
-            infos = _vector_metrics(info, self._stepped)
-            if self._mode is AutoresetMode.NEXT_STEP:
-                self._resetting[:] = ended
-            elif self._mode is AutoresetMode.SAME_STEP and ended.any():
-                infos |= _vector_metrics(info.get("final_info", {}), ended)
-                self._take_final_obs(info, ended)
-            self._raise_unless_finite()
-            if ended.any():
-                self._failures_in_a_row = 0
-        except Exception as error:  # anything that a user's environment may raise
-            infos = {}
+            infos = self._advance(actions)
+        except FAILURES as error:
             self._fail_all(error)
         return self._transition(infos)
 
     def begin(self, ended: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        if self._failed.any():
-            return self._begin_all()
+        try:
+            if not self._failed.any():
+                return self._begin_ended(ended)
+        except FAILURES as error:
+            self._fail_all(error)
+        self._fresh[:] = True
+        return self.reset(), self._fresh
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _advance(self, actions: np.ndarray) -> dict[int, dict[str, float]]:
+        """Step all rows once. Returns what was logged in the rollouts that ended."""
+        result = self._env.step(self._action.to_env(actions))
+        if len(result) != 5:
+            raise TypeError(STEP_RESULT)
+        obs, rewards, terminated, truncated, info = result
+        _copy(rewards, self._rewards)
+        _copy(terminated, self._terminated)
+        _copy(truncated, self._truncated)
+        self._skip_resetting()
+        ended = self._terminated | self._truncated
+        if self._mode is AutoresetMode.SAME_STEP:
+            self._observation.write_batch(self._start_obs, obs)
+            infos = self._take_same_step(info, ended)
+        else:
+            self._observation.write_batch(self._obs, obs)
+            self._logged.add_batch(info, np.ones(self.num_envs, bool))
+            infos = self._logged.take(ended)
+            self._resetting[:] = ended & (self._mode is AutoresetMode.NEXT_STEP)
+        self._raise_unless_finite()
+        if ended.any():
+            self._failures_in_a_row[:] = 0
+        return infos
+
+    def _begin_ended(self, ended: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
         match self._mode:
             case AutoresetMode.NEXT_STEP:
+                if self._resetting.all():  # any action does: all rows reset
+                    self._advance(np.zeros((self.num_envs, *self.action_spec.shape), self.action_spec.dtype))
                 self._fresh[:] = self._started
             case AutoresetMode.SAME_STEP:
                 np.logical_or(self._terminated, self._truncated, out=self._fresh)
@@ -90,22 +112,17 @@ class VectorEnvPool(Pool):
                 self._fresh[:] = ended
         if not self._fresh.any():
             return self._obs, self._fresh
-        try:
-            if self._mode is AutoresetMode.DISABLED:
-                obs = reset_env(self._env, None, {"reset_mask": self._fresh.copy()})
-                self._observation.write_batch(self._start_obs, obs)
-            if self._mode is not AutoresetMode.NEXT_STEP:
-                for name, column in self._obs.items():
-                    column[self._fresh] = self._start_obs[name][self._fresh]
+        if self._mode is AutoresetMode.DISABLED:
+            obs, info = reset_env(self._env, None, {"reset_mask": self._fresh.copy()})
+            self._observation.write_batch(self._start_obs, obs)
+            self._logged.clear(self._fresh)
+            self._logged.add_batch(info, self._fresh)
+        if self._mode is not AutoresetMode.NEXT_STEP:
+            for name, column in self._obs.items():
+                column[self._fresh] = self._start_obs[name][self._fresh]
             self._raise_unless_finite()
-        except Exception as error:  # anything that a user's environment may raise
-            self._fail_all(error)
-            return self._begin_all()
         self.env_names = _vector_names(self._env)
         return self._obs, self._fresh
-
-    def close(self) -> None:
-        self._env.close()
 
     def _skip_resetting(self) -> None:
         """Rows that only reset made no transition; they start a rollout in the coming `begin`."""
@@ -114,21 +131,46 @@ class VectorEnvPool(Pool):
         for column in (self._rewards, self._terminated, self._truncated):
             column[self._resetting] = 0
 
-    def _take_final_obs(self, info: dict[str, Any], ended: np.ndarray) -> None:
-        """SAME_STEP: put the final observations in place of those that start the next rollouts, which are kept."""
-        if "final_obs" not in info:
-            raise ValueError('autoreset in SAME_STEP needs the last observations of a rollout in infos["final_obs"]')
-        for name, column in self._obs.items():
-            self._start_obs[name][:] = column
-        for row in np.flatnonzero(ended).tolist():
-            self._observation.write(self._obs, row, info["final_obs"][row])
+    def _take_same_step(self, info: Mapping[str, Any], ended: np.ndarray) -> dict[int, dict[str, float]]:
+        """SAME_STEP: part the rollouts that ended from those that have begun in the same step.
 
-    def _begin_all(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        self._fresh[:] = True
-        return self.reset(), self._fresh
+        `_start_obs` holds what the step returned: the first observations of the next rollouts where one `ended`.
+        Returns what was logged in the rollouts that ended.
+        """
+        for name, column in self._obs.items():
+            np.copyto(column, self._start_obs[name], where=~ended.reshape(-1, *[1] * (column.ndim - 1)))
+        self._logged.add_batch(info, ~ended)
+        if not ended.any():
+            return {}
+        if "final_obs" in info:
+            self.awaits_last_obs = False
+            for row in np.flatnonzero(ended).tolist():
+                self._observation.write(self._obs, row, _row_of(info["final_obs"], row))
+        elif (self._truncated & ~self._terminated).any():
+            raise ValueError(
+                "autoreset in SAME_STEP needs the last observation of a truncated rollout, whose value is looked at, "
+                'in infos["final_obs"]: have the VectorEnv keep it, or choose AutoresetMode.NEXT_STEP'
+            )  # that of a terminated one has no value: its row keeps the observation before
+        self._logged.add_batch(info.get("final_info", {}), ended)
+        infos = self._logged.take(ended)
+        self._logged.add_batch({key: info[key] for key in info if key != "final_info"}, ended)
+        return infos
+
+    def _start_all(self) -> None:
+        if self._failed.any():
+            self._rebuild()
+        obs, info = reset_env(self._env, self._next_seed)
+        self._next_seed = None
+        self._observation.write_batch(self._obs, obs)
+        self._raise_unless_finite()
+        self._resetting[:] = self._started[:] = False
+        everywhere = np.ones(self.num_envs, bool)
+        self._logged.clear(everywhere)
+        self._logged.add_batch(info, everywhere)
+        self.env_names = _vector_names(self._env)
 
     def _rebuild(self) -> None:
-        with suppress(Exception):  # it is broken: closing it may well fail too
+        with suppress(*FAILURES):  # it is broken: closing it may well fail too
             self._env.close()
         self._env = self._make()
         if self._env.num_envs != self.num_envs:
@@ -140,38 +182,43 @@ class VectorEnvPool(Pool):
         for row, fault in self._not_finite().items():
             raise ValueError(f"environment {row} of {self.num_envs}: {fault}")
 
-    def _fail_all(self, error: Exception) -> None:
-        self._failures_in_a_row += 1
-        self._fail(slice(None), error, self._failures_in_a_row)
+    def _fail_all(self, error: BaseException) -> None:
+        self._fail(slice(None), error)
         self._stepped[:] = False
 
 
 def _copy(values: Any, column: np.ndarray) -> None:
-    if np.shape(values) != column.shape:
-        raise ValueError(f"rewards, terminated and truncated must have shape {column.shape}, not {np.shape(values)}")
-    column[:] = values
+    array = np.asarray(values)
+    if array.shape not in (column.shape, (*column.shape, 1)):
+        raise ValueError(f"rewards, terminated and truncated must have shape {column.shape}, not {array.shape}")
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"rewards, terminated and truncated must be numbers, not of dtype {array.dtype}")
+    column[:] = array.reshape(column.shape)
 
 
-def _vector_metrics(info: dict[str, Any], rows: np.ndarray) -> dict[int, dict[str, float]]:
-    """The logged entries of a VectorEnv's `info`, of those `rows` (N,) bool that have them."""
-    found: dict[int, dict[str, float]] = {}
-    for key, name in logged(info).items():
-        present = rows & info.get(f"_{key}", True)
-        for row in np.flatnonzero(present).tolist():
-            found.setdefault(row, {})[name] = float(info[key][row])
-    return found
+def _row_of(batch: Any, row: int) -> Any:
+    """One environment's observation out of many, in the space's structure or one for each row."""
+    if isinstance(batch, Mapping):
+        return {key: _row_of(part, row) for key, part in batch.items()}
+    if isinstance(batch, tuple):
+        return tuple(_row_of(part, row) for part in batch)
+    return batch[row]
 
 
 def _autoreset_mode(env: VectorEnv) -> AutoresetMode:
     mode = env.metadata.get("autoreset_mode")
     if mode is None:
-        raise ValueError(f"{env_name_of(env)} must say in metadata['autoreset_mode'] which AutoresetMode it has")
+        raise ValueError(
+            f"{name_before_reset(env)} must say in metadata['autoreset_mode'] what it does where a rollout ends: set "
+            "env.metadata = {'autoreset_mode': gymnasium.vector.AutoresetMode.SAME_STEP} (it returns the next rollout's"
+            " first observation in that very step), NEXT_STEP (in the step after) or DISABLED"
+        )
     return AutoresetMode(mode)
 
 
 def _vector_names(env: VectorEnv) -> list[str]:
     """The name of each environment: as the VectorEnv says or, if it holds them in this process, as they say."""
-    base = env.unwrapped
-    if hasattr(base, "env_names"):
-        return list(base.env_names)
+    base: Any = env.unwrapped
+    if has_attribute(base, "env_names"):
+        return [str(name) for name in base.env_names]
     return [env_name_of(each) for each in base.envs] if hasattr(base, "envs") else [env_name_of(env)] * env.num_envs

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,28 +34,53 @@ def export_npz(trajectories: Iterable[Trajectory], layout: RowLayout, folder: Pa
     no place for whether a rollout was truncated.
     Raises ValueError for trajectories that are not of `layout`, and for observations in nested spaces.
     """
-    space = layout.observation_space
-    if any(isinstance(part, (spaces.Dict, spaces.Tuple)) for part in _parts(space)):
-        raise ValueError(f"AMAGO's files have no place for the nested observations {space}: use --format minari")
+    _check_flat(layout.observation_space)
     folder.mkdir(parents=True)
     num = 0
     for num, t in enumerate(_checked(trajectories, layout), start=1):
-        observed = observations(t.columns, space)
-        named = observed if isinstance(space, spaces.Dict) else {OBSERVATION: observed}
-        vectors = action_vectors(t.columns[ACTION], layout.action.spec)
-        if t.first_time_idx == 0:
-            vectors[0] = 0.0  # there was no action before the first row of a rollout
-        file = f"{t.env_name.replace('/', '-')}_{num - 1:08d}_{t.weight_version}.npz"
-        np.savez(
-            folder / file,
-            **{AMAGO_OBS_PREFIX + name: values for name, values in named.items()},
-            rl2s=np.concatenate([t.columns[REWARD][:, None], vectors], axis=1),
-            time_idxs=t.first_time_idx + np.arange(t.num_transitions + 1)[:, None],
-            rews=t.columns[REWARD][1:, None],
-            dones=t.columns[TERMINATED][1:, None],
-            actions=vectors[1:],
-        )
+        _write_npz(t, layout, folder, f"{num - 1:08d}")
     return num
+
+
+def npz_writer(spaces_of_env: tuple[gym.Space, gym.Space], folder: Path) -> Callable[[Trajectory], None]:
+    """What writes an evaluation's trajectories into a folder, as `export_npz` does, each when it is given to it.
+
+    spaces_of_env: of observations and of actions. A file's number is made of those of environment and rollout, so that
+    a rollout that is played again, because a worker died, takes its own place.
+    Raises ValueError for observations in nested spaces.
+    """
+    layout = RowLayout(*spaces_of_env)
+    _check_flat(layout.observation_space)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def write(t: Trajectory) -> None:
+        _write_npz(t, layout, folder, f"{t.id.worker:04d}{t.id.sequence:06d}")
+
+    return write
+
+
+def _check_flat(space: gym.Space) -> None:
+    if any(isinstance(part, (spaces.Dict, spaces.Tuple)) for part in _parts(space)):
+        raise ValueError(f"AMAGO's files have no place for the nested observations {space}: use --format minari")
+
+
+def _write_npz(t: Trajectory, layout: RowLayout, folder: Path, number: str) -> None:
+    """One trajectory as AMAGO's file {environment}_{number}_{weight version}.npz."""
+    space = layout.observation_space
+    observed = observations(t.columns, space)
+    named = observed if isinstance(space, spaces.Dict) else {OBSERVATION: observed}
+    vectors = action_vectors(t.columns[ACTION], layout.action.spec)
+    if t.first_time_idx == 0:
+        vectors[0] = 0.0  # there was no action before the first row of a rollout
+    np.savez(
+        folder / f"{t.env_name.replace('/', '-')}_{number}_{t.weight_version}.npz",
+        **{AMAGO_OBS_PREFIX + name: values for name, values in named.items()},
+        rl2s=np.concatenate([t.columns[REWARD][:, None], vectors], axis=1),
+        time_idxs=t.first_time_idx + np.arange(t.num_transitions + 1)[:, None],
+        rews=t.columns[REWARD][1:, None],
+        dones=t.columns[TERMINATED][1:, None],
+        actions=vectors[1:],
+    )
 
 
 def export_minari(trajectories: Iterable[Trajectory], layout: RowLayout, folder: Path) -> int:

@@ -10,13 +10,16 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.vector import VectorEnv
 from PIL import Image
 
 from amago_ray.agent.flat_weights import flatten_state, read_state_dict
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.envs.makers import MakeEnv, make_pool
 from amago_ray.envs.spaces import sample_actions
+from amago_ray.envs.tasks import RegisteredEnv, entries_of, entry_name, maker_of
 from amago_ray.messages import EpisodeResult, Weights
+from amago_ray.rollout.assignment import DEFAULT_ROLLOUT_LIMIT_S, Tally, assign, in_order
 from amago_ray.rollout.statistics import EpisodeStatistics
 from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
 
@@ -24,21 +27,51 @@ GIF_FRAME_MS = 120
 MAX_GIF_FRAMES = 1000
 
 
-def random_policy(make_env: MakeEnv, episodes: int, seed: int = 0, num_envs: int = 8) -> list[EpisodeResult]:
-    """`episodes` or more rollouts of uniformly random actions: what any policy has to beat."""
+def random_policy(
+    make_env: MakeEnv,
+    episodes: int,
+    seed: int = 0,
+    num_envs: int = 8,
+    max_timesteps: int | None = None,
+    rollout_limit_s: float = DEFAULT_ROLLOUT_LIMIT_S,
+    action_mask_key: str | None = None,
+) -> list[EpisodeResult]:
+    """`episodes` rollouts of uniformly random actions: what any policy has to beat.
+
+    num_envs: at most; a VectorEnv of a fixed size keeps its own. max_timesteps: over all environments; rollouts that
+    begin later are left out (see `assignment`). action_mask_key: name of the observation that says which actions are
+    legal. Raises ValueError for a rollout that lasts longer than rollout_limit_s where there is no such limit.
+    """
+    num_envs = fixed_num_envs(make_env) or min(num_envs, episodes)
+    (assignment,) = assign([num_envs], episodes, timesteps_per_env(max_timesteps, num_envs), 0, rollout_limit_s)
     rng = np.random.default_rng(seed)
-    finished: list[EpisodeResult] = []
     with closing(make_pool(make_env, num_envs, 0, seed)) as pool:
-        statistics = EpisodeStatistics(num_envs)
-        pool.reset()
-        while len(finished) < episodes:
-            transition = pool.step(sample_actions(pool.action_spec, num_envs, rng))
+        statistics, tally = EpisodeStatistics(num_envs), Tally(assignment)
+        obs = pool.reset()
+        while not tally.done:
+            legal = None if action_mask_key is None else obs[action_mask_key]
+            transition = pool.step(sample_actions(pool.action_spec, num_envs, rng, legal))
             ended = transition.terminated | transition.truncated
-            statistics.add(transition, ended, pool.env_names)
-            _, fresh = pool.begin(ended)
+            tally.add(statistics.add(transition, ended, pool.env_names), transition.stepped, pool.env_names)
+            obs, fresh = pool.begin(ended)
             statistics.begin(fresh)
-            finished += statistics.take()
-    return finished
+            tally.begin(fresh)
+    return in_order(tally.take())
+
+
+def timesteps_per_env(max_timesteps: int | None, num_envs: int) -> int | None:
+    """A limit of timesteps over all environments as one of each, of 1 or more."""
+    return None if max_timesteps is None else max(max_timesteps // num_envs, 1)
+
+
+def fixed_num_envs(make_env: MakeEnv) -> int | None:
+    """How many environments a VectorEnv of a fixed size has; None where as many can be made as are wanted."""
+    entries = entries_of(make_env)
+    make = maker_of(entries[0])
+    if len(entries) > 1 or isinstance(make, RegisteredEnv) or "num_envs" in inspect.signature(make).parameters:
+        return None
+    with closing(make()) as env:
+        return env.num_envs if isinstance(env, VectorEnv) else None
 
 
 def load_policy_weights(spec: AgentSpec, path: Path) -> Weights:
@@ -62,13 +95,39 @@ def evaluate_policy(
     seed: int = 0,
     sample_actions: bool = True,
     num_envs: int = 8,
+    max_timesteps: int | None = None,
+    rollout_limit_s: float = DEFAULT_ROLLOUT_LIMIT_S,
 ) -> list[EpisodeResult]:
-    """`episodes` or more rollouts of a policy in this process, without exploration."""
-    num_envs = min(num_envs, episodes)
+    """`episodes` rollouts of a policy in this process, without exploration.
+
+    num_envs: at most; a VectorEnv of a fixed size keeps its own. max_timesteps, rollout_limit_s: as of `random_policy`.
+    """
+    num_envs = fixed_num_envs(make_env) or min(num_envs, episodes)
+    (assignment,) = assign([num_envs], episodes, timesteps_per_env(max_timesteps, num_envs), 0, rollout_limit_s)
     rollout = RolloutConfig(make_env, num_envs, 0, seed, spec.max_seq_len, None, sample_actions)
     with closing(RolloutWorker(rollout, spec)) as worker:
         worker.set_weights(weights)
-        return worker.evaluate(None, -(-episodes // num_envs)).episodes
+        return in_order(worker.evaluate(assignment).episodes)
+
+
+def final_test(
+    evaluate_test: Callable[..., dict[str, float]],
+    make_env: MakeEnv,
+    episodes: int,
+    max_timesteps: int | None,
+    seed: int,
+    num_envs: int,
+    rollout_limit_s: float = DEFAULT_ROLLOUT_LIMIT_S,
+    action_mask_key: str | None = None,
+) -> tuple[dict[str, float], list[EpisodeResult]]:
+    """What a trained policy and a random one do at the end of a run: averages of the one, rollouts of the other.
+
+    evaluate_test: `Experiment.evaluate_test`. episodes: of each. max_timesteps: of each, over all environments;
+    rollouts that begin later are left out. Raises ValueError where not one rollout of the trained policy ends.
+    """
+    timesteps = timesteps_per_env(max_timesteps, min(num_envs, episodes))
+    trained = evaluate_test(make_env, timesteps=timesteps, episodes=episodes)
+    return trained, random_policy(make_env, episodes, seed, num_envs, max_timesteps, rollout_limit_s, action_mask_key)
 
 
 class FrameRecorder(gym.Wrapper):
@@ -98,30 +157,47 @@ class FrameRecorder(gym.Wrapper):
 def record_gif(
     spec: AgentSpec, weights: Weights, make_env: MakeEnv, out: Path, seed: int = 0, sample_actions: bool = True
 ) -> Path:
-    """One rollout of a policy as an animated GIF. Raises ValueError when the environment cannot render."""
+    """One rollout of a policy, its first MAX_GIF_FRAMES timesteps at most, as an animated GIF.
+
+    Raises ValueError when the environment cannot render.
+    """
     frames: list[np.ndarray] = []
 
     def make() -> gym.Env:
         return FrameRecorder(_renderable(make_env), frames)
 
-    evaluate_policy(spec, weights, make, episodes=1, seed=seed, sample_actions=sample_actions)
+    evaluate_policy(spec, weights, make, 1, seed, sample_actions, num_envs=1, max_timesteps=MAX_GIF_FRAMES)
     first, *others = (Image.fromarray(frame) for frame in frames)
     out.parent.mkdir(parents=True, exist_ok=True)
     first.save(out, save_all=True, append_images=others, duration=GIF_FRAME_MS, loop=0)
     return out
 
 
+def check_renderable(make_env: MakeEnv) -> None:
+    """Build one environment as `record_gif` does and look at a picture. Raises ValueError when it cannot render."""
+    with closing(_renderable(make_env)) as env:
+        env.reset(seed=0)
+        picture = np.asarray(env.render())
+    if picture.ndim != 3 or picture.shape[2] != 3:
+        raise ValueError(
+            f"pictures of {entry_name(entries_of(make_env)[0])} have shape {picture.shape}: they must be (H, W, 3)"
+        )
+
+
 def _renderable(make_env: MakeEnv) -> gym.Env:
-    one = make_env if isinstance(make_env, str) or callable(make_env) else make_env[0]
-    if isinstance(one, str):
-        env = gym.make(one, render_mode="rgb_array")
-    else:
-        env = _call_with_render_mode(one)
+    entry = entries_of(make_env)[0]
+    make, name = maker_of(entry), entry_name(entry)
+    env = make(render_mode="rgb_array") if isinstance(make, RegisteredEnv) else _call_with_render_mode(make)
+    if isinstance(env, VectorEnv):
+        env.close()
+        raise ValueError(f"{name} makes a VectorEnv, of which no single rollout can be rendered: name a plain Env")
     if env.render_mode != "rgb_array":
-        raise ValueError(f"--gif: {one!r} does not render: it must take render_mode='rgb_array'")
+        env.close()
+        raise ValueError(f"{name} does not render: it must take render_mode='rgb_array'")
     return env
 
 
-def _call_with_render_mode(make: Callable[..., Any]) -> gym.Env:
-    accepts = "render_mode" in inspect.signature(make).parameters
+def _call_with_render_mode(make: Callable[..., Any]) -> Any:
+    parameters = inspect.signature(make).parameters
+    accepts = "render_mode" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())  # gym.make
     return make(render_mode="rgb_array") if accepts else make()

@@ -1,6 +1,8 @@
-"""Builds the row tables of `data.Trajectory`, one environment per row of preallocated arrays."""
+"""Builds the row tables of `messages.Trajectory`, one environment per row of arrays that grow with its rollouts."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -8,15 +10,22 @@ from amago_ray.envs.makers import Transition
 from amago_ray.messages import ACTION, REWARD, TERMINATED, Trajectory, TrajectoryId
 from amago_ray.specs import OBS_PREFIX, ActionSpec, ObsSpec
 
+FIRST_CAPACITY = 64  # transitions for which there is room at first
+
 
 class TrajectoryRecorder:
-    """Writes the timesteps of N environments into preallocated columns and cuts finished trajectories out of them.
+    """Writes the timesteps of N environments into columns and cuts finished trajectories out of them.
 
         recorder.begin(fresh, obs, ...)                    # row 0 of a rollout: what the policy sees first
         finished = recorder.add(transition, actions, ...)  # the next row of every environment
 
     num_envs: N. max_transitions: a longer rollout is cut; the next piece starts at the row where the last one ended.
-    worker, incarnation: name the trajectories, together with a running number.
+    stagger: pieces of a long rollout have random lengths, uniform in max_transitions -+ stagger, instead of equal ones.
+    worker, incarnation: name the trajectories, together with a running number. seed, first_env: of the random lengths,
+    which environment first_env + i draws for itself.
+
+    The columns grow with the longest piece, by doubling: what is written is copied once more on average, and memory
+    that no row has reached is asked for but not touched.
     """
 
     def __init__(
@@ -27,40 +36,39 @@ class TrajectoryRecorder:
         max_transitions: int,
         worker: int,
         incarnation: int,
+        stagger: int = 0,
+        seed: int = 0,
+        first_env: int = 0,
     ):
-        def column(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-            return np.zeros((num_envs, max_transitions + 1, *shape), dtype)
-
-        self._obs = {OBS_PREFIX + name: column(spec.shape, spec.dtype) for name, spec in obs_spec.items()}
-        self._action = column(action_spec.shape, action_spec.dtype)
-        self._reward = column((), "float32")
-        self._terminated = column((), "bool")
-        self._columns = {**self._obs, ACTION: self._action, REWARD: self._reward, TERMINATED: self._terminated}
+        shapes = {OBS_PREFIX + name: (spec.shape, spec.dtype) for name, spec in obs_spec.items()} | {
+            ACTION: (action_spec.shape, action_spec.dtype),
+            REWARD: ((), "float32"),
+            TERMINATED: ((), "bool"),
+        }
+        self._capacity = min(max_transitions + stagger, FIRST_CAPACITY)
+        self._columns = {
+            name: np.zeros((num_envs, self._capacity + 1, *shape), dtype) for name, (shape, dtype) in shapes.items()
+        }
         self._num_transitions = np.zeros(num_envs, dtype=np.int64)
         self._first_time_idx = np.zeros(num_envs, dtype=np.int64)
         self._weight_version = np.zeros(num_envs, dtype=np.int64)
-        self._max_transitions = max_transitions
+        self._lengths = [
+            piece_lengths(max_transitions, stagger, (seed, first_env + row, incarnation)) for row in range(num_envs)
+        ]
+        self._max_transitions = np.array([next(lengths) for lengths in self._lengths], dtype=np.int64)
         self._worker, self._incarnation, self._sequence = worker, incarnation, 0
-
-    @property
-    def time_idx(self) -> np.ndarray:
-        """(N,) int64: index, within its rollout, of each environment's current timestep."""
-        return self._first_time_idx + self._num_transitions
 
     def begin(self, fresh: np.ndarray, obs: dict[str, np.ndarray]) -> None:
         """Start new rollouts in the environments of `fresh` (N,) bool; what they had unfinished is dropped."""
         rows = np.flatnonzero(fresh)
         self._num_transitions[rows] = self._first_time_idx[rows] = 0
-        for name, column in self._obs.items():
-            column[rows, 0] = obs[name.removeprefix(OBS_PREFIX)][rows]
-        self._action[rows, 0] = 0
-        self._reward[rows, 0] = 0
-        self._terminated[rows, 0] = False
+        for name, column in self._columns.items():
+            column[rows, 0] = obs[name.removeprefix(OBS_PREFIX)][rows] if name.startswith(OBS_PREFIX) else 0
 
     def add(
         self, transition: Transition, actions: np.ndarray, env_names: list[str], weight_version: int
-    ) -> list[Trajectory]:
-        """Record one transition of every environment that stepped; returns the trajectories that this finished.
+    ) -> dict[int, Trajectory]:
+        """Record one transition of every environment that stepped; returns what this finished, by environment.
 
         actions: (N, ...) as stored. weight_version: of the weights that chose them.
         """
@@ -68,17 +76,34 @@ class TrajectoryRecorder:
         rows = np.flatnonzero(stepped)
         self._weight_version[rows[self._num_transitions[rows] == 0]] = weight_version
         self._num_transitions[rows] += 1
+        if self._num_transitions.max() > self._capacity:
+            self._grow()
         at = (rows, self._num_transitions[rows])
-        for name, column in self._obs.items():
-            column[at] = transition.obs[name.removeprefix(OBS_PREFIX)][rows]
-        self._action[at] = actions[rows]
-        self._reward[at] = transition.rewards[rows]
-        self._terminated[at] = transition.terminated[rows]
+        values = {ACTION: actions, REWARD: transition.rewards, TERMINATED: transition.terminated}
+        for name, column in self._columns.items():
+            source = values[name] if name in values else transition.obs[name.removeprefix(OBS_PREFIX)]
+            column[at] = source[rows]
         full = self._num_transitions == self._max_transitions
         ended = stepped & (transition.terminated | transition.truncated | full)
-        return [
-            self._cut(row, env_names[row], bool(transition.truncated[row])) for row in np.flatnonzero(ended).tolist()
-        ]
+        return {
+            row: self._cut(row, env_names[row], bool(transition.truncated[row]))
+            for row in np.flatnonzero(ended).tolist()
+        }
+
+    def cut_all(self, env_names: list[str]) -> list[Trajectory]:
+        """What has been recorded of unfinished rollouts, as if they had been truncated here. `begin` must follow."""
+        return [self._cut(row, env_names[row], True) for row in np.flatnonzero(self._num_transitions).tolist()]
+
+    def _grow(self) -> None:
+        """Twice the capacity."""
+        self._capacity *= 2
+        for name, column in self._columns.items():
+            grown = np.zeros((len(column), self._capacity + 1, *column.shape[2:]), column.dtype)
+            # A row's last transition may not be written yet; then it is not there to be copied either.
+            for row, last in enumerate(self._num_transitions.tolist()):
+                written = column[row, : last + 1]
+                grown[row, : len(written)] = written
+            self._columns[name] = grown
 
     def _cut(self, row: int, env_name: str, truncated: bool) -> Trajectory:
         length = self._num_transitions[row]
@@ -96,4 +121,12 @@ class TrajectoryRecorder:
             column[row, 0] = column[row, length]
         self._first_time_idx[row] += length
         self._num_transitions[row] = 0
+        self._max_transitions[row] = next(self._lengths[row])
         return trajectory
+
+
+def piece_lengths(max_transitions: int, stagger: int, seed: tuple[int, ...]) -> Iterator[int]:
+    """Endless lengths at which the pieces of a rollout are cut: uniform in max_transitions -+ stagger, 1 at least."""
+    rng = np.random.default_rng(seed)
+    while True:
+        yield max(int(rng.integers(max_transitions - stagger, max_transitions + stagger + 1)), 1)

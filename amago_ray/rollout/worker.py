@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,13 +14,16 @@ import torch
 from amago_ray.agent.flat_weights import load_flat_state
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.envs.exploration import ExplorationWrapper
-from amago_ray.envs.makers import MakeEnv, make_pool
-from amago_ray.messages import RolloutReport, Trajectory, Weights
+from amago_ray.envs.makers import MakeEnv, Transition, make_pool
+from amago_ray.messages import EpisodeResult, EvaluationReport, RolloutReport, Trajectory, TrajectoryId, Weights
 from amago_ray.nets.actions import stored_action
 from amago_ray.pending import ShardAway
+from amago_ray.rollout.assignment import Assignment, Tally
 from amago_ray.rollout.recorder import TrajectoryRecorder
 from amago_ray.rollout.statistics import EpisodeStatistics
 from amago_ray.specs import ActionSpec
+
+WHOLE_ROLLOUTS = 1 << 62  # a traj_save_len that cuts none
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,9 @@ class RolloutConfig:
 
     make_env: see `envs.pool.make_pool`. num_envs: environments of this worker. first_env: number of its first one
     within the run. traj_save_len: longest stored trajectory, in transitions. exploration_type: None for none.
-    sample_actions: draw from the policy, else take its mode. device: where the policy runs.
+    sample_actions: draw from the policy, else take its mode. device: where the policy runs. stagger: stored pieces of
+    a long rollout have random lengths, in traj_save_len -+ stagger. total_envs: environments of the run, over all
+    workers; by default up to this worker's last. action_mask_key: observation of legal actions.
     """
 
     make_env: MakeEnv
@@ -39,6 +45,9 @@ class RolloutConfig:
     exploration_type: Callable[..., ExplorationWrapper] | None
     sample_actions: bool = True
     device: str = "cpu"
+    stagger: int = 0
+    total_envs: int | None = None
+    action_mask_key: str | None = None
 
 
 class PreviousStep:
@@ -64,10 +73,11 @@ class PreviousStep:
 
 
 class RolloutWorker:
-    """Consumes weights, produces trajectories.
+    """Consumes weights, produces trajectories, or results of rollouts alone.
 
-    write: what becomes of a finished trajectory; None drops it (validation). flush: called at the end of a chunk, to
-    wait until all that was written is stored; returns the seconds that writing has waited in all.
+    write: what becomes of a finished trajectory; None records none (validation). An evaluation writes the rollouts that
+    count; their id is (number of the environment, of the evaluation, of the rollout). flush: called at the end of a
+    chunk, to wait until all that was written is stored; returns the seconds that writing has waited in all.
     """
 
     def __init__(
@@ -84,20 +94,32 @@ class RolloutWorker:
         self._write, self._flush = write, flush
         self._policy = agent_spec.build().policy.to(config.device).eval()
         self._weight_version = -1
-        # Environments are seeded by their number within the run, so that it does not matter how workers share them.
-        env_seed = int(np.random.SeedSequence((config.seed, incarnation)).generate_state(1)[0])
-        self._pool = make_pool(config.make_env, config.num_envs, config.first_env, env_seed)
+        self._pool = make_pool(
+            config.make_env, config.num_envs, config.first_env, self._env_seed(), total_envs=config.total_envs
+        )
         self._action_spec = self._pool.action_spec
         exploration_seed, policy_seed = (
             int(x) for x in np.random.SeedSequence((config.seed, config.first_env, incarnation)).generate_state(2)
         )
         self._random = TorchRandomStream(policy_seed)
+        self._tally: Tally | None = None  # of the evaluation under way
+        self._parts = self._resets = 0
         self._explore = None
         if config.exploration_type is not None:
             self._explore = config.exploration_type(config.num_envs, self._action_spec, exploration_seed)
-        self._recorder = TrajectoryRecorder(
-            agent_spec.obs_spec, self._action_spec, config.num_envs, config.traj_save_len, worker, incarnation
-        )
+        self._recorder = None
+        if write is not None:
+            self._recorder = TrajectoryRecorder(
+                agent_spec.obs_spec,
+                self._action_spec,
+                config.num_envs,
+                config.traj_save_len,
+                worker,
+                incarnation,
+                config.stagger,
+                config.seed,
+                config.first_env,
+            )
         self._previous = PreviousStep(config.num_envs, self._action_spec)
         self._statistics = EpisodeStatistics(config.num_envs)
         self._obs: dict[str, np.ndarray] = {}  # empty until rollouts have begun
@@ -115,33 +137,76 @@ class RolloutWorker:
         if self._explore is not None:
             np.maximum(self._explore.steps, steps_per_env, out=self._explore.steps)
 
-    def collect(self, timesteps: int) -> RolloutReport:
-        """Make at least `timesteps` steps, counted over all environments, and hand over what they finish."""
-        return self._run(-(-timesteps // self.config.num_envs), min_episodes_per_env=0)
+    def collect(self, timesteps: int, resets: int = 0) -> RolloutReport:
+        """Make at least `timesteps` transitions, over all environments, and hand over what they finish.
 
-    def evaluate(self, steps_per_env: int | None, episodes_per_env: int | None) -> RolloutReport:
-        """Start every environment anew and act for `steps_per_env` steps, or until each has finished enough rollouts.
+        Transitions that fail count as made: a broken environment holds nothing up.
 
-        Either may be None; where both are given, the first to be reached ends the evaluation.
+        resets: how often the run has reset all environments by now. Where that grew, the rollouts under way are stored
+        as truncated here, count as no finished ones, and all begin anew.
+        The report's episodes are those that ended in this time, of which short ones are too many (see `assignment`).
         """
-        if not (steps_per_env or episodes_per_env):
-            raise ValueError("an evaluation needs steps_per_env, episodes_per_env, or both, of 1 or more")
-        self._obs = {}
-        return self._run(steps_per_env, episodes_per_env)
+        chunk = Chunk()
+        if resets != self._resets:
+            self._resets = resets
+            self._drop_rollouts(chunk)
+        return self._run(chunk, timesteps)
+
+    def evaluate(self, assignment: Assignment, part: int = 0, time_s: float = math.inf) -> EvaluationReport:
+        """Play rollouts of an evaluation, those of `assignment` that are left, for about `time_s` seconds.
+
+        part: how many parts of it the caller has. An evaluation that is not just there starts again, with part 0.
+        The rollouts are those of environments that are newly seeded by the number of the evaluation: they depend on
+        that number, the weights and the seed alone, and are the same again where a part has to be repeated.
+        Raises ValueError for a rollout that does not end.
+        """
+        if self._tally is None or self._tally.assignment != assignment or part != self._parts or not part:
+            self._start_evaluation(assignment)
+        tally = self._tally
+        assert tally is not None
+        part, chunk, deadline = self._parts, Chunk(), time.monotonic() + time_s
+        with self._random:
+            if not self._obs:
+                self._begin_all()
+            while not tally.done:
+                self._step(chunk)
+                if time.monotonic() > deadline:
+                    break
+        self._parts += 1
+        if tally.done:
+            self._tally = None
+            self._obs = {}
+        return EvaluationReport(part, tally.take(), tally.unfinished, tally.done, chunk.frames.total())
 
     def close(self) -> None:
         self._pool.close()
 
-    def _run(self, steps_per_env: int | None, min_episodes_per_env: int | None) -> RolloutReport:
+    def _env_seed(self, evaluation: int | None = None) -> int:
+        """Environments are seeded by their number within the run: it does not matter how workers share them."""
+        numbers = (self.config.seed, self._incarnation, *(() if evaluation is None else (evaluation,)))
+        return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+    def _start_evaluation(self, assignment: Assignment) -> None:
+        self._tally, self._parts, self._obs = Tally(assignment), 0, {}
+        self._pool.reseed(self._env_seed(assignment.number))
+        seeds = np.random.SeedSequence((self.config.seed, self.config.first_env, self._incarnation, assignment.number))
+        self._random = TorchRandomStream(int(seeds.generate_state(1)[0]))
+
+    def _drop_rollouts(self, chunk: Chunk) -> None:
+        """Store what has been recorded, and let all rollouts begin anew."""
+        if self._obs and self._recorder is not None and self._write is not None:
+            for trajectory in self._recorder.cut_all(self._pool.env_names):
+                self._write(trajectory)
+                chunk.trajectories += 1
+        self._obs = {}
+
+    def _run(self, chunk: Chunk, timesteps: int) -> RolloutReport:
         started = time.perf_counter()
         failures_before = self._pool.failures
-        chunk = Chunk(np.zeros(self.config.num_envs, dtype=np.int64))
         with self._random:
             if not self._obs:
                 self._begin_all()
-            while (steps_per_env is None or chunk.steps < steps_per_env) and (
-                not min_episodes_per_env or (chunk.episodes < min_episodes_per_env).any()
-            ):
+            while chunk.attempted < timesteps:
                 self._step(chunk)
         wait_s, shard_away = 0.0, ""
         if self._flush is not None:
@@ -155,7 +220,7 @@ class RolloutWorker:
             incarnation=self._incarnation,
             timesteps=chunk.frames.total(),
             frames_by_env=dict(chunk.frames),
-            episodes=self._statistics.take(),
+            episodes=chunk.episodes,
             weight_version=self._weight_version,
             trajectories=chunk.trajectories,
             act_s=chunk.act_s,
@@ -175,25 +240,38 @@ class RolloutWorker:
         transition = self._pool.step(actions)
         ended = transition.terminated | transition.truncated
         names = self._pool.env_names
-        finished = self._recorder.add(transition, actions, names, self._weight_version)
-        self._statistics.add(transition, ended, names)
+        self._record(transition, actions, chunk)
+        finished = self._statistics.add(transition, ended, names)
+        chunk.episodes += finished.values()
+        if self._tally is not None:
+            self._tally.add(finished, transition.stepped, names)
         self._previous.set(actions, transition.rewards)
         chunk.frames.update(name for name, stepped in zip(names, transition.stepped, strict=True) if stepped)
+        chunk.attempted += int(np.count_nonzero(transition.stepped | transition.failed))
         self._obs, fresh = self._pool.begin(ended)
         if fresh.any():
             self._begin(fresh)
         chunk.act_s += before_step - before_act
         chunk.step_s += time.perf_counter() - before_step
-        chunk.episodes += ended
         chunk.steps += 1
-        chunk.trajectories += len(finished)
-        if self._write is not None:
-            for trajectory in finished:
+
+    def _record(self, transition: Transition, actions: np.ndarray, chunk: Chunk) -> None:
+        """Record one timestep and write what it finished, which in an evaluation has to count."""
+        if self._recorder is None or self._write is None:
+            return
+        tally = self._tally
+        finished = self._recorder.add(transition, actions, self._pool.env_names, self._weight_version)
+        for row, trajectory in finished.items():
+            if tally is None:
                 self._write(trajectory)
+            elif tally.open[row]:
+                origin = self.config.first_env + row, tally.assignment.number, int(tally.played[row])
+                self._write(replace(trajectory, id=TrajectoryId(*origin)))
+        chunk.trajectories += len(finished)
 
     def _act(self) -> np.ndarray:
         """The actions to take now, (N, ...) as stored."""
-        device, time_idx = self.config.device, self._recorder.time_idx
+        device, time_idx = self.config.device, self._statistics.lengths.copy()
         vector, self._memory = self._policy.act(
             {name: torch.from_numpy(value).to(device) for name, value in self._obs.items()},
             torch.from_numpy(self._previous.rl2).to(device),
@@ -202,7 +280,10 @@ class RolloutWorker:
             self.config.sample_actions,
         )
         actions = stored_action(vector, self._action_spec).cpu().numpy().astype(self._action_spec.dtype, copy=False)
-        return actions if self._explore is None else self._explore(actions, time_idx)
+        if self._explore is None:
+            return actions
+        mask = self.config.action_mask_key
+        return self._explore(actions, time_idx, None if mask is None else self._obs[mask])
 
     def _begin_all(self) -> None:
         self._obs = self._pool.reset()
@@ -210,20 +291,28 @@ class RolloutWorker:
         self._begin(np.ones(self.config.num_envs, dtype=bool))
 
     def _begin(self, fresh: np.ndarray) -> None:
-        self._recorder.begin(fresh, self._obs)
+        if self._recorder is not None:
+            self._recorder.begin(fresh, self._obs)
         self._memory = self._policy.reset_memory(self._memory, fresh)
         self._previous.begin(fresh)
         self._statistics.begin(fresh)
+        if self._tally is not None:
+            self._tally.begin(fresh)
         if self._explore is not None:
             self._explore.begin(fresh)
 
 
 @dataclass
 class Chunk:
-    """What one call of a worker has done so far. episodes: (N,) finished rollouts per environment."""
+    """What one call of a worker has done so far.
 
-    episodes: np.ndarray
+    episodes: the finished rollouts, in the order of their end. attempted: transitions, and failures in their place;
+    rows of a VectorEnv that only reset are neither.
+    """
+
+    episodes: list[EpisodeResult] = field(default_factory=list)
     steps: int = 0
+    attempted: int = 0
     trajectories: int = 0
     act_s: float = 0.0
     step_s: float = 0.0

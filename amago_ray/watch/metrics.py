@@ -145,7 +145,8 @@ def summarize_episodes(episodes: Sequence[EpisodeResult]) -> dict[str, float]:
     """Averages over finished rollouts, by environment name; empty if there are none.
 
     The bottom quintile is the 20th percentile. "Across All" weighs every environment name alike, however many rollouts
-    each of them finished. An info metric is averaged over the rollouts that reported it.
+    each of them finished. An info metric is averaged over the rollouts that reported it. An average is as good as the
+    choice of its rollouts: those that ended during an epoch of collection are too often short ones.
     """
     if not episodes:
         return {}

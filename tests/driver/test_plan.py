@@ -7,7 +7,7 @@ import pytest
 from amago_ray.agent import Agent
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.driver.placement import Cluster, Node, Resources
-from amago_ray.driver.plan import make_plan
+from amago_ray.driver.plan import longest_piece, make_plan, stagger
 from amago_ray.envs.builtin import Counting
 from amago_ray.nets.traj_encoders import GRUTrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder
@@ -35,3 +35,24 @@ def test_as_many_workers_as_there_are_cores_for(nodes: list[Node], expected: int
     settings = ExperimentSettings("run", Counting, 8, make_val_env=Counting, parallel_actors=1000, learner_device="cpu")
     cluster = Cluster(int(sum(n.total.cpus for n in nodes)), tuple(nodes))
     assert len(make_plan(settings, SPEC, cluster).rollout) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "staggers", "longest", "by"),
+    [(None, False, 64, 0), (1e10, False, 10**10, 0), (20, True, 20, 8), (8, True, 8, 0), (None, True, 64, 8)],
+)
+def test_pieces_are_as_long_as_the_settings_say(given: float | None, staggers: bool, longest: int, by: int) -> None:
+    """As in AMAGO, lengths vary by max_seq_len, unless a piece is no longer than one sequence."""
+    settings = ExperimentSettings(
+        "run",
+        Counting,
+        8,
+        make_val_env=Counting,
+        traj_save_len=given,
+        stagger_traj_file_lengths=staggers,
+        learner_device="cpu",
+    )
+    assert (longest_piece(settings), stagger(settings)) == (longest, by)
+    plan = make_plan(settings, SPEC, Cluster(4, (node(4),)))
+    assert {(r.traj_save_len, r.stagger) for r in plan.rollout} == {(longest, by)}
+    assert {r.stagger for r in plan.validation} == {0}

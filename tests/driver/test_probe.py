@@ -366,7 +366,8 @@ def test_weights_are_compared() -> None:
         check_same_weights({"a": [2, 3], "b": [1]}, {"a": [2, 3]})
 
 
-def test_settings_that_are_right_pass() -> None:
+@pytest.mark.parametrize("right", [{}, {"traj_save_len": 1e10}, {"traj_save_len": 10**10}, {"test_episodes": 0}])
+def test_settings_that_are_right_pass(right: dict[str, Any]) -> None:
     check_settings(
         Experiment(
             run_name="a",
@@ -374,5 +375,22 @@ def test_settings_that_are_right_pass() -> None:
             max_seq_len=8,
             traj_encoder_type=GRUTrajEncoder,
             l2_coeff=0.0,
+            **right,
         )
     )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"traj_save_len": 10.5}, "traj_save_len=10.5: it must be an integer of 1 or more"),
+        ({"traj_save_len": float("inf")}, "traj_save_len=inf: it must be an integer"),
+        ({"traj_save_len": "long"}, "traj_save_len='long': it must be an integer"),
+        ({"force_reset_train_envs_every": 0}, "force_reset_train_envs_every=0: it must be an integer of 1 or more"),
+        ({"test_episodes": -1}, "test_episodes=-1: it must be an integer of 0 or more"),
+        ({"test_max_timesteps": 0}, "test_max_timesteps=0: it must be an integer of 1 or more"),
+    ],
+)
+def test_numbers_that_cannot_be(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Experiment(run_name="a", make_train_env=partial(TMaze, 4), max_seq_len=8, **wrong)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from amago_ray.envs.exploration import BilevelEpsilonGreedy, EpsilonGreedy, ExplorationWrapper
+from amago_ray.envs.exploration import BilevelEpsilonGreedy, EpsilonGreedy, ExplorationWrapper, TMazeExploration
 from amago_ray.envs.spaces import action_spec
 
 SPACES = {
@@ -142,3 +142,13 @@ def test_gin_configures_each_under_its_own_name() -> None:
         assert BilevelEpsilonGreedy(1, DISCRETE, 0).rollout_horizon == 12
     finally:
         gin.clear_config()
+
+
+def test_in_the_corridor_of_a_t_maze_hardly_anything_is_explored() -> None:
+    explore = TMazeExploration(1, DISCRETE, seed=0, horizon=100, eps_end=0.1, steps_anneal=1000)
+    assert [eps_at(explore, 0, time_idx) for time_idx in (0, 1, 96, 97, 100)] == [1.0, 0.005, 0.005, 1.0, 1.0]
+    assert eps_at(explore, 500, 0) == pytest.approx(0.55)
+    wide = TMazeExploration(1, DISCRETE, seed=0, horizon=10, start_window=2, end_window=1)
+    assert [eps_at(wide, 0, time_idx) for time_idx in (2, 3, 8, 9)] == [1.0, 0.05, 0.05, 1.0]
+    with pytest.raises(ValueError, match="horizon=0"):
+        TMazeExploration(1, DISCRETE, seed=0, horizon=0)

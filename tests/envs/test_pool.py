@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
@@ -35,7 +36,7 @@ class Counting(gym.Env):
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
         super().reset(seed=seed)
         self.rollout, self.count = self.rollout + 1, 0
-        return self.observe(), {"AMAGO_LOG_METRIC never": 1.0}
+        return self.observe(), {"AMAGO_LOG_METRIC Rollout": self.rollout}
 
     def step(self, action: int) -> tuple[Any, float, bool, bool, dict]:
         assert self.action_space.contains(action)
@@ -104,19 +105,27 @@ def test_every_autoreset_mode_gives_the_plain_pools_table(mode: AutoresetMode, k
             assert [row[0]["count"] for row in rows] == [[index, rollout, step] for step in range(len(rows))]
             assert [row[5]["count"] for row in rows] == [[index, rollout, step + 1] for step in range(len(rows))]
             assert all(row[2] == 10 * row[5]["count"][2] + row[1] + 2 for row in rows)
-            assert [row[6] for row in rows] == [None] * (len(rows) - 1) + [{"Steps Made": float(len(rows))}]
+            assert [row[6] for row in rows] == [None] * (len(rows) - 1) + [
+                {"Rollout": float(rollout), "Steps Made": len(rows)}
+            ]
 
 
 def test_next_step_rests_for_one_step() -> None:
-    pool = VectorEnvPool(vector_maker(AutoresetMode.NEXT_STEP, num=1), seed=0)
+    pool = VectorEnvPool(vector_maker(AutoresetMode.NEXT_STEP, num=2), seed=0)
     pool.reset()
     history = []
     for _ in range(3):
-        result = pool.step(np.zeros(1, np.int64))
+        result = pool.step(np.zeros(2, np.int64))
         stepped = bool(result.stepped[0])
         _, fresh = pool.begin(result.terminated | result.truncated)
         history.append((stepped, bool(fresh[0])))
     assert history == [(True, False), (False, True), (True, False)]
+
+
+def test_next_step_needs_no_rest_where_all_rows_end_together() -> None:
+    pool = VectorEnvPool(vector_maker(AutoresetMode.NEXT_STEP, num=1), seed=0)
+    plain = EnvPool(counting_makers(1), seed=0)
+    assert tables(pool, 20) == tables(plain, 20)
 
 
 def raises_at(step: int, rollout: int = 0) -> Callable[[Counting], None]:
@@ -179,7 +188,7 @@ class Rewarding(Counting):
         return obs, self.reward, terminated, truncated, info
 
 
-@pytest.mark.parametrize("reward", [np.nan, np.inf, np.zeros(1), None, "3", [1.0]])
+@pytest.mark.parametrize("reward", [np.nan, np.inf, 1e39, np.zeros(2), None, "3", [0.5, 0.5], 1j])
 def test_bad_rewards_fail(reward: Any) -> None:
     pool = EnvPool([Rewarding], seed=0)
     pool.reset()
@@ -189,7 +198,7 @@ def test_bad_rewards_fail(reward: Any) -> None:
     assert "reward" in pool.last_failure
 
 
-@pytest.mark.parametrize("reward", [1, True, np.float32(1), np.int64(1), np.array(1.0)])
+@pytest.mark.parametrize("reward", [1, True, np.float32(1), np.int64(1), np.array(1.0), np.array([1.0]), torch.ones(1)])
 def test_any_scalar_is_a_reward(reward: Any) -> None:
     pool = EnvPool([Rewarding], seed=0)
     pool.reset()
@@ -337,7 +346,7 @@ def test_make_pool_builds_no_environment_twice() -> None:
 def test_spaces_must_agree() -> None:
     with pytest.raises(ValueError, match="same observation space: Counting has Dict.*CartPole-v1 has Box"):
         make_pool([Counting, "CartPole-v1"], 2, 0, seed=0)
-    with pytest.raises(ValueError, match="same spaces: Counting has.*CartPole-v1 has"):
+    with pytest.raises(ValueError, match="same observation space: Counting has.*CartPole-v1 has"):
         check_env([Counting, "CartPole-v1"])
 
 

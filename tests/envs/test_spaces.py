@@ -106,6 +106,14 @@ def test_names_dtypes_and_categories() -> None:
     [
         (spaces.Box(0, 1, (4,)), np.zeros(1), "shape"),
         (spaces.Box(0, 255, (2,), np.uint8), np.full(2, 0.5), "dtype float64"),
+        (spaces.Box(0, 255, (2,), np.uint8), np.array([0, -1]), "outside its space: -1 is not between 0 and 255"),
+        (spaces.Box(0, 255, (2,), np.uint8), np.array([256, 0]), "256 is not between"),
+        (spaces.Box(0, 255, (), np.uint8), 256, "256 is not between"),
+        (spaces.Box(-9, 9, (2,), np.int8), np.array([0, 128], np.uint8), "128 is not between -128 and 127"),
+        (spaces.Box(0, 9, (1,), np.int64), np.array([2**63], np.uint64), "9223372036854775808 is not between"),
+        (spaces.Box(0, 1, (2,), bool), np.array([0, 2]), "2 is not between 0 and 1"),
+        (spaces.MultiBinary(2), np.array([0, 2], np.int8), "2 is not between 0 and 1"),
+        (spaces.Dict(a=spaces.Box(0, 255, (1,), np.uint8)), {"a": np.array([-1])}, "'a' is outside"),
         (spaces.Discrete(4, start=1), 0, "outside its space: 0"),
         (spaces.Discrete(4), 1.0, "dtype float64"),
         (spaces.MultiDiscrete([2, 2]), np.array([0, 2]), "outside its space"),
@@ -172,9 +180,44 @@ def test_action_specs() -> None:
     assert (binary.kind, binary.shape, binary.vector_size) == ("multibinary", (6,), 6)
 
 
+def test_integers_that_fit_are_taken_whatever_their_dtype() -> None:
+    converter = ObsConverter(spaces.Box(0, 255, (3,), np.uint8))
+    out = converter.empty(2)
+    for dtype in (np.int8, np.int64, np.uint64, bool):
+        converter.write(out, 0, np.array([0, 1, 1], dtype))
+        converter.write_batch(out, np.array([[0, 1, 1]] * 2, dtype))
+        assert out["observation"].tolist() == [[0, 1, 1]] * 2
+    with pytest.raises(ValueError, match="-1 is not between"):
+        converter.write_batch(out, np.array([[0, 1, 2], [0, -1, 2]]))
+    assert ObsConverter(spaces.Box(0, 1, (1,), np.float32)).flatten(np.array([0.3]))["observation"][0] == np.float32(
+        0.3
+    )
+
+
+@pytest.mark.parametrize(
+    ("space", "remedy"),
+    [
+        (spaces.Text(3), "FilterObservation.*ImgObsWrapper"),
+        (spaces.Sequence(spaces.Discrete(2)), "pad it to a fixed length"),
+        (spaces.Graph(spaces.Discrete(2), None), "pad nodes and edges"),
+        (spaces.OneOf([spaces.Discrete(2), spaces.Box(0, 1)]), "a Dict of a Discrete choice"),
+        (spaces.Discrete(1_000_000), "1000000 categories.*100000 are the most; split it into the digits"),
+        (spaces.MultiDiscrete([60_000, 60_000]), "120000 categories"),
+    ],
+)
+def test_a_refused_space_comes_with_its_remedy(space: gym.Space, remedy: str) -> None:
+    with pytest.raises(ValueError, match=remedy) as of_observations:
+        obs_spec(space)
+    with pytest.raises(ValueError, match="is not supported|categories") as of_actions:
+        action_spec(space)
+    assert "\n" not in str(of_observations.value) + str(of_actions.value)
+
+
 def test_unsupported_action_spaces() -> None:
-    with pytest.raises(ValueError, match="no finite bounds.*TransformAction"):
-        action_spec(spaces.Box(-np.inf, 1, (2,)))
+    largest = float(np.finfo(np.float32).max)
+    for low, high in ((-np.inf, 1), (-largest, largest), (0, largest), (-1e30, 1)):
+        with pytest.raises(ValueError, match="no finite bounds.*TransformAction"):
+            action_spec(spaces.Box(low, high, (2,)))
     with pytest.raises(ValueError, match="Dict.*not supported"):
         action_spec(spaces.Dict(a=spaces.Discrete(2)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import pytest
 from gymnasium import spaces
 from ring_cases import trajectory
 
-from amago_ray.messages import Trajectory
+from amago_ray.messages import Trajectory, TrajectoryId
 from amago_ray.replay.datasets.dataset import Episode, RowLayout
-from amago_ray.replay.export import action_vectors, export_minari, export_npz, observations
+from amago_ray.replay.export import action_vectors, export_minari, export_npz, npz_writer, observations
 from amago_ray.replay.readers import AmagoDataset, MinariDataset
 
 MADE_UP = RowLayout(
@@ -78,6 +79,18 @@ def test_npz_there_and_back(tmp_path: Path, observation_space: gym.Space, action
     read = [dataset.trajectory(i, layout) for i in range(len(dataset))]
     assert_same_columns(made, read)
     assert {t.env_name for t in read} == {"walk"} and {t.first_time_idx for t in read} == {0}
+
+
+def test_an_evaluation_is_written_as_it_is_played(tmp_path: Path) -> None:
+    """Like an export, in the order of environments and rollouts; what is played again takes its own place."""
+    layout, made = rollouts(FLAT[0], ACTIONS[0], num=3)
+    write = npz_writer((FLAT[0], ACTIONS[0]), tmp_path / "out")
+    for t, (env, number) in zip([*made, made[0]], [(11, 0), (2, 1), (2, 0), (11, 0)], strict=True):
+        write(replace(t, id=TrajectoryId(env, 0, number)))
+    dataset = AmagoDataset(tmp_path / "out")
+    assert_same_columns([made[2], made[1], made[0]], [dataset.trajectory(i, layout) for i in range(len(dataset))])
+    with pytest.raises(ValueError, match="no place for the nested observations"):
+        npz_writer((NESTED, ACTIONS[0]), tmp_path / "other")
 
 
 def test_pieces_of_a_rollout_in_npz(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import SyncVectorEnv
 from PIL import Image
 from small_agents import small_agent_spec
 
@@ -18,7 +19,15 @@ from amago_ray.agent.spec import AgentSpec
 from amago_ray.envs.builtin import Counting, Identity, TMaze
 from amago_ray.messages import Weights
 from amago_ray.nets.traj_encoders import GRUTrajEncoder
-from amago_ray.rollout.evaluate import evaluate_policy, load_policy_weights, random_policy, record_gif
+from amago_ray.rollout.evaluate import (
+    check_renderable,
+    evaluate_policy,
+    final_test,
+    fixed_num_envs,
+    load_policy_weights,
+    random_policy,
+    record_gif,
+)
 
 TMAZE = partial(TMaze, 4)
 
@@ -42,7 +51,7 @@ def weights_file(tmp_path: Path) -> Path:
 
 def test_a_random_policy_does_as_the_docstrings_say() -> None:
     results = random_policy(partial(Identity, "discrete", 4), episodes=2000, seed=1)
-    assert 2000 <= len(results) < 2000 + 8
+    assert len(results) == 2000
     assert np.mean(returns(results)) == pytest.approx(1 / 4, abs=0.05)
     assert {result.length for result in results} == {2} and {r.env_name for r in results} == {"Identity-discrete"}
     assert returns(random_policy(TMAZE, 20, seed=1)) == returns(random_policy(TMAZE, 20, seed=1))
@@ -56,7 +65,7 @@ def test_an_evaluation_depends_on_its_seed_alone(weights_file: Path) -> None:
     torch.manual_seed(5)  # what others draw does not matter
     assert evaluate_policy(spec, weights, TMAZE, episodes=20, seed=1) == first
     assert evaluate_policy(spec, weights, TMAZE, episodes=20, seed=2) != first
-    assert 20 <= len(first) < 20 + 8 * 2
+    assert len(first) == 20
     assert len(evaluate_policy(spec, weights, TMAZE, episodes=3, seed=1)) == 3
 
 
@@ -116,6 +125,96 @@ class WithoutPictures(gym.Wrapper):
 def test_an_environment_that_does_not_render(make_env: Any, tmp_path: Path) -> None:
     spec = spec_of(make_env)
     weights = Weights(1, flatten_state(spec.build().policy))
-    with pytest.raises(ValueError, match=r"--gif: .* does not render: it must take render_mode='rgb_array'"):
+    with pytest.raises(ValueError, match=r".* does not render: it must take render_mode='rgb_array'"):
+        check_renderable(make_env)
+    with pytest.raises(ValueError, match=r".* does not render: it must take render_mode='rgb_array'"):
         record_gif(spec, weights, make_env, tmp_path / "out.gif")
     assert not (tmp_path / "out.gif").exists()
+
+
+def test_what_renders_is_found_to() -> None:
+    for make_env in (TMAZE, "amago_ray/TMaze-v0", "CartPole-v1", [TMAZE]):
+        check_renderable(make_env)
+    with pytest.raises(ValueError, match="makes a VectorEnv, of which no single rollout can be rendered"):
+        check_renderable(five_at_once)
+
+
+class Mixed(gym.Env):
+    """Half of the rollouts last 1 step and return 0, half of them 40 and return 1."""
+
+    observation_space = gym.spaces.Discrete(2)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.long, self.t = bool(self.np_random.integers(2)), 0
+        return int(self.long), {}
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        end = self.t == (40 if self.long else 1)
+        return int(self.long), float(end and self.long), end, False, {}
+
+
+def five_at_once() -> SyncVectorEnv:
+    return SyncVectorEnv([Mixed] * 5)
+
+
+@pytest.mark.parametrize("make_env", [Mixed, five_at_once], ids=["plain", "VectorEnv of a fixed size"])
+@pytest.mark.parametrize("limit", [{}, {"max_timesteps": 8 * 200}], ids=["by rollouts", "in timesteps"])
+def test_short_rollouts_count_as_often_as_long_ones(make_env: Any, limit: dict[str, int]) -> None:
+    spec = spec_of(Mixed)
+    weights = Weights(1, flatten_state(spec.build().policy))
+    random = [returns(random_policy(make_env, 100, seed=seed, **limit)) for seed in range(4)]
+    policy = [returns(evaluate_policy(spec, weights, make_env, 100, seed, **limit)) for seed in range(4)]
+    for found in (random, policy):
+        if not limit:
+            assert [len(each) for each in found] == [100] * 4
+        totals = [total for each in found for total in each]
+        assert abs(np.mean(totals) - 0.5) < 4 * 0.5 / np.sqrt(len(totals))
+
+
+def test_a_vector_env_of_a_fixed_size_is_found() -> None:
+    assert fixed_num_envs(five_at_once) == 5
+    for make_env in ("CartPole-v1", [TMAZE], TMAZE, lambda num_envs: SyncVectorEnv([Mixed] * num_envs)):
+        assert fixed_num_envs(make_env) is None
+
+
+class Endless(Mixed):
+    def step(self, action: Any) -> Any:
+        return 0, 1.0, False, False, {}
+
+
+def test_rollouts_without_end() -> None:
+    spec = spec_of(Endless)
+    weights = Weights(1, flatten_state(spec.build().policy))
+    for play in (
+        lambda **limits: random_policy(Endless, 4, **limits),
+        lambda **limits: evaluate_policy(spec, weights, Endless, 4, **limits),
+    ):
+        with pytest.raises(ValueError, match=r"environment Endless: a rollout has not ended .* and 0\.1 s"):
+            play(rollout_limit_s=0.1)
+        assert play(max_timesteps=40, rollout_limit_s=0.0) == []
+
+
+def test_the_final_test_is_bounded_for_both_policies() -> None:
+    asked: list[dict[str, Any]] = []
+
+    def evaluate_test(make_env: Any, **limits: Any) -> dict[str, float]:
+        asked.append(limits)
+        return {"Total Episodes": 7.0}
+
+    trained, random = final_test(evaluate_test, Mixed, 200, 1000, seed=3, num_envs=10)
+    assert trained == {"Total Episodes": 7.0} and asked == [{"timesteps": 100, "episodes": 200}]
+    assert 20 < len(random) < 200 and sum(result.length for result in random) <= 1000 + 10 * 40
+    assert len(final_test(evaluate_test, Mixed, 30, None, seed=3, num_envs=10)[1]) == 30
+
+
+def test_a_gif_of_a_rollout_without_end_has_its_beginning(tmp_path: Path) -> None:
+    make_env = partial(gym.make, "Pendulum-v1", max_episode_steps=-1)
+    spec = spec_of("Pendulum-v1")
+    weights = Weights(1, flatten_state(spec.build().policy))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("amago_ray.rollout.evaluate.MAX_GIF_FRAMES", 10)
+        with Image.open(record_gif(spec, weights, make_env, tmp_path / "out.gif")) as picture:
+            assert sum(frame_ms(picture)) == 120 * 10

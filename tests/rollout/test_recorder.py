@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ring_cases import assert_uniform
 
 from amago_ray.envs.makers import Transition
 from amago_ray.messages import Trajectory
@@ -45,7 +46,7 @@ def recorder(num_envs: int = 2, max_transitions: int = 10) -> TrajectoryRecorder
 
 def step(recorder: TrajectoryRecorder, *steps: int, version: int = 0, **flags: Any) -> list[Trajectory]:
     actions = np.array(steps) % 5
-    return recorder.add(transition(*steps, **flags), actions, ["left", "right"][: len(steps)], version)
+    return list(recorder.add(transition(*steps, **flags), actions, ["left", "right"][: len(steps)], version).values())
 
 
 def assert_rows(t: Trajectory, steps: list[int]) -> None:
@@ -93,20 +94,8 @@ def test_a_rollout_that_ends_where_it_would_be_cut_leaves_one_piece(end: str) ->
     pieces = [t for i in range(1, 4) for t in step(r, i, **{end: [0] if i == 3 else []})]
     assert len(pieces) == 1 and pieces[0].truncated == (end == "truncated")
     r.begin(np.ones(1, bool), observe(0))
-    assert r.time_idx.tolist() == [0]
     (t,) = [t for i in range(1, 4) for t in step(r, i)]
     assert_rows(t, [0, 1, 2, 3])
-
-
-def test_the_time_index_runs_through_the_pieces_of_a_rollout() -> None:
-    r = recorder(2, max_transitions=2)
-    seen = []
-    for i in range(1, 6):
-        seen.append(r.time_idx.tolist())
-        step(r, i, i, terminated=[1] if i == 3 else [])
-        if i == 3:
-            r.begin(np.array([False, True]), observe(i, 0))
-    assert seen == [[0, 0], [1, 1], [2, 2], [3, 0], [4, 1]]
 
 
 def test_rows_that_only_rest_are_not_recorded() -> None:
@@ -151,3 +140,57 @@ def test_trajectories_do_not_change_after_they_are_given_out() -> None:
     for i in range(3, 7):
         step(r, i)
     assert_rows(t, [0, 1, 2])
+
+
+def test_columns_grow_with_the_rollout_and_not_with_the_setting() -> None:
+    r = recorder(2, max_transitions=10**10)
+    assert max(column.shape[1] for column in r._columns.values()) == 65
+    for i in range(1, 190):  # beyond the 64 that there is room for at first, and beyond twice as many
+        # The right one rests at every third step, and so stands elsewhere when the columns grow.
+        right = i - i // 3
+        found = step(r, i, right, resting=[1] if i % 3 == 0 else [], truncated=[0] if i == 189 else [])
+    (left,) = found
+    assert_rows(left, list(range(190)))
+    (right_one,) = r.cut_all(["left", "right"])
+    assert_rows(right_one, list(range(127)))
+    assert max(column.shape[1] for column in r._columns.values()) == 257
+
+
+def test_what_is_unfinished_can_be_cut_as_truncated() -> None:
+    r = recorder(2, max_transitions=5)
+    for i in range(1, 8):
+        step(r, i, i, terminated=[1] if i == 7 else [])  # the right one ends here and has not begun again
+    (left,) = r.cut_all(["left", "right"])
+    assert_rows(left, [5, 6, 7])
+    assert left.truncated and left.env_name == "left" and not left.columns["terminated"].any()
+
+
+def staggered(first_env: int, num_envs: int, seed: int = 3, max_transitions: int = 10) -> TrajectoryRecorder:
+    r = TrajectoryRecorder(OBS_SPEC, ACTION_SPEC, num_envs, max_transitions, 0, 0, 4, seed, first_env)
+    r.begin(np.ones(num_envs, bool), observe(*[0] * num_envs))
+    return r
+
+
+def test_staggered_pieces_join_and_their_lengths_are_uniform() -> None:
+    r = staggered(first_env=0, num_envs=1)
+    pieces = [t for i in range(1, 8000) for t in step(r, i % 200)]
+    lengths = np.array([t.num_transitions for t in pieces])
+    assert [t.first_time_idx for t in pieces] == [0, *np.cumsum(lengths)[:-1]]
+    counts = np.bincount(lengths)
+    assert set(np.flatnonzero(counts)) == set(range(6, 15))
+    assert_uniform(counts[6:15])
+
+
+def test_staggered_lengths_are_those_of_the_environment_and_the_seed() -> None:
+    def lengths(r: TrajectoryRecorder, num_envs: int) -> list[list[int]]:
+        found: list[list[int]] = [[] for _ in range(num_envs)]
+        for _ in range(200):
+            actions = np.zeros(num_envs, np.int64)
+            for row, t in r.add(transition(*[1] * num_envs), actions, ["x"] * num_envs, 0).items():
+                found[row].append(t.num_transitions)
+        return found
+
+    together = lengths(staggered(0, 2), 2)
+    assert together == lengths(staggered(0, 1), 1) + lengths(staggered(1, 1), 1)
+    assert together[0] != together[1] and together != lengths(staggered(0, 2, seed=4), 2)
+    assert min(map(min, lengths(staggered(0, 2, max_transitions=2), 2))) == 1

@@ -15,7 +15,7 @@ NAMES = ["a", "b"]
 
 def add(
     statistics: EpisodeStatistics, rewards: list[float], ended: list[int] = (), stepped: tuple = (1, 1), **infos: Any
-) -> None:
+) -> list[EpisodeResult]:
     none = np.zeros(2, bool)
     transition = Transition(
         obs={},
@@ -26,27 +26,26 @@ def add(
         failed=none,
         infos={int(row.removeprefix("row")): metrics for row, metrics in infos.items()},
     )
-    statistics.add(transition, transition.terminated, NAMES)
+    finished = statistics.add(transition, transition.terminated, NAMES)
+    assert list(finished) == sorted(ended)
     statistics.begin(transition.terminated)
+    return list(finished.values())
 
 
 def test_each_rollout_gives_its_own_sum() -> None:
     statistics = EpisodeStatistics(2)
-    add(statistics, [1, 10])
-    add(statistics, [2, 20], ended=[1])
-    add(statistics, [3, 30], ended=[0])
-    assert statistics.take() == [EpisodeResult("b", 30.0, 2), EpisodeResult("a", 6.0, 3)]
-    assert statistics.take() == []
-    add(statistics, [4, 40], ended=[0, 1])
-    assert statistics.take() == [EpisodeResult("a", 4.0, 1), EpisodeResult("b", 70.0, 2)]
+    assert add(statistics, [1, 10]) == []
+    assert add(statistics, [2, 20], ended=[1]) == [EpisodeResult("b", 30.0, 2)]
+    assert add(statistics, [3, 30], ended=[0]) == [EpisodeResult("a", 6.0, 3)]
+    assert add(statistics, [4, 40], ended=[0, 1]) == [EpisodeResult("a", 4.0, 1), EpisodeResult("b", 70.0, 2)]
 
 
 def test_the_last_value_of_each_metric_counts_and_none_outlives_its_rollout() -> None:
     statistics = EpisodeStatistics(2)
     add(statistics, [0, 0], row0={"success": 0.0, "keys": 3.0}, row1={"success": 0.5})
-    add(statistics, [0, 0], ended=[0], row0={"success": 1.0})
-    add(statistics, [0, 0], ended=[0, 1])
-    found = [(result.env_name, result.metrics) for result in statistics.take()]
+    results = add(statistics, [0, 0], ended=[0], row0={"success": 1.0})
+    results += add(statistics, [0, 0], ended=[0, 1])
+    found = [(result.env_name, result.metrics) for result in results]
     assert found == [("a", {"success": 1.0, "keys": 3.0}), ("a", {}), ("b", {"success": 0.5})]
 
 
@@ -54,16 +53,16 @@ def test_only_steps_that_were_made_count() -> None:
     statistics = EpisodeStatistics(2)
     add(statistics, [1, 1])
     add(statistics, [1, 0], stepped=(1, 0))
-    add(statistics, [1, 1], ended=[0, 1])
-    assert [(result.length, result.total_reward) for result in statistics.take()] == [(3, 3.0), (2, 2.0)]
+    assert statistics.lengths.tolist() == [2, 1]
+    results = add(statistics, [1, 1], ended=[0, 1])
+    assert [(result.length, result.total_reward) for result in results] == [(3, 3.0), (2, 2.0)]
 
 
 def test_a_rollout_that_begins_anew_forgets() -> None:
     statistics = EpisodeStatistics(2)
     add(statistics, [5, 5], row0={"x": 1.0})
     statistics.begin(np.array([True, False]))
-    add(statistics, [1, 1], ended=[0, 1])
-    assert statistics.take() == [EpisodeResult("a", 1.0, 1), EpisodeResult("b", 6.0, 2)]
+    assert add(statistics, [1, 1], ended=[0, 1]) == [EpisodeResult("a", 1.0, 1), EpisodeResult("b", 6.0, 2)]
 
 
 def test_long_sums_are_exact() -> None:
@@ -71,5 +70,4 @@ def test_long_sums_are_exact() -> None:
     add(statistics, [2.0**24, 0])
     for _ in range(10):
         add(statistics, [1, 0])
-    add(statistics, [1, 0], ended=[0])
-    assert statistics.take()[0].total_reward == 2.0**24 + 11
+    assert add(statistics, [1, 0], ended=[0])[0].total_reward == 2.0**24 + 11

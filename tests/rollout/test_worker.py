@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, get_args
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -28,12 +30,13 @@ from amago_ray.envs.exploration import EpsilonGreedy
 from amago_ray.envs.makers import EnvFailure
 from amago_ray.envs.spaces import action_spec, sample_actions
 from amago_ray.learner.batches import training_batch
-from amago_ray.messages import Weights
+from amago_ray.messages import EpisodeResult, Weights
 from amago_ray.nets.actions import action_vector
 from amago_ray.nets.traj_encoders import GRUTrajEncoder, TformerTrajEncoder
 from amago_ray.pending import ShardAway
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
 from amago_ray.replay.storage.trajectory_pack import pack
+from amago_ray.rollout.assignment import Assignment, assign, in_order
 from amago_ray.rollout.worker import PreviousStep, TorchRandomStream
 from amago_ray.specs import ActionKind
 
@@ -88,10 +91,18 @@ def test_vector_envs_give_the_same_tables(mode: AutoresetMode, terminate: bool) 
     vector = Recorded(make, num_envs=3, agent=tiny_agent(counting(7)))
     report = vector.worker.collect(3 * 40)
     assert_rollouts_whole(vector.written, 7, 5, terminate, unfinished=3)
-    resting = 3 * (40 // 8) if mode is AutoresetMode.NEXT_STEP else 0
-    assert report.timesteps == report.frames_by_env["Counting"] == 3 * 40 - resting
-    steps = 40 - resting // 3
-    assert sum(t.num_transitions for t in vector.written) == 3 * stored_transitions(steps, 7, 5)
+    assert report.timesteps == report.frames_by_env["Counting"] == 3 * 40
+    assert sum(t.num_transitions for t in vector.written) == 3 * stored_transitions(40, 7, 5)
+
+
+def test_rows_that_only_reset_are_not_counted_in_the_quota() -> None:
+    def make(num_envs: int) -> SyncVectorEnv:
+        return SyncVectorEnv([counting(2), counting(3)][:num_envs], autoreset_mode=AutoresetMode.NEXT_STEP)
+
+    vector = Recorded(make, num_envs=2, agent=tiny_agent(counting(2)))
+    report = vector.worker.collect(100)
+    assert report.timesteps in (100, 101)  # of two rows that rest at every third and every fourth step
+    assert report.timesteps == sum(report.frames_by_env.values())
 
 
 @pytest.mark.parametrize(
@@ -322,8 +333,13 @@ def taken(seed: int, exploration_type: Any, agent: Any) -> list[list[int]]:
         exploration_type=exploration_type,
     )
     Told.taken = []
-    run.worker.evaluate(steps_per_env=40, episodes_per_env=None)
+    run.worker.evaluate(limited(1, timesteps=40))
     return Told.taken
+
+
+def limited(num_envs: int, episodes: int | None = None, timesteps: int | None = None, number: int = 0) -> Assignment:
+    """The only share of an evaluation."""
+    return assign([num_envs], episodes, timesteps, number)[0]
 
 
 def test_validation_acts_by_the_policy_alone_and_stores_nothing() -> None:
@@ -333,33 +349,139 @@ def test_validation_acts_by_the_policy_alone_and_stores_nothing() -> None:
     assert taken(0, EpsilonGreedy, agent) != taken(1, EpsilonGreedy, agent)
     run = Recorded(counting(8), agent=agent)
     worker = type(run.worker)(run.worker.config, agent)  # as for validation: without a place to write to
-    report = worker.evaluate(steps_per_env=40, episodes_per_env=None)
-    assert run.written == [] and report.exploration == {} and report.wait_s == 0
-    assert report.timesteps == 80 and len(report.episodes) == 10
+    report = worker.evaluate(limited(2, timesteps=40))
+    assert run.written == [] and report.timesteps == 80 and len(report.episodes) == 10
 
 
 def test_evaluation_starts_anew_and_counts_whole_rollouts_only() -> None:
     run = Recorded(counting(8), num_envs=3)
-    first = run.worker.evaluate(steps_per_env=11, episodes_per_env=None)
-    second = run.worker.evaluate(steps_per_env=15, episodes_per_env=None)
-    assert (first.timesteps, second.timesteps) == (33, 45)
-    for report in (first, second):  # one rollout each: what the first had begun is not continued in the second
-        assert [episode.length for episode in report.episodes] == [8] * 3
+    first = run.worker.evaluate(limited(3, timesteps=3))
+    second = run.worker.evaluate(limited(3, timesteps=4))
+    third = run.worker.evaluate(limited(3, timesteps=9))
+    assert [report.timesteps for report in (first, second, third)] == [3 * 6, 3 * 8, 3 * 16]
+    assert [(len(report.episodes), report.unfinished) for report in (first, second, third)] == [(0, 3), (3, 0), (6, 0)]
+    assert {episode.length for report in (second, third) for episode in report.episodes.values()} == {8}
     assert all(misaligned(t.columns, t.first_time_idx, 8) == [] for t in run.written)
 
 
-@pytest.mark.parametrize(("steps", "episodes", "expected"), [(None, 2, 16), (100, 2, 16), (5, 2, 5), (5, None, 5)])
-def test_evaluation_ends_at_the_first_limit(steps: int | None, episodes: int | None, expected: int) -> None:
-    run = Recorded(counting(8), num_envs=2)
-    assert run.worker.evaluate(steps, episodes).timesteps == 2 * expected
+def test_an_environment_that_is_early_does_not_count_again() -> None:
+    lengths = (2, 9)
+    run = Recorded([counting(length, env_id=i) for i, length in enumerate(lengths)], traj_save_len=9)
+    report = run.worker.evaluate(limited(2, episodes=4))
+    assert {key: result.length for key, result in report.episodes.items()} == {
+        (env, number): lengths[env] for env in (0, 1) for number in (0, 1)
+    }
+    # What is written is what counts, under the numbers of environment, evaluation and rollout.
+    written = {(t.id.worker, t.id.incarnation, t.id.sequence): t.num_transitions for t in run.written}
+    assert written == {(env, 0, number): lengths[env] for env in (0, 1) for number in (0, 1)}
 
 
-def test_evaluation_by_rollouts_waits_for_every_environment() -> None:
-    run = Recorded(counting(20, random_lengths=True), num_envs=4)
-    run.worker.evaluate(None, episodes_per_env=3)
-    found = rollouts_of(run.written)
-    finished = [pieces[-1].columns["terminated"][-1] for pieces in found.values()]
-    assert sum(finished) >= 12
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_vector_envs_count_the_same_rollouts(mode: AutoresetMode) -> None:
+    def make(num_envs: int) -> SyncVectorEnv:
+        return SyncVectorEnv([counting(2 + 3 * i) for i in range(num_envs)], autoreset_mode=mode)
+
+    vector = Recorded(make, num_envs=3, agent=tiny_agent(counting(7)))
+    found = vector.worker.evaluate(limited(3, episodes=7)).episodes
+    assert {key: result.length for key, result in found.items()} == {
+        (0, 0): 2, (0, 1): 2, (0, 2): 2, (1, 0): 5, (1, 1): 5, (2, 0): 8, (2, 1): 8,
+    }  # fmt: skip
+    found = vector.worker.evaluate(limited(3, timesteps=5)).episodes
+    assert sorted(found) == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0)]
+
+
+class Drawn(gym.Env):
+    """A rollout's length and return are drawn at its start; actions do nothing."""
+
+    observation_space = gym.spaces.Discrete(2)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.length, self.step_number = int(self.np_random.integers(1, 30)), 0
+        return 0, {}
+
+    def step(self, action: Any) -> Any:
+        self.step_number += 1
+        return 1, float(self.np_random.random()), self.step_number == self.length, False, {}
+
+
+DRAWN = tiny_agent(Drawn)
+
+
+def evaluated(num_envs: list[int], time_s: float = math.inf, worker: int = 0, **limits: Any) -> list[EpisodeResult]:
+    """All rollouts of an evaluation by workers of `num_envs` environments each, in parts of `time_s`."""
+    found: dict[tuple[int, int], EpisodeResult] = {}
+    for share in assign(num_envs, **{"episodes": None, "timesteps": None} | limits):
+        settings = {"num_envs": len(share.rollouts), "first_env": share.first_env, "sample_actions": False}
+        played = Recorded(Drawn, worker, agent=DRAWN, **settings).worker
+        part, report = 0, None
+        while report is None or not report.finished:
+            report = played.evaluate(share, part, time_s)
+            assert report.part == part
+            part, found = part + 1, found | report.episodes
+    return in_order(found)
+
+
+@pytest.mark.parametrize("limits", [{"episodes": 17}, {"timesteps": 40}, {"episodes": 17, "timesteps": 25}])
+def test_who_plays_an_evaluation_makes_no_difference(limits: dict[str, int]) -> None:
+    alone = evaluated([6], **limits)
+    assert len({result.total_reward for result in alone}) == len(alone) > 6
+    assert alone == evaluated([2, 2, 2], **limits) == evaluated([4, 1, 1], worker=7, **limits)
+    assert alone == evaluated([3, 3], time_s=1e-9, **limits), "in parts of one step each"
+    assert not set(map(repr, alone)) & set(map(repr, evaluated([6], number=1, **limits)))
+
+
+def test_a_worker_that_is_kept_plays_as_one_that_is_new() -> None:
+    """Validations go on with fresh rollouts, and one that must be played again is the same again."""
+    kept = Recorded(Drawn, agent=DRAWN, num_envs=3)
+    found = [in_order(kept.worker.evaluate(limited(3, 6, number=i)).episodes) for i in (0, 1, 2, 1)]
+    assert found[1] == found[3] and len({result.total_reward for each in found[:3] for result in each}) == 18
+    new = Recorded(Drawn, agent=DRAWN, num_envs=3)
+    assert in_order(new.worker.evaluate(limited(3, 6, number=1)).episodes) == found[1]
+
+
+def test_a_part_that_nobody_has_begun_is_played_from_the_start() -> None:
+    whole = in_order(Recorded(Drawn, agent=DRAWN).worker.evaluate(limited(2, 4)).episodes)
+    run = Recorded(Drawn, agent=DRAWN)
+    report = run.worker.evaluate(limited(2, 4), part=3)  # those before were another worker's, which died
+    assert report.part == 0 and in_order(report.episodes) == whole
+    run.worker.evaluate(limited(2, 4), 0, time_s=1e-9)
+    other = run.worker.evaluate(limited(2, 4, number=1), part=1)  # what is under way is another evaluation
+    assert other.part == 0 and other.finished and len(other.episodes) == 4
+
+
+def test_a_rollout_that_is_lost_to_a_failure_is_played_again() -> None:
+    Breaking.built = 0
+    run = Recorded(partial(Breaking, 6), num_envs=3, agent=tiny_agent(counting(6)))
+    report = run.worker.evaluate(limited(3, episodes=6))
+    assert sorted(report.episodes) == [(env, number) for env in range(3) for number in (0, 1)]
+    assert {result.length for result in report.episodes.values()} == {6}
+
+
+def test_a_forced_reset_stores_what_was_unfinished_as_truncated() -> None:
+    run = Recorded(counting(8), num_envs=2, traj_save_len=5)
+    first = run.worker.collect(2 * 11)  # each: a rollout of 8, in two pieces, and 3 steps of the next
+    assert first.trajectories == 4
+    second = run.worker.collect(2 * 8, resets=1)
+    third = run.worker.collect(2 * 1, resets=1)  # only once
+    assert [report.trajectories for report in (second, third)] == [2 + 4, 0]
+    cut = run.written[4:6]
+    assert [(t.num_transitions, t.truncated, t.first_time_idx) for t in cut] == [(3, True, 0)] * 2
+    assert [episode.length for episode in second.episodes] == [8, 8] and not third.episodes
+    assert [t.first_time_idx for t in run.written[6:]] == [0, 0, 5, 5]
+    new = Recorded(counting(8))
+    assert new.worker.collect(2 * 8, resets=4).trajectories == 4, "there is nothing to reset in a worker that is new"
+
+
+def test_pieces_are_staggered_where_that_is_asked_for() -> None:
+    run = Recorded(counting(200), traj_save_len=20, stagger=8)
+    run.worker.collect(2 * 600)
+    pieces = rollouts_of(run.written)
+    assert {sum(t.num_transitions for t in found) for found in pieces.values()} == {200}
+    assert {t.num_transitions for found in pieces.values() for t in found[:-1]} <= set(range(12, 29))
+    assert len({t.first_time_idx for t in run.written}) > 30
+    assert all(misaligned(t.columns, t.first_time_idx, 200) == [] for t in run.written)
 
 
 def test_flush_is_called_at_the_end_of_a_chunk_and_its_waits_are_reported() -> None:

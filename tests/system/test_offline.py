@@ -101,13 +101,13 @@ def test_offline_to_online(make_experiment: Callable[..., Any], tmp_path: Path) 
     experiment = make_experiment(
         dataset=mixture, start_collecting_at_epoch=2, epochs=4, schedule="overlap", num_rollout_workers=1
     )
-    validate = experiment.validate
+    validate = experiment._validate
 
     def make_ready() -> Any:
         ready.touch()
         return validate()
 
-    experiment.validate = make_ready  # called after epochs 0, 2 and 3
+    experiment._validate = make_ready  # called after epochs 0, 2 and 3
     experiment.learn()
     assert [row["epoch"] for row in rows(experiment, "train")] == [1, 2, 3]
     assert [row["epoch"] for row in rows(experiment, "collect")] == [2, 3]

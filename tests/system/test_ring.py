@@ -15,7 +15,7 @@ from system.processes import stored_trajectories
 from system.test_determinism import rows_without_clock
 
 from amago_ray import config, train
-from amago_ray.driver.schedule import CollectSummary
+from amago_ray.driver.collection import CollectSummary
 from amago_ray.envs.builtin import Counting
 from amago_ray.messages import RolloutReport
 from amago_ray.nets.traj_encoders import FFTrajEncoder
@@ -161,13 +161,16 @@ def check_evaluate_test(experiment: Any) -> None:
         "Average Total Return in Counting",
         "Bottom Quintile Total Return in Counting",
         "Average Episode Length in Counting",
+        "Unfinished Rollouts",
     }
     assert results["Total Episodes"] == 4 * 2 and results["Average Episode Length in Counting"] == 6
     # Rollout 0 gives 1 + ... + 6, rollout 1 that and 6 x 7 more.
     assert results[AVERAGE_RETURN] == (21 + 63) / 2
     assert experiment.evaluate_test(partial(Counting, 6), episodes=3, num_envs=3)["Total Episodes"] == 3
-    with pytest.raises(ValueError, match="no rollout finished within timesteps=5"):
-        experiment.evaluate_test(partial(Counting, 6), timesteps=5)
+    # Begun within 5 steps, and played to its end; begun within 2, and not at its end after as many again.
+    assert experiment.evaluate_test(partial(Counting, 6), timesteps=5)["Total Episodes"] == 4
+    with pytest.raises(ValueError, match="no rollout finished within timesteps=2"):
+        experiment.evaluate_test(partial(Counting, 6), timesteps=2)
     with pytest.raises(ValueError, match="needs timesteps"):
         experiment.evaluate_test(partial(Counting, 6))
 

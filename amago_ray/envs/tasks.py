@@ -1,0 +1,253 @@
+"""From what users write for their environments to functions that build them, in this process or in another."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count
+from typing import Any, cast
+
+import cloudpickle
+import gymnasium as gym
+from gymnasium.envs.registration import EnvCreator, EnvSpec, load_env_creator
+
+from amago_ray.envs.amago_env import env_name_of, names_its_own_tasks
+
+EnvMaker = Callable[..., Any]  # returns a gym.Env or a VectorEnv
+Entry = str | EnvMaker | tuple[str | EnvMaker, Mapping[str, Any]]
+
+_EVERYWHERE = ("gymnasium", "amago_ray")  # packages whose ids are registered in every process
+
+
+@dataclass(frozen=True)
+class RegisteredEnv:
+    """Builds the environment of a gymnasium id, also in a process where nothing has registered it.
+
+    kwargs: as for `gymnasium.make`, as are those of a call, which win.
+    """
+
+    spec: EnvSpec
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, **kwargs: Any) -> gym.Env:
+        return gym.make(self.spec, **{**self.kwargs, **kwargs})
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """The environments of a run, in a form that other processes can build.
+
+    makers: one function per task. labels: of each task, what is appended to the name of its environments. registered:
+    gymnasium ids that other processes may lack, for functions that call `gymnasium.make`.
+    """
+
+    makers: tuple[EnvMaker, ...]
+    labels: tuple[str, ...]
+    registered: Mapping[str, EnvSpec] = field(default_factory=dict)
+
+    def register(self) -> None:
+        """Let `gymnasium.make` know, in this process, the ids of the process that this comes from."""
+        for name, spec in self.registered.items():
+            gym.registry.setdefault(name, spec)
+
+
+MakeEnv = Entry | Sequence[Entry] | Tasks
+
+
+def tasks_of(make_env: MakeEnv) -> Tasks:
+    """`make_env` as functions and labels.
+
+    Of a list, entries whose environments have the same fixed name are told apart by their place, as in "reach (2)",
+    with a warning; to see that, an environment of each entry is built, unless `remember_name` knows its name.
+
+    Raises ValueError for an environment that cannot be built, TypeError for what stands for no environment.
+    """
+    if isinstance(make_env, Tasks):
+        return make_env
+    entries = entries_of(make_env)
+    return Tasks(tuple(maker_of(entry) for entry in entries), _labels(entries))
+
+
+def sendable_tasks(make_env: MakeEnv) -> Tasks:
+    """`tasks_of`, for other processes. Raises ValueError as well for an id that cannot be sent."""
+    tasks = tasks_of(make_env)
+    for maker in tasks.makers:
+        if isinstance(maker, RegisteredEnv) and not _is_sendable(maker.spec):
+            raise ValueError(
+                f"the environment {maker.spec.id} cannot be sent to other processes: register it with an entry point "
+                "that holds no locks, files or open connections"
+            )
+    return replace(tasks, registered=_registered_here())
+
+
+def entries_of(make_env: MakeEnv) -> list[Entry]:
+    """The entries of `make_env`, which may be a single one. Raises ValueError for an empty list."""
+    if isinstance(make_env, Tasks):
+        return list(make_env.makers)
+    if not isinstance(make_env, (list, tuple)) or _is_pair(make_env):
+        return [make_env]  # type: ignore[list-item]  # the pair of an id and its settings
+    if not make_env:
+        raise ValueError("make_env is an empty list: it needs at least one environment")
+    return list(make_env)
+
+
+def maker_of(entry: Entry) -> EnvMaker:
+    """A function that builds what `entry` stands for. Raises TypeError if it stands for no environment."""
+    _check_entry(entry)
+    what, kwargs = _parts(entry)
+    if isinstance(what, str):
+        module, _, name = what.rpartition(":")
+        if module:
+            importlib.import_module(module)
+        if name not in gym.registry:  # gymnasium knows what else it may mean, or says what is near
+            return partial(gym.make, what, **kwargs)
+        return RegisteredEnv(_with_own_entry_point(gym.registry[name]), kwargs)
+    return partial(what, **kwargs) if kwargs else what
+
+
+def entry_name(entry: Entry) -> str:
+    """What messages call an entry whose environment is not there."""
+    what, kwargs = _parts(entry)
+    if kwargs:
+        return f"{entry_name(what)} with {dict(kwargs)}"
+    function = what.func if isinstance(what, partial) else what
+    return what if isinstance(what, str) else getattr(function, "__qualname__", repr(what))
+
+
+def build(entry: Entry) -> Any:
+    """The environment, or VectorEnv of one, of `entry`.
+
+    Raises TypeError if it stands for no environment, and ValueError, in one line, for anything that building raises.
+    """
+    _check_entry(entry)
+    try:
+        return sized(maker_of(entry), 1, count())()
+    except (Exception, SystemExit) as error:  # anything that a user's function may raise
+        raise ValueError(f"building the environment {entry_name(entry)} failed with {one_line(error)}") from error
+
+
+def sized(maker: EnvMaker, num_envs: int, seeds: Iterator[int]) -> EnvMaker:
+    """`maker` without parameters: one of `num_envs` is given it, and one of `seed` besides the next of `seeds`."""
+    if isinstance(maker, RegisteredEnv):
+        return maker
+    parameters = inspect.signature(maker).parameters
+    if "num_envs" not in parameters:
+        return maker
+    if "seed" not in parameters:
+        return partial(maker, num_envs=num_envs)
+    return lambda: maker(num_envs=num_envs, seed=next(seeds))
+
+
+def one_line(error: BaseException | None) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+# Names of the environments that entries build, by the identity of the entry, which is kept here so that it holds. None
+# for an environment that names its own tasks. Building one may take seconds: one process does it once.
+_names: dict[int, tuple[Entry, str | None]] = {}
+_told: set[tuple[int, ...]] = (
+    set()
+)  # lists, by the identities of their entries, of which it was said who is named alike
+
+
+def remember_name(entry: Entry, env: Any) -> None:
+    """Keep the name of the environment that `entry` has built, after a reset, for `tasks_of`."""
+    _names[id(entry)] = (entry, None if names_its_own_tasks(env) else env_name_of(env))
+
+
+def distinct(entries: Sequence[Entry]) -> list[Entry]:
+    """The entries without repetitions."""
+    found: list[Entry] = []
+    for entry in entries:
+        if not any(_same(entry, other) for other in found):
+            found.append(entry)
+    return found
+
+
+def _labels(entries: Sequence[Entry]) -> tuple[str, ...]:
+    """ "" or " (2)", " (3)", ... for each entry; repetitions of an entry share its label."""
+    different = distinct(entries)
+    if len(different) == 1:
+        return ("",) * len(entries)
+    for entry in different:
+        if id(entry) not in _names:
+            with closing(build(entry)) as env:
+                env.reset(seed=0)
+                remember_name(entry, env)
+    seen: Counter[str] = Counter()
+    labels: list[str] = []
+    for entry in different:
+        name = _names[id(entry)][1]
+        if name is not None:
+            seen[name] += 1
+        labels.append(f" ({seen[name]})" if name is not None and seen[name] > 1 else "")
+    repeated, identity = [name for name, times in seen.items() if times > 1], tuple(id(entry) for entry in different)
+    if repeated and identity not in _told:
+        _told.add(identity)
+        warnings.warn(
+            f"several tasks of the list are named {', '.join(repeated)}: by their place in it they are called "
+            f"{repeated[0]}, {repeated[0]} (2) and so on; AMAGOEnv(env, env_name) gives them names of their own",
+            stacklevel=2,
+        )
+    place = [next(i for i, other in enumerate(different) if _same(entry, other)) for entry in entries]
+    return tuple(labels[i] for i in place)
+
+
+def _same(entry: Entry, other: Entry) -> bool:
+    """Whether two entries stand for one task: the same function, or equal ids with equal settings."""
+    return entry is other or (not callable(entry) and not callable(other) and entry == other)
+
+
+def _parts(entry: Entry) -> tuple[str | EnvMaker, Mapping[str, Any]]:
+    """An id or function, and the arguments that it is given."""
+    if isinstance(entry, str) or callable(entry):
+        return entry, {}
+    what, kwargs = entry
+    return what, kwargs
+
+
+def _is_pair(entry: Any) -> bool:
+    return isinstance(entry, (tuple, list)) and len(entry) == 2 and isinstance(entry[1], Mapping)
+
+
+def _check_entry(entry: Any) -> None:
+    what = entry[0] if _is_pair(entry) else entry
+    if not isinstance(what, str) and not callable(what):
+        raise TypeError(
+            f"make_env is {what!r}: it must be a gymnasium id, a function that returns an environment, a pair of "
+            "either and a dict of its arguments, or a list of these"
+        )
+
+
+def _registered_here() -> dict[str, EnvSpec]:
+    """The ids that scripts and other packages have registered in this process, less those that cannot be sent."""
+    found = {}
+    for name, spec in gym.registry.items():
+        entry_point = spec.entry_point or spec.vector_entry_point
+        if isinstance(entry_point, str) and entry_point.partition(":")[0].partition(".")[0] in _EVERYWHERE:
+            continue
+        own = _with_own_entry_point(spec)
+        if _is_sendable(own):
+            found[name] = own
+    return found
+
+
+def _with_own_entry_point(spec: EnvSpec) -> EnvSpec:
+    """`spec` with what its entry point names where that lies in the script, which other processes cannot import."""
+    if isinstance(spec.entry_point, str) and spec.entry_point.startswith("__main__:"):
+        return replace(spec, entry_point=cast(EnvCreator, load_env_creator(spec.entry_point)))
+    return spec
+
+
+def _is_sendable(spec: EnvSpec) -> bool:
+    try:
+        cloudpickle.dumps(spec)
+    except Exception:  # whatever pickling a user's object may raise
+        return False
+    return True

@@ -1,0 +1,198 @@
+"""VectorEnvs of other packages: what they leave out, name otherwise or lay out otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from amago_ray.envs.makers import check_env, make_pool
+
+
+class Spec:
+    """A specification of another package, without gymnasium's id."""
+
+    config = {"num_envs": 2}
+
+
+class Batched(VectorEnv):
+    """Rollouts of `lengths[i]` steps in row i; observes (rollout, step); alike in every way of laying out results.
+
+    final: "dict", "array of dicts", "list" or "none": the form of final_obs. ends: "terminated" or "truncated".
+    """
+
+    def __init__(self, num_envs: int = 2, mode: AutoresetMode = AutoresetMode.SAME_STEP, **options: Any) -> None:
+        self.num_envs, self.metadata, self.spec = num_envs, {"autoreset_mode": mode}, Spec()  # type: ignore[assignment]
+        self.single_observation_space = spaces.Dict(
+            at=spaces.Box(0, 255, (2,), np.uint8), pair=spaces.Tuple([spaces.Discrete(99)])
+        )
+        self.single_action_space = spaces.Discrete(2)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.final, self.ends = options.get("final", "dict"), options.get("ends", "truncated")
+        self.lengths = np.array(options.get("lengths", range(2, 2 + num_envs)))
+        self.reward: Callable[[np.ndarray], Any] = options.get("reward", lambda steps: steps)
+
+    def reset(self, *, seed: Any = None, options: dict | None = None) -> Any:
+        self.rollout, self.steps = np.zeros((2, self.num_envs), int)
+        return self.observe(), {"AMAGO_LOG_METRIC rollout": self.rollout.copy()}
+
+    def observe(self) -> dict[str, Any]:
+        return {"at": np.stack([self.rollout % 9, self.steps], axis=1), "pair": (self.steps.copy(),)}
+
+    def step(self, actions: np.ndarray) -> Any:
+        self.steps += 1
+        ended, rewards = self.steps == self.lengths, self.reward(self.steps.copy())
+        info: dict[str, Any] = {"AMAGO_LOG_METRIC steps": self.steps.copy(), "_AMAGO_LOG_METRIC steps": ~ended}
+        if ended.any():
+            info |= self.finals(self.observe())
+            info["final_info"] = {"AMAGO_LOG_METRIC steps": self.steps.copy(), "_AMAGO_LOG_METRIC steps": ended}
+            info |= {"AMAGO_LOG_METRIC rollout": self.rollout + 1, "_AMAGO_LOG_METRIC rollout": ended}
+        self.rollout[ended] += 1
+        self.steps[ended] = 0
+        no = np.zeros(self.num_envs, bool)
+        terminated, truncated = (ended, no) if self.ends == "terminated" else (no, ended)
+        return self.observe(), rewards, terminated, truncated, info
+
+    def finals(self, obs: dict[str, Any]) -> dict[str, Any]:
+        rows = [{"at": at, "pair": (pair,)} for at, pair in zip(obs["at"], obs["pair"][0], strict=True)]
+        match self.final:
+            case "dict":
+                return {"final_obs": obs}
+            case "list":
+                return {"final_obs": rows}
+            case "array of dicts":
+                array = np.empty(self.num_envs, object)
+                array[:] = rows
+                return {"final_obs": array}
+        return {}
+
+
+def history(env: Batched, steps: int = 7) -> list[tuple]:
+    pool = make_pool(lambda: env, env.num_envs, 0, seed=0)
+    pool.reset()
+    found = []
+    for _ in range(steps):
+        step = pool.step(np.zeros(env.num_envs, np.int64))
+        after, rewards = step.obs["at"].tolist(), step.rewards.tolist()
+        assert not step.failed.any(), pool.last_failure
+        obs, fresh = pool.begin(step.terminated | step.truncated)
+        assert obs["at"][:, 1].tolist() == obs["pair/0"].tolist()
+        found.append((after, rewards, step.infos, fresh.tolist(), obs["at"].tolist()))
+    return found
+
+
+@pytest.mark.parametrize("final", ["dict", "list", "array of dicts"])
+def test_last_observations_are_found_in_every_layout(final: str) -> None:
+    first, second, *_ = history(Batched(final=final))
+    assert first == ([[0, 1], [0, 1]], [1, 1], {}, [False, False], [[0, 1], [0, 1]])
+    ended = {0: {"rollout": 0.0, "steps": 2.0}}
+    assert second == ([[0, 2], [0, 2]], [2, 2], ended, [True, False], [[1, 0], [0, 2]])
+
+
+def test_metrics_of_reset_come_with_the_end_of_the_rollout_that_they_begin() -> None:
+    ends = [infos[0] for *_, infos, fresh, _ in history(Batched()) if fresh[0]]
+    assert ends == [{"rollout": float(number), "steps": 2.0} for number in range(3)]
+
+
+def test_a_terminated_rollout_needs_no_last_observation_and_a_truncated_one_does() -> None:
+    _, second, *_ = history(Batched(final="none", ends="terminated"))
+    assert second[0][0] == [0, 1] and second[4] == [[1, 0], [0, 2]]  # the row keeps what it saw before
+    with pytest.raises(ValueError, match="SAME_STEP needs the last observation.*final_obs.*NEXT_STEP"):
+        check_env(lambda: Batched(final="none", lengths=(50, 60)))  # later than the steps of an ordinary check
+    check_env(lambda: Batched(final="none", ends="terminated"))
+
+
+def test_a_specification_without_an_id_leaves_the_name_of_the_class() -> None:
+    assert make_pool(Batched, 2, 0, seed=0).env_names == ["Batched"] * 2
+
+
+@pytest.mark.parametrize("reward", [lambda x: x[:, None], lambda x: x.astype(np.float16), lambda x: x.tolist()])
+def test_rewards_of_any_number_type_and_of_shape_n_1(reward: Any) -> None:
+    assert history(Batched(reward=reward), 1)[0][1] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (lambda x: np.where(x == 1, np.nan, 0), "environment 0 of 2: its reward is not finite"),
+        (lambda x: x.astype(str), "must be numbers"),
+        (lambda x: x[:1], r"must have shape \(2,\)"),
+    ],
+)
+def test_rewards_that_are_none_fail_all_rows(reward: Any, message: str) -> None:
+    pool = make_pool(lambda: Batched(reward=reward), 2, 0, seed=0)
+    pool.reset()
+    step = pool.step(np.zeros(2, np.int64))
+    assert step.failed.all() and not step.stepped.any()
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(pool.last_failure)
+
+
+def test_integers_that_do_not_fit_fail_the_vector_env() -> None:
+    class Overflowing(Batched):
+        def observe(self) -> dict[str, Any]:
+            return {**super().observe(), "at": np.stack([self.rollout, 255 + self.steps], axis=1)}
+
+    pool = make_pool(Overflowing, 2, 0, seed=0)
+    pool.reset()
+    assert pool.step(np.zeros(2, np.int64)).failed.all()
+    assert "'at' is outside its space: 256 is not between 0 and 255" in pool.last_failure
+
+
+def test_a_function_of_num_envs_and_seed_is_given_both() -> None:
+    seeds: list[int] = []
+
+    def make(num_envs: int, seed: int) -> VectorEnv:
+        seeds.append(seed)
+        return Batched(num_envs)
+
+    for first_env in (0, 3):
+        assert make_pool(make, 3, first_env, seed=5).num_envs == 3
+    make_pool(make, 3, 0, seed=5)
+    assert seeds[0] != seeds[1] and seeds[2] == seeds[0]
+
+
+class Exiting(Batched):
+    def step(self, actions: np.ndarray) -> Any:
+        raise SystemExit(0)
+
+
+def test_a_vector_env_that_exits_has_failed() -> None:
+    with pytest.raises(ValueError, match="Exiting failed with SystemExit: 0"):
+        check_env(Exiting)
+
+
+def test_a_vector_env_without_a_mode_is_told_what_to_set() -> None:
+    env = Batched()
+    env.metadata = {}
+    with pytest.raises(ValueError, match="AutoresetMode.SAME_STEP.*NEXT_STEP.*DISABLED"):
+        make_pool(lambda: env, 2, 0, seed=0)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_async_vector_envs_run_as_they_come(mode: AutoresetMode) -> None:
+    def make(num_envs: int) -> AsyncVectorEnv:
+        return AsyncVectorEnv([lambda: gym.make("CartPole-v1")] * num_envs, autoreset_mode=mode)
+
+    def make_sync(num_envs: int) -> SyncVectorEnv:
+        return SyncVectorEnv([lambda: gym.make("CartPole-v1")] * num_envs, autoreset_mode=mode)
+
+    def rollouts(make_env: Any) -> list[list[float]]:
+        pool, found = make_pool(make_env, 2, 0, seed=0), []
+        pool.reset()
+        for _ in range(60):
+            step = pool.step(np.ones(2, np.int64))
+            found.append([*step.obs["observation"].ravel().tolist(), *step.rewards.tolist(), *step.stepped.tolist()])
+            pool.begin(step.terminated | step.truncated)
+        pool.close()
+        assert pool.failures == 0
+        return found
+
+    assert rollouts(make) == rollouts(make_sync)
