@@ -60,6 +60,7 @@ SENT_TO_WORKERS = (
 
 
 @gin.configurable
+@config.accept_amago_arguments
 @dataclass
 class Experiment(ExperimentSettings):
     """Trains an agent on Ray: on this machine, or on the cluster that it is submitted to.

@@ -111,6 +111,11 @@ def record_gif(
     return out
 
 
+def check_renders(make_env: MakeEnv) -> None:
+    """Raises ValueError where `record_gif` could not draw what the environment looks like."""
+    _renderable(make_env).close()
+
+
 def _renderable(make_env: MakeEnv) -> gym.Env:
     one = make_env if isinstance(make_env, str) or callable(make_env) else make_env[0]
     if isinstance(one, str):

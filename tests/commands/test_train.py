@@ -13,6 +13,7 @@ from conftest import TESTS, TINY_NETWORKS
 from PIL import Image
 
 from amago_ray import train
+from amago_ray.commands.train import compare
 from amago_ray.watch.metrics import AVERAGE_RETURN
 
 CONFIG = (
@@ -81,7 +82,7 @@ def test_the_table_shows_attempts_in_meta_rl() -> None:
     for attempt in (1, 2, 10):
         trained[f"Average Attempt {attempt} Success in Lake"] = attempt / 10
         random[f"Average Attempt {attempt} Success in Lake"] = 0.25
-    table = train.compare(trained, random)
+    table = compare(trained, random)
     assert "success at attempt 1          0.10      0.25" in table
     assert "success at attempt 10         1.00      0.25" in table
     assert "success at attempt 2" not in table
