@@ -32,10 +32,8 @@ MODULES = (
 # Class of AMAGO -> class here.
 CLASSES = {
     "PopArtLayer": "PopArt",
-    "FlashAttention": "CausalAttention",
     "VanillaAttention": "CausalAttention",
     "VanillaFlexAttention": "CausalAttention",
-    "SlidingWindowFlexAttention": "SlidingWindowAttention",
 }
 
 
@@ -81,20 +79,11 @@ def _env_mode(value: Any) -> dict[str, Any]:
     return {"Experiment.num_rollout_workers": 1} if value == "sync" else {}
 
 
-def _window_besides_oneself(value: Any) -> dict[str, Any]:
-    if not isinstance(value, int):
-        raise ValueError("write a whole number of keys")
-    return {"SlidingWindowAttention.window_size": value + 1}
-
-
 # "Class.argument" of AMAGO -> what it is here.
 ARGUMENTS = {
     "CNNTstepEncoder.out_norm": _named("CNNTstepEncoder.norm"),
     "FFTrajEncoder.out_norm": _named("FFTrajEncoder.norm"),
     "LearnablePosEmb.max_time_idx": _named("TformerTrajEncoder.max_time_idx"),
-    "SlidingWindowFlexAttention.window_size": Argument(
-        _window_besides_oneself, "is one less than SlidingWindowAttention.window_size here, which counts oneself"
-    ),
     "Experiment.async_env_mp_context": _unused("Ray starts the processes"),
     "Experiment.always_load_latest": _unused("workers are sent the learners' weights"),
     "Experiment.always_save_latest": _unused("ckpts/latest/policy.pt is written after every epoch"),

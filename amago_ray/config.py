@@ -143,7 +143,7 @@ class _Reader(gin.config.ParserDelegate):
         selector = self._selector(name)
         amago, here = name.rpartition(".")[2], selector.rpartition(".")[2]
         rule = amago_names.ARGUMENTS.get(f"{amago}.{argument}")
-        if rule is None or (amago == here and argument in _parameters(selector)):
+        if rule is None or (amago == here and _matching(selector) and argument in _parameters(selector)):
             gin.bind_parameter((scope, selector, argument), value)
             return
         for key, translated in self.translate(f"{amago}.{argument}", rule, value).items():
@@ -331,7 +331,8 @@ def _reference(value: Any) -> str | None:
 def explain(error: Exception) -> str:
     """One line for an error of gin: the offending name and the nearest known one."""
     text = str(error)
-    if match := re.search(r"No configurable matching (?:reference )?'?@?(?:[\w.]+/)*([\w.]+)", text):
+    unknown = r"(?:No configurable matching (?:reference )?'?@?(?:[\w.]+/)*|Could not find )([\w.]+)"
+    if match := re.search(unknown, text):
         name = match.group(1)
         return f"no configurable is named {name!r}{nearest(name.split('.')[-1], configurable_names())}"
     if match := re.search(r"Configurable '?([\w.]+)'? doesn't have a parameter named '?(\w+)'?", text):

@@ -35,7 +35,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.episodes < 1:
         raise Mistake(f"--episodes {options.episodes}: it must be 1 or more")
     from amago_ray.driver.preflight import probe
-    from amago_ray.rollout.evaluate import check_renders, evaluate_policy, load_policy_weights, record_gif
+    from amago_ray.rollout.evaluate import check_renderable, evaluate_policy, load_policy_weights, record_gif
 
     with in_one_line():
         bindings = [*WITHOUT_DATA, *options.set, *_environment(options.env)]
@@ -43,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
         spec = probe(experiment)
         weights = load_policy_weights(spec, latest_weights(options.run, options.epoch))
         if options.gif:
-            check_renders(experiment.make_val_env)
+            check_renderable(experiment.make_val_env)
         results = evaluate_policy(
             spec, weights, experiment.make_val_env, options.episodes, options.seed, not options.greedy
         )

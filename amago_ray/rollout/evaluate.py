@@ -111,7 +111,7 @@ def record_gif(
     return out
 
 
-def check_renders(make_env: MakeEnv) -> None:
+def check_renderable(make_env: MakeEnv) -> None:
     """Raises ValueError where `record_gif` could not draw what the environment looks like."""
     _renderable(make_env).close()
 
