@@ -67,6 +67,8 @@ FLAGS: dict[str, tuple[type, Any, str]] = {
     "batch_size": (int, 24, "sequences per batch"),
 }
 
+_made_before: Experiment | None = None  # by `create_experiment_from_cli`
+
 
 def add_common_cli(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the flags of AMAGO's example scripts, each with underscores or dashes; returns `parser`."""
@@ -205,10 +207,14 @@ def create_experiment_from_cli(
 ) -> Experiment:
     """The experiment of the flags of `add_common_cli`; `settings` are more of its arguments, and win over flags.
 
-    run_name, agent_type: by default those of the flags. group_name: of wandb.
+    run_name, agent_type: by default those of the flags. group_name: of wandb. The experiment that was made so before is
+    closed: in a loop over trials, its processes would keep the room that this one needs.
     """
     from amago_ray.experiment import Experiment
 
+    global _made_before
+    if _made_before is not None:
+        _made_before.close()
     from_flags = {
         "run_name": run_name or args.run_name,
         "ckpt_base_dir": args.buffer_dir,
@@ -229,7 +235,7 @@ def create_experiment_from_cli(
         "wandb_group_name": group_name,
     }
     make = experiment_type or Experiment
-    return make(
+    _made_before = make(
         make_train_env=make_train_env,
         make_val_env=make_val_env,
         max_seq_len=max_seq_len,
@@ -237,6 +243,7 @@ def create_experiment_from_cli(
         traj_encoder_type=traj_encoder_type,
         **(from_flags | settings),
     )
+    return _made_before
 
 
 def switch_async_mode(experiment: Experiment, mode: str) -> Experiment:
