@@ -33,6 +33,10 @@ CONSTANTS = {"inf": math.inf, "minus_inf": -math.inf, "nan": math.nan}
 for _name, _value in CONSTANTS.items():
     gin.constant(f"amago_ray.{_name}", _value)
 
+UNKNOWN_NAME = re.compile(
+    r"No configurable matching (?:reference )?'?@?(?:[\w.]+/)*([\w.]+)|Could not find ([\w.]+) in the Gin registry"
+)
+MISSING_VALUE = re.compile(r"Required bindings for `([\w.]+)` not provided in config: \[(.*?)\]")
 # What gin adds to the messages of everything that it has called.
 GIN_CALLS = re.compile(
     r"\s+No values supplied by Gin or caller for arguments: \[.*?\]"
@@ -41,6 +45,7 @@ GIN_CALLS = re.compile(
 )
 
 DRIVER_MODULES = ("amago_ray.experiment", "amago_ray.tune.sweep")
+DRIVER_CONFIGURABLES = ["Experiment", "Sweep"]
 CONFIGURABLE_MODULES = (
     *DRIVER_MODULES,
     "amago_ray.agent",
@@ -90,12 +95,16 @@ def bind(settings: Mapping[str, Any]) -> None:
     for name, value in settings.items():
         text = literal(value)
         if text is None:
-            raise ValueError(
-                f"{name} = {value!r}: gin has no text for this value, by which the processes of a run would know it; "
-                "give plain values, or a class or function with @gin.configurable"
-            )
+            raise ValueError(_has_no_text(name, value))
         bindings.append(f"{name} = {text}")
     load([], bindings)
+
+
+def _has_no_text(name: str, value: Any) -> str:
+    return (
+        f"{name} = {' '.join(repr(value).split())}: gin has no text for this value, by which the processes of a run "
+        "would know it; give plain values, or a class or function with @gin.configurable"
+    )
 
 
 def _import_configurables(modules: Iterable[str]) -> None:
@@ -250,8 +259,26 @@ def is_bound(owner: str, name: str) -> bool:
 
 
 def snapshot() -> str:
-    """Everything that was bound, as text that `restore` understands in another process."""
+    """Everything that was bound, as text that `restore` understands in another process.
+
+    Raises ValueError for a value that was bound in Python and has no text, unless only the driver needs it.
+    """
+    with gin.unlock_config():
+        _write_values_out()
     return gin.config_str(max_line_length=200)
+
+
+def _write_values_out() -> None:
+    """Bind anew what gin would leave out of its text, such as numbers of NumPy, as what it writes."""
+    for (scope, selector), arguments in gin.config._CONFIG.items():  # gin offers no public list
+        for name, value in list(arguments.items()):
+            if gin.config._is_literally_representable(value):
+                continue
+            owner, text = selector.rpartition(".")[2], literal(value)
+            if text is not None:
+                gin.bind_parameter((scope, selector, name), gin.config.parse_value(text))
+            elif owner not in DRIVER_CONFIGURABLES:
+                raise ValueError(_has_no_text(f"{owner}.{name}", value))
 
 
 def restore(text: str, driver: bool = False) -> None:
@@ -262,7 +289,7 @@ def restore(text: str, driver: bool = False) -> None:
     _import_configurables(CONFIGURABLE_MODULES if driver else CONFIGURABLE_MODULES[len(DRIVER_MODULES) :])
     with gin.unlock_config():
         gin.clear_config()
-        gin.parse_config(text, skip_unknown=False if driver else ["Experiment", "Sweep"])
+        gin.parse_config(text, skip_unknown=False if driver else DRIVER_CONFIGURABLES)
 
 
 def record(owner: str, settings: Mapping[str, Any]) -> str:
@@ -329,15 +356,16 @@ def _reference(value: Any) -> str | None:
 
 
 def explain(error: Exception) -> str:
-    """One line for an error of gin: the offending name and the nearest known one."""
+    """One line for somebody who did not write the code; of an error of gin, the name and the nearest known one."""
     text = str(error)
-    unknown = r"(?:No configurable matching (?:reference )?'?@?(?:[\w.]+/)*|Could not find )([\w.]+)"
-    if match := re.search(unknown, text):
-        name = match.group(1)
+    if match := UNKNOWN_NAME.search(text):
+        name = match.group(1) or match.group(2)
         return f"no configurable is named {name!r}{nearest(name.split('.')[-1], configurable_names())}"
     if match := re.search(r"Configurable '?([\w.]+)'? doesn't have a parameter named '?(\w+)'?", text):
         owner, name = match.groups()
         return f"{owner} has no setting {name!r}{nearest(name, _parameters(owner))}"
+    if match := MISSING_VALUE.search(text):
+        return f"{match.group(1)} needs a value of {match.group(2)}"
     if isinstance(error, SyntaxError) and error.text:
         text = f"{text}: {error.text.strip()!r}"
     return " ".join(without_gin_calls(text).split())
@@ -346,11 +374,6 @@ def explain(error: Exception) -> str:
 def without_gin_calls(text: str) -> str:
     """A message without the list of gin's calls at its end."""
     return GIN_CALLS.sub("", text)
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error for somebody who did not write the code."""
-    return " ".join(without_gin_calls(str(error)).split())
 
 
 def _parameters(selector: str) -> list[str]:

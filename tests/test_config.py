@@ -247,3 +247,29 @@ def test_files_include_others_beside_them_and_name_the_line_of_a_mistake(tmp_pat
     (tmp_path / "top.gin").write_text("include 'bas.gin'\n")
     with pytest.raises(ValueError, match=r"include 'bas\.gin': there is no such file \(.*top\.gin line 1\)"):
         config.load([tmp_path / "top.gin"])
+
+
+def test_what_python_binds_reaches_other_processes_or_is_refused() -> None:
+    config.load([])
+    gin.bind_parameter("Agent.gamma", np.float64(0.25))
+    gin.bind_parameter("Multigammas.discrete", [0.5, np.float32(0.75)])
+    gin.bind_parameter("Experiment.traj_encoder_type", GRUTrajEncoder)
+    gin.bind_parameter("Experiment.make_train_env", lambda: Counting(6))  # the driver sends it itself
+    sent = snapshot()
+    gin.clear_config()
+    restore(sent, driver=True)
+    assert gin.query_parameter("Agent.gamma") == 0.25 and Multigammas().discrete == [0.5, 0.75]
+    assert config.is_bound("Experiment", "traj_encoder_type")
+    gin.bind_parameter("Agent.fbc_filter_func", lambda advantage: advantage)
+    with pytest.raises(ValueError, match=r"Agent\.fbc_filter_func = <function .*gin has no text for this value"):
+        snapshot()
+
+
+def test_a_value_that_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    @gin.configurable
+    def needy(size: int = gin.REQUIRED) -> int:
+        return size
+
+    with pytest.raises(RuntimeError) as error:
+        needy()
+    assert config.explain(error.value) == "needy needs a value of 'size'"

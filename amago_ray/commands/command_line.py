@@ -45,7 +45,11 @@ def in_one_line() -> Iterator[None]:
     except (ValueError, TypeError, EnvFailure, OSError, ImportError) as error:
         if os.environ.get("AMAGO_RAY_TRACEBACK"):
             raise
-        raise Mistake(config.one_line(error)) from error
+        raise Mistake(config.explain(error)) from error
+    except RuntimeError as error:
+        if config.MISSING_VALUE.search(str(error)) is None or os.environ.get("AMAGO_RAY_TRACEBACK"):
+            raise
+        raise Mistake(config.explain(error)) from error
 
 
 @contextmanager

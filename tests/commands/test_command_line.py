@@ -52,6 +52,13 @@ def test_messages_do_not_end_in_the_list_of_gins_calls() -> None:
     assert str(mistake.value) == "environment 1 of 4: size=3: it must be 4; see its docs"
 
 
+def test_a_value_that_gin_requires_is_a_mistake_and_other_runtime_errors_are_not() -> None:
+    with pytest.raises(Mistake, match="fails needs a value of 'message'"), in_one_line():
+        fails(gin.REQUIRED)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), in_one_line():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
 def interrupt(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
