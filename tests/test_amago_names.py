@@ -7,6 +7,7 @@ The table is amago_names.json. kind: "setting" (an argument that gin gives), "cl
 from __future__ import annotations
 
 import argparse
+import importlib
 import inspect
 import json
 import re
@@ -25,6 +26,17 @@ from amago_ray.nets.scaling import PopArt
 
 DOCUMENT = (TESTS.parent / "docs" / "amago.md").read_text(encoding="utf-8")
 TABLE: list[dict[str, str]] = json.loads((TESTS / "amago_names.json").read_text(encoding="utf-8"))
+
+SAME_MODULES = (
+    "amago.agent",
+    "amago.cli_utils",
+    "amago.envs",
+    "amago.envs.exploration",
+    "amago.experiment",
+    "amago.nets.cnn",
+    "amago.nets.traj_encoders",
+    "amago.nets.tstep_encoders",
+)
 
 
 def rows(kind: str, here: str) -> list[Any]:
@@ -101,6 +113,15 @@ def test_a_flag_of_cli_utils(row: dict[str, str]) -> None:
     """With underscores and with dashes."""
     options = cli_utils.add_common_cli(argparse.ArgumentParser())._option_string_actions
     assert options[row["argument"]] is options["--" + row["argument"][2:].replace("_", "-")]
+
+
+def test_the_modules_that_the_document_names_are_there() -> None:
+    named = set(re.findall(r"`(amago(?:_ray)?(?:\.\w+)+)`", DOCUMENT.partition("## Modules")[2].partition("\n## ")[0]))
+    same = {name.replace("amago.", "amago_ray.") for name in named & set(SAME_MODULES)}
+    assert same == {name.replace("amago.", "amago_ray.") for name in SAME_MODULES}
+    for name in same | {name for name in named if name.startswith("amago_ray.")}:
+        importlib.import_module(name)
+    assert set(amago_names.MODULES) - {"amago.utils"} <= named | {"amago.envs.amago_env"}
 
 
 def test_the_table_names_every_alias_and_each_is_needed() -> None:
