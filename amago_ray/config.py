@@ -195,9 +195,13 @@ class _Reader(gin.config.ParserDelegate):
     def _include(self, filename: str, folder: Path | None) -> None:
         places = [Path(filename), *([folder / filename] if folder is not None else [])]
         path = next((place for place in places if place.is_file()), None)
-        if path is None:
-            raise ValueError(f"include {filename!r}: there is no such file")
-        self.read_file(path)
+        if path is not None:
+            self.read_file(path)
+            return
+        try:
+            gin.parse_config_file(filename)  # from gin's own search paths
+        except OSError as error:
+            raise ValueError(f"include {filename!r}: there is no such file") from error
 
 
 @contextmanager
@@ -374,6 +378,20 @@ def explain(error: Exception) -> str:
 def without_gin_calls(text: str) -> str:
     """A message without the list of gin's calls at its end."""
     return GIN_CALLS.sub("", text)
+
+
+def as_raised(error: Exception) -> Exception:
+    """The error without the list of gin's calls in its message.
+
+    With each call gin derives one more class, `ExceptionProxy`, of which only the text is another.
+    """
+    text = without_gin_calls(str(error))
+    if text == str(error):
+        return error
+    original = next(cls for cls in type(error).__mro__ if "ExceptionProxy" not in cls.__str__.__qualname__)
+    raised = original.__new__(original, text)  # its own __init__ may take something else
+    assert isinstance(raised, Exception)
+    return raised.with_traceback(error.__traceback__)
 
 
 def _parameters(selector: str) -> list[str]:

@@ -244,6 +244,12 @@ def test_files_include_others_beside_them_and_name_the_line_of_a_mistake(tmp_pat
     (tmp_path / "top.gin").write_text("include 'base.gin'\nAgent.gama = 0.2\n")
     with pytest.raises(ValueError, match=r"did you mean 'gamma'\? \(.*top\.gin line 2\)"):
         config.load([tmp_path / "top.gin"])
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "far.gin").write_text("Agent.tau = 0.3\n")
+    gin.add_config_file_search_path(str(tmp_path / "elsewhere"))
+    (tmp_path / "top.gin").write_text("include 'far.gin'\n")
+    config.load([tmp_path / "top.gin"])
+    assert gin.query_parameter("Agent.tau") == 0.3
     (tmp_path / "top.gin").write_text("include 'bas.gin'\n")
     with pytest.raises(ValueError, match=r"include 'bas\.gin': there is no such file \(.*top\.gin line 1\)"):
         config.load([tmp_path / "top.gin"])
@@ -273,3 +279,29 @@ def test_a_value_that_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError) as error:
         needy()
     assert config.explain(error.value) == "needy needs a value of 'size'"
+
+
+class NeedsTwo(ValueError):
+    """An error whose constructor takes something else than its message."""
+
+    def __init__(self, name: str, size: int):
+        super().__init__(f"{name}={size}: it must be 4")
+
+
+def test_an_error_is_what_was_raised_before_gin_added_its_calls() -> None:
+    @gin.configurable
+    def outer() -> None:
+        inner()
+
+    @gin.configurable
+    def inner() -> None:
+        raise NeedsTwo("size", 3)
+
+    with pytest.raises(NeedsTwo) as caught:
+        outer()
+    assert str(caught.value).count("In call to configurable") == 2
+    raised = config.as_raised(caught.value)
+    assert isinstance(raised, NeedsTwo) and str(raised) == "size=3: it must be 4"
+    assert raised.__traceback__ is caught.value.__traceback__
+    plain = ValueError("as it is")
+    assert config.as_raised(plain) is plain
