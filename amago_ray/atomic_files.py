@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,6 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     finally:
         temporary.unlink(missing_ok=True)  # there only if writing failed
     _sync(path.parent)
-
-
-def glob_escape(name: str) -> str:
-    """`name` with the characters that have a meaning in glob patterns taken literally."""
-    return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def _sync(path: Path) -> None:

@@ -37,6 +37,7 @@ from amago_ray.watch.metrics import AVERAGE_RETURN, MetricsLog, Progress
 
 
 @gin.configurable
+@config.accept_amago_arguments
 @dataclass
 class Experiment(ExperimentSettings):
     """Trains an agent on Ray: on this machine, or on the cluster that it is submitted to.

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from amago_ray.atomic_files import _sync, glob_escape, write_atomically
+from amago_ray.atomic_files import _sync, write_atomically
 
 RUN_STATE = "run_state.json"
 
@@ -73,7 +74,7 @@ class RunDirectory:
         """Epochs with a complete training state, oldest first."""
         pattern = re.compile(re.escape(self.run_name) + r"_epoch_(\d+)")
         found = []
-        for folder in self.training_states.glob(f"{glob_escape(self.run_name)}_epoch_*"):
+        for folder in self.training_states.glob(f"{glob.escape(self.run_name)}_epoch_*"):
             match = pattern.fullmatch(folder.name)
             if match and (folder / RUN_STATE).is_file():
                 found.append(int(match.group(1)))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gin
+import numpy as np
 import pytest
 from conftest import TESTS
+from hypothesis import given
+from hypothesis import strategies as st
 
 from amago_ray import Experiment, config
 from amago_ray.agent.actor_critic import Agent, Multigammas
@@ -160,3 +166,157 @@ def test_an_experiment_made_in_python_records_its_lambda(tmp_path: Path) -> None
     assert "Experiment.batch_size = 7" in lines
     assert f"Experiment.ckpt_base_dir = {str(tmp_path)!r}" in lines
     assert any(line.startswith("# Experiment.make_train_env was given in Python: <function") for line in lines)
+
+
+@gin.configurable
+def recorded(value: Any) -> Any:
+    return value
+
+
+def reread(value: Any, folder: Path) -> Any:
+    """`value` after it was recorded in a run's configuration, and that was loaded."""
+    (folder / "config.txt").write_text(record("recorded", {"value": value}), encoding="utf-8")
+    with gin.unlock_config():
+        gin.clear_config()
+    config.load([folder / "config.txt"])
+    return recorded()  # type: ignore[call-arg]  # gin fills it in
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Equal, of equal types, where NaN equals NaN."""
+    if isinstance(a, dict):
+        return isinstance(b, dict) and alike(list(a.items()), list(b.items()))
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(alike, a, b))
+    return type(a) is type(b) and (a == b or (a != a and b != b))
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=["Cs"]))
+SETTINGS = st.recursive(
+    PLAIN,
+    lambda inner: (
+        st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text("ab\n'%@#", max_size=4), inner)
+    ),
+    max_leaves=8,
+)
+
+
+@given(SETTINGS)
+def test_whatever_is_recorded_is_read_again(value: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        assert alike(reread(value, Path(folder)), value)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (np.float64(0.001), 0.001),
+        (np.float32(0.5), 0.5),
+        (np.int64(3), 3),
+        (np.bool_(True), True),
+        (np.float64("inf"), math.inf),
+        (Path("/data/runs"), "/data/runs"),
+        ({"pool": "rollout", "paths": [Path("a")]}, {"pool": "rollout", "paths": ["a"]}),
+        (("Meta-World/MT1", {"env_name": "reach-v3", "seed": 1}), None),
+        ([("A-v0", {}), Counting, (GRUTrajEncoder,)], None),
+        ((), None),
+    ],
+)
+def test_what_python_gives_is_recorded_as_plain_values(tmp_path: Path, given: Any, expected: Any) -> None:
+    assert alike(reread(given, tmp_path), given if expected is None else expected)
+
+
+def test_what_has_no_text_in_gin_stays_within_its_comment(tmp_path: Path) -> None:
+    class Wide:
+        def __repr__(self) -> str:
+            return "Wide(\n  Agent.gamma = 0.5\n)"
+
+    for value in (Wide(), [1, Wide()], {"a": Wide()}, np.zeros(3), lambda: None, {1, 2}):
+        config.load([], ["Agent.gamma = 0.25"])
+        text = record("Experiment", {"seed": value})
+        (tmp_path / "config.txt").write_text(text)
+        gin.clear_config()
+        config.load([tmp_path / "config.txt"])
+        assert gin.query_parameter("Agent.gamma") == 0.25
+        assert not config.is_bound("Experiment", "seed")
+        assert text.count("# Experiment.seed was given in Python: ") == 1
+
+
+def test_infinity_and_nan_in_a_configuration() -> None:
+    config.load([], ["recorded.value = [%inf, %minus_inf, %nan]"])
+    text = snapshot()
+    gin.clear_config()
+    restore(text)
+    high, low, nan = recorded()  # type: ignore[call-arg]
+    assert (high, low) == (math.inf, -math.inf) and math.isnan(nan)
+
+
+def test_files_include_others_beside_them_and_name_the_line_of_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "base.gin").write_text("Agent.gamma = 0.5\nAgent:\n  tau = 0.1\n  n_step = 2\n")
+    (tmp_path / "top.gin").write_text("include 'base.gin'\nAgent.tau = 0.2\n")
+    config.load([tmp_path / "top.gin"])
+    assert [gin.query_parameter(f"Agent.{name}") for name in ("gamma", "tau", "n_step")] == [0.5, 0.2, 2]
+    (tmp_path / "top.gin").write_text("include 'base.gin'\nAgent.gama = 0.2\n")
+    with pytest.raises(ValueError, match=r"did you mean 'gamma'\? \(.*top\.gin line 2\)"):
+        config.load([tmp_path / "top.gin"])
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "far.gin").write_text("Agent.tau = 0.3\n")
+    gin.add_config_file_search_path(str(tmp_path / "elsewhere"))
+    (tmp_path / "top.gin").write_text("include 'far.gin'\n")
+    config.load([tmp_path / "top.gin"])
+    assert gin.query_parameter("Agent.tau") == 0.3
+    (tmp_path / "top.gin").write_text("include 'bas.gin'\n")
+    with pytest.raises(ValueError, match=r"include 'bas\.gin': there is no such file \(.*top\.gin line 1\)"):
+        config.load([tmp_path / "top.gin"])
+
+
+def test_what_python_binds_reaches_other_processes_or_is_refused() -> None:
+    config.load([])
+    gin.bind_parameter("Agent.gamma", np.float64(0.25))
+    gin.bind_parameter("Multigammas.discrete", [0.5, np.float32(0.75)])
+    gin.bind_parameter("Experiment.traj_encoder_type", GRUTrajEncoder)
+    gin.bind_parameter("Experiment.make_train_env", lambda: Counting(6))  # the driver sends it itself
+    sent = snapshot()
+    gin.clear_config()
+    restore(sent, driver=True)
+    assert gin.query_parameter("Agent.gamma") == 0.25 and Multigammas().discrete == [0.5, 0.75]
+    assert config.is_bound("Experiment", "traj_encoder_type")
+    gin.bind_parameter("Agent.fbc_filter_func", lambda advantage: advantage)
+    with pytest.raises(ValueError, match=r"Agent\.fbc_filter_func = <function .*gin has no text for this value"):
+        snapshot()
+
+
+def test_a_value_that_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    @gin.configurable
+    def needy(size: int = gin.REQUIRED) -> int:
+        return size
+
+    with pytest.raises(RuntimeError) as error:
+        needy()
+    assert config.explain(error.value) == "needy needs a value of 'size'"
+
+
+class NeedsTwo(ValueError):
+    """An error whose constructor takes something else than its message."""
+
+    def __init__(self, name: str, size: int):
+        super().__init__(f"{name}={size}: it must be 4")
+
+
+def test_an_error_is_what_was_raised_before_gin_added_its_calls() -> None:
+    @gin.configurable
+    def outer() -> None:
+        inner()
+
+    @gin.configurable
+    def inner() -> None:
+        raise NeedsTwo("size", 3)
+
+    with pytest.raises(NeedsTwo) as caught:
+        outer()
+    assert str(caught.value).count("In call to configurable") == 2
+    raised = config.as_raised(caught.value)
+    assert isinstance(raised, NeedsTwo) and str(raised) == "size=3: it must be 4"
+    assert raised.__traceback__ is caught.value.__traceback__
+    plain = ValueError("as it is")
+    assert config.as_raised(plain) is plain

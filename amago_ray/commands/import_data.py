@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import gin
+from rich.filesize import decimal
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from amago_ray import config
+from amago_ray.commands.command_line import WITHOUT_DATA, in_one_line, load_experiment, settings_options
 from amago_ray.envs.makers import check_env, env_spaces
 from amago_ray.messages import Trajectory, TrajectoryId
 from amago_ray.replay.datasets.dataset import NOT_FROM_A_WORKER, RowLayout, TrajectoryDataset
@@ -22,9 +23,6 @@ from amago_ray.replay.readers import AmagoDataset, MinariDataset, StoredDataset
 from amago_ray.replay.storage.folders import shard_folder, shard_folders
 from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
 from amago_ray.replay.storage.trajectory_pack import pack
-
-if TYPE_CHECKING:
-    from amago_ray.experiment import Experiment
 
 MESSAGE_BYTES = 8 << 20
 UNFINISHED = ".unfinished"  # suffix of the folder that an import is written to until it is complete
@@ -37,6 +35,8 @@ SOURCE is one of
   a Minari dataset, by id or by its folder           D4RL/pen/human-v2
   the replay/ folder of a run                        runs/tmaze/replay
   an RLDataset of yours, by its name in gin          @MyDataset   (its module is imported by --config)
+
+--config names the runs that will learn from the data; only a Minari dataset does without
 
 examples:
   amago-ray import-data D4RL/pen/human-v2 --out data/pen
@@ -54,44 +54,48 @@ class Imported:
     mean_return: float
 
 
-def import_data(arguments: Sequence[str], load_experiment: Callable[..., Experiment]) -> None:
-    """Run the command. Raises ValueError for a source that cannot be read or does not fit the configuration."""
+def run(arguments: Sequence[str]) -> int:
+    """Convert a dataset to the format of replay."""
     parser = argparse.ArgumentParser(
-        prog="amago-ray import-data", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="amago-ray import-data",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[settings_options(required=False)],
     )
     parser.add_argument("source", metavar="SOURCE", help="see above")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to be made")
-    parser.add_argument(
-        "--config",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="gin file of the runs that will learn from the data; only a Minari dataset does without",
-    )
-    parser.add_argument("--set", action="append", default=[], metavar="'NAME = VALUE'", help="one gin binding")
     options = parser.parse_args(arguments)
-    out: Path = options.out
+    with in_one_line():
+        import_data(options.source, options.out, options.config, options.set)
+    return 0
+
+
+def import_data(source: str, out: Path, configs: Sequence[str], bindings: Sequence[str]) -> None:
+    """Write what SOURCE stands for into the folder `out`, which must not exist yet.
+
+    configs, bindings: of the runs that will learn from the data; only a Minari dataset does without them.
+    Raises ValueError for a source that cannot be read or does not fit the configuration.
+    """
     if out.exists():
         raise ValueError(f"--out {out}: this exists already; name a folder to be made")
     compressed: tuple[str, ...] = ()
     layout: RowLayout | None = None
-    if options.config:
-        # A configuration may already name as its dataset what is only being made here.
-        experiment = load_experiment(options.config, [*options.set, "Experiment.dataset = None"])
+    if configs:
+        experiment = load_experiment(configs, [*bindings, *WITHOUT_DATA])
         check_env(experiment.make_train_env)
         layout = RowLayout(*env_spaces(experiment.make_train_env))
         compressed = tuple(experiment.replay_compression)
     else:
-        config.load([], options.set)
-    dataset = dataset_of(options.source)
+        config.load([], bindings)
+    dataset = dataset_of(source)
     if layout is None:
         if dataset.spaces is None:
-            raise ValueError(f"{options.source} does not say of which environments it is: add --config FILE")
+            raise ValueError(f"{source} does not say of which environments it is: add --config FILE")
         layout = RowLayout(*dataset.spaces)
     written = write_dataset(dataset, layout, out, compressed)
     print(
         f"{written.trajectories:,} trajectories, {written.timesteps:,} timesteps, mean return "
-        f"{written.mean_return:.4g}, {written.num_bytes / 1e9:.3g} GB. To learn from them:\n"
+        f"{written.mean_return:.4g}, {decimal(written.num_bytes)}. To learn from them:\n"
         f'  Experiment.dataset = @StoredDataset()\n  StoredDataset.path = "{out}"'
     )
 

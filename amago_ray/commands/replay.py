@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 from rich.text import Text
 
+from amago_ray.commands.command_line import WITHOUT_DATA, in_one_line, load_experiment
 from amago_ray.envs.makers import env_spaces
 from amago_ray.messages import Trajectory
 from amago_ray.replay.datasets.dataset import RowLayout
@@ -24,9 +25,6 @@ from amago_ray.replay.export import export_minari, export_npz
 from amago_ray.replay.inspection import Contents, StoredData, StoredShard, find_stored_data, verify
 from amago_ray.replay.storage.records import Corrupt
 from amago_ray.watch.replay_histograms import plot_contents
-
-if TYPE_CHECKING:
-    from amago_ray.experiment import Experiment
 
 UNFINISHED = ".unfinished"  # suffix of the folder that an export is written in until it is complete
 TABLE_WIDTH = 120  # where the output is no terminal
@@ -44,11 +42,8 @@ examples:
 """
 
 
-def inspect_replay(arguments: Sequence[str], load_experiment: Callable[..., Experiment]) -> bool:
-    """Run the command; False where something that is stored is damaged.
-
-    Raises ValueError for a folder without stored data and for an export that is not possible, StorageError.
-    """
+def run(arguments: Sequence[str]) -> int:
+    """Look at what a run has stored; exit status 1 where something of it is damaged."""
     parser = argparse.ArgumentParser(
         prog="amago-ray replay", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,12 +58,15 @@ def inspect_replay(arguments: Sequence[str], load_experiment: Callable[..., Expe
         "--config", type=Path, metavar="FILE", help="of --export: gin file that says which environments; RUN's own"
     )
     options = parser.parse_args(arguments)
-    stored = find_stored_data(options.run)
-    if options.verify:
-        return _verify(stored)
-    if options.export is not None:
-        return _export(stored, options.export, options.format, options.config or stored.config, load_experiment)
-    return _summarize(stored, options.run, options.out or options.run / "replay.png")
+    with in_one_line():
+        stored = find_stored_data(options.run)
+        if options.verify:
+            healthy = _verify(stored)
+        elif options.export is not None:
+            healthy = _export(stored, options.export, options.format, options.config or stored.config)
+        else:
+            healthy = _summarize(stored, options.run, options.out or options.run / "replay.png")
+    return 0 if healthy else 1
 
 
 # ---------------------------------------------------------------- tables
@@ -121,7 +119,7 @@ def _shard_row(shards: Sequence[StoredShard]) -> tuple[str, ...]:
     return (
         f"{sum(map(len, shards)):,}",
         f"{sum(shard.num_transitions for shard in shards):,}",
-        _size(sum(shard.bytes_on_disk for shard in shards)),
+        decimal(sum(shard.bytes_on_disk for shard in shards)),
         f"{sum(shard.num_segments for shard in shards):,}",
         f"{sum(shard.uncompressed_bytes for shard in shards) / stored:.2f}x" if stored else "-",
         _duration(age_s.min()) if len(age_s) else "-",
@@ -158,14 +156,6 @@ def _table(first: str, *others: str) -> Table:
     return table
 
 
-def _size(num_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} TB"
-
-
 def _duration(seconds: float) -> str:
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
@@ -190,7 +180,7 @@ def _verify(stored: StoredData) -> bool:
         print(f"{found.unfinished:,} bytes at the end belong to a record that was never finished: nothing is lost")
     print(
         f"{found.records:,} records with {found.trajectories:,} whole trajectories in {found.segments:,} segments, "
-        f"{_size(found.num_bytes)} in {took_s:.2f} s ({_size(found.num_bytes / took_s)}/s): "
+        f"{decimal(found.num_bytes)} in {took_s:.2f} s ({decimal(int(found.num_bytes / took_s))}/s): "
         + (f"{len(found.damage)} damaged" if found.damage else "all as they were written")
     )
     return not found.damage
@@ -199,15 +189,12 @@ def _verify(stored: StoredData) -> bool:
 # ---------------------------------------------------------------- exporting
 
 
-def _export(
-    stored: StoredData, out: Path, format: str, config: Path | None, load_experiment: Callable[..., Experiment]
-) -> bool:
+def _export(stored: StoredData, out: Path, format: str, config: Path | None) -> bool:
     if out.exists():
         raise ValueError(f"--export {out}: this exists already; name a folder to be made")
     if config is None:
         raise ValueError("--export needs the environments' spaces, and there is no config.txt: add --config FILE")
-    # Of a configuration only the environments matter here; its dataset may be what is being exported.
-    experiment = load_experiment([config], ["Experiment.dataset = None"])
+    experiment = load_experiment([config], WITHOUT_DATA)  # its dataset may be what is being exported
     layout = RowLayout(*env_spaces(experiment.make_train_env))
     shards = stored.open()
     for shard in shards:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gin
 
-from amago_ray.experiment import Experiment
+from amago_ray.commands.command_line import (
+    bindings_of,
+    in_one_line,
+    load_experiment,
+    settings_options,
+    short_name_options,
+)
 from amago_ray.tune.results import SweepResults, plot_sweep
 from amago_ray.tune.sweep import Sweep, split_param
 from amago_ray.tune.trial import run_sweep
@@ -24,16 +30,14 @@ examples:
 """
 
 
-def tune(arguments: Sequence[str], load_experiment: Callable[[Sequence[str], Sequence[str]], Experiment]) -> bool:
-    """Run a sweep, then print its table and draw its picture. Returns whether no trial failed.
-
-    Raises ValueError, in one line, for settings that cannot work.
-    """
+def run(arguments: Sequence[str]) -> int:
+    """Run a sweep, then print its table and draw its picture. Exit status 1 where a trial failed."""
     parser = argparse.ArgumentParser(
-        prog="amago-ray tune", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="amago-ray tune",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[settings_options(), short_name_options()],
     )
-    parser.add_argument("--config", action="append", required=True, metavar="FILE", help="gin file; may be repeated")
-    parser.add_argument("--set", action="append", default=[], metavar="'NAME = VALUE'", help="one gin binding")
     parser.add_argument(
         "--param",
         action="append",
@@ -52,14 +56,14 @@ def tune(arguments: Sequence[str], load_experiment: Callable[[Sequence[str], Seq
     parser.add_argument("--resume", action="store_true", help="go on with a sweep that was killed")
     options = parser.parse_args(arguments)
 
-    experiment = load_experiment(options.config, options.set)
-    name = options.name or f"{experiment.run_name}_sweep"
-    folder = run_sweep(experiment, _sweep(options), name, options.resume)
-    results = SweepResults.read(folder)
-    print(f"\n{results.table()}\n\nThe sweep is in {folder}")
-    if any(trial.best is not None for trial in results.trials.values()):
-        print(plot_sweep(folder))
-    return all(trial.status != "failed" for trial in results.trials.values())
+    with in_one_line():
+        experiment = load_experiment(options.config, bindings_of(options))
+        folder = run_sweep(experiment, _sweep(options), options.name or f"{experiment.run_name}_sweep", options.resume)
+        results = SweepResults.read(folder)
+        print(f"\n{results.table()}\n\nThe sweep is in {folder}")
+        if any(trial.best is not None for trial in results.trials.values()):
+            print(plot_sweep(folder))
+    return 1 if any(trial.status == "failed" for trial in results.trials.values()) else 0
 
 
 def _sweep(options: argparse.Namespace) -> Sweep:

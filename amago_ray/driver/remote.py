@@ -10,6 +10,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 
+from amago_ray import config
 from amago_ray.messages import SampledSequences
 from amago_ray.pending import CallTimeout, Pending, ProcessDied
 from amago_ray.replay.sampling.sources import Available
@@ -44,10 +45,10 @@ class RemoteCall(Generic[T]):
 
 def as_cause(error: RayTaskError) -> Exception:
     """The exception that the remote code raised, with the remote traceback as a note."""
-    cause = error.cause
-    if not isinstance(cause, Exception):
+    if not isinstance(error.cause, Exception):
         return error
-    cause.add_note(str(error))
+    cause = config.as_raised(error.cause)
+    cause.add_note(config.without_gin_calls(str(error)))
     return cause
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,8 +144,8 @@ def run_sweep(experiment: Experiment, sweep: Sweep, name: str, resume: bool = Fa
     The folder is `{ckpt_base_dir}/{name}`; see `sweep_results` for what is in it. resume: go on with one that was
     killed.
     Raises ValueError, before anything starts, for parameters that gin does not know, for a sweep that could never run,
-    and where the folder holds a sweep or run already (or none that can be resumed). Raises KeyboardInterrupt when it
-    was interrupted, after its state is kept.
+    and where the folder holds a sweep or run already (or none that can be resumed); at the first report for a metric
+    that no trial reports. Raises KeyboardInterrupt when it was interrupted, after its state is kept.
     """
     folder = Path(experiment.ckpt_base_dir).expanduser().resolve() / name
     space = {parameter: domain(parameter, text, tune) for parameter, text in sweep.params.items()}
@@ -167,19 +167,65 @@ def run_sweep(experiment: Experiment, sweep: Sweep, name: str, resume: bool = Fa
         check_fits(roles, cluster, whole=True)
         print(f"{name}: {_room(roles, survey())}\n", flush=True)
         log = SweepLog(folder, SweepResults(sweep.metric, sweep.mode, experiment.epochs))
-        # A metric may be missing from a report: nothing was learned yet, say. `SweepLog` tells of one that never comes.
+        # A metric may be missing from a report: nothing was learned yet, say. `StopUnknownMetric` tells the others.
         os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
         if resume:
             tuner = tune.Tuner.restore(str(folder / TUNE_FOLDER), trainable(make), resume_errored=True)
         else:
             tuner = _tuner(experiment, sweep, space, trainable(make), folder, log)
-        tuner.fit()
+        trials = tuner.fit()
+        _check_metric(sweep.metric, [trials[i].metrics or {} for i in range(len(trials))], folder)
         if not (folder / SWEEP_FILE).is_file() or SweepResults.read(folder).running:
-            raise KeyboardInterrupt  # Tune caught it, kept what it needs, and returned
+            # Tune caught it, kept what it needs, and returned.
+            raise KeyboardInterrupt("--resume goes on with the sweep")
     finally:
         if started_here:
             disconnect()
     return folder
+
+
+def is_unknown(metric: str, report: Mapping[str, Any]) -> bool:
+    """Whether a report shows that no trial will ever report a metric, and not only that there is nothing of it yet."""
+    if not report or metric in report:
+        return False
+    if report.get("done"):
+        return True
+    section, _, name = metric.partition("/")
+    if section in ("val", "collect"):  # what belongs to an environment comes when that one has finished a rollout
+        return f"{section}/{AVERAGE_RETURN}" in report and " in " not in name
+    if section == "train":
+        return "train/Total Loss" in report
+    return True
+
+
+def _check_metric(metric: str, reports: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Raises ValueError, with the nearest name that is reported, where the sweep in `folder` ended for its metric."""
+    for report in reports:
+        if is_unknown(metric, report):
+            results = SweepResults.read(folder)
+            for trial in results.trials.values():  # of those that it ends with the sweep, Tune tells nobody
+                trial.status = "stopped" if trial.status == "running" else trial.status
+            results.write(folder)
+            known = [name for name in report if "/" in name]
+            raise ValueError(
+                f"Sweep.metric={metric!r}: no trial reports it{nearest(metric, known)}; the sweep is stopped, and what "
+                f"it has begun is in {folder}: remove that, or choose another --name"
+            )
+
+
+class StopUnknownMetric(tune.Stopper):
+    """Ends a sweep at the first report that shows its metric to be misspelt."""
+
+    def __init__(self, metric: str):
+        self._metric = metric
+        self._stop = False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        self._stop |= is_unknown(self._metric, result)
+        return self._stop
+
+    def stop_all(self) -> bool:
+        return self._stop
 
 
 class SweepLog(tune.Callback):
@@ -187,7 +233,6 @@ class SweepLog(tune.Callback):
 
     def __init__(self, folder: Path, results: SweepResults):
         self._folder, self._results = folder, results
-        self._missed = False  # whether a trial reported without the metric
 
     def setup(self, *args: Any, **info: Any) -> None:
         if (self._folder / SWEEP_FILE).is_file():  # the sweep is being resumed
@@ -197,10 +242,6 @@ class SweepLog(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         results = self._results
-        if results.metric not in result and not self._missed:
-            self._missed = True
-            known = sorted(name for name in result if "/" in name)
-            print(f"no {results.metric!r} is reported yet{nearest(results.metric, known)}", flush=True)
         entry = results.add(trial.trial_id, trial.config, result["epoch"], result.get(results.metric, float("nan")))
         counts = Counter(t.status for t in trials)
         print(
@@ -217,7 +258,8 @@ class SweepLog(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._end(trial, "failed")
-        error = Path(trial.error_file).read_text().strip() if trial.error_file else "no reason is known"
+        error = Path(trial.error_file).read_text() if trial.error_file else "no reason is known"
+        error = config.without_gin_calls(error).strip()
         print(f"trial {trial.trial_id} failed: {error.splitlines()[-1]}  (all of it: {trial.error_file})", flush=True)
 
     def _end(self, trial: Any, status: str) -> None:
@@ -285,6 +327,7 @@ def _tuner(
             name=TUNE_FOLDER,
             storage_path=str(folder),
             callbacks=[log],
+            stop=StopUnknownMetric(sweep.metric),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
             checkpoint_config=tune.CheckpointConfig(

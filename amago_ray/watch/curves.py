@@ -16,6 +16,7 @@ from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+CONFIG_FILE = "config.txt"
 TRAIN_SECTIONS, VAL_SECTION = ("collect", "train"), "val"
 ATTEMPT_SUCCESS = re.compile(r"Attempt (\d+) Success")
 MOMENTS = 5  # of training, in the panel of attempts; of one run alone, else the first and the last of them
@@ -72,6 +73,10 @@ class RunCurves:
     val: Curve | None
     attempts: list[Attempts]
 
+    @property
+    def has_returns(self) -> bool:
+        return self.train is not None or self.val is not None
+
 
 def plot_runs(run_dirs: Sequence[Path], out: Path) -> Path:
     """Draw the learning curves of one or several runs into the PNG `out`, and return its path.
@@ -80,15 +85,19 @@ def plot_runs(run_dirs: Sequence[Path], out: Path) -> Path:
     early in training (light) to late (dark). Validation is the line with markers, training the thin one. Each run has
     its own colour; seeds are runs like any others.
 
-    Raises ValueError, naming the folder, for a run that has logged no returns yet.
+    Runs without returns yet are left out: see `without_returns`.
+    Raises ValueError, naming the folder, for one that is no run, and where no run has returns.
     """
     import matplotlib
     from matplotlib.figure import Figure  # without pyplot there is no global state, and the backend is Agg
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    runs = [_read_run(path) for path in run_dirs]
-    if not runs:
+    if not run_dirs:
         raise ValueError("plot: name at least one run directory")
+    runs = [run for path in run_dirs if (run := _read_run(path)).has_returns]
+    if not runs:
+        names = ", ".join(map(str, run_dirs))
+        raise ValueError(f"plot: {names}: no returns yet; wait for the first epochs")
     num_panels = 3 if any(run.attempts for run in runs) else 2
     with matplotlib.rc_context(STYLE):
         width, height = PANEL_SIZE_IN
@@ -106,17 +115,22 @@ def plot_runs(run_dirs: Sequence[Path], out: Path) -> Path:
     return out
 
 
+def without_returns(run_dirs: Sequence[Path]) -> list[Path]:
+    """Those of the runs that `plot_runs` leaves out. Raises ValueError for what is no run."""
+    return [run_dir for run_dir in run_dirs if not _read_run(run_dir).has_returns]
+
+
 def _read_run(run_dir: Path) -> RunCurves:
     try:
         rows = read_metrics(run_dir)
     except FileNotFoundError as error:
-        raise ValueError(f"plot: {run_dir} has no metrics.jsonl; is it the directory of a run?") from error
+        if not (run_dir / CONFIG_FILE).is_file():
+            raise ValueError(f"plot: {run_dir} has no metrics.jsonl; is it the directory of a run?") from error
+        rows = []  # its processes are being started
     train_rows = [row for row in rows if row["section"] in TRAIN_SECTIONS]
     val_rows = [row for row in rows if row["section"] == VAL_SECTION]
-    train, val = _curve(train_rows), _curve(val_rows)
-    if train is None and val is None:
-        raise ValueError(f"plot: {run_dir}/metrics.jsonl has no returns yet; wait for the run's first epochs")
-    return RunCurves(run_dir.resolve().name, train, val, _attempts(val_rows) or _attempts(train_rows))
+    attempts = _attempts(val_rows) or _attempts(train_rows)
+    return RunCurves(run_dir.resolve().name, _curve(train_rows), _curve(val_rows), attempts)
 
 
 def _curve(rows: Sequence[Mapping[str, Any]]) -> Curve | None:
@@ -158,7 +172,8 @@ def _draw_returns(axes: Axes, runs: Sequence[RunCurves], against: str) -> None:
         ends: list[Label] = []
         if run.train is not None:
             x, y = getattr(run.train, against), run.train.returns
-            axes.plot(x, y, color=_tint(colour, 0.5), linewidth=1)
+            mark = "o" if len(x) == 1 else None  # a line of one point is none
+            axes.plot(x, y, color=_tint(colour, 0.5), linewidth=1, marker=mark, markersize=4)
             ends.append(("training", _tint(colour, 0.6), y[-1]))
         if run.val is not None:
             x, y = getattr(run.val, against), run.val.returns

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from amago_ray import train
 from amago_ray.agent.flat_weights import load_flat_state
+from amago_ray.commands.command_line import load_experiment
 from amago_ray.driver.probe import probe
 from amago_ray.rollout.evaluate import load_policy_weights
 from amago_ray.watch.metrics import read_metrics
@@ -82,7 +83,7 @@ def test_the_imported_policy_acts_as_in_amago(name: str, tmp_path: Path) -> None
     files = Files(tmp_path, name)
     assert files.import_it() == 0
     gin.clear_config()
-    spec = probe(train.load_experiment([files.out / "config.txt"], []))
+    spec = probe(load_experiment([files.out / "config.txt"], []))
     policy, arrays = spec.build().policy.eval(), files.arrays
     load_flat_state(policy, load_policy_weights(spec, files.out / "ckpts" / "latest" / "policy.pt").buffer)
     memory = policy.initial_memory(arrays["obs"].shape[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from conftest import TESTS, TINY_NETWORKS
 from PIL import Image
 
 from amago_ray import train
+from amago_ray.commands.train import compare
 from amago_ray.watch.metrics import AVERAGE_RETURN
 
 CONFIG = (
@@ -81,7 +83,7 @@ def test_the_table_shows_attempts_in_meta_rl() -> None:
     for attempt in (1, 2, 10):
         trained[f"Average Attempt {attempt} Success in Lake"] = attempt / 10
         random[f"Average Attempt {attempt} Success in Lake"] = 0.25
-    table = train.compare(trained, random)
+    table = compare(trained, random)
     assert "success at attempt 1          0.10      0.25" in table
     assert "success at attempt 10         1.00      0.25" in table
     assert "success at attempt 2" not in table
@@ -149,8 +151,25 @@ def test_a_gif_of_what_does_not_render(
 ) -> None:
     monkeypatch.setattr("amago_ray.envs.builtin.tmaze.check_render_mode", lambda mode: None)
     assert evaluate(trained[0], "--episodes", "4", "--gif", tmp_path / "out.gif") == 2
-    err = capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert out == "", "it is said before anything is played"
     assert err.count("\n") == 1 and "does not render" in err and "render_mode='rgb_array'" in err
     assert evaluate(tmp_path / "no run") == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "no run" in err and "there is no such file" in err
+
+
+def test_a_run_is_evaluated_without_its_data(
+    trained: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The data set of an offline run may be elsewhere: the policy acts in the environments alone."""
+    run = tmp_path / "offline"
+    shutil.copytree(trained[0] / "ckpts" / "latest", run / "ckpts" / "latest")
+    offline = (
+        "Experiment.dataset = @StoredDataset()",
+        f"StoredDataset.path = {str(tmp_path / 'gone')!r}",
+        "Experiment.train_timesteps_per_epoch = 0",
+    )
+    (run / "config.txt").write_text("\n".join([(trained[0] / "config.txt").read_text(), *offline]) + "\n")
+    assert evaluate(run, "--episodes", "4") == 0, capsys.readouterr().err
+    assert AVERAGE_RETURN in capsys.readouterr().out

@@ -74,6 +74,17 @@ def test_mistakes_end_in_one_line_before_anything_starts(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_misspelt_metric_stops_the_sweep_at_its_first_report(
+    ray_instance: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_config(tmp_path, "Experiment.epochs = 1000")
+    assert command(file, "--param", "Agent.gamma=uniform(0.9, 0.99)", "--metric", "val/retrun") == 2
+    err = capsys.readouterr().err
+    assert "Sweep.metric='val/retrun': no trial reports it; did you mean 'val/return'?" in err
+    ((_, entry),) = trials(tmp_path / "runs" / "tiny_sweep").items()
+    assert entry["epoch"] == 1 and entry["status"] == "stopped"
+
+
 class KillsTrial(ray_tune.Callback):
     """SIGKILLs a process of the first trial when it has reported once: "learner", or the trial's own."""
 

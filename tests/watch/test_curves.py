@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amago_ray.watch.curves import DPI, PANEL_SIZE_IN, plot_runs
+from amago_ray.watch.curves import DPI, PANEL_SIZE_IN, plot_runs, without_returns
 from amago_ray.watch.metrics import AVERAGE_RETURN, METRICS_FILE, MetricsLog, Progress
 
 
@@ -74,3 +74,27 @@ def test_a_run_without_rows_is_named(tmp_path: Path) -> None:
         plot_runs([tmp_path], tmp_path / "curves.png")
     with pytest.raises(ValueError, match="at least one run"):
         plot_runs([], tmp_path / "curves.png")
+
+
+def test_runs_without_returns_are_left_out_and_the_others_drawn(tmp_path: Path) -> None:
+    """A colour for each run that is drawn; one that has begun, or has only its configuration, is named."""
+    drawn = [write_run(tmp_path / "seed_0"), write_run(tmp_path / "seed_1")]
+    begun = write_run(tmp_path / "begun", epochs=1, val=False)
+    starting = tmp_path / "starting"
+    starting.mkdir()
+    (starting / "config.txt").touch()
+    runs = [begun, drawn[0], starting, drawn[1]]
+    assert without_returns(runs) == [begun, starting]
+    pixels = read_picture(plot_runs(runs, tmp_path / "curves.png"), panels=2)
+    assert (pixels == read_picture(plot_runs(drawn, tmp_path / "same.png"), panels=2)).all()
+    with pytest.raises(ValueError, match=r"begun, .*starting: no returns yet"):
+        plot_runs([begun, starting], tmp_path / "curves.png")
+
+
+def test_a_run_with_one_point_has_a_mark(tmp_path: Path) -> None:
+    """Training and validation alike, in both panels."""
+    training = read_picture(plot_runs([write_run(tmp_path / "t", epochs=2, val=False)], tmp_path / "t.png"), panels=2)
+    validation = read_picture(plot_runs([write_run(tmp_path / "v", epochs=1)], tmp_path / "v.png"), panels=2)
+    for pixels, colour in ((training, "#80b8d8"), (validation, "#0072B2")):
+        for panel in np.array_split(pixels, 2, axis=1):
+            assert has_colour(panel, colour)

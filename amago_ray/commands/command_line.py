@@ -1,0 +1,125 @@
+"""What the commands share: options, mistakes in one line, and the experiment that gin files describe."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from amago_ray import cli_utils, config
+from amago_ray.envs.makers import EnvFailure
+
+if TYPE_CHECKING:
+    from amago_ray.experiment import Experiment
+
+# For commands that need an experiment's environments and agent: its data may not be at hand, nor made yet.
+WITHOUT_DATA = (
+    "Experiment.dataset = None",
+    "Experiment.schedule = 'alternate'",
+    "Experiment.train_batches_per_epoch = 0",
+)
+# Option -> (the setting that it chooses, what its names stand for).
+SHORT_NAMES = {
+    "--agent": ("agent_type", cli_utils.AGENTS),
+    "--tstep-encoder": ("tstep_encoder_type", cli_utils.TSTEP_ENCODERS),
+    "--traj-encoder": ("traj_encoder_type", cli_utils.TRAJ_ENCODERS),
+    "--exploration": ("exploration_wrapper_type", cli_utils.EXPLORATIONS),
+}
+
+
+class Mistake(Exception):
+    """Something that the user can put right, in one line."""
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """While a run is set up, errors are about settings, environments and files: show the message, not the traceback.
+
+    AMAGO_RAY_TRACEBACK=1 in the environment shows both.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, EnvFailure, OSError, ImportError) as error:
+        if os.environ.get("AMAGO_RAY_TRACEBACK"):
+            raise
+        raise Mistake(config.explain(error)) from error
+    except RuntimeError as error:
+        if config.MISSING_VALUE.search(str(error)) is None or os.environ.get("AMAGO_RAY_TRACEBACK"):
+            raise
+        raise Mistake(config.explain(error)) from error
+
+
+@contextmanager
+def when_interrupted(advice: Callable[[], str]) -> Iterator[None]:
+    """Ctrl-C within says how to go on, which is known only when it comes."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(advice()) from interrupt
+
+
+def settings_options(required: bool = True) -> argparse.ArgumentParser:
+    """Parent of the commands that gin files describe an experiment to. required: whether --config is."""
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        required=required,
+        metavar="FILE",
+        help="gin file; may be repeated, later ones win",
+    )
+    _add_set(parent)
+    return parent
+
+
+def override_options() -> argparse.ArgumentParser:
+    """Parent of the commands that read a run's own configuration."""
+    parent = argparse.ArgumentParser(add_help=False)
+    _add_set(parent)
+    return parent
+
+
+def short_name_options() -> argparse.ArgumentParser:
+    """Parent of the commands that choose an agent, encoders and exploration by short names."""
+    parent = argparse.ArgumentParser(add_help=False)
+    for option, (setting, names) in SHORT_NAMES.items():
+        parent.add_argument(option, choices=tuple(names), help=f"of Experiment.{setting}, over the files")
+    return parent
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="'NAME = VALUE'", help="one gin binding, on top of the files"
+    )
+
+
+def bindings_of(options: argparse.Namespace) -> list[str]:
+    """What short names and --set bind, in the order in which later ones win."""
+    chosen = [
+        f"Experiment.{setting} = @{names[value]}"
+        for option, (setting, names) in SHORT_NAMES.items()
+        if (value := getattr(options, option.removeprefix("--").replace("-", "_"), None)) is not None
+    ]
+    return [*chosen, *options.set]
+
+
+def load_experiment(configs: Sequence[str | Path], bindings: Sequence[str]) -> Experiment:
+    """The experiment that gin files and bindings describe. Raises ValueError where a required setting is left out."""
+    config.load(configs, bindings)
+    from amago_ray import Experiment
+
+    required = ("run_name", "make_train_env", "max_seq_len")
+    missing = [name for name in required if not config.is_bound("Experiment", name)]
+    if missing:
+        raise ValueError(f"the configuration lacks {', '.join(f'Experiment.{name}' for name in missing)}")
+    return Experiment()  # gin fills in the required ones
+
+
+def latest_weights(run: Path, epoch: int | None = None) -> Path:
+    """The file of a run's newest policy weights, or of those of one epoch."""
+    ckpts = run / "ckpts"
+    return ckpts / "latest" / "policy.pt" if epoch is None else ckpts / "policy_weights" / f"policy_epoch_{epoch}.pt"

@@ -1,0 +1,50 @@
+"""`amago-ray plot`: learning curves of runs, or the trials of a sweep, as a PNG."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from amago_ray.commands.command_line import in_one_line
+from amago_ray.tune.results import SWEEP_FILE, plot_sweep
+from amago_ray.watch.curves import plot_runs, without_returns
+from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Draw learning curves."""
+    parser = argparse.ArgumentParser(prog="amago-ray plot", description="draw the learning curves of runs as a PNG")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or of one sweep, such as runs/tmaze"
+    )
+    parser.add_argument("--out", type=Path, help="the PNG; by default curves.png in the first run's folder")
+    parser.add_argument(
+        "--reached", type=float, metavar="RETURN", help="also say when each run's return first got this high"
+    )
+    options = parser.parse_args(arguments)
+    with in_one_line():
+        if (options.runs[0] / SWEEP_FILE).is_file():
+            print(plot_sweep(options.runs[0], options.out))
+            return 0
+        picture = plot_runs(options.runs, options.out or options.runs[0] / "curves.png")
+        for folder in without_returns(options.runs):
+            print(f"{folder} has no returns yet and is left out")
+        print(picture)
+        for folder in options.runs if options.reached is not None else ():
+            for section, what in (("collect", "training (exploring)"), ("val", "validation")):
+                print(f"{folder.name}: {what} return {reached(read_metrics(folder), section, options.reached)}")
+    return 0
+
+
+def reached(rows: Sequence[Mapping[str, Any]], section: str, target: float) -> str:
+    """When the mean return of a section of the metrics log first got to `target`."""
+    key = f"{section}/{AVERAGE_RETURN}"
+    for row in rows:
+        if row.get(key) is not None and row[key] >= target:
+            return (
+                f"reached {target:g} after {row['wall_s']:.0f} s of training, {row['total_frames']:,} frames and "
+                f"{row['gradient_steps']:,} updates"
+            )
+    return f"never reached {target:g}"

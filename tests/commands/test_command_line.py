@@ -1,0 +1,167 @@
+"""What all commands share: one line per mistake, what Ctrl-C is answered with, and short names of settings."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gin
+import pytest
+from conftest import TINY_NETWORKS
+
+from amago_ray import Experiment, train
+from amago_ray.commands import train as train_command
+from amago_ray.commands.command_line import Mistake, bindings_of, in_one_line, load_experiment, short_name_options
+from amago_ray.commands.train import trials_of
+from amago_ray.envs.builtin import Counting
+from amago_ray.run_directory import RunDirectory
+
+SETTINGS = (
+    *TINY_NETWORKS,
+    "Experiment.run_name = 'short'",
+    "Experiment.make_train_env = @Counting",
+    "Experiment.max_seq_len = 8",
+    "Experiment.traj_encoder_type = @GRUTrajEncoder",
+)
+
+
+def write_config(folder: Path) -> str:
+    (folder / "short.gin").write_text("\n".join([*SETTINGS, f"Experiment.ckpt_base_dir = {str(folder)!r}"]) + "\n")
+    return str(folder / "short.gin")
+
+
+@gin.configurable
+def fails(message: str) -> None:
+    raise ValueError(message)
+
+
+def test_messages_do_not_end_in_the_list_of_gins_calls() -> None:
+    with pytest.raises(Mistake) as mistake, in_one_line():
+        fails("size=3: it must be 4")
+    assert str(mistake.value) == "size=3: it must be 4"
+    with pytest.raises(Mistake) as mistake, in_one_line():
+        fails()  # type: ignore[call-arg]
+    assert str(mistake.value) == "fails() missing 1 required positional argument: 'message'"
+    with pytest.raises(Mistake) as mistake, in_one_line(), gin.config_scope("eval"):
+        try:
+            fails("size=3: it must be 4")
+        except ValueError as error:
+            raise ValueError(f"environment 1 of 4: {error}; see its docs") from error
+    assert str(mistake.value) == "environment 1 of 4: size=3: it must be 4; see its docs"
+
+
+def test_a_value_that_gin_requires_is_a_mistake_and_other_runtime_errors_are_not() -> None:
+    with pytest.raises(Mistake, match="fails needs a value of 'message'"), in_one_line():
+        fails(gin.REQUIRED)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), in_one_line():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("begin", "expected"),
+    [
+        (lambda directory: None, "stopped; nothing was trained yet"),
+        (
+            lambda directory: (directory.root / "metrics.jsonl").touch(),
+            "stopped; no training state of short was saved yet: --overwrite starts it anew",
+        ),
+        (
+            lambda directory: directory.save_training_state(0, lambda folder: None, {}),
+            "stopped; --resume goes on from the newest training state",
+        ),
+    ],
+)
+def test_ctrl_c_says_how_a_run_goes_on(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    begin: Callable[[RunDirectory], object],
+    expected: str,
+) -> None:
+    def train_a_little(experiment: Experiment, *_: Any, **__: Any) -> None:
+        experiment.create_directory()
+        begin(experiment.directory)
+        interrupt()
+
+    monkeypatch.setattr(train_command, "train", train_a_little)
+    assert train.main(["--config", write_config(tmp_path)]) == 130
+    assert capsys.readouterr().err == f"\namago-ray: {expected}\n"
+
+
+def test_ctrl_c_in_plot_advises_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amago_ray.commands.plot.plot_runs", interrupt)
+    assert train.main(["plot", "runs/a"]) == 130
+    assert capsys.readouterr().err == "\namago-ray: stopped\n"
+
+
+def test_short_names_win_over_files_and_lose_to_set(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser(parents=[short_name_options()])
+    parser.add_argument("--set", action="append", default=[])
+    words = [
+        "--agent",
+        "multitask",
+        "--traj-encoder",
+        "transformer",
+        "--tstep-encoder",
+        "ff",
+        "--exploration",
+        "bilevel",
+    ]
+    options = parser.parse_args([*words, "--set", "Experiment.agent_type = @Agent"])
+    experiment = load_experiment([write_config(tmp_path)], bindings_of(options))
+    assert experiment.traj_encoder_type.__name__ == "TformerTrajEncoder"
+    assert experiment.tstep_encoder_type is not None and experiment.tstep_encoder_type.__name__ == "FFTstepEncoder"
+    assert experiment.exploration_wrapper_type is not None
+    assert experiment.exploration_wrapper_type.__name__ == "BilevelEpsilonGreedy"
+    assert experiment.agent_type.__name__ == "Agent"
+
+
+def test_trials_have_seeds_and_names_of_their_own() -> None:
+    one = Experiment(run_name="a", make_train_env=Counting, max_seq_len=4, seed=5)
+    assert trials_of(one, 1) == [one]
+    assert [(trial.run_name, trial.seed) for trial in trials_of(one, 3)] == [
+        ("a_trial_0", 5), ("a_trial_1", 6), ("a_trial_2", 7),
+    ]  # fmt: skip
+
+
+def test_trials_are_trained_one_after_another_and_resumed_where_they_were_begun(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[str, bool]] = []
+
+    def train_a_little(experiment: Experiment, options: argparse.Namespace, resume: bool) -> None:
+        trained.append((experiment.run_name, resume))
+        experiment.directory.save_training_state(0, lambda folder: None, {})
+        if experiment.run_name.endswith("_1"):
+            interrupt()
+
+    monkeypatch.setattr(train_command, "train", train_a_little)
+    command = ["--config", write_config(tmp_path), "--trials", "3"]
+    assert train.main(command) == 130
+    assert trained == [("short_trial_0", False), ("short_trial_1", False)]
+    trained.clear()
+    assert train.main(command) == 2
+    assert "short_trial_0, short_trial_1 in" in capsys.readouterr().err and not trained
+    monkeypatch.setattr(train_command, "train", lambda trial, _, resume: trained.append((trial.run_name, resume)))
+    assert train.main([*command, "--resume"]) == 0
+    assert trained == [("short_trial_0", True), ("short_trial_1", True), ("short_trial_2", False)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--trials", "0"], "--trials 0: it must be 1 or more"),
+        (["--init-from", "a.pt", "--resume"], "leave out either"),
+        (["--set", "Agent.gama = 1"], "Agent has no setting 'gama'; did you mean 'gamma'?"),
+    ],
+)
+def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str) -> None:
+    assert train.main(["--config", write_config(tmp_path), *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("amago-ray: ") and err.count("\n") == 1 and expected in err
