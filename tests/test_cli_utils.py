@@ -149,6 +149,7 @@ def test_flags_become_an_experiment() -> None:
         switch_async_mode(experiment, "collect")
 
 
+@pytest.mark.processes
 def test_a_script_of_amagos_kind_runs_but_for_the_packages_name(tmp_path: Path) -> None:
     """Two trials of an epoch each: trained, validated, saved and tested, with the networks that it asks for."""
     script = tmp_path / "example.py"

@@ -95,6 +95,7 @@ def test_a_snapshot_carries_everything_over() -> None:
     assert not config.is_bound("Agent", "gamma"), "what was there before is gone"
 
 
+@pytest.mark.processes
 def test_a_snapshot_is_restored_where_the_experiment_is_unknown() -> None:
     """A process of the run knows no Experiment, and needs no Ray for its configuration."""
     config.load([], ["Experiment.epochs = 3", "TMaze.corridor_length = 7"])

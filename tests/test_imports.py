@@ -112,6 +112,7 @@ def test_the_checker_sees_every_way_to_import() -> None:
     assert set(imported_names(source, "amago_ray.learner")) == expected
 
 
+@pytest.mark.processes
 def test_the_algorithm_imports_without_ray_and_wandb() -> None:
     paths = {name: PACKAGE.parent.joinpath(*name.split(".")) for name in WITHOUT_RAY}
     present = [n for n, path in paths.items() if path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()]
@@ -122,6 +123,7 @@ def test_the_algorithm_imports_without_ray_and_wandb() -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.processes
 def test_a_shard_starts_without_pytorch() -> None:
     """It would cost every shard a second and 200 MB; what a configuration says of networks is passed over there."""
     config = "Agent.gamma = 0.9\nExperiment.traj_encoder_type = @GRUTrajEncoder\nMixtureOfDatasets.weights = [1.0]\n"

@@ -212,6 +212,7 @@ def test_the_package_and_the_token_get_to_every_node(path: Path) -> None:
     assert all(f"-c {SOURCE}/constraints.txt" in command for command in installs)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_command_is_a_shell_command(path: Path) -> None:
     for command in commands(load(path.stem)):
@@ -227,6 +228,7 @@ def test_nodes_are_set_up_alike() -> None:
     assert of("local") == of("aws") == of("gcp")
 
 
+@pytest.mark.processes
 def test_the_shell_setup_puts_what_is_needed_into_bashrc(tmp_path: Path) -> None:
     config = load("local")
     lines = [c for c in (*config["setup_commands"], *config["head_setup_commands"]) if ".bashrc" in c]

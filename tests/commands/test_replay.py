@@ -109,6 +109,7 @@ def test_verifying_says_what_is_lost(run: Path, capsys: pytest.CaptureFixture[st
     assert re.search(rf"^damaged: {segments[-1]}, byte [\d,]+: .*; lost: 100 bytes", lines[1]), lines
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("format", ["npz", "minari"])
 def test_what_is_exported_is_imported_again(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], format: str

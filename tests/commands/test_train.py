@@ -52,6 +52,7 @@ def evaluate(*arguments: str | Path) -> int:
     return train.main(["evaluate", *map(str, arguments)])
 
 
+@pytest.mark.processes
 def test_help_is_useful() -> None:
     for command in ([sys.executable, "-m", "amago_ray.train"], [str(Path(sys.executable).with_name("amago-ray"))]):
         result = subprocess.run([*command, "--help"], cwd=TESTS.parent, capture_output=True, text=True)

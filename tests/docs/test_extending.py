@@ -218,6 +218,7 @@ def test_near_goals_are_reached(extensions: Path) -> None:
         assert np.flatnonzero(reward).tolist() == np.flatnonzero(terminated).tolist() == [len(reward) - 1]
 
 
+@pytest.mark.processes
 def test_a_run_with_a_module_of_ones_own(tmp_path: Path) -> None:
     """As a user does it: the module beside the gin file, one command to train, and one to evaluate the run."""
     introduction = blocks("gin", EXTENDING)[0]
@@ -252,6 +253,7 @@ def test_a_run_with_a_module_of_ones_own(tmp_path: Path) -> None:
     assert "Average Total Return" in run("evaluate", "runs/own", "--episodes", "2")
 
 
+@pytest.mark.processes
 def test_a_class_of_the_script_itself_is_refused(tmp_path: Path) -> None:
     lines = [
         *blocks("python", EXTENDING),

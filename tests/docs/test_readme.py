@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
@@ -25,6 +27,7 @@ def run_script(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.processes
 def test_own_environment_runs_and_is_learned(tmp_path: Path) -> None:
     done = run_script(tmp_path, BLOCKS[0])
     results = re.search(r"'Average Total Return in Recall': ([\d.]+)", done.stdout)
@@ -33,6 +36,7 @@ def test_own_environment_runs_and_is_learned(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "recall" / "ckpts" / "latest" / "policy.pt").is_file()
 
 
+@pytest.mark.processes
 def test_a_tuner_of_ones_own_runs(tmp_path: Path) -> None:
     """In the script of the first block, with one trial for the four."""
     environment, tuner = BLOCKS[0].split("with Experiment")[0], BLOCKS[1]

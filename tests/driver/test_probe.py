@@ -342,6 +342,7 @@ def test_a_run_that_is_there_already(
         assert not anew.directory.latest_policy.exists() and anew.directory.saved_epochs() == []
 
 
+@pytest.mark.processes
 def test_the_command_itself(tmp_path: Path) -> None:
     """Once as a process of its own: exit status 2, one line, nothing else, and no waiting."""
     file = tmp_path / "config.gin"

@@ -91,6 +91,7 @@ def vector_maker(mode: AutoresetMode, kind: Any = SyncVectorEnv, num: int = 3) -
     return lambda: kind(counting_makers(num), autoreset_mode=mode)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", [SyncVectorEnv, AsyncVectorEnv])
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_every_autoreset_mode_gives_the_plain_pools_table(mode: AutoresetMode, kind: Any) -> None:
@@ -394,6 +395,7 @@ def test_check_env_says_what_is_wrong_in_one_line(make_env: Any, message: str) -
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.processes
 def test_the_environments_that_ship_with_the_package_need_no_import() -> None:
     # Elsewhere in this process they may have been imported already.
     code = "from amago_ray.envs.makers import make_pool; print(make_pool('amago_ray/TMaze-v0', 1, 0, 0).num_envs)"

@@ -241,6 +241,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.processes
 def test_ids_that_only_the_driver_knows_are_built_elsewhere(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

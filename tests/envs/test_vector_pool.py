@@ -176,6 +176,7 @@ def test_a_vector_env_without_a_mode_is_told_what_to_set() -> None:
         make_pool(lambda: env, 2, 0, seed=0)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_async_vector_envs_run_as_they_come(mode: AutoresetMode) -> None:
     def make(num_envs: int) -> AsyncVectorEnv:

@@ -240,6 +240,7 @@ def one_of_two(rank: int, port: int, made: Callable[[], list[Episode]], folder: 
     (folder / str(rank)).write_text(f"{learner.batches_done} {good} {why}")
 
 
+@pytest.mark.processes
 def test_all_learners_of_a_group_stop_at_the_same_update(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

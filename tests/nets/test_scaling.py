@@ -190,6 +190,7 @@ def _update_on_rank(rank: int, store: str, value: torch.Tensor, mask: torch.Tens
     dist.destroy_process_group()
 
 
+@pytest.mark.processes
 def test_every_rank_holds_the_statistics_of_all(tmp_path: Path) -> None:
     torch.manual_seed(0)
     value, mask = torch.randn(2, 4, 5, 3, 1), torch.rand(2, 4, 5) > 0.5

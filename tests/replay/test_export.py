@@ -119,6 +119,7 @@ def test_vectors_of_several_categories() -> None:
         assert np.flatnonzero(vector).tolist() == [stored[0], 2 + stored[1]] and vector.sum() == 2
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("action_space", ACTIONS, ids=lambda space: type(space).__name__)
 def test_minari_there_and_back(tmp_path: Path, action_space: gym.Space) -> None:
     layout, made = rollouts(NESTED, action_space)
@@ -129,6 +130,7 @@ def test_minari_there_and_back(tmp_path: Path, action_space: gym.Space) -> None:
     assert dataset.trajectory(0, layout).env_name == "my-data-v0"
 
 
+@pytest.mark.processes
 def test_actions_of_other_bounds_are_those_of_the_environment(tmp_path: Path) -> None:
     space = spaces.Box(np.array([-3, 0], np.float32), np.array([5, 10], np.float32))
     layout, made = rollouts(FLAT[0], space)
@@ -140,6 +142,7 @@ def test_actions_of_other_bounds_are_those_of_the_environment(tmp_path: Path) ->
         np.testing.assert_allclose(dataset.trajectory(i, layout).columns["action"], t.columns["action"], atol=1e-6)
 
 
+@pytest.mark.processes
 def test_pieces_of_a_rollout_are_marked_in_minari(tmp_path: Path) -> None:
     import minari
 
@@ -170,6 +173,7 @@ def test_observations_are_in_their_space() -> None:
             np.testing.assert_array_equal(one["parts"][1], sampled["parts"][1])
 
 
+@pytest.mark.processes
 def test_what_cannot_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout, made = rollouts(NESTED, ACTIONS[1])
     with pytest.raises(ValueError, match="no place for the nested observations.*--format minari"):

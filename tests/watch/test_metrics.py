@@ -90,6 +90,7 @@ def test_a_new_run_starts_an_empty_file(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == []
 
 
+@pytest.mark.processes
 def test_sigkill_loses_no_row_that_was_logged(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib; from amago_ray.watch.metrics import MetricsLog, Progress\n"
@@ -127,6 +128,7 @@ def test_summary_names_and_values() -> None:
     assert summarize_episodes([]) == {}
 
 
+@pytest.mark.processes
 def test_wandb_offline_continues_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
@@ -153,6 +155,7 @@ def test_wandb_errors_name_the_setting(tmp_path: Path, monkeypatch: pytest.Monke
         MetricsLog(tmp_path, resume=False, wandb=WandbOptions("test", mode="offline"))
 
 
+@pytest.mark.processes
 def test_wandb_is_imported_only_when_used() -> None:
     program = "import sys, amago_ray.watch.metrics; sys.exit('wandb' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])

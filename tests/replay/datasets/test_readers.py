@@ -87,6 +87,7 @@ def assert_same(dataset: RLDataset, layout: RowLayout, expected: Sequence[Trajec
     ring_cases.assert_same_trajectories([dataset.trajectory(i, layout) for i in range(len(dataset))], expected)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "action_space",
     [
@@ -110,12 +111,14 @@ def test_minari_rows(action_space: gym.Space, minari_folder: Path) -> None:
         by_id.check(RowLayout(env.observation_space, spaces.Discrete(9)))
 
 
+@pytest.mark.processes
 def test_minari_knows_the_environment(minari_folder: Path) -> None:
     record(gym.make("CartPole-v1"), "cartpole/random-v0", rollouts=2)
     dataset = MinariDataset("cartpole/random-v0")
     assert dataset.trajectory(0, RowLayout(*dataset.spaces)).env_name == "CartPole-v1"
 
 
+@pytest.mark.processes
 def test_minari_data_that_cannot_be_learned_from(minari_folder: Path, tmp_path: Path) -> None:
     """As a run reads it, and as it is imported: the same line, and nothing is left behind."""
     env = Walk(spaces.Discrete(3))
@@ -130,6 +133,7 @@ def test_minari_data_that_cannot_be_learned_from(minari_folder: Path, tmp_path: 
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.processes
 def test_mistakes_with_minari(minari_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"MinariDataset.dataset='no/such-v0'.*not found"):
         len(MinariDataset("no/such-v0"))
@@ -360,6 +364,7 @@ def test_imported_actions_mean_nothing_in_other_bounds(tmp_path: Path, before: g
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.processes
 def test_nothing_is_looked_for_before_it_is_used(tmp_path: Path) -> None:
     """A configuration can be loaded, and its policy evaluated, where the data are not."""
     away = tmp_path / "away"
@@ -450,6 +455,7 @@ class Interrupted(EpisodeDataset):
         return super().episode(index)
 
 
+@pytest.mark.processes
 def test_an_import_that_ends_early_leaves_nothing_that_passes_for_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -481,6 +487,7 @@ class Ones(EpisodeDataset):
         super().__init__([Episode(np.ones((3, 2), np.float32), np.zeros(2, np.int64), np.ones(2)) for _ in range(4)])
 
 
+@pytest.mark.processes
 def test_what_a_source_stands_for(tmp_path: Path, minari_folder: Path) -> None:
     config.load([])
     amago_files(tmp_path / "amago")
@@ -506,6 +513,7 @@ def import_data(*arguments: str | Path) -> int:
     return train.main(["import-data", *map(str, arguments)])
 
 
+@pytest.mark.processes
 def test_the_command(tmp_path: Path, minari_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expected = record(gym.make("CartPole-v1"), "cart/random-v0", rollouts=4)
     gin_file = tmp_path / "cart.gin"
