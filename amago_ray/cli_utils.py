@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import gin
 
 from amago_ray import config
+from amago_ray.config.reader import CONFIGURABLE_MODULES
 
 if TYPE_CHECKING:
     from amago_ray.experiment import Experiment
@@ -138,7 +139,7 @@ def _switch(
     settings: MutableMapping[str, Any], kind: str, names: dict[str, str], name: str, arguments: dict[str, Any]
 ) -> type:
     _check_name(kind, names, name)
-    for module in config.CONFIGURABLE_MODULES:
+    for module in CONFIGURABLE_MODULES:
         importlib.import_module(module)
     settings.update({f"{names[name]}.{argument}": value for argument, value in arguments.items()})
     return gin.get_configurable(names[name])

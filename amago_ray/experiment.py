@@ -6,6 +6,7 @@ Only reports reach this process. Trajectories go worker -> replay -> learner, we
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -114,6 +115,8 @@ class Experiment(ExperimentSettings):
         except BaseException:
             self.close()
             raise
+        if state:
+            self.on_checkpoint_loaded()
         self._display.message(f"all processes are up after {time.monotonic() - began:.0f} s")
         return self
 
@@ -297,14 +300,22 @@ class Experiment(ExperimentSettings):
         What replay holds stays. Raises ValueError where that epoch was not saved.
         """
         saved = self.directory.saved_epochs()
-        if resume_training_state and epoch not in saved:
-            raise ValueError(f"load_checkpoint: epoch {epoch} has no training state; saved: {saved}")
+        if epoch not in saved:
+            raise ValueError(f"load_checkpoint: epoch {epoch} was not saved; those that were: {saved}")
         if not resume_training_state:
             self.load_policy(self.directory.policy_epoch(epoch))
             return
         self._started().load_state(epoch)
-        state = self.directory.load_run_state(epoch)["progress"]
-        self.progress.gradient_steps = state["gradient_steps"]
+        self.progress.gradient_steps = self.directory.load_run_state(epoch)["progress"]["gradient_steps"]
+        self.on_checkpoint_loaded()
+
+    def on_checkpoint_loaded(self) -> None:
+        """A hook for subclasses, called when a resumed run or `load_checkpoint` is where it was saved."""
+
+    def delete_buffer_from_disk(self) -> None:
+        """End the processes, and remove what the run has collected; weights and training states stay."""
+        self.close()
+        shutil.rmtree(replay_folder(self), ignore_errors=True)
 
     def _started(self) -> Ring:
         self.start()

@@ -243,8 +243,12 @@ class ExperimentSettings:
     sample_actions_val: bool = setting(True, "likewise, in validation and in tests")
 
     log_to_wandb: bool = setting(False, "send every row of metrics.jsonl to wandb too")
-    wandb_project: str = setting("amago_ray", "where it goes there")
-    wandb_entity: str | None = setting(None, "whose it is there; None for the account's own")
+    wandb_project: str = setting(
+        "amago_ray", "where it goes there; AMAGO_WANDB_PROJECT in the environment comes before the default"
+    )
+    wandb_entity: str | None = setting(
+        None, "whose it is there; None is what AMAGO_WANDB_ENTITY says, or the account's own"
+    )
     wandb_group_name: str | None = setting(None, "what it is shown together with; None for nothing")
     wandb_mode: WandbMode | None = setting(
         None, "None is what WANDB_MODE says, or online", one_of(WandbMode), optional=True
@@ -366,8 +370,8 @@ def wandb_options(settings: ExperimentSettings, run_id: str | None) -> WandbOpti
     if not settings.log_to_wandb:
         return None
     return WandbOptions(
-        project=settings.wandb_project,
-        entity=settings.wandb_entity,
+        project=settings.wandb_project or os.environ.get("AMAGO_WANDB_PROJECT", "amago_ray"),
+        entity=settings.wandb_entity or os.environ.get("AMAGO_WANDB_ENTITY"),
         group=settings.wandb_group_name,
         name=settings.run_name,
         mode=settings.wandb_mode,

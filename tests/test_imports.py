@@ -14,7 +14,6 @@ import pytest
 # Rooms: one may import those of the rows above its own, and nothing else of the package. Rooms of one row do not import
 # one another. A room is a file or a folder directly under amago_ray/; replay/ has rooms of its own.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"amago_names"}),
     frozenset({"atomic_files", "config", "pending", "specs"}),
     frozenset({"messages", "nets", "run_directory"}),
     frozenset({"agent", "envs", "replay/storage"}),

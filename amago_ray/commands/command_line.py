@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amago_ray import cli_utils, config
+from amago_ray.config.mistakes import MISSING_VALUE
 from amago_ray.envs.makers import EnvFailure
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def in_one_line() -> Iterator[None]:
             raise
         raise Mistake(config.explain(error)) from error
     except RuntimeError as error:
-        if config.MISSING_VALUE.search(str(error)) is None or os.environ.get("AMAGO_RAY_TRACEBACK"):
+        if MISSING_VALUE.search(str(error)) is None or os.environ.get("AMAGO_RAY_TRACEBACK"):
             raise
         raise Mistake(config.explain(error)) from error
 

@@ -20,7 +20,7 @@ from amago_ray.specs import ActionSpec, ArraySpec, Bounds
 OBSERVATION = "observation"  # name of an observation that is not a Dict
 BOUNDS_TOLERANCE = 1e-5  # of the bounds of a Box of floats: what rounding may add to an action at them
 
-MAX_CATEGORIES = 100_000  # networks see a vector of this length at every timestep
+MAX_CATEGORIES = 100_000  # of an action: networks see a vector of this length at every timestep
 NO_BOUND = 1e18  # bounds of an action at or beyond it stand for none; such numbers cannot be told apart by float32
 
 _INTEGERS, _NUMBERS = "biu", "biuf"  # kinds of numpy dtypes that a leaf accepts
@@ -319,11 +319,9 @@ def _leaves(space: gym.Space, path: tuple[Any, ...], name: str) -> Iterator[_Lea
             yield _Leaf(name, path, space.shape, ArraySpec(space.shape, "int8"), binary=True)
         case spaces.Discrete():
             num = int(space.n)
-            _check_categories(space, num)
             yield _Leaf(name, path, (), ArraySpec((), _category_dtype(num), (num,)), (int(space.start),))
         case spaces.MultiDiscrete():
             nvec, start = tuple(space.nvec.ravel().tolist()), tuple(space.start.ravel().tolist())
-            _check_categories(space, sum(nvec))
             yield _Leaf(name, path, space.shape, ArraySpec((len(nvec),), _category_dtype(max(nvec)), nvec), start)
         case _:
             raise ValueError(
@@ -338,11 +336,12 @@ def _category_dtype(num: int) -> str:
 
 
 def _check_categories(space: gym.Space, total: int) -> None:
+    """Raises ValueError for actions of too many categories. Observations of many are embedded."""
     if total > MAX_CATEGORIES:
         raise ValueError(
-            f"the space {_describe(space)} has {total} categories, and networks see a vector of as many numbers at "
-            f"each timestep: {MAX_CATEGORIES} are the most; split it into the digits of a MultiDiscrete, or make it a "
-            "Box of features, with gymnasium.wrappers.TransformObservation or TransformAction"
+            f"the action space {_describe(space)} has {total} categories, and networks see a vector of as many numbers "
+            f"at each timestep: {MAX_CATEGORIES} are the most; split it into the digits of a MultiDiscrete, or make it "
+            "a Box of features, with gymnasium.wrappers.TransformAction"
         )
 
 

@@ -163,7 +163,7 @@ class PopArt(RunningMoments):
         return torch.addcmul(self.mu, self.sigma, self(x)) if self.enabled else x
 
 
-@gin.configurable(denylist=["skip"])
+@gin.configurable
 class InputNorm(RunningMoments):
     """Centres every input feature and divides it by its running standard deviation: (..., dim) -> (..., dim).
 

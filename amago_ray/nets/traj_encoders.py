@@ -187,7 +187,7 @@ class TformerTrajEncoder(TrajEncoder):
     """A causal Transformer (see `nets.transformer`); acting attends to the last `max_seq_len` timesteps.
 
     attention_type: `CausalAttention`, `SlidingWindowAttention` or `SlidingSinkAttention`.
-    sigma_reparam: reparametrise the linear layers by their spectral norm (see `SigmaReparamLinear`); else plain ones.
+    sigma_reparam: reparametrise the linear layers by their spectral norm (see `SigmaReparam`); else plain ones.
     pos_emb: "fixed" sinusoid of the timestep's index, "learnable" up to `max_time_idx` (later ones share the last), or
         "rope".
     """

@@ -26,7 +26,7 @@ PositionEmbedding = Literal["fixed", "learnable", "rope"]
 
 
 @gin.configurable(allowlist=["fast_init"])
-class SigmaReparamLinear(nn.Module):
+class SigmaReparam(nn.Module):
     """y = x (gamma W / sigma(W))^T + b, with sigma(W) = u^T W v the largest singular value of W (arXiv 2303.06296).
 
     u and v start as the true singular vectors and follow W by one power iteration per training step.
@@ -83,7 +83,7 @@ class SigmaReparamLinear(nn.Module):
         return F.linear(x, weight, self.bias)
 
 
-Linear = SigmaReparamLinear | nn.Linear
+Linear = SigmaReparam | nn.Linear
 
 
 def sinusoid(time_idx: Tensor, d_model: int) -> Tensor:
@@ -287,7 +287,7 @@ class Transformer(nn.Module):
         self.inp = nn.Linear(d_inp, d_model)
         self.position = nn.Embedding(max_time_idx, d_model) if pos_emb == "learnable" else None
         self.dropout_emb = nn.Dropout(dropout_emb)
-        linear = SigmaReparamLinear if sigma_reparam else nn.Linear
+        linear = SigmaReparam if sigma_reparam else nn.Linear
         self.layers = nn.ModuleList(
             TransformerLayer(
                 AttentionLayer(attention, d_model, n_heads, dropout_qkv, dropout_attn, head_scaling, linear),

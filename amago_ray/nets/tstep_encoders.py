@@ -163,7 +163,8 @@ class FFTstepEncoder(TstepEncoder):
         read = {name: spec for name, spec in obs_spec.items() if specify_obs_keys is None or name in specify_obs_keys}
         super().__init__(read, rl2_dim, hide_rl2s, hide_rewards)
         self.arrays = FlatArrays(read, rl2_dim, auto_scale)
-        self.in_norm = InputNorm(self.arrays.size, skip=not normalize_inputs)
+        # Given only where it is meant, so that gin may say it too.
+        self.in_norm = InputNorm(self.arrays.size, **({} if normalize_inputs else {"skip": True}))
         self.base = MLP(self.arrays.size, d_hidden, n_layers, d_output, activation=activation)
         self.out_norm = Normalization(norm, d_output)
         self.d_output = d_output

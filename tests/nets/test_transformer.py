@@ -23,7 +23,7 @@ from amago_ray.nets.attention import (
     SlidingSinkAttention,
     SlidingWindowAttention,
 )
-from amago_ray.nets.transformer import SigmaReparamLinear, Transformer, rope_tables, rotate, sinusoid
+from amago_ray.nets.transformer import SigmaReparam, Transformer, rope_tables, rotate, sinusoid
 
 PARTS = np.load(Path(__file__).parents[1] / "golden" / "parts.npz")
 POSITIONS = ["fixed", "learnable", "rope"]
@@ -54,8 +54,8 @@ def close(actual: Tensor, expected: Tensor) -> None:
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
-def sigma_layer() -> SigmaReparamLinear:
-    layer = SigmaReparamLinear(16, 6)
+def sigma_layer() -> SigmaReparam:
+    layer = SigmaReparam(16, 6)
     layer.load_state_dict({name: part(f"sigma_reparam/state/{name}") for name in layer.state_dict()})
     return layer
 
@@ -74,7 +74,7 @@ def test_sigma_reparam_equals_the_reference() -> None:
 
 def test_sigma_reparam_starts_with_spectral_norm_gamma_and_follows_the_weight() -> None:
     torch.manual_seed(0)
-    layer = SigmaReparamLinear(7, 5)
+    layer = SigmaReparam(7, 5)
     with torch.no_grad():
         layer.gamma.fill_(3.0)
         effective = layer.eval()(torch.eye(7)).T
@@ -89,8 +89,8 @@ def test_sigma_reparam_starts_with_spectral_norm_gamma_and_follows_the_weight() 
 def test_a_fast_start_finds_its_singular_value_in_training() -> None:
     torch.manual_seed(0)
     gin.clear_config()
-    gin.parse_config("SigmaReparamLinear.fast_init = True")
-    layer = SigmaReparamLinear(64, 40)
+    gin.parse_config("SigmaReparam.fast_init = True")
+    layer = SigmaReparam(64, 40)
     gin.clear_config()
     assert layer.weight.std().item() == pytest.approx(1 / math.sqrt(3 * 64), rel=0.05)
     assert 0 < layer.bias.abs().max() <= 1 / math.sqrt(64)
@@ -358,7 +358,7 @@ def test_settings_are_checked() -> None:
 def test_folded_weights_follow_what_they_are_made_of() -> None:
     """Acting keeps the effective weight between steps; new weights and a new gamma must not meet an old one."""
     torch.manual_seed(0)
-    layer, other = SigmaReparamLinear(5, 4).eval(), SigmaReparamLinear(5, 4).eval()
+    layer, other = SigmaReparam(5, 4).eval(), SigmaReparam(5, 4).eval()
     x = torch.randn(3, 5)
     with torch.no_grad():
         before = layer(x)

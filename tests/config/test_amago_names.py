@@ -19,13 +19,13 @@ import gin
 import pytest
 from conftest import TESTS
 
-from amago_ray import Experiment, amago_names, cli_utils, config
-from amago_ray.config import accept_amago_arguments, reject_unknown_arguments
+from amago_ray import Experiment, cli_utils, config
+from amago_ray.config import accept_amago_arguments, amago_names, reject_unknown_arguments
 from amago_ray.envs.builtin import Counting
 from amago_ray.nets.scaling import PopArt
 
 DOCUMENT = (TESTS.parent / "docs" / "amago.md").read_text(encoding="utf-8")
-TABLE: list[dict[str, str]] = json.loads((TESTS / "amago_names.json").read_text(encoding="utf-8"))
+TABLE: list[dict[str, str]] = json.loads((TESTS / "config" / "amago_names.json").read_text(encoding="utf-8"))
 
 SAME_MODULES = (
     "amago.agent",
@@ -209,7 +209,7 @@ def test_what_python_gives_wins_over_gin_under_either_name() -> None:
     ("binding", "answer"),
     [
         ("Experiment.env_mode = 'asynch'", "Experiment.env_mode = 'asynch': use 'async', 'sync' or 'already_vector"),
-        ("Experiment.local_time_optimizer = True", "Adam on local time is no flag here"),
+        ("Experiment.local_time_optimizer = True", "set Agent.optimizer_type = @AdamWRel"),
         ("Experiment.env_mode = %mode", "Experiment.env_mode = %mode: write the value itself"),
         (
             "amago.nets.traj_encoders.TformerTrajEncoder.n_layer = 1",

@@ -86,7 +86,6 @@ ARGUMENTS = {
     "LearnablePosEmb.max_time_idx": _named("TformerTrajEncoder.max_time_idx"),
     "Experiment.async_env_mp_context": _unused("Ray starts the processes"),
     "Experiment.always_load_latest": _unused("workers are sent the learners' weights"),
-    "Experiment.always_save_latest": _unused("ckpts/latest/policy.pt is written after every epoch"),
     "Experiment.critic_loss_weight": _named("Agent.critic_loss_weight", "MultiTaskAgent.critic_loss_weight"),
     "Experiment.dloader_workers": _unused("replay shards read and batch the data; see num_replay_shards"),
     "Experiment.env_mode": Argument(
@@ -96,7 +95,9 @@ ARGUMENTS = {
     ),
     "Experiment.has_dset_edit_rights": _unused("replay shards alone add and remove data"),
     "Experiment.local_time_optimizer": _only(
-        False, "optimiser steps are counted over the run", "Adam on local time is no flag here: leave it out"
+        False,
+        "optimiser steps are counted over the run",
+        "for Adam on local time set Agent.optimizer_type = @AdamWRel and AdamWRel.reset_interval",
     ),
     "Experiment.sample_actions": _named("Experiment.sample_actions_train", "Experiment.sample_actions_val"),
     "Experiment.save_trajs_as": _unused(

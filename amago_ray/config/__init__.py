@@ -1,0 +1,23 @@
+"""gin: load configurations, answer mistakes with the nearest known name, carry settings to other processes."""
+
+from amago_ray.config.mistakes import as_raised, explain, nearest, reject_unknown_arguments, without_gin_calls
+from amago_ray.config.reader import accept_amago_arguments, bind, is_bound, load, restore
+from amago_ray.config.registry import configurable_names
+from amago_ray.config.text import literal, record, snapshot
+
+__all__ = [
+    "accept_amago_arguments",
+    "as_raised",
+    "bind",
+    "configurable_names",
+    "explain",
+    "is_bound",
+    "literal",
+    "load",
+    "nearest",
+    "record",
+    "reject_unknown_arguments",
+    "restore",
+    "snapshot",
+    "without_gin_calls",
+]

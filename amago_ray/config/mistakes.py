@@ -1,0 +1,78 @@
+"""What a mistake in a configuration is answered with: one line, with the nearest known name."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from amago_ray.config import amago_names
+from amago_ray.config.registry import configurable_names, parameters_of
+
+UNKNOWN_NAME = re.compile(
+    r"No configurable matching (?:reference )?'?@?(?:[\w.]+/)*([\w.]+)|Could not find ([\w.]+) in the Gin registry"
+)
+MISSING_VALUE = re.compile(r"Required bindings for `([\w.]+)` not provided in config: \[(.*?)\]")
+# What gin adds to the messages of everything that it has called.
+GIN_CALLS = re.compile(
+    r"\s+No values supplied by Gin or caller for arguments: \[.*?\]"
+    r"\s+Gin had values bound for: \[.*?\]\s+Caller supplied values for: \[.*?\]"
+    r"|\s+In call to configurable '[^']*' \(<.*?>\)(?: in scope '[^']*')?"
+)
+
+
+def explain(error: Exception) -> str:
+    """One line for somebody who did not write the code; of an error of gin, the name and the nearest known one."""
+    text = str(error)
+    if match := UNKNOWN_NAME.search(text):
+        name = match.group(1) or match.group(2)
+        return f"no configurable is named {name!r}{nearest(name.split('.')[-1], configurable_names())}"
+    if match := re.search(r"Configurable '?([\w.]+)'? doesn't have a parameter named '?(\w+)'?", text):
+        owner, name = match.groups()
+        return f"{owner} has no setting {name!r}{nearest(name, parameters_of(owner))}"
+    if match := MISSING_VALUE.search(text):
+        return f"{match.group(1)} needs a value of {match.group(2)}"
+    if isinstance(error, SyntaxError) and error.text:
+        text = f"{text}: {error.text.strip()!r}"
+    return " ".join(without_gin_calls(text).split())
+
+
+def without_gin_calls(text: str) -> str:
+    """A message without the list of gin's calls at its end."""
+    return GIN_CALLS.sub("", text)
+
+
+def as_raised(error: Exception) -> Exception:
+    """The error without the list of gin's calls in its message.
+
+    With each call gin derives one more class, `ExceptionProxy`, of which only the text is another.
+    """
+    text = without_gin_calls(str(error))
+    if text == str(error):
+        return error
+    original = next(cls for cls in type(error).__mro__ if "ExceptionProxy" not in cls.__str__.__qualname__)
+    raised = original.__new__(original, text)  # its own __init__ may take something else
+    assert isinstance(raised, Exception)
+    return raised.with_traceback(error.__traceback__)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'x'?", or the list of known names when none is close."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(sorted(known))}" if len(known) < 60 else ""
+
+
+def reject_unknown_arguments(function: Any, arguments: Iterable[str], owner: str) -> None:
+    """Raises TypeError for arguments that `function` does not take, naming the nearest that it does.
+
+    Names that AMAGO has for arguments of `owner` pass: `accept_amago_arguments` translates them.
+    """
+    parameters = [known for known in inspect.signature(function).parameters if known != "self"]
+    for name in arguments:
+        if name not in parameters and f"{owner}.{name}" not in amago_names.ARGUMENTS:
+            raise TypeError(f"{owner} has no setting {name!r}{nearest(name, parameters)}")
