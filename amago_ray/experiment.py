@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ import gin
 from amago_ray import config
 from amago_ray.atomic_files import write_atomically
 from amago_ray.driver.cluster import connect, disconnect
+from amago_ray.driver.evaluation import shares_of_a_test
 from amago_ray.driver.overview import overview
 from amago_ray.driver.placement import check_fits, place
-from amago_ray.driver.plan import deal_environments, make_plan
+from amago_ray.driver.plan import make_plan
 from amago_ray.driver.probe import check_data, check_settings, probe
-from amago_ray.driver.resume import clear_folder, state_to_resume, weight_shapes
+from amago_ray.driver.resume import open_folder, state_to_resume, what_to_resume
 from amago_ray.driver.ring import Ring
 from amago_ray.driver.schedule import EpochResult, make_schedule
 from amago_ray.driver.topology import Topology, check_sendable
@@ -29,8 +30,7 @@ from amago_ray.envs.makers import MakeEnv
 from amago_ray.messages import EpisodeResult
 from amago_ray.pending import ProcessDied
 from amago_ray.replay.datasets.disk_traj import DiskTrajDataset
-from amago_ray.replay.datasets.recorded_spaces import check_meaning, meaning, record_spaces
-from amago_ray.rollout.evaluate import check_renderable, fixed_num_envs, record_gif
+from amago_ray.rollout.evaluate import check_renderable, record_gif
 from amago_ray.run_directory import RunDirectory
 from amago_ray.settings import ExperimentSettings, replay_folder, wandb_options
 from amago_ray.watch.display import Display
@@ -86,46 +86,31 @@ class Experiment(ExperimentSettings):
         check_sendable(self)
         self.agent_spec = probe(self)
         self._layout = check_data(self)
-        state = state_to_resume(self, self.directory, self.agent_spec, resume, overwrite)
-        check_meaning(state.get("spaces"), self._layout, "resume: the environments are other ones than before")
-        # Unlike a count that is kept with the state, time tells two attempts to resume from one state apart.
-        incarnation = time.time_ns() if state else 0
+        state = state_to_resume(self, self.directory, self.agent_spec, self._layout, resume, overwrite)
         self._display.message("connecting to Ray")
         cluster, self._ray_started_here = connect(
             self.ray_address, lambda machine: make_plan(self, self.agent_spec, machine).num_cpus
         )
         try:
-            plan = make_plan(self, self.agent_spec, cluster, incarnation)
+            # Unlike a count that is kept with the state, time tells two attempts to resume from one state apart.
+            plan = make_plan(self, self.agent_spec, cluster, incarnation=time.time_ns() if state else 0)
             check_fits(plan.roles, cluster)
-            if not resume:
-                clear_folder(self, self.directory)
-            self.create_directory()
-            if self.replay_durable:
-                record_spaces(replay_folder(self), self._layout)
+            open_folder(self, self.directory, self._layout, resume)
             self._display.message(overview(self, plan, place(plan.roles, cluster.nodes), cluster) + "\n")
             self.progress = Progress.from_dict(state["progress"]) if state else self.progress
-            topology = Topology(plan, cluster.in_group)
-            self._ring = Ring(self, topology, self.directory, self.progress, self._display)
+            self._ring = Ring(self, Topology(plan, cluster.in_group), self.directory, self.progress, self._display)
             self._ring.start(cluster, state)
             self._schedule = make_schedule(self, self._ring)
             wandb = wandb_options(self, state.get("wandb_run_id"))
             self._metrics = MetricsLog(self.directory.root, resume=resume, wandb=wandb)
-            if state:
-                self._metrics.rewind(self.progress.epoch)
         except BaseException:
             self.close()
             raise
         if state:
+            self._metrics.rewind(self.progress.epoch)
             self.on_checkpoint_loaded()
         self._display.message(f"all processes are up after {time.monotonic() - began:.0f} s")
         return self
-
-    def create_directory(self) -> None:
-        """Make the run's folder, with the configuration that runs the same again. `start` does this too."""
-        self.directory.create()
-        settings = {field.name: getattr(self, field.name) for field in fields(self)}
-        text = config.record("Experiment", settings | {"ckpt_base_dir": str(self.ckpt_base_dir)})
-        write_atomically(self.directory.config, lambda path: path.write_text(text))
 
     def close(self) -> None:
         """End the processes of this run, and Ray where the run started it."""
@@ -162,7 +147,7 @@ class Experiment(ExperimentSettings):
                 result = self._schedule.run_epoch(epoch, last=epoch + 1 == self.epochs)
                 self.progress.epoch, self.progress.wall_s = epoch, time.monotonic() - started
                 summary = self._log_epoch(result)
-                if self._is_due(epoch, self.val_interval):
+                if self.is_due(epoch, self.val_interval):
                     self._display.update(status="validating")
                     validation = ring.validate().summary()
                     self._log("val", validation)
@@ -170,7 +155,7 @@ class Experiment(ExperimentSettings):
                 self._display.finish_epoch(summary)
                 if self.always_save_latest or epoch + 1 == self.epochs:
                     write_atomically(self.directory.latest_policy, ring.save_policy)
-                if self._is_due(epoch, self.ckpt_interval):
+                if self.is_due(epoch, self.ckpt_interval):
                     self.save()
 
     def _log_epoch(self, result: EpochResult) -> dict[str, float]:
@@ -198,12 +183,8 @@ class Experiment(ExperimentSettings):
         """The last value of everything that was logged since `start`, by its name in `metrics.jsonl`."""
         return dict(self._metrics.newest) if self._metrics is not None else {}
 
-    def epoch_of_next_validation(self) -> int:
-        """The first epoch after the newest finished one that ends with a validation; `epochs` when none is left."""
-        following = range(self.progress.epoch + 1, self.epochs)
-        return next((epoch for epoch in following if self._is_due(epoch, self.val_interval)), self.epochs)
-
-    def _is_due(self, epoch: int, interval: int) -> bool:
+    def is_due(self, epoch: int, interval: int) -> bool:
+        """Whether what is done every `interval` epochs, and at the end, is done after this one."""
         return epoch % interval == 0 or epoch + 1 == self.epochs
 
     # ---------------------------------------------------------------- evaluation
@@ -242,13 +223,11 @@ class Experiment(ExperimentSettings):
             raise ValueError("evaluate_test needs timesteps (per environment), episodes (in all), or both")
         if render:
             check_renderable(make_env)
-        ring, fixed = self._started(), fixed_num_envs(make_env)
-        num_envs = fixed or num_envs or min(self.parallel_actors, episodes or self.parallel_actors)
-        num_workers = 1 if fixed else min(ring.num_workers, num_envs)
+        ring = self._started()
         sample = self.sample_actions_val if sample_actions is None else sample_actions
-        rollouts = deal_environments(self, make_env, num_envs, num_workers, self.seed + 2, sample, explore=False)
         folder = None if save_trajs_to is None else Path(save_trajs_to).resolve()
-        evaluation = ring.test(rollouts, timesteps, episodes, folder)
+        shares = shares_of_a_test(self, make_env, ring.num_workers, timesteps, episodes, num_envs, sample)
+        evaluation = ring.test(shares, folder)
         if render:
             out = Path(self.directory.root / "test.gif" if render is True else render)
             acting = ring.weights.result(self.call_timeout_s)
@@ -272,12 +251,8 @@ class Experiment(ExperimentSettings):
             ring = self._started()
             self._display.update(status="saving")
             write_atomically(self.directory.policy_epoch(epoch), ring.save_policy)
-            run_state = ring.state | {
-                "progress": self.progress.to_dict(),
-                "wandb_run_id": self._metrics.wandb_run_id if self._metrics else None,
-                "weight_shapes": weight_shapes(self.agent_spec.build()),
-                "spaces": meaning(self._layout),
-            }
+            wandb_run_id = self._metrics.wandb_run_id if self._metrics else None
+            run_state = ring.state | what_to_resume(self.progress, self.agent_spec, self._layout, wandb_run_id)
             self.directory.save_training_state(epoch, ring.save_state, run_state)
         return self.directory.training_state(epoch)
 

@@ -33,6 +33,7 @@ def run(arguments: Sequence[str]) -> int:
     from amago_ray.agent.flat_weights import read_state_dict
     from amago_ray.atomic_files import write_atomically
     from amago_ray.driver.probe import probe
+    from amago_ray.driver.resume import create_folder
 
     out = options.out
     folder = [f"Experiment.run_name = {out.name!r}", f"Experiment.ckpt_base_dir = {str(out.parent)!r}"]
@@ -42,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
         experiment = load_experiment(options.config, [*bindings_of(options), *folder])
         agent = probe(experiment).build()
         agent.load_state_dict(convert_amago_weights(read_state_dict(options.weights), agent))
-        experiment.create_directory()
+        create_folder(experiment, experiment.directory)
         directory = experiment.directory
         for path in (directory.latest_policy, directory.policy_epoch(0)):
             write_atomically(path, lambda temporary: torch.save(agent.state_dict(), temporary))

@@ -6,10 +6,15 @@ import time
 from collections.abc import Callable
 
 from amago_ray.driver.liveness import Liveness
+from amago_ray.driver.plan import deal_environments
 from amago_ray.driver.remote import RemoteCall
+from amago_ray.envs.makers import MakeEnv
 from amago_ray.messages import EpisodeResult, EvaluationReport
 from amago_ray.pending import ProcessDied
-from amago_ray.rollout.assignment import in_order
+from amago_ray.rollout.assignment import Assignment, assign, in_order
+from amago_ray.rollout.evaluate import fixed_num_envs
+from amago_ray.rollout.worker import RolloutConfig
+from amago_ray.settings import ExperimentSettings
 from amago_ray.watch.metrics import summarize_episodes
 
 
@@ -101,3 +106,24 @@ class Evaluation:
         self._holder.pop(share, None)
         if not self._is_played(share):
             self._parts[share] = []
+
+
+def shares_of_a_test(
+    settings: ExperimentSettings,
+    make_env: MakeEnv,
+    num_workers: int,
+    timesteps: int | None,
+    episodes: int | None,
+    num_envs: int | None,
+    sample_actions: bool,
+) -> list[tuple[RolloutConfig, Assignment]]:
+    """Environments of their own for a test, dealt out over at most `num_workers` workers, and what to play in each.
+
+    The other arguments are those of `Experiment.evaluate_test`.
+    """
+    fixed = fixed_num_envs(make_env)
+    num_envs = fixed or num_envs or min(settings.parallel_actors, episodes or settings.parallel_actors)
+    num_workers = 1 if fixed else min(num_workers, num_envs)
+    rollouts = deal_environments(settings, make_env, num_envs, num_workers, settings.seed + 2, sample_actions, False)
+    sizes = [rollout.num_envs for rollout in rollouts]
+    return list(zip(rollouts, assign(sizes, episodes, timesteps, rollout_limit_s=settings.call_timeout_s)))

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from amago_ray import config
 from amago_ray.agent import AgentSpec
+from amago_ray.atomic_files import write_atomically
+from amago_ray.replay.datasets import RowLayout
+from amago_ray.replay.datasets.recorded_spaces import check_meaning, meaning, record_spaces
 from amago_ray.replay.storage.folders import shard_folders
 from amago_ray.run_directory import RunDirectory
 from amago_ray.settings import ExperimentSettings, replay_folder
+from amago_ray.watch.metrics import Progress
 
 
 def weight_shapes(agent: nn.Module) -> dict[str, list[int]]:
@@ -47,7 +53,12 @@ def is_begun(settings: ExperimentSettings, directory: RunDirectory) -> bool:
 
 
 def state_to_resume(
-    settings: ExperimentSettings, directory: RunDirectory, agent_spec: AgentSpec, resume: bool, overwrite: bool
+    settings: ExperimentSettings,
+    directory: RunDirectory,
+    agent_spec: AgentSpec,
+    layout: RowLayout,
+    resume: bool,
+    overwrite: bool,
 ) -> dict[str, Any]:
     """The state to resume from, empty where the run starts anew.
 
@@ -69,11 +80,35 @@ def state_to_resume(
     if state:
         check_same_weights(state["weight_shapes"], weight_shapes(agent_spec.build()))
         check_same_shards(replay_folder(settings), settings.num_replay_shards)
+        check_meaning(state.get("spaces"), layout, "resume: the environments are other ones than before")
     return state
 
 
-def clear_folder(settings: ExperimentSettings, directory: RunDirectory) -> None:
-    """Remove an earlier run of this name, with its data."""
-    if is_begun(settings, directory):
+def open_folder(settings: ExperimentSettings, directory: RunDirectory, layout: RowLayout, resume: bool) -> None:
+    """Make the run's folder, in place of an earlier run's unless this one goes on with it."""
+    if not resume and is_begun(settings, directory):
         directory.remove()
         shutil.rmtree(replay_folder(settings), ignore_errors=True)
+    create_folder(settings, directory)
+    if settings.replay_durable:
+        record_spaces(replay_folder(settings), layout)
+
+
+def create_folder(settings: ExperimentSettings, directory: RunDirectory) -> None:
+    """Make the run's folder, with the configuration that runs the same again."""
+    directory.create()
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    text = config.record("Experiment", values | {"ckpt_base_dir": str(settings.ckpt_base_dir)})
+    write_atomically(directory.config, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def what_to_resume(
+    progress: Progress, agent_spec: AgentSpec, layout: RowLayout, wandb_run_id: str | None
+) -> dict[str, Any]:
+    """What a training state says of the run, beside what the ring and the learners say of themselves."""
+    return {
+        "progress": progress.to_dict(),
+        "wandb_run_id": wandb_run_id,
+        "weight_shapes": weight_shapes(agent_spec.build()),
+        "spaces": meaning(layout),
+    }

@@ -7,7 +7,7 @@ worker -> shard -> learner -> weights -> worker ...        trajectories and weig
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ from amago_ray.driver.topology import START_TIMEOUT_S, LearnerDied, Topology
 from amago_ray.messages import EvaluationReport, LearnReport, ReplayReport, Weights
 from amago_ray.pending import CallTimeout, ProcessDied
 from amago_ray.replay.datasets.dataset import mixture_of
-from amago_ray.rollout.assignment import assign, rollouts_of_a_round
+from amago_ray.rollout.assignment import Assignment, assign, rollouts_of_a_round
 from amago_ray.rollout.worker import WHOLE_ROLLOUTS, RolloutConfig
 from amago_ray.run_directory import RunDirectory
 from amago_ray.settings import ExperimentSettings, replay_folder
@@ -270,27 +270,18 @@ class Ring:
             lambda worker, share, part: self._topology.validate(worker, share, self.weights, shares[share], part),
         )
 
-    def test(
-        self,
-        rollouts: tuple[RolloutConfig, ...],
-        timesteps: int | None,
-        episodes: int | None,
-        save_trajs_to: Path | None = None,
-    ) -> Evaluation:
+    def test(self, shares: Sequence[tuple[RolloutConfig, Assignment]], save_trajs_to: Path | None = None) -> Evaluation:
         """Rollouts of the published weights in environments of their own: the same with each call.
 
-        rollouts: one share of the environments each. timesteps, episodes, save_trajs_to: see
-        `Experiment.evaluate_test`.
+        save_trajs_to: folder for the rollouts that count.
         """
         folder = None if save_trajs_to is None else str(save_trajs_to)
         if folder is not None:
-            rollouts = tuple(replace(rollout, traj_save_len=WHOLE_ROLLOUTS) for rollout in rollouts)
-        sizes = [rollout.num_envs for rollout in rollouts]
-        shares = assign(sizes, episodes, timesteps, rollout_limit_s=self._settings.call_timeout_s)
+            shares = [(replace(rollout, traj_save_len=WHOLE_ROLLOUTS), played) for rollout, played in shares]
         return self._evaluate(
             len(shares),
             lambda worker, share, part: self._topology.test(
-                worker, rollouts[share], self.weights, shares[share], part, folder
+                worker, shares[share][0], self.weights, shares[share][1], part, folder
             ),
         )
 

@@ -100,7 +100,7 @@ class _ExperimentTrial(tune.Trainable):
         experiment = self.experiment
         if experiment.progress.epoch < 0:
             experiment.start(overwrite=True)  # nothing was restored: what an earlier life left has no checkpoint
-        experiment.learn(until=experiment.epoch_of_next_validation() + 1)
+        experiment.learn(until=epoch_of_next_validation(experiment) + 1)
         newest, progress = experiment.newest_metrics, experiment.progress
         return {
             **newest,
@@ -131,6 +131,13 @@ class _ExperimentTrial(tune.Trainable):
 
     def cleanup(self) -> None:
         self.experiment.close()
+
+
+def epoch_of_next_validation(experiment: Experiment) -> int:
+    """The first epoch after the newest finished one that ends with a validation; `epochs` when none is left."""
+    following = range(experiment.progress.epoch + 1, experiment.epochs)
+    due = (epoch for epoch in following if experiment.is_due(epoch, experiment.val_interval))
+    return next(due, experiment.epochs)
 
 
 def trial_roles(experiment: Experiment) -> tuple[Role, ...]:

@@ -181,10 +181,10 @@ def test_learning_in_parts_is_learning_at_once(make_experiment: Callable[..., An
     with make_experiment(run_name="whole", schedule="overlap") as whole:
         whole.learn()
     with make_experiment(run_name="parts", schedule="overlap") as parts:
-        assert parts.start().epoch_of_next_validation() == 0
+        assert tune.epoch_of_next_validation(parts.start()) == 0
         for until in (1, 2, None):
             parts.learn(until)
-        assert parts.epoch_of_next_validation() == 3, "none is left"
+        assert tune.epoch_of_next_validation(parts) == 3, "none is left"
         assert parts.newest_metrics["collect/Trajectories"] > 0
     assert rows_without_clock(parts.directory.root) == rows_without_clock(whole.directory.root)
 
