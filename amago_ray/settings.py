@@ -330,13 +330,19 @@ def check_values(settings: ExperimentSettings) -> None:
 
 
 def table() -> str:
-    """All settings as Markdown: a table per section."""
-    lines = []
+    """All settings as Markdown: a table per section. It is docs/settings.md."""
+    lines = [
+        "# Settings of `Experiment`",
+        "",
+        "Each can be given in Python, `Experiment(batch_size=32)`, in gin, `Experiment.batch_size = 32`, and on the",
+        "command line, `--set 'Experiment.batch_size = 32'`. Those of agents, encoders and heads are the arguments of their",
+        "classes. This page is what `amago-ray settings` prints.",
+    ]
     for one in fields(ExperimentSettings):
         if section := SECTIONS.get(one.name):
-            lines += ["", f"### {section}", "", "| setting | default | meaning |", "|---|---|---|"]
+            lines += ["", f"## {section}", "", "| setting | default | meaning |", "|---|---|---|"]
         lines.append(f"| `{one.name}` | {_default(one)} | {one.metadata['meaning']} |")
-    return "\n".join(lines[1:]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _default(one: Field[Any]) -> str:

@@ -38,7 +38,8 @@ examples:
   amago-ray plot runs/tmaze runs/tmaze50                learning curves as a PNG
   amago-ray evaluate runs/tmaze --gif tmaze.gif         returns of the newest policy, and a look at it
   amago-ray import-amago policy_epoch_9.pt --config a.gin --out runs/a    a run of weights that AMAGO 3.x saved
-other commands: evaluate, import-amago, import-data, plot, replay, tune; each has its own --help
+other commands: evaluate, import-amago, import-data, plot, replay, settings, tune; each has its own --help
+every setting, with default and meaning: amago-ray settings
 """
 
 
