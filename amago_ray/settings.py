@@ -335,8 +335,8 @@ def table() -> str:
         "# Settings of `Experiment`",
         "",
         "Each can be given in Python, `Experiment(batch_size=32)`, in gin, `Experiment.batch_size = 32`, and on the",
-        "command line, `--set 'Experiment.batch_size = 32'`. Those of agents, encoders and heads are the arguments of their",
-        "classes. This page is what `amago-ray settings` prints.",
+        "command line, `--set 'Experiment.batch_size = 32'`. Those of agents, encoders and heads are the arguments of",
+        "their classes. This page is what `amago-ray settings` prints.",
     ]
     for one in fields(ExperimentSettings):
         if section := SECTIONS.get(one.name):

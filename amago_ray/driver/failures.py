@@ -73,6 +73,11 @@ CONSEQUENCES: tuple[tuple[str, str, str], ...] = (
         "the same command with `--resume`; what was collected is there again",
         "updates since the newest training state",
     ),
+    (
+        "nothing, but a loss or gradient is not finite",
+        "that update is not made; raised at once, with the trajectories of its batch",
+        "nothing that was saved is overwritten",
+    ),
     ("a bug", "raised at once at the driver with the remote traceback", "-"),
 )
 
