@@ -20,7 +20,7 @@ from amago_ray.driver.cluster import connect, disconnect
 from amago_ray.driver.evaluation import shares_of_a_test
 from amago_ray.driver.overview import overview
 from amago_ray.driver.placement import check_fits, place
-from amago_ray.driver.plan import make_plan
+from amago_ray.driver.plan import TEST_SEEDS, make_plan
 from amago_ray.driver.probe import check_data, check_settings, probe
 from amago_ray.driver.resume import open_folder, state_to_resume, what_to_resume
 from amago_ray.driver.ring import Ring
@@ -231,7 +231,7 @@ class Experiment(ExperimentSettings):
         if render:
             out = Path(self.directory.root / "test.gif" if render is True else render)
             acting = ring.weights.result(self.call_timeout_s)
-            record_gif(self.agent_spec, acting, make_env, out, self.seed + 2, sample)
+            record_gif(self.agent_spec, acting, make_env, out, self.seed + TEST_SEEDS, sample)
             self._display.message(f"drawn: {out}")
         if not evaluation.episodes:
             raise ValueError(f"evaluate_test: no rollout finished within timesteps={timesteps}; give it more")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from amago_ray.driver.liveness import Liveness
-from amago_ray.driver.plan import deal_environments
+from amago_ray.driver.plan import TEST_SEEDS, deal_environments
 from amago_ray.driver.remote import RemoteCall
 from amago_ray.envs.makers import MakeEnv
 from amago_ray.messages import EpisodeResult, EvaluationReport
@@ -124,6 +124,7 @@ def shares_of_a_test(
     fixed = fixed_num_envs(make_env)
     num_envs = fixed or num_envs or min(settings.parallel_actors, episodes or settings.parallel_actors)
     num_workers = 1 if fixed else min(num_workers, num_envs)
-    rollouts = deal_environments(settings, make_env, num_envs, num_workers, settings.seed + 2, sample_actions, False)
+    seed = settings.seed + TEST_SEEDS
+    rollouts = deal_environments(settings, make_env, num_envs, num_workers, seed, sample_actions, explore=False)
     sizes = [rollout.num_envs for rollout in rollouts]
     return list(zip(rollouts, assign(sizes, episodes, timesteps, rollout_limit_s=settings.call_timeout_s)))

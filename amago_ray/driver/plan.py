@@ -20,6 +20,8 @@ from amago_ray.settings import ExperimentSettings, replay_folder
 from amago_ray.specs import row_bytes
 
 ROLLOUT_GPU_SHARE = 0.1  # of one GPU, for each worker that acts on a GPU
+# Added to a run's seed, so far apart that runs with neighbouring seeds do not validate where others train.
+VALIDATION_SEEDS, TEST_SEEDS = 1 << 20, 1 << 21
 ENVS_PER_WORKER = 8  # what one worker can step together at good speed; sets the default number of workers
 SHARD_MEMORY_OVERHEAD = 1.1  # free space in segments, on top of a shard's stored bytes
 SHARD_MEMORY_BYTES = 256 << 20  # the process, its index and messages in flight
@@ -110,13 +112,20 @@ def make_plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Clus
         learner_cpus = max(free // x.num_learners, 1) if cluster.local else 1
     mixture = mixture_of(x.dataset)
     datasets = mixture.datasets
+    validation_seed = x.seed + VALIDATION_SEEDS
     return Plan(
         agent_spec=agent_spec,
         rollout=deal_environments(
             x, x.make_train_env, x.parallel_actors, workers, x.seed, x.sample_actions_train, explore=True
         ),
         validation=deal_environments(
-            x, x.make_val_env, x.parallel_actors, workers, x.seed + 1, x.sample_actions_val, explore=False
+            x,
+            x.make_val_env,
+            x.parallel_actors,
+            workers,
+            x.seed + VALIDATION_SEEDS,
+            x.sample_actions_val,
+            explore=False,
         ),
         replay=ReplayConfig(
             max_seq_len=x.max_seq_len,

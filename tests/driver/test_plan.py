@@ -7,7 +7,7 @@ import pytest
 from amago_ray.agent import Agent
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.driver.placement import Cluster, Node, Resources
-from amago_ray.driver.plan import longest_piece, make_plan, stagger
+from amago_ray.driver.plan import TEST_SEEDS, longest_piece, make_plan, stagger
 from amago_ray.envs.builtin import Counting
 from amago_ray.nets.traj_encoders import GRUTrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder
@@ -19,6 +19,9 @@ SPEC = AgentSpec({}, ActionSpec("discrete", (), "int64", 2, (2,)), 8, FFTstepEnc
 
 def node(cpus: int, **labels: str) -> Node:
     return Node("a node", Resources(cpus), Resources(cpus), labels)
+
+
+CLUSTER = Cluster(4, (node(4),))
 
 
 @pytest.mark.parametrize(
@@ -35,6 +38,16 @@ def test_as_many_workers_as_there_are_cores_for(nodes: list[Node], expected: int
     settings = ExperimentSettings("run", Counting, 8, make_val_env=Counting, parallel_actors=1000, learner_device="cpu")
     cluster = Cluster(int(sum(n.total.cpus for n in nodes)), tuple(nodes))
     assert len(make_plan(settings, SPEC, cluster).rollout) == expected
+
+
+def test_runs_of_neighbouring_seeds_share_no_environments() -> None:
+    """What one trains in, another may not validate or be tested in."""
+    seeds = [
+        {rollout.seed for rollout in (*plan.rollout, *plan.validation)} | {seed + TEST_SEEDS}
+        for seed in range(50)
+        for plan in [make_plan(ExperimentSettings("r", Counting, 8, make_val_env=Counting, seed=seed), SPEC, CLUSTER)]
+    ]
+    assert len(set().union(*seeds)) == sum(len(of_run) for of_run in seeds) == 150
 
 
 @pytest.mark.parametrize(
