@@ -33,3 +33,12 @@ def test_links_lead_somewhere(document: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
         if not link.startswith("http"):
             assert (document.parent / link).exists(), link
+
+
+def test_every_report_that_was_tried_names_its_test() -> None:
+    report = (ROOT / "docs" / "reports.md").read_text(encoding="utf-8")
+    rows = [line for line in report.splitlines() if line.startswith("| ") and not line.startswith("| reported")]
+    assert len(rows) >= 10
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)`", row)
+        assert named and all((ROOT / name).is_file() for name in named), row
