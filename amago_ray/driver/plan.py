@@ -112,7 +112,6 @@ def make_plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Clus
         learner_cpus = max(free // x.num_learners, 1) if cluster.local else 1
     mixture = mixture_of(x.dataset)
     datasets = mixture.datasets
-    validation_seed = x.seed + VALIDATION_SEEDS
     return Plan(
         agent_spec=agent_spec,
         rollout=deal_environments(

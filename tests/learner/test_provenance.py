@@ -226,6 +226,8 @@ def test_long_lists_are_cut() -> None:
 
 def one_of_two(rank: int, port: int, made: Callable[[], list[Episode]], folder: Path) -> None:
     torch.set_num_threads(1)
+    AcceleratorState._reset_state(reset_partial_state=True)  # what the process that this one is a copy of had chosen
+    GradientState._reset_state()
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),

@@ -43,7 +43,7 @@ def test_rollouts_of_evaluations(make_experiment: Callable[..., Any], tmp_path: 
 
     experiment = make_experiment(run_name="shared", num_rollout_workers=3, **settings).start()
     assert experiment.validate() == expected[0], "who plays an evaluation makes no difference"
-    topology = experiment._topology
+    topology = experiment._ring._topology
     # A worker that dies over an evaluation: another plays its share, or the same one after its restart.
     ray.kill(topology._workers[1], no_restart=False)
     assert experiment.validate() == expected[1]
