@@ -53,7 +53,9 @@ class SingleProcess:
         handles = [LocalShard(self.shard)]
         self.writer = ReplayWriter(handles)
         explore = partial(EpsilonGreedy, steps_anneal=steps_anneal)
-        rollout = RolloutConfig(make_env, num_envs, 0, seed, 8 * spec.max_seq_len, explore)
+        rollout = RolloutConfig(
+            make_env, num_envs, 0, seed, 8 * spec.max_seq_len, explore, action_mask_key=spec.action_mask_key
+        )
         self.worker = RolloutWorker(rollout, spec, write=self.writer.write, flush=self._flush)
         reader = ReplayReader(handles, batch_size, seed)
         config = LearnerConfig(
