@@ -130,6 +130,8 @@ class ProcessPool:
 
 def _let_go(self: Any) -> None:
     """End what a role holds: its environments, files and locks."""
+    if hasattr(self, "close"):
+        self.close()
     self.__dict__.clear()
     gc.collect()
 
