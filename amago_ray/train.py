@@ -18,6 +18,7 @@ COMMANDS = {
     "import-data": "import_data",
     "plot": "plot",
     "replay": "replay",
+    "status": "status",
     "tune": "tune",
 }
 
