@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from amago_ray import train
 from amago_ray.rollout.evaluate import evaluate_policy
 from amago_ray.watch.callbacks import Callback, JobProgress, KeepBestPolicy, RunView, ValidationVideo
 from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
+from amago_ray.watch.run_status import RunStatus, run_status
 
 ENV = "amago_ray/MetaFrozenLake-v0"
 
@@ -26,6 +29,7 @@ class Own(Callback):
         self.result = view.evaluate(ENV, episodes=4)
         spec, weights = view.policy()
         self.episodes = evaluate_policy(spec, weights, ENV, episodes=3)
+        self.status = run_status(view.directory.root)
         if view.epoch == 2:
             view.stop("seen enough")
 
@@ -46,6 +50,7 @@ def test_a_run_that_is_looked_at_in_every_way(
 
     rows = read_metrics(root)
     check_tensorboard(root, rows)
+    check_status(own.status)
     returns = [row[f"val/{AVERAGE_RETURN}"] for row in rows if row["section"] == "val"]
     about = json.loads((root / "ckpts" / "best" / "policy.json").read_text())
     assert about == {"epoch": int(np.argmax(returns)), "metric": "val/return", "value": max(returns)}
@@ -56,12 +61,24 @@ def test_a_run_that_is_looked_at_in_every_way(
     assert [line["epoch"] for line in lines] == [0, 1, 2, 3, 3]
     assert lines[-1]["state"] == "stopped" and lines[-1]["frames"] == 3 * 240 and lines[-1]["val_return"] == returns[-1]
     experiment.close()
+    assert train.main(["status", str(root)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"state +stopped: seen enough", out) and re.search(r"saved states +after epoch 1, 3 ", out)
+    assert re.search(r"replay +\d+ trajectories, \d+ timesteps", out)
 
     resumed = make_experiment(**settings | {"epochs": 4})
     resumed.start(resume=True)
     resumed.learn()
     check_tensorboard(root, read_metrics(root))
     assert not experiment.directory.stopped.exists()
+
+
+def check_status(status: RunStatus) -> None:
+    """While the run is in its third epoch, and its shard has the files open."""
+    assert (status.state, status.epoch, status.epochs, status.frames) == ("running", 3, 6, 720)
+    assert status.updates == 18 and status.saved == (1,) and status.age_s < 60
+    assert status.frames_per_s and status.updates_per_s and status.val_return and status.val_return.epoch == 3
+    assert status.replay is not None and len(status.replay) > 0
 
 
 def check_tensorboard(root: Any, rows: list[dict[str, Any]]) -> None:
