@@ -259,7 +259,7 @@ def test_a_run_with_a_module_of_ones_own(tmp_path: Path) -> None:
     introduction = blocks("gin", EXTENDING)[0]
     assert introduction.startswith(f"import {MODULE}\n")
     (tmp_path / f"{MODULE}.py").write_text("\n\n".join(blocks("python", EXTENDING)))
-    chosen = ("A timestep encoder", "A sequence model", "Exploration", "An actor head", "A critic head")
+    chosen = ("A timestep encoder", "A sequence model", "Exploration", "An actor head", "A critic head", "Callbacks")
     lines = [introduction, *TINY_NETWORKS, *(sections()[title][0] for title in chosen)]
     for name, value in (
         ("run_name", "'own'"),
@@ -285,6 +285,7 @@ def test_a_run_with_a_module_of_ones_own(tmp_path: Path) -> None:
     assert re.search(r"epoch 1/1 ", run("--config", "my.gin", "--no-final-test"))
     text = (tmp_path / "runs" / "own" / "config.txt").read_text()
     assert f"import {MODULE}" in text and "RunningMean" in text
+    assert (tmp_path / "runs" / "own" / "elsewhere.csv").read_text().startswith("0,140,")
     assert "Average Total Return" in run("evaluate", "runs/own", "--episodes", "2")
 
 

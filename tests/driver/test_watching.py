@@ -266,3 +266,12 @@ def test_where_rows_go(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     options = wandb_options(run(), "id")
     assert (options.project, options.entity, options.run_id) == ("of the environment", "us", "id")
     assert wandb_options(run(wandb_project="given"), None).project == "given"
+
+
+def test_a_trial_of_several_does_not_go_on_with_the_best_of_another(run: Any) -> None:
+    """`--trials` gives every run the same objects."""
+    keep = KeepBestPolicy()
+    for name in ("first", "second"):
+        with run(keep, run_name=name, epochs=1) as experiment:
+            experiment.learn()
+        assert experiment.directory.best_policy.exists()
