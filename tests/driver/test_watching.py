@@ -17,6 +17,7 @@ from amago_ray.driver.placement import Cluster
 from amago_ray.driver.watching import make_callbacks, sinks, wandb_options
 from amago_ray.envs.builtin import Counting
 from amago_ray.messages import EpisodeResult
+from amago_ray.nets.traj_encoders import GRUTrajEncoder
 from amago_ray.watch.callbacks import Callback, KeepBestPolicy, RunView, StopAtReturn, ValidationVideo
 from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
 from amago_ray.watch.sinks import TensorboardSink
@@ -57,7 +58,7 @@ class Evaluated(SimpleNamespace):
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_networks: None) -> Any:
     """Makes an experiment over processes that are none, ready to learn."""
     monkeypatch.setattr("amago_ray.driver.jobs.wait_any", wait_any)
     monkeypatch.setattr("amago_ray.driver.liveness.RETRY_INTERVAL_S", 0.0)
@@ -72,6 +73,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         settings: dict[str, Any] = {
             "run_name": "run",
             "make_train_env": Counting,
+            "traj_encoder_type": GRUTrajEncoder,
             "max_seq_len": 4,
             "ckpt_base_dir": tmp_path,
             "parallel_actors": 4,
