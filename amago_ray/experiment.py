@@ -24,17 +24,18 @@ from amago_ray.driver.plan import TEST_SEEDS, make_plan
 from amago_ray.driver.probe import check_data, check_settings, probe
 from amago_ray.driver.resume import open_folder, state_to_resume, what_to_resume
 from amago_ray.driver.ring import Ring
-from amago_ray.driver.schedule import EpochResult, make_schedule
+from amago_ray.driver.schedule import make_schedule
 from amago_ray.driver.topology import Topology, check_sendable
+from amago_ray.driver.watching import Watching, make_callbacks, watch
 from amago_ray.envs.makers import MakeEnv
 from amago_ray.messages import EpisodeResult
 from amago_ray.pending import ProcessDied
 from amago_ray.replay.datasets.disk_traj import DiskTrajDataset
 from amago_ray.rollout.evaluate import check_renderable, record_gif
 from amago_ray.run_directory import RunDirectory
-from amago_ray.settings import ExperimentSettings, replay_folder, wandb_options
+from amago_ray.settings import ExperimentSettings, replay_folder
 from amago_ray.watch.display import Display
-from amago_ray.watch.metrics import AVERAGE_RETURN, MetricsLog, Progress
+from amago_ray.watch.metrics import Progress
 
 
 @gin.configurable
@@ -66,7 +67,7 @@ class Experiment(ExperimentSettings):
         self.progress = Progress(epoch=-1)  # the last finished epoch
         self._display = Display(self.run_name, self.epochs, self.verbose)
         self._ring: Ring | None = None
-        self._metrics: MetricsLog | None = None
+        self._watching: Watching | None = None
         self._ray_started_here = False
 
     # ---------------------------------------------------------------- start and end
@@ -85,7 +86,7 @@ class Experiment(ExperimentSettings):
         self._display.message(f"{self.run_name}: trying the environments and the networks")
         check_sendable(self)
         self.agent_spec = probe(self)
-        self._layout = check_data(self)
+        self._layout, callbacks = check_data(self), make_callbacks(self)
         state = state_to_resume(self, self.directory, self.agent_spec, self._layout, resume, overwrite)
         self._display.message("connecting to Ray")
         cluster, self._ray_started_here = connect(
@@ -101,22 +102,22 @@ class Experiment(ExperimentSettings):
             self._ring = Ring(self, Topology(plan, cluster.in_group), self.directory, self.progress, self._display)
             self._ring.start(cluster, state)
             self._schedule = make_schedule(self, self._ring)
-            wandb = wandb_options(self, state.get("wandb_run_id"))
-            self._metrics = MetricsLog(self.directory.root, resume=resume, wandb=wandb)
+            self._watching = watch(
+                self, self.directory, self.agent_spec, self._ring, callbacks, self.evaluate_test, state
+            )
         except BaseException:
             self.close()
             raise
         if state:
-            self._metrics.rewind(self.progress.epoch)
             self.on_checkpoint_loaded()
         self._display.message(f"all processes are up after {time.monotonic() - began:.0f} s")
         return self
 
     def close(self) -> None:
         """End the processes of this run, and Ray where the run started it."""
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
+        if self._watching is not None:
+            self._watching.close()
+            self._watching = None
         if self._ring is not None:
             self._ring.close()
             self._ring = None
@@ -135,53 +136,46 @@ class Experiment(ExperimentSettings):
     def learn(self, until: int | None = None) -> None:
         """Run the remaining epochs: collect, learn, publish, and keep what must be kept.
 
-        until: stop before this epoch, to go on with the next call; None runs to the last one.
+        until: stop before this epoch, to go on with the next call; None runs to the last one. Callbacks may end it
+        earlier: `stop_reason` says so, and policy and training state are saved; another call would go on.
         """
-        ring = self._started()
+        ring, watching = self._started(), self._watching
+        assert watching is not None
         end = self.epochs if until is None else min(until, self.epochs)
         started = time.monotonic() - self.progress.wall_s
         with self._display:
-            while self.progress.epoch + 1 < end:
+            watching.begin()
+            while self.progress.epoch + 1 < end and watching.stop_reason is None:
                 epoch = self.progress.epoch + 1
                 self._display.start_epoch(epoch, ring.frames_wanted(epoch), ring.batches_wanted(epoch))
                 result = self._schedule.run_epoch(epoch, last=epoch + 1 == self.epochs)
                 self.progress.epoch, self.progress.wall_s = epoch, time.monotonic() - started
-                summary = self._log_epoch(result)
+                summary = watching.epoch(result)
                 if self.is_due(epoch, self.val_interval):
                     self._display.update(status="validating")
-                    validation = ring.validate().summary()
-                    self._log("val", validation)
-                    summary["val_return"] = validation.get(AVERAGE_RETURN, float("nan"))
+                    summary |= watching.validation(ring.validate().summary())
                 self._display.finish_epoch(summary)
                 if self.always_save_latest or epoch + 1 == self.epochs:
                     write_atomically(self.directory.latest_policy, ring.save_policy)
                 if self.is_due(epoch, self.ckpt_interval):
                     self.save()
-
-    def _log_epoch(self, result: EpochResult) -> dict[str, float]:
-        """Count and log what the epoch did; returns what the display shows of it."""
-        metrics = result.metrics()
-        for section, values in metrics.items():
-            if section == "collect" and result.collected is not None:
-                self.progress.add_frames(result.collected.frames_by_env)
-            if section == "train" and result.learned is not None:
-                self.progress.gradient_steps = result.learned.total_updates
-            self._log(section, values)
-        return {
-            "return": metrics.get("collect", {}).get(AVERAGE_RETURN, float("nan")),
-            "loss": metrics.get("train", {}).get("Total Loss", float("nan")),
-            "frames": self.progress.total_frames,
-            "updates": self.progress.gradient_steps,
-        }
-
-    def _log(self, section: str, values: dict[str, float]) -> None:
-        assert self._metrics is not None
-        self._metrics.log(section, values, self.progress)
+                watching.call("after_epoch")
+            if watching.stop_reason is not None and self.progress.epoch >= 0:
+                self._display.message(f"stopped after epoch {self.progress.epoch + 1}: {watching.stop_reason}")
+                write_atomically(self.directory.latest_policy, ring.save_policy)
+                self.save()
+            if watching.stop_reason is not None or self.progress.epoch + 1 >= self.epochs:
+                watching.end()
 
     @property
     def newest_metrics(self) -> dict[str, float]:
         """The last value of everything that was logged since `start`, by its name in `metrics.jsonl`."""
-        return dict(self._metrics.newest) if self._metrics is not None else {}
+        return self._watching.newest if self._watching is not None else {}
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why a callback has ended the run; None where none has."""
+        return self._watching.stop_reason if self._watching is not None else None
 
     def is_due(self, epoch: int, interval: int) -> bool:
         """Whether what is done every `interval` epochs, and at the end, is done after this one."""
@@ -251,9 +245,11 @@ class Experiment(ExperimentSettings):
             ring = self._started()
             self._display.update(status="saving")
             write_atomically(self.directory.policy_epoch(epoch), ring.save_policy)
-            wandb_run_id = self._metrics.wandb_run_id if self._metrics else None
-            run_state = ring.state | what_to_resume(self.progress, self.agent_spec, self._layout, wandb_run_id)
+            assert self._watching is not None
+            logs = self._watching.to_resume
+            run_state = ring.state | what_to_resume(self.progress, self.agent_spec, self._layout, logs)
             self.directory.save_training_state(epoch, ring.save_state, run_state)
+            self._watching.call("on_checkpoint")
         return self.directory.training_state(epoch)
 
     def load_policy(self, path: str | os.PathLike[str]) -> None:

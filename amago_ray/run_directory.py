@@ -3,6 +3,7 @@
 {ckpt_base_dir}/{run_name}/
     config.txt  metrics.jsonl  wandb_logs/  replay/
     ckpts/training_states/{run_name}_epoch_{n}/   ckpts/latest/policy.pt   ckpts/policy_weights/policy_epoch_{n}.pt
+and, where they are asked for, tensorboard/  ckpts/best/  videos/  progress.json; stopped.json where a callback ended it
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class RunDirectory:
         self.wandb_logs = self.root / "wandb_logs"
         self.training_states = self.root / "ckpts" / "training_states"
         self.latest_policy = self.root / "ckpts" / "latest" / "policy.pt"
+        self.best_policy = self.root / "ckpts" / "best" / "policy.pt"
         self.policy_weights = self.root / "ckpts" / "policy_weights"
+        self.stopped = self.root / "stopped.json"  # of a run that a callback has ended, and why
 
     def check_writable(self) -> None:
         """Raises ValueError, naming the setting, where the run's folder cannot be made or written. Leaves nothing."""
@@ -109,7 +112,7 @@ class RunDirectory:
         state = json.loads((folder / RUN_STATE).read_text())
         epoch = state["progress"]["epoch"]
         own = self.saved_epochs()
-        state["wandb_run_id"] = self.load_run_state(own[-1])["wandb_run_id"] if own else None
+        state["wandb_run_id"] = self.load_run_state(own[-1]).get("wandb_run_id") if own else None
         files = [path for path in folder.iterdir() if path.name != RUN_STATE]
 
         def copy(to: Path) -> None:

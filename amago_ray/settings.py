@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,7 +22,7 @@ from amago_ray.replay.sampling.relabeling import Relabeler
 from amago_ray.replay.sampling.selection import SamplingMode
 from amago_ray.replay.sampling.slices import PaddedSampling
 from amago_ray.run_directory import RunDirectory
-from amago_ray.watch.metrics import WandbOptions
+from amago_ray.watch.callbacks import Callback
 
 BatchLayout = Literal["padded", "packed", "bucketed"]
 ScheduleName = Literal["auto", "alternate", "overlap", "continuous"]
@@ -75,6 +75,14 @@ def subclass_of(base: type) -> Check:
         raise TypeError(f"it must be a subclass of {base.__name__}{hint}")
 
     return check
+
+
+def list_of_callbacks(value: Any) -> str | None:
+    """A list of callbacks, or of classes of them that need no arguments."""
+    of_kind = isinstance(value, (list, tuple)) and all(
+        issubclass(each, Callback) if isinstance(each, type) else isinstance(each, Callback) for each in value
+    )
+    return None if of_kind else "it is a list of objects of subclasses of Callback, such as [KeepBestPolicy()]"
 
 
 def _subclasses(base: type) -> Iterator[str]:
@@ -243,8 +251,8 @@ class ExperimentSettings:
     sample_actions_val: bool = setting(True, "likewise, in validation and in tests")
 
     log_to_wandb: bool = setting(False, "send every row of metrics.jsonl to wandb too")
-    wandb_project: str = setting(
-        "amago_ray", "where it goes there; AMAGO_WANDB_PROJECT in the environment comes before the default"
+    wandb_project: str | None = setting(
+        None, "where it goes there; None is what AMAGO_WANDB_PROJECT says in the environment, or amago_ray"
     )
     wandb_entity: str | None = setting(
         None, "whose it is there; None is what AMAGO_WANDB_ENTITY says, or the account's own"
@@ -253,7 +261,16 @@ class ExperimentSettings:
     wandb_mode: WandbMode | None = setting(
         None, "None is what WANDB_MODE says, or online", one_of(WandbMode), optional=True
     )
+    log_to_tensorboard: bool = setting(
+        False, "write every row of metrics.jsonl for TensorBoard too, into the folder tensorboard of the run"
+    )
     log_interval: int = setting(20, "batches between two that are measured in detail", whole_number(1))
+    callbacks: Sequence[Callback | type[Callback]] = setting(
+        (),
+        """what looks on at the places of each epoch, and may stop the run: StopAtReturn, KeepBestPolicy,
+        ValidationVideo, JobProgress, or your own (see docs/extending.md)""",
+        list_of_callbacks,
+    )
     verbose: bool = setting(True, "show progress")
     seed: int = setting(0, "of everything that is random")
 
@@ -369,17 +386,3 @@ def replay_folder(settings: ExperimentSettings) -> Path:
     if settings.replay_dir is None:
         return RunDirectory(settings.ckpt_base_dir, settings.run_name).replay
     return Path(settings.replay_dir).expanduser().resolve() / settings.run_name
-
-
-def wandb_options(settings: ExperimentSettings, run_id: str | None) -> WandbOptions | None:
-    """Where a run is logged on wandb, None for nowhere. run_id: of the run that it continues."""
-    if not settings.log_to_wandb:
-        return None
-    return WandbOptions(
-        project=settings.wandb_project or os.environ.get("AMAGO_WANDB_PROJECT", "amago_ray"),
-        entity=settings.wandb_entity or os.environ.get("AMAGO_WANDB_ENTITY"),
-        group=settings.wandb_group_name,
-        name=settings.run_name,
-        mode=settings.wandb_mode,
-        run_id=run_id,
-    )

@@ -19,6 +19,7 @@ COMMANDS = {
     "plot": "plot",
     "replay": "replay",
     "settings": "settings",
+    "status": "status",
     "tune": "tune",
 }
 

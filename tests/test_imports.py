@@ -33,6 +33,7 @@ LAYERS: tuple[frozenset[str], ...] = (
 # Third-party packages that only the named rooms may import.
 ONLY_IN: dict[str, frozenset[str]] = {
     "ray": frozenset({"driver", "tune"}),
+    "tensorboard": frozenset({"watch"}),
     "wandb": frozenset({"watch"}),
 }
 

@@ -124,3 +124,11 @@ def latest_weights(run: Path, epoch: int | None = None) -> Path:
     """The file of a run's newest policy weights, or of those of one epoch."""
     ckpts = run / "ckpts"
     return ckpts / "latest" / "policy.pt" if epoch is None else ckpts / "policy_weights" / f"policy_epoch_{epoch}.pt"
+
+
+def duration(seconds: float) -> str:
+    """A time in a few characters, in the largest unit of which there are two or more."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"

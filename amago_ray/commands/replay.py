@@ -17,7 +17,7 @@ from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, Transfe
 from rich.table import Table
 from rich.text import Text
 
-from amago_ray.commands.command_line import WITHOUT_DATA, in_one_line, load_experiment
+from amago_ray.commands.command_line import WITHOUT_DATA, duration, in_one_line, load_experiment
 from amago_ray.envs.makers import env_spaces
 from amago_ray.messages import Trajectory
 from amago_ray.replay.datasets.dataset import RowLayout
@@ -122,8 +122,8 @@ def _shard_row(shards: Sequence[StoredShard]) -> tuple[str, ...]:
         decimal(sum(shard.bytes_on_disk for shard in shards)),
         f"{sum(shard.num_segments for shard in shards):,}",
         f"{sum(shard.uncompressed_bytes for shard in shards) / stored:.2f}x" if stored else "-",
-        _duration(age_s.min()) if len(age_s) else "-",
-        _duration(age_s.max()) if len(age_s) else "-",
+        duration(age_s.min()) if len(age_s) else "-",
+        duration(age_s.max()) if len(age_s) else "-",
         f"{max(shard.commits for shard in shards):,}",
         f"{sum(shard.table.first for shard in shards):,}",
         f"{sum(shard.num_staged for shard in shards):,}",
@@ -154,13 +154,6 @@ def _table(first: str, *others: str) -> Table:
     for name in others:
         table.add_column(name, justify="right")
     return table
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
 
 
 # ---------------------------------------------------------------- verifying

@@ -35,10 +35,11 @@ examples:
   amago-ray --config configs/tmaze.gin --traj-encoder mamba --agent multitask --trials 3
   amago-ray --config configs/tmaze.gin --resume         go on after a crash or Ctrl-C
   amago-ray tune --config configs/tmaze.gin --param 'Agent.gamma=loguniform(0.9, 0.999)' --num-samples 8    a sweep
+  amago-ray status runs/tmaze                           how a run is doing, from any terminal
   amago-ray plot runs/tmaze runs/tmaze50                learning curves as a PNG
   amago-ray evaluate runs/tmaze --gif tmaze.gif         returns of the newest policy, and a look at it
   amago-ray import-amago policy_epoch_9.pt --config a.gin --out runs/a    a run of weights that AMAGO 3.x saved
-other commands: evaluate, import-amago, import-data, plot, replay, settings, tune; each has its own --help
+other commands: evaluate, import-amago, import-data, plot, replay, settings, status, tune; each has its own --help
 every setting, with default and meaning: amago-ray settings
 """
 

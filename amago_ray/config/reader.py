@@ -40,6 +40,7 @@ CONFIGURABLE_MODULES = (
     "amago_ray.replay.datasets",
     "amago_ray.replay.readers",
     "amago_ray.replay.sampling.relabeling",
+    "amago_ray.watch.callbacks",
 )
 
 

@@ -89,6 +89,7 @@ def open_folder(settings: ExperimentSettings, directory: RunDirectory, layout: R
     if not resume and is_begun(settings, directory):
         directory.remove()
         shutil.rmtree(replay_folder(settings), ignore_errors=True)
+    directory.stopped.unlink(missing_ok=True)
     create_folder(settings, directory)
     if settings.replay_durable:
         record_spaces(replay_folder(settings), layout)
@@ -103,12 +104,15 @@ def create_folder(settings: ExperimentSettings, directory: RunDirectory) -> None
 
 
 def what_to_resume(
-    progress: Progress, agent_spec: AgentSpec, layout: RowLayout, wandb_run_id: str | None
+    progress: Progress, agent_spec: AgentSpec, layout: RowLayout, logs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a training state says of the run, beside what the ring and the learners say of themselves."""
+    """What a training state says of the run, beside what the ring and the learners say of themselves.
+
+    logs: what it keeps of where the rows of `metrics.jsonl` go.
+    """
     return {
+        **logs,
         "progress": progress.to_dict(),
-        "wandb_run_id": wandb_run_id,
         "weight_shapes": weight_shapes(agent_spec.build()),
         "spaces": meaning(layout),
     }

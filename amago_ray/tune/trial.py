@@ -110,7 +110,7 @@ class _ExperimentTrial(tune.Trainable):
             "frames": progress.total_frames,
             "updates": progress.gradient_steps,
             "run": str(experiment.directory.root),
-            "done": progress.epoch + 1 >= experiment.epochs,
+            "done": progress.epoch + 1 >= experiment.epochs or experiment.stop_reason is not None,
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

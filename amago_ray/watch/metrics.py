@@ -1,4 +1,4 @@
-"""What a run writes down about itself: one JSON row per report, and the same row to wandb when asked.
+"""What a run writes down about itself: one JSON row per report, and the same row to wandb and TensorBoard when asked.
 
 There is one writer. Workers, shards and learners send numbers in their reports; only the driver makes a `MetricsLog`.
 """
@@ -12,14 +12,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 
 from amago_ray.messages import EpisodeResult
-
-if TYPE_CHECKING:
-    from wandb import Run
+from amago_ray.watch.sinks import MetricsSink
 
 METRICS_FILE = "metrics.jsonl"
 AVERAGE_RETURN = "Average Total Return (Across All Env Names)"
@@ -53,92 +51,80 @@ class Progress:
         return cls(**{**state, "frames_by_env": dict(state["frames_by_env"])})
 
 
-@dataclass(frozen=True)
-class WandbOptions:
-    """Where a run is logged on wandb.
-
-    dir: local folder, by default `{run_dir}/wandb_logs`. mode: "offline" never opens a connection; None is what the
-    environment variable WANDB_MODE says, or online. run_id: of the run to continue; None starts a new one.
-    """
-
-    project: str
-    entity: str | None = None
-    group: str | None = None
-    name: str | None = None
-    dir: Path | None = None
-    mode: Literal["online", "offline"] | None = None
-    run_id: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("online", "offline", None):
-            raise ValueError(f"wandb mode={self.mode!r}: it is 'online', 'offline' or None")
-
-
 class MetricsLog:
     """Append rows to `{run_dir}/metrics.jsonl`: a killed process loses at most the row that it was writing.
 
     resume: go on with the rows that are there, less a torn last line; False starts an empty file.
+    sinks: other places that each row goes to, once it is in the file.
     newest: the last value of everything that this log has written, "<section>/<name>" -> value, NaN where it
         was not finite.
-    wandb_run_id: the id to store and to hand back in `WandbOptions.run_id`; None without wandb.
-
-    Raises ImportError if wandb is asked for but not installed, and ValueError if it cannot start as asked.
     """
 
-    def __init__(self, run_dir: Path, *, resume: bool, wandb: WandbOptions | None) -> None:
+    def __init__(self, run_dir: Path, *, resume: bool, sinks: Sequence[MetricsSink] = ()) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         self._path = run_dir / METRICS_FILE
-        self._run = None if wandb is None else _start_wandb(wandb, run_dir)
-        self._sections: set[str] = set()
+        self._sinks = sinks
         self.newest: dict[str, float] = {}
         self._fd = _open_append(self._path)
         os.ftruncate(self._fd, len(_whole_lines(self._path)) if resume else 0)
 
     @property
-    def wandb_run_id(self) -> str | None:
-        return None if self._run is None else self._run.id
+    def to_resume(self) -> dict[str, Any]:
+        """What a training state keeps of where the rows go."""
+        return {name: value for sink in self._sinks for name, value in sink.to_resume.items()}
 
     def log(self, section: str, values: Mapping[str, float], progress: Progress) -> None:
         """Write one row: the section, the x-axes, and each value as "<section>/<name>", null where it is not finite."""
-        axes = {
-            "epoch": progress.epoch,
-            "total_frames": progress.total_frames,
-            "gradient_steps": progress.gradient_steps,
-            "wall_s": round(progress.wall_s, 3),
-            **{f"frames/{env_name}": frames for env_name, frames in progress.frames_by_env.items()},
-        }
         metrics = {f"{section}/{name}": _finite(value) for name, value in values.items()}
-        line = _encode({"section": section, **axes, **metrics})
+        row = {"section": section, **_axes(progress), **metrics}
+        line = _encode(row)
         if os.write(self._fd, line) != len(line):  # one write per row; a short one means that the disk is full
             raise OSError(f"{self._path}: the row was cut short; is the disk full?")
         self.newest |= {name: math.nan if value is None else value for name, value in metrics.items()}
-        if self._run is not None:
-            self._log_wandb(section, {**axes, **{name: value for name, value in metrics.items() if value is not None}})
+        for sink in self._sinks:
+            sink.log(*_for_sinks(row))
+
+    def log_video(self, name: str, path: Path, progress: Progress) -> None:
+        """Show an animated GIF wherever rows go beside the file."""
+        for sink in self._sinks:
+            sink.log_video(name, path, _axes(progress))
 
     def rewind(self, epoch: int) -> None:
         """Drop the rows of epochs past `epoch`, which a resumed run will write again. All or nothing."""
-        rows = [row for row in read_metrics(self._path.parent) if row["epoch"] <= epoch]
+        rows = read_metrics(self._path.parent)
+        kept = [row for row in rows if row["epoch"] <= epoch]
+        dropped = [row for row in rows if row["epoch"] > epoch]
         temporary = self._path.with_suffix(".jsonl.tmp")
         with open(temporary, "wb") as file:
-            file.writelines(_encode(row) for row in rows)
+            file.writelines(_encode(row) for row in kept)
             file.flush()
             os.fsync(file.fileno())
+        for sink in self._sinks:  # before the rows are gone from the file: killed here, a run does this again
+            sink.rewind([_for_sinks(row) for row in kept], [_for_sinks(row) for row in dropped])
         os.replace(temporary, self._path)
         os.close(self._fd)  # the old file's
         self._fd = _open_append(self._path)
 
     def close(self) -> None:
-        """Close the file and finish the wandb run. Nothing can be logged after it."""
+        """Close the file and the other places. Nothing can be logged after it."""
         os.close(self._fd)
-        if self._run is not None:
-            self._run.finish()
+        for sink in self._sinks:
+            sink.close()
 
-    def _log_wandb(self, section: str, row: Mapping[str, float]) -> None:
-        assert self._run is not None
-        if section not in self._sections:  # every row carries every axis; this is the one that charts open with
-            self._run.define_metric(f"{section}/*", step_metric="total_frames")
-            self._sections.add(section)
-        self._run.log(dict(row))
+
+def _axes(progress: Progress) -> dict[str, float]:
+    return {
+        "epoch": progress.epoch,
+        "total_frames": progress.total_frames,
+        "gradient_steps": progress.gradient_steps,
+        "wall_s": round(progress.wall_s, 3),
+        **{f"frames/{env_name}": frames for env_name, frames in progress.frames_by_env.items()},
+    }
+
+
+def _for_sinks(row: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
+    """(section, what is a finite number) of a row of the file."""
+    return row["section"], {name: value for name, value in row.items() if name != "section" and value is not None}
 
 
 def summarize_episodes(episodes: Sequence[EpisodeResult]) -> dict[str, float]:
@@ -170,36 +156,6 @@ def summarize_episodes(episodes: Sequence[EpisodeResult]) -> dict[str, float]:
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """All rows of a run, oldest first, less a torn last line. FileNotFoundError if the run has no metrics file."""
     return [json.loads(line) for line in _whole_lines(run_dir / METRICS_FILE).splitlines()]
-
-
-def _start_wandb(options: WandbOptions, run_dir: Path) -> Run:
-    try:
-        import wandb
-    except ImportError as error:
-        raise ImportError("log_to_wandb=True needs wandb: pip install 'amago_ray[wandb]'") from error
-    folder = options.dir or run_dir / "wandb_logs"
-    folder.mkdir(parents=True, exist_ok=True)  # wandb turns to a temporary folder if this one is missing
-    try:
-        run = wandb.init(
-            project=options.project,
-            entity=options.entity,
-            group=options.group,
-            name=options.name,
-            dir=folder,
-            mode=options.mode,
-            id=options.run_id,
-            resume="allow" if options.run_id else None,
-            settings=wandb.Settings(console="off"),  # the live display is not a log
-        )
-    except (wandb.Error, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(
-            f"wandb cannot start with project={options.project!r}, entity={options.entity!r}, mode={options.mode!r}, "
-            f"run_id={options.run_id!r}: {reason}. Correct that setting, or use mode='offline' or log_to_wandb=False."
-        ) from error
-    for axis in ("epoch", "total_frames", "gradient_steps", "wall_s", "frames/*"):
-        run.define_metric(axis)
-    return run
 
 
 def _open_append(path: Path) -> int:

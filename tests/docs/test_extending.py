@@ -18,6 +18,7 @@ import torch
 from conftest import TESTS, TINY_NETWORKS
 from gymnasium import spaces
 from ring_cases import as_batch, sample
+from watch.test_callbacks import PlayedRun
 
 from amago_ray import Experiment, config
 from amago_ray.agent.spec import AgentSpec
@@ -25,6 +26,8 @@ from amago_ray.driver.probe import probe
 from amago_ray.envs.builtin import Identity
 from amago_ray.rollout.evaluate import evaluate_policy
 from amago_ray.single_process import SingleProcess
+from amago_ray.watch import callbacks
+from amago_ray.watch.metrics import AVERAGE_RETURN
 
 EXTENDING = (TESTS.parent / "docs" / "extending.md").read_text(encoding="utf-8")
 MODULE = "my_extensions"
@@ -94,6 +97,7 @@ ENVIRONMENTS = {
     "Action masks": Masked,
     "A critic head": partial(Identity, "continuous", 2),
     "Relabelling in hindsight": partial(Shown, GOALS, spaces.Box(-1, 1, (2,))),
+    "Callbacks": partial(Identity, "discrete", 3),
 }
 BLOCKS = [(title, text) for title, texts in sections().items() for text in texts]
 
@@ -138,6 +142,7 @@ def test_each_block_trains_and_acts(extensions: Path, title: str, text: str) -> 
         getattr(relabeler, "reward_fn", None),
     )
     in_use |= {getattr(part, "__name__", "None") for part in others}
+    in_use |= {type(callback).__name__ for callback in experiment.callbacks}
     named = set(re.findall(r"@(\w+)", text))
     assert named <= in_use
     assert named or spec.action_mask_key == "action_mask", "a block says something"
@@ -219,13 +224,43 @@ def test_near_goals_are_reached(extensions: Path) -> None:
         assert np.flatnonzero(reward).tolist() == np.flatnonzero(terminated).tolist() == [len(reward) - 1]
 
 
+def test_elsewhere_is_played_until_it_is_solved(
+    extensions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (text,) = sections()["Callbacks"]
+    callback = configured(extensions, "Callbacks", text)[0].callbacks[0]
+    assert isinstance(callback, callbacks.Callback)
+    run, returns = PlayedRun(tmp_path), iter([0.25, 0.95])
+    asked: list[Any] = []
+
+    def evaluate(*args: Any, **options: Any) -> dict[str, float]:
+        asked.append((args, options))
+        return {AVERAGE_RETURN: next(returns)}
+
+    monkeypatch.setattr(run, "evaluate", evaluate)
+    run.play(callback, 0)
+    assert run.stop_reason is None
+    run.play(callback, 1)
+    assert run.stop_reason == "return 0.95 elsewhere"
+    assert (run.directory.root / "elsewhere.csv").read_text() == "0,100,0.25\n1,200,0.95\n"
+    assert asked == [(("amago_ray/TMaze-v0",), {"episodes": 20})] * 2
+
+
+def test_the_tables_of_callbacks_are_complete() -> None:
+    shown = set(re.findall(r"^\| `(\w+)\(", EXTENDING, re.MULTILINE))
+    base = callbacks.Callback
+    places = {name for name in vars(base) if not name.startswith("_")} - {"check"}
+    shipped = {c.__name__ for c in base.__subclasses__() if c.__module__ == callbacks.__name__}
+    assert shown == places | shipped and len(shipped) == 4
+
+
 @pytest.mark.processes
 def test_a_run_with_a_module_of_ones_own(tmp_path: Path) -> None:
     """As a user does it: the module beside the gin file, one command to train, and one to evaluate the run."""
     introduction = blocks("gin", EXTENDING)[0]
     assert introduction.startswith(f"import {MODULE}\n")
     (tmp_path / f"{MODULE}.py").write_text("\n\n".join(blocks("python", EXTENDING)))
-    chosen = ("A timestep encoder", "A sequence model", "Exploration", "An actor head", "A critic head")
+    chosen = ("A timestep encoder", "A sequence model", "Exploration", "An actor head", "A critic head", "Callbacks")
     lines = [introduction, *TINY_NETWORKS, *(sections()[title][0] for title in chosen)]
     for name, value in (
         ("run_name", "'own'"),
@@ -251,6 +286,7 @@ def test_a_run_with_a_module_of_ones_own(tmp_path: Path) -> None:
     assert re.search(r"epoch 1/1 ", run("--config", "my.gin", "--no-final-test"))
     text = (tmp_path / "runs" / "own" / "config.txt").read_text()
     assert f"import {MODULE}" in text and "RunningMean" in text
+    assert (tmp_path / "runs" / "own" / "elsewhere.csv").read_text().startswith("0,140,")
     assert "Average Total Return" in run("evaluate", "runs/own", "--episodes", "2")
 
 

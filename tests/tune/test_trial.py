@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from amago_ray.tune.trial import StopUnknownMetric, is_unknown
-from amago_ray.watch.metrics import AVERAGE_RETURN
+from amago_ray.tune.trial import StopUnknownMetric, _ExperimentTrial, is_unknown
+from amago_ray.watch.metrics import AVERAGE_RETURN, Progress
 
 BEGUN: dict[str, Any] = {"epoch": 1, "val/return": 0.1, "collect/return": float("nan"), "collect/Frames per Second": 9}
 LEARNED = BEGUN | {f"{part}/{AVERAGE_RETURN}": 0.1 for part in ("val", "collect")} | {"train/Total Loss": 1.0}
@@ -35,3 +36,20 @@ def test_a_metric_that_will_never_come_is_told_from_one_that_has_not_come_yet(
     assert is_unknown(metric, report) is unknown
     stop = StopUnknownMetric(metric)
     assert stop("trial", report) is unknown and stop.stop_all() is unknown
+
+
+@pytest.mark.parametrize("reason", [None, "a callback said so"])
+def test_a_trial_that_a_callback_has_stopped_is_done(reason: str | None) -> None:
+    """Its next step would go on with it."""
+    trial: Any = object.__new__(_ExperimentTrial)
+    trial.experiment = SimpleNamespace(
+        progress=Progress(epoch=3),
+        epochs=10,
+        val_interval=2,
+        is_due=lambda epoch, interval: epoch % interval == 0,
+        learn=lambda until: None,
+        newest_metrics={},
+        stop_reason=reason,
+        directory=SimpleNamespace(root="runs/a"),
+    )
+    assert trial.step()["done"] is (reason is not None)

@@ -13,7 +13,7 @@ from amago_ray.watch.metrics import AVERAGE_RETURN, METRICS_FILE, MetricsLog, Pr
 
 
 def write_run(run_dir: Path, *, epochs: int = 20, attempts: int = 0, val: bool = True) -> Path:
-    log = MetricsLog(run_dir, resume=False, wandb=None)
+    log = MetricsLog(run_dir, resume=False)
     for epoch in range(epochs):
         progress = Progress(epoch, 10 * epoch, {"Lake": 1000 * (epoch + 1)}, wall_s=2.0 * (epoch + 1))
         skill = 1 - 0.8**epoch

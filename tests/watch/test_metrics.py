@@ -19,7 +19,6 @@ from amago_ray.watch.metrics import (
     METRICS_FILE,
     MetricsLog,
     Progress,
-    WandbOptions,
     read_metrics,
     summarize_episodes,
 )
@@ -30,7 +29,7 @@ def progress_at(epoch: int) -> Progress:
 
 
 def log_epochs(run_dir: Path, epochs: range) -> None:
-    log = MetricsLog(run_dir, resume=True, wandb=None)
+    log = MetricsLog(run_dir, resume=True)
     for epoch in epochs:
         log.log("train", {"loss": 1.0 / (epoch + 1)}, progress_at(epoch))
     log.close()
@@ -43,7 +42,7 @@ def test_progress_survives_its_dict() -> None:
 
 
 def test_a_row_is_flat_and_readable_at_once(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "run", resume=False, wandb=None)
+    log = MetricsLog(tmp_path / "run", resume=False)
     values: dict[str, Any] = {"loss": np.float32(0.5), "nan": float("nan"), "inf": -np.inf}
     log.log("train", values, progress_at(2))
     assert read_metrics(tmp_path / "run") == [
@@ -60,7 +59,7 @@ def test_a_row_is_flat_and_readable_at_once(tmp_path: Path) -> None:
             "train/inf": None,
         }
     ]
-    assert log.wandb_run_id is None
+    assert log.to_resume == {}
     log.close()
 
 
@@ -75,7 +74,7 @@ def test_resume_cuts_a_torn_line_and_goes_on(tmp_path: Path) -> None:
 
 def test_rewind_drops_later_epochs_and_goes_on(tmp_path: Path) -> None:
     log_epochs(tmp_path, range(6))
-    log = MetricsLog(tmp_path, resume=True, wandb=None)
+    log = MetricsLog(tmp_path, resume=True)
     log.rewind(2)
     assert [row["epoch"] for row in read_metrics(tmp_path)] == [0, 1, 2]
     log.log("train", {"loss": 9.0}, progress_at(3))
@@ -86,7 +85,7 @@ def test_rewind_drops_later_epochs_and_goes_on(tmp_path: Path) -> None:
 
 def test_a_new_run_starts_an_empty_file(tmp_path: Path) -> None:
     log_epochs(tmp_path, range(3))
-    MetricsLog(tmp_path, resume=False, wandb=None).close()
+    MetricsLog(tmp_path, resume=False).close()
     assert read_metrics(tmp_path) == []
 
 
@@ -94,7 +93,7 @@ def test_a_new_run_starts_an_empty_file(tmp_path: Path) -> None:
 def test_sigkill_loses_no_row_that_was_logged(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib; from amago_ray.watch.metrics import MetricsLog, Progress\n"
-        "log = MetricsLog(pathlib.Path(sys.argv[1]), resume=False, wandb=None)\n"
+        "log = MetricsLog(pathlib.Path(sys.argv[1]), resume=False)\n"
         "for epoch in range(10**9):\n"
         "    log.log('train', {'loss': 1.0}, Progress(epoch))\n"
         "    print(epoch, flush=True)\n"
@@ -126,36 +125,3 @@ def test_summary_names_and_values() -> None:
         AVERAGE_RETURN: 8.5,
     }
     assert summarize_episodes([]) == {}
-
-
-@pytest.mark.processes
-def test_wandb_offline_continues_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    first = MetricsLog(tmp_path, resume=False, wandb=WandbOptions("test", mode="offline"))
-    first.log("val", {"return": 1.0, "nan": float("nan")}, progress_at(1))
-    run_id = first.wandb_run_id
-    first.close()
-    again = MetricsLog(tmp_path, resume=True, wandb=WandbOptions("test", mode="offline", run_id=run_id))
-    assert run_id is not None and again.wandb_run_id == run_id
-    again.close()
-    assert len(read_metrics(tmp_path)) == 1
-    assert list((tmp_path / "wandb_logs").rglob(f"run-{run_id}.wandb"))
-
-
-def test_wandb_errors_name_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    with pytest.raises(ValueError, match="mode='sometimes'"):
-        WandbOptions("test", mode="sometimes")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="run_id='a/b'"):
-        MetricsLog(tmp_path, resume=False, wandb=WandbOptions("test", mode="offline", run_id="a/b"))
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ImportError, match="log_to_wandb"):
-        MetricsLog(tmp_path, resume=False, wandb=WandbOptions("test", mode="offline"))
-
-
-@pytest.mark.processes
-def test_wandb_is_imported_only_when_used() -> None:
-    program = "import sys, amago_ray.watch.metrics; sys.exit('wandb' in sys.modules)"
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])

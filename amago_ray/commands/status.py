@@ -1,0 +1,101 @@
+"""`amago-ray status`: how runs are doing, from any terminal, while they train and after."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from amago_ray.commands.command_line import duration, in_one_line
+from amago_ray.replay.inspection import Contents
+from amago_ray.watch.run_status import Return, RunStatus, run_status
+
+TABLE_WIDTH = 120  # where the output is no terminal
+SHOWN_STATES = 6  # newest training states that are named
+STYLES = {"running": "green", "starting": "cyan", "finished": "blue", "stopped": "blue", "silent": "red"}
+DESCRIPTION = """\
+how runs are doing, from their files alone: from any terminal that sees the folder, while they train and after
+
+A run is silent when nothing was logged for a minute and three times its longest epoch: it hangs, or was killed.
+
+examples:
+  amago-ray status runs/tmaze
+  watch amago-ray status runs/*      all of them, again and again
+"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Print a column of facts for each run; exit status 1 where one is silent."""
+    parser = argparse.ArgumentParser(
+        prog="amago-ray status", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, such as runs/tmaze")
+    options = parser.parse_args(arguments)
+    with in_one_line():
+        found = [run_status(folder) for folder in options.runs]
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=TABLE_WIDTH)
+    console.print(status_table(found))
+    return 1 if any(status.state == "silent" for status in found) else 0
+
+
+def status_table(runs: Sequence[RunStatus]) -> Table:
+    """A column for each run, a row for each fact."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for each in runs:
+        table.add_column(Text(each.name), overflow="fold")  # its brackets mean nothing
+    for fact, columns in zip(_facts(runs[0]), zip(*(_facts(each).values() for each in runs))):
+        table.add_row(fact, *(column if isinstance(column, Text) else Text(column) for column in columns))
+    return table
+
+
+def _facts(status: RunStatus) -> dict[str, str | Text]:
+    states = [str(epoch) for epoch in status.saved[-SHOWN_STATES:]]
+    more = len(status.saved) - len(states)
+    return {
+        "state": Text(_state(status), style=STYLES[status.state]),
+        "newest row": f"{'' if status.epoch else 'none; started '}{duration(status.age_s)} ago",
+        "epoch": f"{status.epoch:,} of {status.epochs:,}",
+        "frames": f"{status.frames:,}{_per_second(status.frames_per_s)}",
+        "updates": f"{status.updates:,}{_per_second(status.updates_per_s)}",
+        "trained for": duration(status.wall_s),
+        "return, collecting": _return(status.collect_return),
+        "return, validation": _return(status.val_return),
+        "best validation": _return(status.best_return),
+        "saved states": f"after epoch {', '.join(states)}{f' and {more} before' if more else ''}" if states else "none",
+        "replay": _replay(status.replay, status.replay_error),
+    }
+
+
+def _state(status: RunStatus) -> str:
+    if status.state == "silent":
+        return f"silent for {duration(status.age_s)}"
+    return f"stopped: {status.reason}" if status.state == "stopped" else status.state
+
+
+def _per_second(rate: float | None) -> str:
+    return "" if rate is None else f"  ({rate:,.0f}/s)" if rate >= 10 else f"  ({rate:.2g}/s)"
+
+
+def _return(result: Return | None) -> str:
+    return "none yet" if result is None else f"{result.value:,.3f}  (epoch {result.epoch:,})"
+
+
+def _replay(contents: Contents | None, error: str | None) -> str:
+    if error is not None:
+        return f"cannot be read: {error}"
+    if contents is None:
+        return "nothing is stored in files"
+    if not len(contents):
+        return "nothing is visible yet"
+    return (
+        f"{len(contents):,} trajectories, {contents.lengths.sum():,} timesteps; mean return "
+        f"{contents.returns.mean():,.3f}; newest {duration(contents.age_s.min())} old"
+    )

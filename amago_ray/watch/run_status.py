@@ -1,0 +1,153 @@
+"""How a run is doing, out of its files alone: while it trains, after it, and from any process that sees its folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amago_ray.replay.inspection import Contents, find_stored_data, run_settings
+from amago_ray.replay.storage.records import Corrupt
+from amago_ray.replay.storage.segments import StorageError
+from amago_ray.run_directory import RunDirectory
+from amago_ray.watch.metrics import AVERAGE_RETURN, METRICS_FILE, read_metrics
+
+RECENT_EPOCHS = 10  # that rates are taken over
+PATIENCE_EPOCHS, PATIENCE_S = 3, 60.0  # a run is silent when this many of its longest epochs, and this, have passed
+
+
+@dataclass(frozen=True)
+class Return:
+    """An average return, and the epoch (from 1) that it is of."""
+
+    value: float
+    epoch: int
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What the files of a run say of it at one moment.
+
+    state: "starting", "running", "silent", "stopped" (by a callback; why is in `reason`) or "finished".
+    age_s: since the newest row, or since the start where there is none yet. epoch: how many are finished.
+    frames_per_s, updates_per_s: over the last RECENT_EPOCHS epochs, validations included; None before the first.
+    saved: epochs (from 1) of complete training states. replay: what is stored, None where nothing is.
+    replay_error: why that could not be read.
+    """
+
+    name: str
+    state: str
+    reason: str | None
+    age_s: float
+    epoch: int
+    epochs: int
+    frames: int
+    updates: int
+    wall_s: float
+    frames_per_s: float | None
+    updates_per_s: float | None
+    collect_return: Return | None
+    val_return: Return | None
+    best_return: Return | None
+    saved: tuple[int, ...]
+    replay: Contents | None
+    replay_error: str | None
+
+
+def run_status(run_dir: Path, now: float | None = None) -> RunStatus:
+    """Read the files of a run. now: in seconds since 1970, by default this moment.
+
+    Raises ValueError, naming the folder, for one that is no run.
+    """
+    root = run_dir.resolve()
+    directory = RunDirectory(root.parent, root.name)
+    if not directory.config.is_file():
+        raise ValueError(f"{run_dir} has no config.txt; is it the folder of a run?")
+    now = time.time() if now is None else now
+    settings, started = run_settings(directory.config), directory.config.stat().st_mtime
+    rows = _rows(root)
+    newest: Mapping[str, Any] = rows[-1] if rows else {"epoch": -1, "total_frames": 0, "gradient_steps": 0, "wall_s": 0}
+    written = (root / METRICS_FILE).stat().st_mtime if rows else started
+    age_s = max(now - max(written, started), 0.0)
+    epoch, epochs = newest["epoch"] + 1, int(settings.get("epochs", 0))
+    reason = json.loads(directory.stopped.read_text())["reason"] if directory.stopped.is_file() else None
+    frames_per_s, updates_per_s = _rates(rows)
+    replay, replay_error = _replay(root)
+    collected, vals = _returns(rows, "collect"), _returns(rows, "val")
+    return RunStatus(
+        name=root.name,
+        state=_state(rows, epoch, epochs, reason, age_s, just_started=started > written or not rows),
+        reason=reason,
+        age_s=age_s,
+        epoch=epoch,
+        epochs=epochs,
+        frames=newest["total_frames"],
+        updates=newest["gradient_steps"],
+        wall_s=newest["wall_s"],
+        frames_per_s=frames_per_s,
+        updates_per_s=updates_per_s,
+        collect_return=collected[-1] if collected else None,
+        val_return=vals[-1] if vals else None,
+        best_return=max(vals, key=lambda each: each.value, default=None),
+        saved=tuple(saved + 1 for saved in directory.saved_epochs()),
+        replay=replay,
+        replay_error=replay_error,
+    )
+
+
+def _rows(root: Path) -> list[dict[str, Any]]:
+    try:
+        return read_metrics(root)
+    except FileNotFoundError:  # its processes are being started
+        return []
+
+
+def _state(
+    rows: Sequence[Mapping[str, Any]], epoch: int, epochs: int, reason: str | None, age_s: float, just_started: bool
+) -> str:
+    if reason is not None:
+        return "stopped"
+    if epoch >= epochs and rows:
+        return "finished"
+    ends = list({row["epoch"]: row["wall_s"] for row in rows}.values())
+    longest = max((after - before for before, after in zip([0.0, *ends], ends)), default=0.0)
+    if age_s > PATIENCE_S + PATIENCE_EPOCHS * longest:
+        return "silent"
+    return "starting" if just_started else "running"
+
+
+def _rates(rows: Sequence[Mapping[str, Any]]) -> tuple[float | None, float | None]:
+    """Frames and updates per second."""
+    ends = list({row["epoch"]: row for row in rows}.values())[-RECENT_EPOCHS - 1 :]
+    if not ends:
+        return None, None
+    if len(ends) <= RECENT_EPOCHS:  # all of the run
+        ends = [{"total_frames": 0, "gradient_steps": 0, "wall_s": 0.0}, *ends]
+    took_s = max(ends[-1]["wall_s"] - ends[0]["wall_s"], 1e-9)
+    frames, updates = ((ends[-1][name] - ends[0][name]) / took_s for name in ("total_frames", "gradient_steps"))
+    return frames, updates
+
+
+def _returns(rows: Sequence[Mapping[str, Any]], section: str) -> list[Return]:
+    name = f"{section}/{AVERAGE_RETURN}"
+    return [Return(row[name], row["epoch"] + 1) for row in rows if row.get(name) is not None]
+
+
+def _replay(root: Path) -> tuple[Contents | None, str | None]:
+    """What is stored, and why that could not be read."""
+    try:
+        shards = find_stored_data(root).open()
+    except ValueError:  # nothing is, or not in files
+        return None, None
+    except StorageError as error:
+        return None, str(error)
+    try:
+        return Contents.of(shards), None
+    except Corrupt as error:
+        return None, str(error)
+    finally:
+        for shard in shards:
+            shard.close()

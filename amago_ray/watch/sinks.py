@@ -1,0 +1,207 @@
+"""Where the rows of `metrics.jsonl` go beside it: wandb, TensorBoard. One small interface for both."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from wandb import Run
+
+Row = Mapping[str, float]
+TENSORBOARD_FOLDER = "tensorboard"
+FIRST_AXES = ("epoch", "total_frames", "gradient_steps", "wall_s", "frames/*")
+
+
+class MetricsSink(ABC):
+    """A second place for what `MetricsLog` writes down, under the same names.
+
+    A row is flat: the axes ("epoch", "total_frames", "gradient_steps", "wall_s", "frames/<env>") and what is measured
+    ("<section>/<name>"), finite numbers all of them.
+    """
+
+    @abstractmethod
+    def log(self, section: str, row: Row) -> None:
+        """Take one row."""
+
+    @abstractmethod
+    def log_video(self, name: str, path: Path, row: Row) -> None:
+        """Take an animated GIF. row: the axes at this moment."""
+
+    @abstractmethod
+    def rewind(self, kept: Sequence[tuple[str, Row]], dropped: Sequence[tuple[str, Row]]) -> None:
+        """A resumed run goes on after the rows that are kept, and will write those again that are dropped.
+
+        Called at most once, before anything is logged. Rows come as (section, row).
+        """
+
+    @property
+    def to_resume(self) -> dict[str, Any]:
+        """What a training state keeps, so that a resumed run goes on in the same place."""
+        return {}
+
+    @abstractmethod
+    def close(self) -> None:
+        """Write out what is left. Nothing is logged after it."""
+
+
+@dataclass(frozen=True)
+class WandbOptions:
+    """Where a run is logged on wandb.
+
+    dir: local folder, by default `{run_dir}/wandb_logs`. mode: "offline" never opens a connection; None is what the
+    environment variable WANDB_MODE says, or online. run_id: of the run to continue; None starts a new one.
+    """
+
+    project: str
+    entity: str | None = None
+    group: str | None = None
+    name: str | None = None
+    dir: Path | None = None
+    mode: Literal["online", "offline"] | None = None
+    run_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("online", "offline", None):
+            raise ValueError(f"wandb mode={self.mode!r}: it is 'online', 'offline' or None")
+
+
+class WandbSink(MetricsSink):
+    """Rows to wandb.
+
+    Raises ImportError if wandb is not installed, and ValueError if it cannot start as asked.
+    """
+
+    def __init__(self, options: WandbOptions, run_dir: Path):
+        self._run = _start_wandb(options, run_dir)
+        self._sections: set[str] = set()
+
+    def log(self, section: str, row: Row) -> None:
+        if section not in self._sections:  # every row carries every axis; this is the one that charts open with
+            self._run.define_metric(f"{section}/*", step_metric="total_frames")
+            self._sections.add(section)
+        self._run.log(dict(row))
+
+    def log_video(self, name: str, path: Path, row: Row) -> None:
+        import wandb
+
+        self._run.log({**row, name: wandb.Video(str(path), format="gif")})
+
+    def rewind(self, kept: Sequence[tuple[str, Row]], dropped: Sequence[tuple[str, Row]]) -> None:
+        """What was sent stays there: the rows that are written again come after it."""
+
+    @property
+    def to_resume(self) -> dict[str, Any]:
+        return {"wandb_run_id": self._run.id}
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _start_wandb(options: WandbOptions, run_dir: Path) -> Run:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ImportError("log_to_wandb=True needs wandb: pip install 'amago_ray[wandb]'") from error
+    folder = options.dir or run_dir / "wandb_logs"
+    folder.mkdir(parents=True, exist_ok=True)  # wandb turns to a temporary folder if this one is missing
+    try:
+        run = wandb.init(
+            project=options.project,
+            entity=options.entity,
+            group=options.group,
+            name=options.name,
+            dir=folder,
+            mode=options.mode,
+            id=options.run_id,
+            resume="allow" if options.run_id else None,
+            settings=wandb.Settings(console="off"),  # the live display is not a log
+        )
+    except (wandb.Error, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(
+            f"wandb cannot start with project={options.project!r}, entity={options.entity!r}, mode={options.mode!r}, "
+            f"run_id={options.run_id!r}: {reason}. Correct that setting, or use mode='offline' or log_to_wandb=False."
+        ) from error
+    for axis in FIRST_AXES:
+        run.define_metric(axis)
+    return run
+
+
+class TensorboardSink(MetricsSink):
+    """Rows as TensorBoard's scalars, in `{run_dir}/tensorboard`.
+
+    axis: what counts as TensorBoard's step: "total_frames", or "gradient_steps" in a run that collects nothing.
+    Every row is in the file when `log` returns. Axes are written when they have changed, all else with every row.
+    """
+
+    def __init__(self, run_dir: Path, axis: Literal["total_frames", "gradient_steps"] = "total_frames"):
+        self._folder, self._axis = run_dir / TENSORBOARD_FOLDER, axis
+        self._writer = _summary_writer(self._folder, purge_step=None) if not self._has_events() else None
+        self._is_new = self._writer is not None
+        self._axes: dict[str, float] = {}
+
+    def _has_events(self) -> bool:
+        return any(self._folder.glob("events.out.tfevents.*"))
+
+    def log(self, section: str, row: Row) -> None:
+        writer, step = self._open(), self._step(row)
+        for name, value in row.items():
+            measured = name.startswith(f"{section}/")
+            if name != self._axis and (measured or self._axes.get(name) != value):
+                writer.add_scalar(name, value, step)
+            if not measured:
+                self._axes[name] = value
+        writer.flush()
+
+    def log_video(self, name: str, path: Path, row: Row) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        # The page shows a GIF as it is; the writer's own add_video would draw it anew, by a package that it asks for.
+        image = Summary.Image(encoded_image_string=path.read_bytes())
+        writer = self._open()
+        writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), self._step(row))
+        writer.flush()
+
+    def rewind(self, kept: Sequence[tuple[str, Row]], dropped: Sequence[tuple[str, Row]]) -> None:
+        """Readers leave out what was written for steps from the first dropped one on.
+
+        Rows that are kept have that step too where an epoch collected nothing: they are written again. So are all of
+        them where the run was not logged here before.
+        """
+        purge_step = min((self._step(row) for _, row in dropped), default=None)
+        if not self._is_new:
+            self._writer = _summary_writer(self._folder, purge_step)
+        for section, row in kept:
+            if self._is_new or (purge_step is not None and self._step(row) >= purge_step):
+                self.log(section, row)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _step(self, row: Row) -> int:
+        return int(row[self._axis])
+
+    def _open(self) -> Any:
+        """The writer; it is opened late where a resumed run may have something to drop."""
+        if self._writer is None:
+            self._writer = _summary_writer(self._folder, purge_step=None)
+        return self._writer
+
+
+def check_tensorboard() -> None:
+    """Raises ImportError, saying what to install, where there is no TensorBoard."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise ImportError("log_to_tensorboard=True needs tensorboard: pip install 'amago_ray[tensorboard]'")
+
+
+def _summary_writer(folder: Path, purge_step: int | None) -> Any:
+    check_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=purge_step)

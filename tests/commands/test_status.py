@@ -1,0 +1,51 @@
+"""`amago-ray status` as a user gives it, on runs at rest; `tests/system/test_watching.py` asks it beside a live one."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from watch.test_run_status import make_run
+
+from amago_ray import train
+from amago_ray.watch.metrics import METRICS_FILE
+
+
+def lines_of(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """What each row of the table says."""
+    facts = {}
+    for line in capsys.readouterr().out.splitlines():
+        name, _, fact = line.strip().partition("  ")
+        facts[name.strip()] = fact.strip()
+    return facts
+
+
+def test_the_table_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path, 13)
+    for epoch in range(8):
+        run.save_training_state(epoch, lambda folder: None, {})
+    now = time.time()
+    os.utime(run.root / METRICS_FILE, (now, now))
+    assert train.main(["status", str(run.root)]) == 0
+    facts = lines_of(capsys)
+    assert facts["state"] == "running" and facts["newest row"] in ("0 s ago", "1 s ago")
+    assert facts["epoch"] == "13 of 20"
+    assert facts["frames"] == "13,000  (33/s)" and facts["updates"] == "780  (2/s)"
+    assert facts["return, collecting"] == "12.000  (epoch 13)" and facts["best validation"] == "6.000  (epoch 7)"
+    assert facts["saved states"] == "after epoch 3, 4, 5, 6, 7, 8 and 2 before"
+    assert facts["replay"] == "nothing is stored in files"
+
+
+def test_a_silent_run_is_told_by_the_exit_status_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done, silent = make_run(tmp_path / "a", 20), make_run(tmp_path / "b", 2)
+    assert train.main(["status", str(done.root)]) == 0
+    assert train.main(["status", str(done.root), str(silent.root)]) == 1
+    out = capsys.readouterr().out
+    assert "finished" in out and "silent for" in out
+
+
+def test_what_is_no_run_is_a_mistake_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["status", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"amago-ray: {tmp_path} has no config.txt; is it the folder of a run?\n"
