@@ -24,7 +24,7 @@ class TabularMDP(gym.Env[NDArray[np.int64], np.int64]):
     terminates the rollout.
 
     Actions: 0 ... num_actions - 1. Observation, MultiDiscrete ([num_states, 2]): the state; 1 at the first observation
-    of an episode, which tells the agent that the last one is over, else 0.
+    of an episode, which tells the agent that the one before is over, and after the last one, else 0.
 
     `info` at the end of a rollout has "AMAGO_LOG_METRIC Last Episode Mean Reward", the expected reward of the state and
     action of each step of the last episode, averaged: the luck of the draws left out.
