@@ -40,6 +40,7 @@ CONFIGURABLE_MODULES = (
     "amago_ray.envs.suites",
     "amago_ray.replay.datasets",
     "amago_ray.replay.readers",
+    "amago_ray.replay.sampling.instructions",
     "amago_ray.replay.sampling.relabeling",
 )
 

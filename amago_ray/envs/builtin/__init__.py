@@ -8,6 +8,7 @@ from amago_ray.envs.builtin.counting import Counting
 from amago_ray.envs.builtin.dark_key_door import DarkKeyDoor
 from amago_ray.envs.builtin.grid_reach import GridReach
 from amago_ray.envs.builtin.identity import Identity
+from amago_ray.envs.builtin.maze_runner import MazeRunner
 from amago_ray.envs.builtin.meta_frozen_lake import MetaFrozenLake
 from amago_ray.envs.builtin.ni_tmaze import NiTMaze
 from amago_ray.envs.builtin.tabular_mdp import TabularMDP
@@ -20,6 +21,7 @@ __all__ = [
     "DarkKeyDoor",
     "GridReach",
     "Identity",
+    "MazeRunner",
     "MetaFrozenLake",
     "NiTMaze",
     "TMaze",
@@ -31,6 +33,7 @@ for _name, _module in (
     ("Bandit", "bandit"),
     ("DarkKeyDoor", "dark_key_door"),
     ("GridReach", "grid_reach"),
+    ("MazeRunner", "maze_runner"),
     ("MetaFrozenLake", "meta_frozen_lake"),
     ("NiTMaze", "ni_tmaze"),
     ("TMaze", "tmaze"),
