@@ -30,7 +30,7 @@ class CheetahTask(gym.Wrapper):
     `info` at the end of a rollout has "AMAGO_LOG_METRIC Episode i Return" of every episode.
 
     env: one whose `info` has "x_velocity", with flat observations; it must not end by itself.
-    Raises ValueError for an argument out of range.
+    Raises ValueError for an argument out of range, and for an environment of other observations.
     Source: Finn et al. 2017, MAML, arXiv 1703.03400, section 5.3 (max_velocity 2, episodes of 200 steps).
     """
 
@@ -49,7 +49,8 @@ class CheetahTask(gym.Wrapper):
         self.num_episodes = check_integer("num_episodes", num_episodes, at_least=1)
         self.episode_steps = check_integer("episode_steps", episode_steps, at_least=1)
         inner = env.observation_space
-        assert isinstance(inner, spaces.Box)
+        if not isinstance(inner, spaces.Box) or len(inner.shape) != 1:
+            raise ValueError(f"env={env}: must have flat observations, and its space is {inner}")
         low, high = np.append(inner.low, 0.0), np.append(inner.high, 1.0)
         self.observation_space = spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
 

@@ -116,9 +116,12 @@ def make_popgym(
 ) -> gym.Env:
     """One game of POPGym by its gymnasium id, as it comes, or in `SharedSpaces` if both numbers are given.
 
-    kwargs: as for `gymnasium.make`. Raises ModuleNotFoundError without the package popgym.
+    kwargs: as for `gymnasium.make`. Raises ModuleNotFoundError without the package popgym, ValueError for one number
+    without the other.
     Source: Morad et al. 2023, arXiv 2303.01859.
     """
+    if (num_features is None) != (num_actions is None):
+        raise ValueError(f"num_features={num_features!r}, num_actions={num_actions!r}: give both of them or neither")
     require("popgym", EXTRA)
     env = gym.make(env_id, **kwargs)
     if num_features is None or num_actions is None:

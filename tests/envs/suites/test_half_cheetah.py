@@ -99,3 +99,10 @@ def test_name() -> None:
 def test_bad_arguments(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{name}=.*must be"):
         CheetahTask(FakeCheetah(), **{name: value})
+
+
+def test_observations_that_are_not_flat() -> None:
+    cheetah = FakeCheetah()
+    cheetah.observation_space = spaces.Box(0, 1, (2, 2))
+    with pytest.raises(ValueError, match="must have flat observations, and its space is Box"):
+        CheetahTask(cheetah)

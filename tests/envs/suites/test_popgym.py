@@ -99,6 +99,11 @@ def test_too_few_features_or_actions() -> None:
         SharedSpaces(game, 15, 4)
 
 
+def test_one_number_without_the_other() -> None:
+    with pytest.raises(ValueError, match="num_features=3, num_actions=None: give both of them or neither"):
+        make_popgym(IDS["CartPole"], num_features=3)
+
+
 def test_games_in_one_run_share_spaces_and_keep_their_names() -> None:
     games = popgym_games([IDS[name] for name in ("Autoencode", "Battleship", "Concentration", "CartPole")])
     obs_spec, action_spec, _ = check_env(games, action_mask_key="legal")
