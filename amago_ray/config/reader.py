@@ -37,8 +37,10 @@ CONFIGURABLE_MODULES = (
     "amago_ray.nets.tstep_encoders",
     "amago_ray.envs.builtin",
     "amago_ray.envs.exploration",
+    "amago_ray.envs.suites",
     "amago_ray.replay.datasets",
     "amago_ray.replay.readers",
+    "amago_ray.replay.sampling.instructions",
     "amago_ray.replay.sampling.relabeling",
     "amago_ray.watch.callbacks",
 )

@@ -348,10 +348,11 @@ def _check_categories(space: gym.Space, total: int) -> None:
 def _remedy(space: gym.Space) -> str:
     """How to get rid of a space that is not supported."""
     match space:
-        case spaces.Text():
+        case gym.Space() if space.dtype == np.dtype(str):  # MiniGrid's missions are no spaces.Text
             return (
-                "drop the text with gymnasium.wrappers.FilterObservation(env, keys) (for MiniGrid's mission, "
-                "minigrid.wrappers.ImgObsWrapper), or turn it into numbers with TransformObservation"
+                "turn the text into tokens with amago_ray.envs.suites.minigrid.MissionTokens(env, max_words, words) "
+                "(MiniGrid as a whole: amago_ray.envs.suites.make_minigrid), or drop it with "
+                "gymnasium.wrappers.FilterObservation(env, keys)"
             )
         case spaces.Sequence():
             return "pad it to a fixed length with gymnasium.wrappers.TransformObservation(env, func, space)"

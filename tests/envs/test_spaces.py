@@ -197,7 +197,8 @@ def test_integers_that_fit_are_taken_whatever_their_dtype() -> None:
 @pytest.mark.parametrize(
     ("space", "remedy"),
     [
-        (spaces.Text(3), "FilterObservation.*ImgObsWrapper"),
+        (spaces.Text(3), "MissionTokens.*FilterObservation"),
+        (gym.Space(dtype=str), "MissionTokens.*make_minigrid"),
         (spaces.Sequence(spaces.Discrete(2)), "pad it to a fixed length"),
         (spaces.Graph(spaces.Discrete(2), None), "pad nodes and edges"),
         (spaces.OneOf([spaces.Discrete(2), spaces.Box(0, 1)]), "a Dict of a Discrete choice"),

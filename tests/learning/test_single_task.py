@@ -73,7 +73,7 @@ def test_every_kind_of_action_learns_the_identity_task(
 
 
 CORRIDOR = 8
-TMAZE_EPOCHS = 64  # eight seeds out of eight needed 24 to 48
+TMAZE_EPOCHS = 96  # Mamba, the slowest, needed 32 to 68 with six seeds out of seven; the test has one of these
 
 
 @pytest.mark.parametrize(

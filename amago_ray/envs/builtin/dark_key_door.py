@@ -39,7 +39,10 @@ class DarkKeyDoor(gym.Env[NDArray[np.float32], np.int64]):
     size: cells on each side, at least 2. max_episode_steps: steps in one attempt. horizon: steps in one rollout.
     dark: hide key and door. randomize_actions: `reset` draws a permutation of the five actions for the whole rollout.
     Raises ValueError for an argument out of range, and for an action that is not one of the five.
-    Source: the Dark Key-to-Door task of Laskin et al. 2022, arXiv 2210.14215.
+    Source: the Dark Key-to-Door task of Laskin et al. 2022, arXiv 2210.14215. It differs from AMAGO's version of it,
+    which is `AMAGOKeyDoor`, so that every rollout can be solved and memory is what it takes: start, key and door are
+    never the same, the observation does not show the key that the agent has, nor the time, and no step is lost between
+    two attempts.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 8}
@@ -92,7 +95,7 @@ class DarkKeyDoor(gym.Env[NDArray[np.float32], np.int64]):
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """A new task and its first attempt. `options` are not used."""
         super().reset(seed=seed)
-        self._start, self._key, self._door = self.np_random.choice(self.size**2, size=3, replace=False).tolist()
+        self._start, self._key, self._door = self._draw_cells()
         self._actions = self._same_actions
         if self.randomize_actions:
             self._actions = dict(enumerate(self.np_random.permutation(NUM_MOVES).tolist()))
@@ -139,6 +142,10 @@ class DarkKeyDoor(gym.Env[NDArray[np.float32], np.int64]):
         if self._has_key:
             grid.paint_disk(image, row, col, grid.GOLD, CELL_PX, radius=0.15)
         return image
+
+    def _draw_cells(self) -> list[int]:
+        """The cells of start, key and door."""
+        return self.np_random.choice(self.size**2, size=3, replace=False).tolist()
 
     def _start_attempt(self) -> NDArray[np.float32]:
         self._cell = self._start

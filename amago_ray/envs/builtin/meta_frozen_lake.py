@@ -58,6 +58,10 @@ class MetaFrozenLake(gym.Env[NDArray[np.float32], np.int64]):
     show_k_progress: False sets the last entry of the observation to 0 always.
     slip_chance: probability that a move goes to either side (equally likely) of the chosen direction.
     Raises ValueError for an argument out of range, and for an action that is not one of the five.
+    Source: the environment of the same name that AMAGO (Grigsby et al. 2023, arXiv 2310.09971) is demonstrated with.
+    There attempts have no limit of their own; in hard mode down and right change places instead of both axes turning
+    round, a noisy reading is off by -1, 0 or 1 in x and in y, and the ice may also break under an agent that stays.
+    Here no attempt is spent waiting.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 8}

@@ -41,7 +41,10 @@ class TMaze(gym.Env[NDArray[np.float32], np.int64]):
     corridor_length: steps from the start to the junction. active: see above.
     penalty: reward, 0 or below, of a step not to the right; None for -1 / (steps in the rollout).
     Raises ValueError for an argument out of range, and for an action that is not one of the four.
-    Source: Ni et al. 2023, "When Do Transformers Shine in RL?", arXiv 2307.03864.
+    Source: Ni et al. 2023, "When Do Transformers Shine in RL?", arXiv 2307.03864. Theirs, to the letter, is `NiTMaze`,
+    which differs in three things: -1 / corridor_length is the price of each step at which the agent is behind schedule,
+    not of moves that do not lead right; a rollout does not end with the turn; and a start without a cue looks like the
+    corridor. Here one wrong move costs as much early as late, and nothing is left to do after the turn.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 8}
