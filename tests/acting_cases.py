@@ -38,9 +38,9 @@ SETTINGS = (
     "TformerTrajEncoder.d_model = 16",
     "TformerTrajEncoder.n_heads = 2",
     "TformerTrajEncoder.d_ff = 24",
-    "TformerTrajEncoder.n_layers = 2",
+    "TformerTrajEncoder.n_layers = 1",
     "MambaTrajEncoder.d_model = 16",
-    "MambaTrajEncoder.n_layers = 2",
+    "MambaTrajEncoder.n_layers = 1",
 )
 MAX_SEQ_LEN = 6  # below the longest rollout, so that rings come round
 

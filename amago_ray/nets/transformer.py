@@ -9,8 +9,10 @@ Shape letters: B sequences (or environments), L timesteps, S cache slots, H head
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import gin
 import numpy as np
@@ -63,6 +65,15 @@ class SigmaReparam(nn.Module):
             sigma = torch.dot(self.u, self.weight.float() @ self.v)
             self._folded = (versions, self.weight * (self.gamma / sigma))
         return self._folded[1]
+
+    def folded(self) -> nn.Linear:
+        """The same layer as a plain linear one, not to be trained."""
+        linear = nn.Linear(self.weight.shape[1], self.weight.shape[0], bias=self.bias is not None)
+        with torch.no_grad():
+            linear.weight.copy_(self._folded_weight())
+            if self.bias is not None:
+                linear.bias.copy_(self.bias)
+        return linear.requires_grad_(False)
 
     @torch.no_grad()
     def _power_iteration(self) -> None:
@@ -127,6 +138,13 @@ class KeyValueCache:
         """Forget everything about the environments in `mask_B`; stale slots are never attended."""
         self.count[mask_B] = 0
 
+    def steps(self) -> list[CacheStep]:
+        """Make room for one more timestep, and give each layer its view of it."""
+        slot_B, age_BS, index_BS = self.advance()
+        row_B = torch.arange(len(slot_B), device=slot_B.device)
+        layers = zip(self.keys, self.values, strict=True)
+        return [RingStep(age_BS, index_BS, keys, values, row_B, slot_B) for keys, values in layers]
+
     def advance(self) -> tuple[Tensor, Tensor, Tensor]:
         """Make room for one more timestep of every environment.
 
@@ -135,19 +153,47 @@ class KeyValueCache:
         """
         new_B = self.count.copy()
         self.count += 1
-        num_slots, sinks = self.keys.shape[3], self.num_sinks
-        ring = num_slots - sinks
-        slot_B = np.where(new_B < num_slots, new_B, sinks + (new_B - sinks) % ring)
-        used = int(min(self.count.max(), num_slots))
-        slots = np.arange(used)
-        # The newest timestep that a ring slot can hold is the largest number <= new_B that falls into this slot.
-        newest_BS = new_B[:, None] - (new_B[:, None] - slots) % ring
-        index_BS = np.where(slots < sinks, slots, newest_BS)
-        age_BS = new_B[:, None] - index_BS
-        age_BS[(index_BS < sinks) & (slots >= sinks)] = -1  # a ring slot that nothing was written to yet
+        used = int(min(self.count.max(), self.keys.shape[3]))
+        positions = ring_positions(new_B, np.arange(used), self.keys.shape[3], self.num_sinks, np.where)
         device = self.keys.device
-        slot, age, index = (torch.from_numpy(x).to(device, non_blocking=True) for x in (slot_B, age_BS, index_BS))
+        slot, age, index = (torch.from_numpy(x).to(device, non_blocking=True) for x in positions)
         return slot, age, index
+
+
+@dataclass
+class TracedCache:
+    """A `KeyValueCache` as a function of tensors, so that a step is one graph: every slot takes part at every step.
+
+    keys, values: of each layer, (B, H, S, K); replaced as the step goes, not written into. count: (B,) int64.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    count: Tensor
+    num_sinks: int
+
+    def steps(self) -> list[CacheStep]:
+        """As of `KeyValueCache`, over all slots."""
+        new_B, num_slots = self.count, self.keys[0].shape[2]
+        self.count = self.count + 1
+        slots = torch.arange(num_slots)
+        slot_B, age_BS, index_BS = ring_positions(new_B, slots, num_slots, self.num_sinks, torch.where)
+        here_B1S1 = (slots == slot_B[:, None])[:, None, :, None]
+        return [TracedCacheStep(age_BS, index_BS, self, layer, here_B1S1) for layer in range(len(self.keys))]
+
+
+def ring_positions(new_B: Any, slots: Any, num_slots: int, sinks: int, where: Callable[..., Any]) -> tuple[Any, ...]:
+    """What `KeyValueCache.advance` returns of `slots`, (S,), as arrays or tensors: `where` is of the same kind.
+
+    new_B: the number of each environment's new timestep since its rollout began.
+    """
+    ring = num_slots - sinks
+    slot_B = where(new_B < num_slots, new_B, sinks + (new_B - sinks) % ring)
+    # The newest timestep that a ring slot can hold is the largest number <= new_B that falls into this slot.
+    newest_BS = new_B[:, None] - (new_B[:, None] - slots) % ring
+    index_BS = where(slots < sinks, slots, newest_BS)
+    unwritten_BS = (index_BS < sinks) & (slots >= sinks)
+    return slot_B, where(unwritten_BS, -1, new_B[:, None] - index_BS), index_BS
 
 
 class AttentionLayer(nn.Module):
@@ -191,22 +237,46 @@ class AttentionLayer(nn.Module):
 
 
 @dataclass
-class CacheStep:
-    """One layer's view of the cache during one timestep."""
+class CacheStep(ABC):
+    """One layer's view of a cache during one timestep. age_BS, index_BS: of its slots (see `KeyValueCache.advance`)."""
+
+    age_BS: Tensor
+    index_BS: Tensor
+
+    @abstractmethod
+    def write(self, k_BH1K: Tensor, v_BH1K: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new timestep and return the slots in use, (B, H, S, K) each."""
+
+
+@dataclass
+class RingStep(CacheStep):
+    """Of a `KeyValueCache`, which is written into."""
 
     keys_BHSK: Tensor
     values_BHSK: Tensor
     row_B: Tensor
     slot_B: Tensor
-    age_BS: Tensor
-    index_BS: Tensor
 
     def write(self, k_BH1K: Tensor, v_BH1K: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new timestep and return the slots in use, (B, H, S, K) each."""
         used = self.age_BS.shape[1]
         self.keys_BHSK[self.row_B, :, self.slot_B] = k_BH1K[:, :, 0].to(self.keys_BHSK.dtype)
         self.values_BHSK[self.row_B, :, self.slot_B] = v_BH1K[:, :, 0].to(self.values_BHSK.dtype)
         return self.keys_BHSK[:, :, :used].to(k_BH1K.dtype), self.values_BHSK[:, :, :used].to(v_BH1K.dtype)
+
+
+@dataclass
+class TracedCacheStep(CacheStep):
+    """Of a `TracedCache`. here_B1S1: bool, the slot of the new timestep: a mask, because indices fix B in a graph."""
+
+    cache: TracedCache
+    layer: int
+    here_B1S1: Tensor
+
+    def write(self, k_BH1K: Tensor, v_BH1K: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = self.cache.keys, self.cache.values
+        keys[self.layer] = torch.where(self.here_B1S1, k_BH1K, keys[self.layer])
+        values[self.layer] = torch.where(self.here_B1S1, v_BH1K, values[self.layer])
+        return keys[self.layer], values[self.layer]
 
 
 class TransformerLayer(nn.Module):
@@ -312,7 +382,11 @@ class Transformer(nn.Module):
         return KeyValueCache(keys, values, np.zeros(num_envs, dtype=np.int64), self.attention.num_sinks)
 
     def forward(
-        self, x_BLD: Tensor, time_idx_BL: Tensor, cache: KeyValueCache | None = None, packing: Packing | None = None
+        self,
+        x_BLD: Tensor,
+        time_idx_BL: Tensor,
+        cache: KeyValueCache | TracedCache | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         """Whole sequences without `cache`; with it, L is 1 and the cache is written in place.
 
@@ -330,13 +404,7 @@ class Transformer(nn.Module):
                 time_idx_BL if packing is None else packing.pad(time_idx_BL), self.d_model // self.n_heads
             )
         x_BLD = self.dropout_emb(x_BLD)
-        steps: list[CacheStep | None] = [None] * len(self.layers)
-        if cache is not None:
-            slot_B, age_BS, index_BS = cache.advance()
-            row_B = torch.arange(len(slot_B), device=slot_B.device)
-            steps = [
-                CacheStep(k, v, row_B, slot_B, age_BS, index_BS) for k, v in zip(cache.keys, cache.values, strict=True)
-            ]
+        steps: Sequence[CacheStep | None] = [None] * len(self.layers) if cache is None else cache.steps()
         for layer, step in zip(self.layers, steps, strict=True):
             x_BLD = layer(x_BLD, rope, step, packing)
         return self.norm(x_BLD)

@@ -155,9 +155,17 @@ class FrameRecorder(gym.Wrapper):
 
 
 def record_gif(
-    spec: AgentSpec, weights: Weights, make_env: MakeEnv, out: Path, seed: int = 0, sample_actions: bool = True
+    spec: AgentSpec,
+    weights: Weights,
+    make_env: MakeEnv,
+    out: Path,
+    seed: int = 0,
+    sample_actions: bool = True,
+    temperature: float | None = None,
 ) -> Path:
     """One rollout of a policy, its first MAX_GIF_FRAMES timesteps at most, as an animated GIF.
+
+    temperature: as of `evaluate_policy`.
 
     Raises ValueError when the environment cannot render.
     """
@@ -166,7 +174,7 @@ def record_gif(
     def make() -> gym.Env:
         return FrameRecorder(_renderable(make_env), frames)
 
-    evaluate_policy(spec, weights, make, 1, seed, sample_actions, num_envs=1, max_timesteps=MAX_GIF_FRAMES)
+    evaluate_policy(spec, weights, make, 1, seed, sample_actions, 1, MAX_GIF_FRAMES, temperature=temperature)
     first, *others = (Image.fromarray(frame) for frame in frames)
     out.parent.mkdir(parents=True, exist_ok=True)
     first.save(out, save_all=True, append_images=others, duration=GIF_FRAME_MS, loop=0)

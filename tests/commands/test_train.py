@@ -131,7 +131,7 @@ def test_evaluate_prints_returns_and_draws(
     ("arguments", "expected"),
     [
         (["--episodes", "0"], ["--episodes 0", "1 or more"]),
-        (["--epoch", "7"], ["policy_epoch_7.pt", "no such file"]),
+        (["--epoch", "7"], ["--epoch 7", "0, 1"]),
         (["--set", "GRUTrajEncoder.d_hidden = 24"], ["policy.pt does not fit this configuration"]),
         (["--env", "Coutning"], ["'Coutning'", "did you mean 'Counting'"]),
         (["--env", "NoSuchThing-v3"], ["NoSuchThing"]),
