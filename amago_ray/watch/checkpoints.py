@@ -22,9 +22,14 @@ def returns_by_env(episodes: Sequence[EpisodeResult]) -> dict[str, np.ndarray]:
     return {name: np.array(found[name]) for name in sorted(found)}
 
 
+def standard_deviation(returns: np.ndarray) -> float:
+    """Of rollouts, as they would be without end; NaN of one."""
+    return float(returns.std(ddof=1)) if len(returns) > 1 else float("nan")
+
+
 def standard_error(returns: np.ndarray) -> float:
     """Of the mean of independent rollouts; NaN of one."""
-    return float(returns.std(ddof=1) / np.sqrt(len(returns))) if len(returns) > 1 else float("nan")
+    return standard_deviation(returns) / float(np.sqrt(len(returns)))
 
 
 def table(evaluated: Mapping[int, Sequence[EpisodeResult]]) -> str:
@@ -40,7 +45,7 @@ def table(evaluated: Mapping[int, Sequence[EpisodeResult]]) -> str:
 def _rows(evaluated: Mapping[int, Sequence[EpisodeResult]]) -> Iterator[tuple[str, ...]]:
     for epoch, episodes in sorted(evaluated.items()):
         for name, returns in returns_by_env(episodes).items():
-            spread = float(returns.std(ddof=1)) if len(returns) > 1 else float("nan")
+            spread = standard_deviation(returns)
             numbers = (returns.mean(), standard_error(returns), spread, returns.min(), returns.max())
             yield (str(epoch), name, str(len(returns)), *(f"{number:.3f}" for number in numbers))
 
@@ -65,8 +70,10 @@ def plot_checkpoints(evaluated: Mapping[int, Sequence[EpisodeResult]], title: st
         for i, name in enumerate(names):
             there = np.array([name in returns[epoch] for epoch in epochs.tolist()])
             groups = [returns[epoch][name] for epoch in epochs[there].tolist()]
-            mean, spread = (np.array([f(group) for group in groups]) for f in (np.mean, np.std))
-            error = np.nan_to_num([standard_error(group) for group in groups])
+            mean = np.array([group.mean() for group in groups])
+            spread, error = (
+                np.nan_to_num([of(group) for group in groups]) for of in (standard_deviation, standard_error)
+            )
             colour = COLOURS[i % len(COLOURS)]
             axes.fill_between(epochs[there], mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
             axes.errorbar(

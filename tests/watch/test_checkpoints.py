@@ -53,4 +53,4 @@ def test_the_picture_shows_mean_and_spread(tmp_path: Path, monkeypatch: pytest.M
     lake, sea = (container.lines[0] for container in axes.containers)
     assert lake.get_xydata().tolist() == [[3.0, 2.0], [20.0, 6.0]] and sea.get_xydata().tolist() == [[20.0, 0.5]]
     band = axes.collections[0].get_paths()[0].vertices
-    assert band[:, 1].min() == pytest.approx(2.0 - 1.0) and band[:, 1].max() == pytest.approx(6.0 + np.std([4, 6, 8]))
+    assert band[:, 1].min() == pytest.approx(2.0 - np.sqrt(2.0)) and band[:, 1].max() == pytest.approx(8.0)
