@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def run(arguments: Sequence[str]) -> int:
     """Evaluate one or several saved policies of a run, without Ray."""
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
     _check(options)
     epochs = _epochs(options.run, options.epoch)
     several = options.epoch is not None and (len(epochs) > 1 or "all" in options.epoch)
@@ -58,13 +58,24 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options. RUN may come last: --epoch, which takes several words, has taken it then."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.run is None and options.epoch and not (options.epoch[-1].isdecimal() or options.epoch[-1] == "all"):
+        options.run = Path(options.epoch.pop())
+    if options.run is None or options.epoch == []:
+        parser.error("the following arguments are required: RUN, and an N for --epoch")
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="amago-ray evaluate",
         description="returns of a run's saved policies, and a picture of one at work",
         parents=[override_options()],
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, such as runs/tmaze")
+    parser.add_argument("run", type=Path, nargs="?", metavar="RUN", help="a run's folder, such as runs/tmaze")
     parser.add_argument("--env", help="gymnasium id or gin name; by default the run's validation environments")
     parser.add_argument("--episodes", type=int, default=100, help="how many rollouts of each policy (default 100)")
     parser.add_argument(

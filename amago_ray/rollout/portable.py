@@ -215,6 +215,9 @@ def _write_onnx(step: PortablePolicy, out: Path) -> Step:
     except Exception as error:  # the exporter's own, or of an operator that ONNX lacks
         raise ValueError(f"ONNX cannot hold these networks: {_in_short(error)}") from error
     assert program is not None
+    for value in (*program.model.graph.inputs, *program.model.graph.outputs):
+        assert value.shape is not None
+        value.shape = type(value.shape)(["batch", *value.shape[1:]])
     program.model.metadata_props[DESCRIPTION] = json.dumps(step.describe())
     program.save(str(out))
     session = onnxruntime.InferenceSession(out.read_bytes())

@@ -41,6 +41,17 @@ def test_all_epochs_in_a_table_and_a_picture(run: Path, tmp_path: Path, capsys: 
     assert capsys.readouterr().out.splitlines() == [header, *rows, str(out)]
 
 
+def test_the_run_may_come_last(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--epoch", "2", run], [run, "--epoch", "2"]):
+        assert evaluate("--episodes", "5", *words) == 0
+    first, second = capsys.readouterr().out.split("Total Episodes")[1:]
+    assert first == second
+    for words in (["--epoch", "2"], ["--epoch", run], []):
+        with pytest.raises(SystemExit):
+            evaluate(*words)
+        assert "required: RUN" in capsys.readouterr().err
+
+
 def test_temperature_tends_to_the_mode(run: Path, tmp_path: Path) -> None:
     taken = {}
     for name, words in {

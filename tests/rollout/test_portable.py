@@ -55,6 +55,8 @@ class OnnxFile:
 
     def __init__(self, path: Path):
         self.session = onnxruntime.InferenceSession(path)
+        for array in (*self.session.get_inputs(), *self.session.get_outputs()):
+            assert array.shape[0] == "batch", array.name
         self.description = json.loads(self.session.get_modelmeta().custom_metadata_map["amago_ray"])
 
     def __call__(self, obs: Any, reward: Any, start: Any, memory: Any) -> tuple[Any, Any]:
