@@ -28,10 +28,11 @@ from torch import Tensor, nn
 
 from amago_ray.nets.attention import Attention, CausalAttention
 from amago_ray.nets.feedforward import Normalization, activation
+from amago_ray.nets.key_value_cache import KeyValueCache, TracedCache
 from amago_ray.nets.mamba import MambaBlock, MambaMemory
 from amago_ray.nets.packed_sequences import Packing
 from amago_ray.nets.recurrent import gru_sequence
-from amago_ray.nets.transformer import KeyValueCache, PositionEmbedding, TracedCache, Transformer
+from amago_ray.nets.transformer import PositionEmbedding, Transformer
 
 
 class TrajEncoder(nn.Module, ABC):
