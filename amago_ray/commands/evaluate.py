@@ -33,6 +33,8 @@ def run(arguments: Sequence[str]) -> int:
     several = options.epoch is not None and (len(epochs) > 1 or "all" in options.epoch)
     if several and options.gif:
         raise Mistake("--gif draws one policy: name one --epoch")
+    if options.out and not several:
+        raise Mistake("--out is of the picture of several policies: name several for --epoch, or all")
     from amago_ray.driver.probe import probe
 
     with in_one_line():

@@ -92,6 +92,7 @@ def test_saved_rollouts_are_amagos_files(run: Path, tmp_path: Path, capsys: pyte
         (["--epoch", "two"], "--epoch two: write numbers of epochs, or all"),
         (["--epoch", "all", "2"], "--epoch all: name no other epochs beside it"),
         (["--epoch", "0", "2", "--gif", "a.gif"], "--gif draws one policy: name one --epoch"),
+        (["--epoch", "2", "--out", "a.png"], "--out is of the picture of several policies"),
         (["--temperature", "0"], "--temperature 0.0: it must be above 0; --greedy takes the policy's mode"),
         (["--temperature", "2", "--greedy"], "--greedy draws no actions"),
         (["--save-trajectories", "."], "--save-trajectories .: there is something already"),
