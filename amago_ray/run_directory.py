@@ -1,7 +1,7 @@
 """The run directory: where everything is, and writing it so that a crash leaves only whole files.
 
 {ckpt_base_dir}/{run_name}/
-    config.txt  metrics.jsonl  wandb_logs/  replay/
+    config.txt  spaces.json  metrics.jsonl  wandb_logs/  replay/
     ckpts/training_states/{run_name}_epoch_{n}/   ckpts/latest/policy.pt   ckpts/policy_weights/policy_epoch_{n}.pt
 and, where they are asked for, tensorboard/  ckpts/best/  videos/  progress.json; stopped.json where a callback ended it
 """
@@ -30,6 +30,7 @@ class RunDirectory:
         self.run_name = run_name
         self.root = Path(ckpt_base_dir).expanduser().resolve() / run_name
         self.config = self.root / "config.txt"
+        self.spaces = self.root / "spaces.json"
         self.replay = self.root / "replay"
         self.wandb_logs = self.root / "wandb_logs"
         self.training_states = self.root / "ckpts" / "training_states"
@@ -69,6 +70,11 @@ class RunDirectory:
 
     def policy_epoch(self, epoch: int) -> Path:
         return self.policy_weights / f"policy_epoch_{epoch}.pt"
+
+    def policy_epochs(self) -> list[int]:
+        """Epochs whose policy was kept, oldest first."""
+        names = (re.fullmatch(r"policy_epoch_(\d+)\.pt", path.name) for path in self.policy_weights.glob("*.pt"))
+        return sorted(int(name.group(1)) for name in names if name)
 
     def training_state(self, epoch: int) -> Path:
         return self.training_states / f"{self.run_name}_epoch_{epoch}"

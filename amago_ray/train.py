@@ -14,6 +14,7 @@ from amago_ray.commands.command_line import Mistake
 # The word of the command line -> its module of `commands`, with a function run(arguments) -> exit status.
 COMMANDS = {
     "evaluate": "evaluate",
+    "export": "export",
     "import-amago": "import_amago",
     "import-data": "import_data",
     "plot": "plot",

@@ -25,6 +25,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Fill `module` from a PyTorch file. Raises ValueError when there is none, or it is of another architecture."""
+    state = read_state_dict(path)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit this configuration: {' '.join(str(error).split())[:300]}") from error
+
+
 def flatten_state(module: nn.Module) -> np.ndarray:
     """Parameters and buffers of `module` as one float32 array (N,), in the order of its state dict."""
     return torch.cat([value.detach().float().flatten() for value in module.state_dict().values()]).cpu().numpy()

@@ -32,7 +32,7 @@ def run(arguments: Sequence[str]) -> int:
     from amago_ray.agent.amago_weights import convert_amago_weights
     from amago_ray.agent.flat_weights import read_state_dict
     from amago_ray.atomic_files import write_atomically
-    from amago_ray.driver.probe import probe
+    from amago_ray.driver.probe import check_data, probe
     from amago_ray.driver.resume import create_folder
 
     out = options.out
@@ -43,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
         experiment = load_experiment(options.config, [*bindings_of(options), *folder])
         agent = probe(experiment).build()
         agent.load_state_dict(convert_amago_weights(read_state_dict(options.weights), agent))
-        create_folder(experiment, experiment.directory)
+        create_folder(experiment, experiment.directory, check_data(experiment))
         directory = experiment.directory
         for path in (directory.latest_policy, directory.policy_epoch(0)):
             write_atomically(path, lambda temporary: torch.save(agent.state_dict(), temporary))

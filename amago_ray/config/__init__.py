@@ -1,5 +1,6 @@
 """gin: load configurations, answer mistakes with the nearest known name, carry settings to other processes."""
 
+from amago_ray.config.apart import apart
 from amago_ray.config.mistakes import as_raised, explain, nearest, reject_unknown_arguments, without_gin_calls
 from amago_ray.config.reader import accept_amago_arguments, bind, is_bound, load, restore
 from amago_ray.config.registry import configurable_names
@@ -7,6 +8,7 @@ from amago_ray.config.text import literal, record, snapshot
 
 __all__ = [
     "accept_amago_arguments",
+    "apart",
     "as_raised",
     "bind",
     "configurable_names",

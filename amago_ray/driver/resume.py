@@ -13,6 +13,7 @@ from torch import nn
 from amago_ray import config
 from amago_ray.agent import AgentSpec
 from amago_ray.atomic_files import write_atomically
+from amago_ray.envs.saved_spaces import write_spaces
 from amago_ray.replay.datasets import RowLayout
 from amago_ray.replay.datasets.recorded_spaces import check_meaning, meaning, record_spaces
 from amago_ray.replay.storage.folders import shard_folders
@@ -90,17 +91,18 @@ def open_folder(settings: ExperimentSettings, directory: RunDirectory, layout: R
         directory.remove()
         shutil.rmtree(replay_folder(settings), ignore_errors=True)
     directory.stopped.unlink(missing_ok=True)
-    create_folder(settings, directory)
+    create_folder(settings, directory, layout)
     if settings.replay_durable:
         record_spaces(replay_folder(settings), layout)
 
 
-def create_folder(settings: ExperimentSettings, directory: RunDirectory) -> None:
-    """Make the run's folder, with the configuration that runs the same again."""
+def create_folder(settings: ExperimentSettings, directory: RunDirectory, layout: RowLayout) -> None:
+    """Make the run's folder, with the configuration that runs the same again, and the spaces of its policy."""
     directory.create()
     values = {field.name: getattr(settings, field.name) for field in fields(settings)}
     text = config.record("Experiment", values | {"ckpt_base_dir": str(settings.ckpt_base_dir)})
     write_atomically(directory.config, lambda path: path.write_text(text, encoding="utf-8"))
+    write_spaces(directory.spaces, layout.observation_space, layout.action_space)
 
 
 def what_to_resume(

@@ -72,6 +72,16 @@ class ObsConverter:
         """Zeroed arrays (num_envs, ...) for `write` and `write_batch`."""
         return {name: np.zeros((num_envs, *spec.shape), spec.dtype) for name, spec in self.spec.items()}
 
+    def batch_size(self, obs: Any) -> int | None:
+        """How many environments' observation this is: None for one alone, N where every array has a leading axis N."""
+        leaf = self._leaves[0]
+        shape = leaf.shape_of(obs)
+        if shape == leaf.shape:
+            return None
+        if shape[1:] == leaf.shape and len(shape) == len(leaf.shape) + 1:
+            return shape[0]
+        raise ValueError(f"observation {leaf.name!r} has shape {shape}: its space has {leaf.shape}, a batch (N, ...)")
+
     def flatten(self, obs: Any) -> dict[str, np.ndarray]:
         """One environment's observation as arrays of the shapes in `spec`, which it shares no memory with."""
         return {leaf.name: np.array(leaf.read(obs), leaf.spec.dtype) for leaf in self._leaves}
@@ -258,11 +268,21 @@ class _Leaf:
         """The least value and the number of categories, in the stored shape."""
         return np.reshape(self.start, self.spec.shape), np.reshape(self.spec.nvec, self.spec.shape)
 
+    def _part_of(self, obs: Any) -> np.ndarray:
+        try:
+            for key in self.path:
+                obs = obs[key]
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"observation {self.name!r} is missing: {type(error).__name__}: {error}") from error
+        return np.asarray(obs)
+
+    def shape_of(self, obs: Any) -> tuple[int, ...]:
+        """Shape of this array's part of `obs`, whatever it is."""
+        return self._part_of(obs).shape
+
     def read(self, obs: Any, batch: tuple[int, ...] = ()) -> np.ndarray | int:
         """This array's part of `obs`, (*batch, *spec.shape), checked but not yet of the stored dtype."""
-        for key in self.path:
-            obs = obs[key]
-        value = np.asarray(obs)
+        value = self._part_of(obs)
         if value.shape != batch + self.shape:
             raise ValueError(f"observation {self.name!r} has shape {value.shape}, its space {batch + self.shape}")
         if value.dtype.kind not in self._kinds:

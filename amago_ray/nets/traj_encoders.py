@@ -9,12 +9,16 @@ Every encoder has two modes that agree to float tolerance: `forward` maps whole 
         ...
         memory = encoder.reset_memory(memory, rollout_ended_B)
 
+Exporting a policy needs the same step as one graph, with the memory as named tensors: `portable_memory` and
+`portable_step`.
+
 Shape letters: B sequences (or environments), L timesteps, D embedding width.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import gin
@@ -24,14 +28,15 @@ from torch import Tensor, nn
 
 from amago_ray.nets.attention import Attention, CausalAttention
 from amago_ray.nets.feedforward import Normalization, activation
+from amago_ray.nets.key_value_cache import KeyValueCache, TracedCache
 from amago_ray.nets.mamba import MambaBlock, MambaMemory
 from amago_ray.nets.packed_sequences import Packing
 from amago_ray.nets.recurrent import gru_sequence
-from amago_ray.nets.transformer import KeyValueCache, PositionEmbedding, Transformer
+from amago_ray.nets.transformer import PositionEmbedding, Transformer
 
 
 class TrajEncoder(nn.Module, ABC):
-    """Base class of sequence models. A subclass defines `emb_dim`, `forward`, and, if it has memory, the other three.
+    """Base class of sequence models. A subclass defines `emb_dim`, `forward`, and, if it has memory, three more.
 
     tstep_dim: width of the timestep embeddings that come in. max_seq_len: longest training sequence, in transitions.
     """
@@ -68,6 +73,24 @@ class TrajEncoder(nn.Module, ABC):
     def reset_memory(self, memory: Any, mask_B: np.ndarray) -> Any:
         """Memory in which the environments of `mask_B` (B,) bool are at the start of a rollout."""
         return memory
+
+    def portable_memory(self, num_envs: int) -> dict[str, Tensor]:
+        """`initial_memory` as named tensors, all zeros, with the leading axis B.
+
+        Raises ValueError for an encoder that has memory and defines no `portable_memory` and `portable_step`.
+        """
+        if type(self).step is not TrajEncoder.step:
+            raise ValueError(
+                f"{type(self).__name__} cannot be exported: it has memory, and defines no portable_memory and "
+                "portable_step"
+            )
+        return {}
+
+    def portable_step(
+        self, seq_BD: Tensor, time_idx_B: Tensor, memory: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`step` as a function of tensors alone, which PyTorch can trace; writes into nothing that it is given."""
+        return self.forward(seq_BD.unsqueeze(1), time_idx_B.unsqueeze(1)).squeeze(1), {}
 
 
 @gin.configurable
@@ -181,6 +204,19 @@ class GRUTrajEncoder(TrajEncoder):
         keep_B1 = torch.from_numpy(~mask_B).to(memory.device).unsqueeze(1)
         return memory * keep_B1
 
+    def portable_memory(self, num_envs: int) -> dict[str, Tensor]:
+        return {"hidden": self.initial_memory(num_envs).transpose(0, 1)}
+
+    def portable_step(
+        self, seq_BD: Tensor, time_idx_B: Tensor, memory: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """hidden: (B, layers, d_hidden)."""
+        x_BD, hidden = seq_BD, []
+        for weights, h_BH in zip(self.rnn.all_weights, memory["hidden"].unbind(1), strict=True):
+            x_BD = torch.gru_cell(x_BD, h_BH, *weights)
+            hidden.append(x_BD)
+        return self.out_norm(self.out(x_BD)), {"hidden": torch.stack(hidden, dim=1)}
+
 
 @gin.configurable
 class TformerTrajEncoder(TrajEncoder):
@@ -260,6 +296,24 @@ class TformerTrajEncoder(TrajEncoder):
         memory.reset(mask_B)
         return memory
 
+    def portable_memory(self, num_envs: int) -> dict[str, Tensor]:
+        cache = self.initial_memory(num_envs)
+        keys, values = (x.transpose(0, 1) for x in (cache.keys, cache.values))
+        return {"keys": keys, "values": values, "count": torch.zeros(num_envs, dtype=torch.int64)}
+
+    def portable_step(
+        self, seq_BD: Tensor, time_idx_B: Tensor, memory: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """keys, values: (B, layers, H, S, K), a ring of the last S = max_seq_len timesteps. count: (B,) int64."""
+        keys, values = (list(memory[name].unbind(1)) for name in ("keys", "values"))
+        cache = TracedCache(keys, values, memory["count"], self.tformer.attention.num_sinks)
+        state_BD = self.tformer(seq_BD.unsqueeze(1), time_idx_B.unsqueeze(1), cache).squeeze(1)
+        return state_BD, {
+            "keys": torch.stack(cache.keys, dim=1),
+            "values": torch.stack(cache.values, dim=1),
+            "count": cache.count,
+        }
+
 
 @gin.configurable
 class MambaTrajEncoder(TrajEncoder):
@@ -319,6 +373,21 @@ class MambaTrajEncoder(TrajEncoder):
 
     def reset_memory(self, memory: MambaMemory, mask_B: np.ndarray) -> MambaMemory:
         return memory.reset(mask_B)
+
+    def portable_memory(self, num_envs: int) -> dict[str, Tensor]:
+        return self._as_tensors(self.initial_memory(num_envs))
+
+    def portable_step(
+        self, seq_BD: Tensor, time_idx_B: Tensor, memory: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """window: (B, layers, d_conv, d_inner). state: (B, layers, d_state, d_inner)."""
+        before = MambaMemory(memory["window"].unbind(1), memory["state"].unbind(1))
+        state_BD, after = self.step(seq_BD, time_idx_B, before)
+        return state_BD, self._as_tensors(after)
+
+    @staticmethod
+    def _as_tensors(memory: MambaMemory) -> dict[str, Tensor]:
+        return {"window": torch.stack(memory.window_BWD, dim=1), "state": torch.stack(memory.state_BND, dim=1)}
 
 
 _activation = activation  # `activation` is also the name of a setting of the encoders

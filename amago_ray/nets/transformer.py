@@ -9,7 +9,7 @@ Shape letters: B sequences (or environments), L timesteps, S cache slots, H head
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal
 
 import gin
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from amago_ray.nets.attention import Attention
 from amago_ray.nets.feedforward import Normalization, activation
+from amago_ray.nets.key_value_cache import CacheStep, KeyValueCache, TracedCache
 from amago_ray.nets.packed_sequences import Packing
 
 PositionEmbedding = Literal["fixed", "learnable", "rope"]
@@ -63,6 +64,15 @@ class SigmaReparam(nn.Module):
             sigma = torch.dot(self.u, self.weight.float() @ self.v)
             self._folded = (versions, self.weight * (self.gamma / sigma))
         return self._folded[1]
+
+    def folded(self) -> nn.Linear:
+        """The same layer as a plain linear one, not to be trained."""
+        linear = nn.Linear(self.weight.shape[1], self.weight.shape[0], bias=self.bias is not None)
+        with torch.no_grad():
+            linear.weight.copy_(self._folded_weight())
+            if self.bias is not None:
+                linear.bias.copy_(self.bias)
+        return linear.requires_grad_(False)
 
     @torch.no_grad()
     def _power_iteration(self) -> None:
@@ -110,46 +120,6 @@ def rotate(x_BHLK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x_BHLK * cos + swapped * sin).to(x_BHLK.dtype)
 
 
-@dataclass
-class KeyValueCache:
-    """Keys and values of the last timesteps of B environments, written in place as rings.
-
-    keys, values: (layers, B, H, S, K). Slots [0, num_sinks) keep the first timesteps of a rollout for good, the others
-    are a ring. count: (B,) timesteps seen since the rollout began; on the host, because resets are decided there.
-    """
-
-    keys: Tensor
-    values: Tensor
-    count: np.ndarray
-    num_sinks: int
-
-    def reset(self, mask_B: np.ndarray) -> None:
-        """Forget everything about the environments in `mask_B`; stale slots are never attended."""
-        self.count[mask_B] = 0
-
-    def advance(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Make room for one more timestep of every environment.
-
-        Returns (slot_B to write into, age_BS, index_BS): age 0 is the new timestep, negative an empty slot; index is
-        the timestep's number since the rollout began. S is cut to the slots in use.
-        """
-        new_B = self.count.copy()
-        self.count += 1
-        num_slots, sinks = self.keys.shape[3], self.num_sinks
-        ring = num_slots - sinks
-        slot_B = np.where(new_B < num_slots, new_B, sinks + (new_B - sinks) % ring)
-        used = int(min(self.count.max(), num_slots))
-        slots = np.arange(used)
-        # The newest timestep that a ring slot can hold is the largest number <= new_B that falls into this slot.
-        newest_BS = new_B[:, None] - (new_B[:, None] - slots) % ring
-        index_BS = np.where(slots < sinks, slots, newest_BS)
-        age_BS = new_B[:, None] - index_BS
-        age_BS[(index_BS < sinks) & (slots >= sinks)] = -1  # a ring slot that nothing was written to yet
-        device = self.keys.device
-        slot, age, index = (torch.from_numpy(x).to(device, non_blocking=True) for x in (slot_B, age_BS, index_BS))
-        return slot, age, index
-
-
 class AttentionLayer(nn.Module):
     """Multi-head self-attention with a learned scale per head."""
 
@@ -188,25 +158,6 @@ class AttentionLayer(nn.Module):
             heads_BHLK = self.attention.cached(q, *cache.write(k, v), cache.age_BS, cache.index_BS)
         heads_BLD = (heads_BHLK * self.head_scaler).transpose(1, 2).reshape(B, L, D)
         return self.out_projection(heads_BLD if packing is None else packing.pack(heads_BLD))
-
-
-@dataclass
-class CacheStep:
-    """One layer's view of the cache during one timestep."""
-
-    keys_BHSK: Tensor
-    values_BHSK: Tensor
-    row_B: Tensor
-    slot_B: Tensor
-    age_BS: Tensor
-    index_BS: Tensor
-
-    def write(self, k_BH1K: Tensor, v_BH1K: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new timestep and return the slots in use, (B, H, S, K) each."""
-        used = self.age_BS.shape[1]
-        self.keys_BHSK[self.row_B, :, self.slot_B] = k_BH1K[:, :, 0].to(self.keys_BHSK.dtype)
-        self.values_BHSK[self.row_B, :, self.slot_B] = v_BH1K[:, :, 0].to(self.values_BHSK.dtype)
-        return self.keys_BHSK[:, :, :used].to(k_BH1K.dtype), self.values_BHSK[:, :, :used].to(v_BH1K.dtype)
 
 
 class TransformerLayer(nn.Module):
@@ -312,7 +263,11 @@ class Transformer(nn.Module):
         return KeyValueCache(keys, values, np.zeros(num_envs, dtype=np.int64), self.attention.num_sinks)
 
     def forward(
-        self, x_BLD: Tensor, time_idx_BL: Tensor, cache: KeyValueCache | None = None, packing: Packing | None = None
+        self,
+        x_BLD: Tensor,
+        time_idx_BL: Tensor,
+        cache: KeyValueCache | TracedCache | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         """Whole sequences without `cache`; with it, L is 1 and the cache is written in place.
 
@@ -330,13 +285,7 @@ class Transformer(nn.Module):
                 time_idx_BL if packing is None else packing.pad(time_idx_BL), self.d_model // self.n_heads
             )
         x_BLD = self.dropout_emb(x_BLD)
-        steps: list[CacheStep | None] = [None] * len(self.layers)
-        if cache is not None:
-            slot_B, age_BS, index_BS = cache.advance()
-            row_B = torch.arange(len(slot_B), device=slot_B.device)
-            steps = [
-                CacheStep(k, v, row_B, slot_B, age_BS, index_BS) for k, v in zip(cache.keys, cache.values, strict=True)
-            ]
+        steps: Sequence[CacheStep | None] = [None] * len(self.layers) if cache is None else cache.steps()
         for layer, step in zip(self.layers, steps, strict=True):
             x_BLD = layer(x_BLD, rope, step, packing)
         return self.norm(x_BLD)

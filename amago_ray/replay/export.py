@@ -61,7 +61,9 @@ def npz_writer(spaces_of_env: tuple[gym.Space, gym.Space], folder: Path) -> Call
 
 def _check_flat(space: gym.Space) -> None:
     if any(isinstance(part, (spaces.Dict, spaces.Tuple)) for part in _parts(space)):
-        raise ValueError(f"AMAGO's files have no place for the nested observations {space}: use --format minari")
+        raise ValueError(
+            f"AMAGO's files have no place for the nested observations {space}: Minari's have (--format minari)"
+        )
 
 
 def _write_npz(t: Trajectory, layout: RowLayout, folder: Path, number: str) -> None:

@@ -13,15 +13,15 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from PIL import Image
 
-from amago_ray.agent.flat_weights import flatten_state, read_state_dict
+from amago_ray.agent.flat_weights import flatten_state, load_weights
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.envs.makers import MakeEnv, make_pool
 from amago_ray.envs.spaces import sample_actions
 from amago_ray.envs.tasks import RegisteredEnv, entries_of, entry_name, maker_of
-from amago_ray.messages import EpisodeResult, Weights
+from amago_ray.messages import EpisodeResult, Trajectory, Weights
 from amago_ray.rollout.assignment import DEFAULT_ROLLOUT_LIMIT_S, Tally, assign, in_order
 from amago_ray.rollout.statistics import EpisodeStatistics
-from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
+from amago_ray.rollout.worker import WHOLE_ROLLOUTS, RolloutConfig, RolloutWorker
 
 GIF_FRAME_MS = 120
 MAX_GIF_FRAMES = 1000
@@ -79,11 +79,8 @@ def load_policy_weights(spec: AgentSpec, path: Path) -> Weights:
 
     Raises ValueError when there is no such file or it is of another architecture than `spec`.
     """
-    state, agent = read_state_dict(path), spec.build()
-    try:
-        agent.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit this configuration: {' '.join(str(error).split())[:300]}") from error
+    agent = spec.build()
+    load_weights(agent, path)
     return Weights(0, flatten_state(agent.policy))
 
 
@@ -97,15 +94,18 @@ def evaluate_policy(
     num_envs: int = 8,
     max_timesteps: int | None = None,
     rollout_limit_s: float = DEFAULT_ROLLOUT_LIMIT_S,
+    temperature: float | None = None,
+    write: Callable[[Trajectory], None] | None = None,
 ) -> list[EpisodeResult]:
     """`episodes` rollouts of a policy in this process, without exploration.
 
     num_envs: at most; a VectorEnv of a fixed size keeps its own. max_timesteps, rollout_limit_s: as of `random_policy`.
+    temperature: of sampled actions, in place of the policy's own. write: is given the rollouts that count, whole.
     """
     num_envs = fixed_num_envs(make_env) or min(num_envs, episodes)
     (assignment,) = assign([num_envs], episodes, timesteps_per_env(max_timesteps, num_envs), 0, rollout_limit_s)
-    rollout = RolloutConfig(make_env, num_envs, 0, seed, spec.max_seq_len, None, sample_actions)
-    with closing(RolloutWorker(rollout, spec)) as worker:
+    rollout = RolloutConfig(make_env, num_envs, 0, seed, WHOLE_ROLLOUTS, None, sample_actions, temperature=temperature)
+    with closing(RolloutWorker(rollout, spec, write=write)) as worker:
         worker.set_weights(weights)
         return in_order(worker.evaluate(assignment).episodes)
 
@@ -155,9 +155,17 @@ class FrameRecorder(gym.Wrapper):
 
 
 def record_gif(
-    spec: AgentSpec, weights: Weights, make_env: MakeEnv, out: Path, seed: int = 0, sample_actions: bool = True
+    spec: AgentSpec,
+    weights: Weights,
+    make_env: MakeEnv,
+    out: Path,
+    seed: int = 0,
+    sample_actions: bool = True,
+    temperature: float | None = None,
 ) -> Path:
     """One rollout of a policy, its first MAX_GIF_FRAMES timesteps at most, as an animated GIF.
+
+    temperature: as of `evaluate_policy`.
 
     Raises ValueError when the environment cannot render.
     """
@@ -166,7 +174,7 @@ def record_gif(
     def make() -> gym.Env:
         return FrameRecorder(_renderable(make_env), frames)
 
-    evaluate_policy(spec, weights, make, 1, seed, sample_actions, num_envs=1, max_timesteps=MAX_GIF_FRAMES)
+    evaluate_policy(spec, weights, make, 1, seed, sample_actions, 1, MAX_GIF_FRAMES, temperature=temperature)
     first, *others = (Image.fromarray(frame) for frame in frames)
     out.parent.mkdir(parents=True, exist_ok=True)
     first.save(out, save_all=True, append_images=others, duration=GIF_FRAME_MS, loop=0)

@@ -34,7 +34,8 @@ class RolloutConfig:
     within the run. traj_save_len: longest stored trajectory, in transitions. exploration_type: None for none.
     sample_actions: draw from the policy, else take its mode. device: where the policy runs. stagger: stored pieces of
     a long rollout have random lengths, in traj_save_len -+ stagger. total_envs: environments of the run, over all
-    workers; by default up to this worker's last. action_mask_key: observation of legal actions.
+    workers; by default up to this worker's last. action_mask_key: observation of legal actions. temperature: of
+    sampled actions, in place of `Agent.temperature`.
     """
 
     make_env: MakeEnv
@@ -48,6 +49,7 @@ class RolloutConfig:
     stagger: int = 0
     total_envs: int | None = None
     action_mask_key: str | None = None
+    temperature: float | None = None
 
 
 class PreviousStep:
@@ -93,6 +95,8 @@ class RolloutWorker:
         self._worker, self._incarnation = worker, incarnation
         self._write, self._flush = write, flush
         self._policy = agent_spec.build().policy.to(config.device).eval()
+        if config.temperature is not None:
+            self._policy.temperature = config.temperature
         self._weight_version = -1
         self._pool = make_pool(
             config.make_env, config.num_envs, config.first_env, self._env_seed(), total_envs=config.total_envs

@@ -13,7 +13,7 @@ import torch
 from golden_cases import GoldenShapes, group, load
 from torch import Tensor
 
-from amago_ray import train
+from amago_ray import load_policy, train
 from amago_ray.agent.flat_weights import load_flat_state
 from amago_ray.commands.command_line import load_experiment
 from amago_ray.driver.probe import probe
@@ -109,6 +109,9 @@ def test_a_run_is_made(files: Files, capsys: pytest.CaptureFixture[str]) -> None
     for more in ((), ("--epoch", "0")):
         assert main("evaluate", files.out, "--episodes", "8", *more) == 0
         assert re.search(r"Average Total Return in GoldenShapes +\d", capsys.readouterr().out)
+    policy = load_policy(files.out)
+    action, _ = policy.act(policy.observation_space.sample())
+    assert policy.action_space.contains(action)
 
 
 def test_files_of_several_processes(files: Files) -> None:

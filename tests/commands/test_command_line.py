@@ -15,6 +15,7 @@ from amago_ray import Experiment, train
 from amago_ray.commands import train as train_command
 from amago_ray.commands.command_line import Mistake, bindings_of, in_one_line, load_experiment, short_name_options
 from amago_ray.commands.train import trials_of
+from amago_ray.driver.probe import check_data
 from amago_ray.driver.resume import create_folder
 from amago_ray.envs.builtin import Counting
 from amago_ray.run_directory import RunDirectory
@@ -86,7 +87,7 @@ def test_ctrl_c_says_how_a_run_goes_on(
     expected: str,
 ) -> None:
     def train_a_little(experiment: Experiment, *_: Any, **__: Any) -> None:
-        create_folder(experiment, experiment.directory)
+        create_folder(experiment, experiment.directory, check_data(experiment))
         begin(experiment.directory)
         interrupt()
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import TESTS, TINY_NETWORKS
 from PIL import Image
 
-from amago_ray import train
+from amago_ray import load_policy, train
 from amago_ray.commands.train import compare
 from amago_ray.watch.metrics import AVERAGE_RETURN
 
@@ -127,11 +127,18 @@ def test_evaluate_prints_returns_and_draws(
     assert "TMaze-Active-3" in capsys.readouterr().out
 
 
+def test_the_trained_policy_is_taken_away(trained: tuple[Path, str]) -> None:
+    run, _ = trained
+    for policy in (load_policy(run), load_policy(run / "ckpts" / "policy_weights" / "policy_epoch_0.pt", sample=False)):
+        action, _ = policy.act(policy.observation_space.sample())
+        assert policy.action_space.contains(action)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["--episodes", "0"], ["--episodes 0", "1 or more"]),
-        (["--epoch", "7"], ["policy_epoch_7.pt", "no such file"]),
+        (["--epoch", "7"], ["--epoch 7", "0, 1"]),
         (["--set", "GRUTrajEncoder.d_hidden = 24"], ["policy.pt does not fit this configuration"]),
         (["--env", "Coutning"], ["'Coutning'", "did you mean 'Counting'"]),
         (["--env", "NoSuchThing-v3"], ["NoSuchThing"]),

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from amago_ray import Experiment, config
 from amago_ray.agent.actor_critic import Agent, Multigammas
 from amago_ray.config import nearest, record, reject_unknown_arguments, restore, snapshot
+from amago_ray.driver.probe import check_data
 from amago_ray.driver.resume import create_folder
 from amago_ray.envs.builtin import Counting, TMaze
 from amago_ray.envs.tasks import entries_of, maker_of
@@ -163,7 +164,7 @@ def test_an_experiment_made_in_python_records_its_lambda(tmp_path: Path) -> None
     experiment = Experiment(
         run_name="a", ckpt_base_dir=tmp_path, make_train_env=lambda: Counting(6), max_seq_len=4, batch_size=7
     )
-    create_folder(experiment, experiment.directory)
+    create_folder(experiment, experiment.directory, check_data(experiment))
     lines = (tmp_path / "a" / "config.txt").read_text().splitlines()
     assert "Experiment.batch_size = 7" in lines
     assert f"Experiment.ckpt_base_dir = {str(tmp_path)!r}" in lines

@@ -67,6 +67,31 @@ def test_steps_equal_whole_sequences(name: str, num_envs: int, length: int, seed
             torch.testing.assert_close(actual, torch.cat(whole, dim=1)[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", [*ENCODERS, "sinks"])
+def test_portable_steps_equal_steps(name: str) -> None:
+    """Over rings that come round, with resets, from zeros, and nothing that is given is written into."""
+    random = np.random.default_rng(0)
+    sinks = partial(small_tformer, attention_type=partial(SlidingSinkAttention, window_size=3, sink_size=2))
+    torch.manual_seed(0)
+    encoder = ENCODERS.get(name, sinks)(tstep_dim=TSTEP_DIM, max_seq_len=5).eval()
+    memory, portable = encoder.initial_memory(3), encoder.portable_memory(3)
+    assert all(value.shape[0] == 3 and not value.any() for value in portable.values())
+    time_idx_B = torch.zeros(3, dtype=torch.int64)
+    with torch.no_grad():
+        for _ in range(20):
+            x_BD, before = torch.randn(3, TSTEP_DIM), {key: value.clone() for key, value in portable.items()}
+            expected, memory = encoder.step(x_BD, time_idx_B, memory)
+            state, after = encoder.portable_step(x_BD, time_idx_B, portable)
+            torch.testing.assert_close(state, expected)
+            assert all(torch.equal(portable[key], before[key]) for key in before)
+            ended_B = random.random(3) < 0.1
+            memory, time_idx_B = encoder.reset_memory(memory, ended_B), time_idx_B + 1
+            time_idx_B[ended_B] = 0
+            portable = {key: value.clone() for key, value in after.items()}
+            for value in portable.values():
+                value[ended_B] = 0
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_causality_and_gradients(name: str) -> None:
     """Output t depends on input t, on earlier ones if there is memory, never on later ones; no parameter is idle."""

@@ -103,6 +103,18 @@ def test_a_fast_start_finds_its_singular_value_in_training() -> None:
     assert torch.linalg.matrix_norm(effective, 2) == pytest.approx(1.0, rel=1e-3)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_folded_layer_is_the_same_plain_one(bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = SigmaReparam(5, 3, bias=bias).eval()
+    with torch.no_grad():
+        layer.weight.mul_(3.0)
+        layer.gamma.fill_(0.7)
+    x, folded = torch.randn(4, 5), layer.folded()
+    assert type(folded) is torch.nn.Linear and (folded.bias is not None) == bias
+    torch.testing.assert_close(folded(x), layer(x))
+
+
 def test_sigma_reparam_gradient_survives_a_second_forward_before_backward() -> None:
     torch.manual_seed(0)
     layer, x = sigma_layer(), part("x")

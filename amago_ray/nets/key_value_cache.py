@@ -1,0 +1,133 @@
+"""What a Transformer remembers while it acts: rings of keys and values, written in place, or as a function of tensors.
+
+Shape letters: B environments, S cache slots, H heads, K head width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass
+class CacheStep(ABC):
+    """One layer's view of a cache during one timestep. age_BS, index_BS: of its slots (see `KeyValueCache.advance`)."""
+
+    age_BS: Tensor
+    index_BS: Tensor
+
+    @abstractmethod
+    def write(self, k_BH1K: Tensor, v_BH1K: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new timestep and return the slots in use, (B, H, S, K) each."""
+
+
+@dataclass
+class RingStep(CacheStep):
+    """Of a `KeyValueCache`, which is written into."""
+
+    keys_BHSK: Tensor
+    values_BHSK: Tensor
+    row_B: Tensor
+    slot_B: Tensor
+
+    def write(self, k_BH1K: Tensor, v_BH1K: Tensor) -> tuple[Tensor, Tensor]:
+        used = self.age_BS.shape[1]
+        self.keys_BHSK[self.row_B, :, self.slot_B] = k_BH1K[:, :, 0].to(self.keys_BHSK.dtype)
+        self.values_BHSK[self.row_B, :, self.slot_B] = v_BH1K[:, :, 0].to(self.values_BHSK.dtype)
+        return self.keys_BHSK[:, :, :used].to(k_BH1K.dtype), self.values_BHSK[:, :, :used].to(v_BH1K.dtype)
+
+
+@dataclass
+class TracedCacheStep(CacheStep):
+    """Of a `TracedCache`. here_B1S1: bool, the slot of the new timestep: a mask, because indices fix B in a graph."""
+
+    cache: TracedCache
+    layer: int
+    here_B1S1: Tensor
+
+    def write(self, k_BH1K: Tensor, v_BH1K: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = self.cache.keys, self.cache.values
+        keys[self.layer] = torch.where(self.here_B1S1, k_BH1K, keys[self.layer])
+        values[self.layer] = torch.where(self.here_B1S1, v_BH1K, values[self.layer])
+        return keys[self.layer], values[self.layer]
+
+
+@dataclass
+class KeyValueCache:
+    """Keys and values of the last timesteps of B environments, written in place as rings.
+
+    keys, values: (layers, B, H, S, K). Slots [0, num_sinks) keep the first timesteps of a rollout for good, the others
+    are a ring. count: (B,) timesteps seen since the rollout began; on the host, because resets are decided there.
+    """
+
+    keys: Tensor
+    values: Tensor
+    count: np.ndarray
+    num_sinks: int
+
+    def reset(self, mask_B: np.ndarray) -> None:
+        """Forget everything about the environments in `mask_B`; stale slots are never attended."""
+        self.count[mask_B] = 0
+
+    def steps(self) -> list[CacheStep]:
+        """Make room for one more timestep, and give each layer its view of it."""
+        slot_B, age_BS, index_BS = self.advance()
+        row_B = torch.arange(len(slot_B), device=slot_B.device)
+        layers = zip(self.keys, self.values, strict=True)
+        return [RingStep(age_BS, index_BS, keys, values, row_B, slot_B) for keys, values in layers]
+
+    def advance(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Make room for one more timestep of every environment.
+
+        Returns (slot_B to write into, age_BS, index_BS): age 0 is the new timestep, negative an empty slot; index is
+        the timestep's number since the rollout began. S is cut to the slots in use.
+        """
+        new_B = self.count.copy()
+        self.count += 1
+        used = int(min(self.count.max(), self.keys.shape[3]))
+        positions = ring_positions(new_B, np.arange(used), self.keys.shape[3], self.num_sinks, np.where)
+        device = self.keys.device
+        slot, age, index = (torch.from_numpy(x).to(device, non_blocking=True) for x in positions)
+        return slot, age, index
+
+
+@dataclass
+class TracedCache:
+    """A `KeyValueCache` as a function of tensors, so that a step is one graph: every slot takes part at every step.
+
+    keys, values: of each layer, (B, H, S, K); replaced as the step goes, not written into. count: (B,) int64.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    count: Tensor
+    num_sinks: int
+
+    def steps(self) -> list[CacheStep]:
+        """As of `KeyValueCache`, over all slots."""
+        new_B, num_slots = self.count, self.keys[0].shape[2]
+        self.count = self.count + 1
+        slots = torch.arange(num_slots)
+        slot_B, age_BS, index_BS = ring_positions(new_B, slots, num_slots, self.num_sinks, torch.where)
+        here_B1S1 = (slots == slot_B[:, None])[:, None, :, None]
+        return [TracedCacheStep(age_BS, index_BS, self, layer, here_B1S1) for layer in range(len(self.keys))]
+
+
+def ring_positions(new_B: Any, slots: Any, num_slots: int, sinks: int, where: Callable[..., Any]) -> tuple[Any, ...]:
+    """What `KeyValueCache.advance` returns of `slots`, (S,), as arrays or tensors: `where` is of the same kind.
+
+    new_B: the number of each environment's new timestep since its rollout began.
+    """
+    ring = num_slots - sinks
+    slot_B = where(new_B < num_slots, new_B, sinks + (new_B - sinks) % ring)
+    # The newest timestep that a ring slot can hold is the largest number <= new_B that falls into this slot.
+    newest_BS = new_B[:, None] - (new_B[:, None] - slots) % ring
+    index_BS = where(slots < sinks, slots, newest_BS)
+    unwritten_BS = (index_BS < sinks) & (slots >= sinks)
+    return slot_B, where(unwritten_BS, -1, new_B[:, None] - index_BS), index_BS
