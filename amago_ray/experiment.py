@@ -249,6 +249,7 @@ class Experiment(ExperimentSettings):
             logs = self._watching.to_resume
             run_state = ring.state | what_to_resume(self.progress, self.agent_spec, self._layout, logs)
             self.directory.save_training_state(epoch, ring.save_state, run_state)
+            ring.saved(epoch)
             self._watching.call("on_checkpoint")
         return self.directory.training_state(epoch)
 
@@ -268,6 +269,7 @@ class Experiment(ExperimentSettings):
     def load_checkpoint(self, epoch: int, resume_training_state: bool = True) -> None:
         """Go back to a saved epoch of this run: to its whole training state, or to its policy's weights alone.
 
+        resume_training_state: the run goes on after that epoch; training states and log rows of later ones are removed.
         What replay holds stays. Raises ValueError where that epoch was not saved.
         """
         saved = self.directory.saved_epochs()
@@ -276,8 +278,14 @@ class Experiment(ExperimentSettings):
         if not resume_training_state:
             self.load_policy(self.directory.policy_epoch(epoch))
             return
-        self._started().load_state(epoch)
-        self.progress.gradient_steps = self.directory.load_run_state(epoch)["progress"]["gradient_steps"]
+        ring = self._started()
+        ring.load_state(epoch)
+        then = Progress.from_dict(self.directory.load_run_state(epoch)["progress"])
+        vars(self.progress).update(vars(then))  # the object that everybody reads
+        for later in saved[saved.index(epoch) + 1 :]:
+            self.directory.remove_training_state(later)
+        if self._watching is not None:
+            self._watching.rewind(epoch)
         self.on_checkpoint_loaded()
 
     def on_checkpoint_loaded(self) -> None:

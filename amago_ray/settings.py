@@ -9,6 +9,8 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from amago_ray.agent import Agent
 from amago_ray.config import nearest
 from amago_ray.envs.exploration import EpsilonGreedy, ExplorationWrapper
@@ -35,7 +37,7 @@ def whole_number(minimum: int, or_float: bool = False) -> Check:
     """Integers from `minimum` on. or_float: such as 1e10 too."""
 
     def check(value: Any) -> str | None:
-        whole = isinstance(value, int) or (or_float and isinstance(value, float) and value.is_integer())
+        whole = isinstance(value, (int, np.integer)) or (or_float and isinstance(value, float) and value.is_integer())
         fits = whole and not isinstance(value, bool) and value >= minimum
         return None if fits else f"it must be an integer of {minimum} or more"
 
@@ -44,13 +46,19 @@ def whole_number(minimum: int, or_float: bool = False) -> Check:
 
 def positive(value: Any) -> str | None:
     """Numbers above 0."""
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    fits = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool) and value > 0
     return None if fits else "it must be a number above 0"
+
+
+def not_negative(value: Any) -> str | None:
+    """Numbers from 0 on."""
+    fits = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool) and value >= 0
+    return None if fits else "it must be a number of 0 or more"
 
 
 def fraction(value: Any) -> str | None:
     """Numbers from 0 to 1."""
-    fits = isinstance(value, (int, float)) and 0 <= value <= 1
+    fits = isinstance(value, (int, float, np.floating, np.integer)) and 0 <= value <= 1
     return None if fits else "it must be a number in [0, 1]"
 
 
@@ -241,7 +249,7 @@ class ExperimentSettings:
     learning_rate: float = setting(1e-4, "of AdamW", positive)
     lr_warmup_steps: int = setting(500, "updates over which the learning rate rises linearly", whole_number(0))
     grad_clip: float = setting(1.0, "largest norm of the gradient", positive)
-    l2_coeff: float = setting(1e-3, "AdamW's weight decay")
+    l2_coeff: float = setting(1e-3, "AdamW's weight decay", not_negative)
     mixed_precision: MixedPrecision = setting("no", "of encoders and heads", one_of(MixedPrecision))
 
     exploration_wrapper_type: Callable[..., ExplorationWrapper] | None = setting(
@@ -272,7 +280,7 @@ class ExperimentSettings:
         list_of_callbacks,
     )
     verbose: bool = setting(True, "show progress")
-    seed: int = setting(0, "of everything that is random")
+    seed: int = setting(0, "of everything that is random", whole_number(0))
 
     num_rollout_workers: int | None = setting(
         None,

@@ -95,6 +95,9 @@ class FakeTopology:
 
         return [self._call("commit", number, answer)]
 
+    def ping_shards(self) -> list[Any]:
+        return [self._call("ping_shards", None, lambda: True)]
+
     def restart_shard(self, shard: int) -> None:
         self.log.append(("restart shard", shard))
 
@@ -106,7 +109,7 @@ class FakeTopology:
 
     def train(self, num_batches: int, mixture: Any) -> list[Any]:
         before = self.batches
-        # A group that dies has learned half of what it was asked for: that is what is lost with it.
+        # Those of a group that dies are in its weights, and go down with them.
         self.batches = before + num_batches
 
         def answer() -> LearnReport:

@@ -80,7 +80,8 @@ class Collection:
 
     timesteps_per_env: quota of each environment. exploration_steps: steps that each has behind it.
     timeout_s: a worker that needs longer for one chunk is killed and restarted. resets: how often all environments
-    have been reset by now; a worker that has done fewer does so first.
+    have been reset by now; a worker that has done fewer does so first. is_excused: whether somebody else, such as a
+    silent shard, is why a worker does not answer.
     """
 
     def __init__(
@@ -92,10 +93,12 @@ class Collection:
         exploration_steps: int,
         timeout_s: float,
         message: Callable[[str], None],
+        is_excused: Callable[[], bool],
         resets: int = 0,
     ):
         self._topology, self._liveness, self._weights, self._resets = topology, liveness, weights, resets
-        self._exploration_steps, self._timeout_s, self._message = exploration_steps, timeout_s, message
+        self._exploration_steps, self._timeout_s = exploration_steps, timeout_s
+        self._message, self._is_excused = message, is_excused
         workers = range(topology.num_workers)
         self._share = [timesteps_per_env * topology.num_envs(w) for w in workers]
         self._left_over = 0
@@ -149,8 +152,8 @@ class Collection:
                 self._start(worker, now)
         for worker, (call, _, started) in self._in_flight.items():
             if now - started > self._timeout_s and not call.done():
-                self._liveness.hangs(worker)
-                self._topology.restart_worker(worker)
+                if not self._is_excused() and self._liveness.hangs(worker):
+                    self._topology.restart_worker(worker)
                 self._in_flight[worker] = (*self._in_flight[worker][:2], now)
         return [call for call, _, _ in self._in_flight.values()]
 

@@ -81,8 +81,8 @@ class Evaluation:
                 self._in_flight[share] = (self._start(free[0], share, len(self._parts[share])), free[0], now)
         for share, (call, worker, started) in self._in_flight.items():
             if now - started > self._timeout_s and not call.done():
-                self._liveness.hangs(worker)
-                self._restart(worker)
+                if self._liveness.hangs(worker):
+                    self._restart(worker)
                 self._in_flight[share] = (call, worker, now)
         return [call for call, _, _ in self._in_flight.values()]
 

@@ -96,22 +96,24 @@ class FailurePolicy:
     """
 
     def __init__(self) -> None:
-        self._in_a_row: Counter[tuple[str, int]] = Counter()
+        self._in_a_row: Counter[tuple[str, int, type[Exception]]] = Counter()
 
     def decide(self, role: str, index: int, error: Exception) -> Decision:
         """What to do about `error`, raised by a call to process `index` of `role`. What is no failure of a process is a
         bug: RAISE."""
-        rule = next((rule for (r, kind), rule in RULES.items() if r == role and isinstance(error, kind)), None)
-        if rule is None:
+        kind = next((kind for r, kind in RULES if r == role and isinstance(error, kind)), None)
+        if kind is None:
             return Decision.RAISE
-        self._in_a_row[role, index] += 1
-        gave_up = rule.at_most is not None and self._in_a_row[role, index] > rule.at_most
+        rule = RULES[role, kind]
+        self._in_a_row[role, index, kind] += 1
+        gave_up = rule.at_most is not None and self._in_a_row[role, index, kind] > rule.at_most
         return Decision.RAISE if gave_up else rule.decision
 
     def is_first(self, role: str, index: int) -> bool:
         """Whether the failure that was decided last is the first in a row of this process, and so worth telling."""
-        return self._in_a_row[role, index] == 1
+        return sum(self._in_a_row[role, index, kind] for kind in (ProcessDied, CallTimeout)) == 1
 
     def recovered(self, role: str, index: int) -> None:
         """A call to this process was answered."""
-        self._in_a_row.pop((role, index), None)
+        for kind in (ProcessDied, CallTimeout):
+            self._in_a_row.pop((role, index, kind), None)

@@ -21,6 +21,7 @@ class Learning:
 
     rebuild: makes the new group; returns how many batches that were learned before this job it does not have. Raises
         when the failure policy says so.
+    is_excused: whether somebody else, such as a silent shard, is why there was no progress.
     finished: told the report, when all is learned. mixture: weight of each source of data; None for replay alone.
     Learning ends early, without a report, when all that was stored went down with its shards.
     """
@@ -33,10 +34,11 @@ class Learning:
         message: Callable[[str], None],
         rebuild: Callable[[LearnerDied], int],
         finished: Callable[[LearnReport], None],
+        is_excused: Callable[[], bool],
         mixture: tuple[float, ...] | None = None,
     ):
         self._topology, self._timeout_s, self._message = topology, timeout_s, message
-        self._rebuild, self._finished, self._mixture = rebuild, finished, mixture
+        self._rebuild, self._finished, self._is_excused, self._mixture = rebuild, finished, is_excused, mixture
         self.total = num_batches
         self.report: LearnReport | None = None
         self._start(again=0)
@@ -66,9 +68,7 @@ class Learning:
         """Refresh `done` without waiting; a group that has stood still for `timeout_s` is rebuilt."""
         if self.finished:
             return
-        if time.monotonic() - self._heard > self._timeout_s:
-            self._go_on(LearnerDied(f"the learner made no progress for {self._timeout_s:g} s (call_timeout_s)"))
-        elif self._progress is None:
+        if self._progress is None:
             self._progress = self._topology.learn_progress()
         elif self._progress.done():
             try:
@@ -79,6 +79,11 @@ class Learning:
             if batches - self._first > self._batches:
                 self._batches, self._heard = batches - self._first, time.monotonic()
             self._progress = None
+        if time.monotonic() - self._heard > self._timeout_s:
+            if self._is_excused():
+                self._heard = time.monotonic()
+            else:
+                self._go_on(LearnerDied(f"the learner made no progress for {self._timeout_s:g} s (call_timeout_s)"))
 
     def take(self, call: RemoteCall) -> None:
         if call not in self._in_flight:

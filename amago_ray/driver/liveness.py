@@ -19,10 +19,10 @@ class Liveness:
     ping: asks a worker; answered when it is up. num_workers: in all, away until `wait_for` or `look` finds them up.
     failures: says how often one may die. timeout_s: with no worker up for longer, there is nobody left to do the work.
 
-        presence.look()                       # now and then: who has come up?
-        if presence.is_here(worker): ...      # then it may be called
-        presence.lost(worker, death)          # when a call raised ProcessDied
-        presence.worked(worker)               # when a call was answered
+        liveness.look()                       # now and then: who has come up?
+        if liveness.is_here(worker): ...      # then it may be called
+        liveness.lost(worker, death)          # when a call raised ProcessDied
+        liveness.worked(worker)               # when a call was answered
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class Liveness:
         self._pings: dict[int, RemoteCall] = {worker: ping(worker) for worker in range(num_workers)}
         self._not_before: dict[int, float] = {}
         self._seen: set[int] = set()
+        self._killed: set[int] = set()
         self._somebody_at = time.monotonic()
         self.num_workers = num_workers
 
@@ -65,6 +66,7 @@ class Liveness:
                     raise ProcessDied(f"no rollout worker came up within {timeout_s:g} s")
                 break
             time.sleep(0.05)  # between two looks at who is up
+        self.forgive()
         away = self.num_workers - len(self.here)
         if away:
             self._message(
@@ -108,21 +110,33 @@ class Liveness:
         if not self.is_here(worker):
             return False
         self._not_before[worker] = time.monotonic() + RETRY_INTERVAL_S
+        if worker in self._killed:  # for its silence, which was decided on
+            self._killed.remove(worker)
+            return True
         if self._failures.decide(WORKER, worker, death) is Decision.RAISE:
             raise death
         if self._failures.is_first(WORKER, worker):
             self._message(f"rollout worker {worker} died; Ray restarts it, the others take over meanwhile ({death})")
         return True
 
-    def hangs(self, worker: int) -> None:
-        """A call to this worker is not answered in time, and the caller is about to restart it.
+    def hangs(self, worker: int) -> bool:
+        """A call to this worker is not answered in time. Returns whether the caller is to kill it.
 
         Raises CallTimeout when it has hung time and again, without finishing anything in between.
         """
         silent = CallTimeout(f"rollout worker {worker} is silent for {self._timeout_s:g} s (call_timeout_s)")
-        if self._failures.decide(WORKER, worker, silent) is Decision.RAISE:
+        decision = self._failures.decide(WORKER, worker, silent)
+        if decision is Decision.RAISE:
             raise silent
+        if decision is Decision.RETRY:
+            return False
         self._message(f"{silent}: restarting it")
+        self._killed.add(worker)
+        return True
+
+    def forgive(self) -> None:
+        """The driver itself was busy for a while: nobody was away for that."""
+        self._somebody_at = time.monotonic()
 
     def worked(self, worker: int) -> None:
         """A call to this worker was answered."""

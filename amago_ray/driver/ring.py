@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +37,7 @@ from amago_ray.watch.metrics import Progress
 T = TypeVar("T")
 
 SHARD_RETRY_INTERVAL_S = 0.2
+SHARD_ANSWER_TIMEOUT_S = 10.0  # a shard that is well answers in milliseconds, or is busy with one request
 MAX_DEATHS_OVER_ONE_WORK = 3  # each costs what was learned since the newest training state
 ROOM_TIMEOUT_S = 20.0  # for the processes of an earlier run to give back what they had
 
@@ -65,8 +67,10 @@ class Ring:
         self._weight_version = 0
         self._commits = 0
         self._validations = 0
-        self._updates = progress.gradient_steps  # that the learner group has made, those of dead ones included
-        self._initial_policy: Path | None = None
+        self._batches = 0  # that the learner groups have learned from, those of dead ones included
+        saved = directory.saved_epochs()
+        self._base_epoch = saved[-1] if saved else None  # whose training state a new group begins with
+        self._base_policy: Path | None = None  # that was loaded over it
         self._shard_lives: dict[int, int] = {}
         self._damage_told: dict[int, set[str]] = {}
         self.replay: list[ReplayReport] = []  # of the newest commit
@@ -80,7 +84,11 @@ class Ring:
         now = place(self.plan.roles, cluster.nodes)
         later = place(self.plan.roles, cluster.nodes, free_only=False)
         workers = set(range(self.num_workers))
-        self._insist(self._start_learners)
+        self._batches = state.get("batches", 0)
+        try:
+            self._start_learners()
+        except LearnerDied as death:
+            self._rebuild_learners(death)
         timeout_s = max(START_TIMEOUT_S, self._settings.call_timeout_s)
         self._liveness.wait_for(
             workers - set(now.waiting(WORKER)), workers - set(later.waiting(WORKER)), timeout_s, ROOM_TIMEOUT_S
@@ -146,6 +154,7 @@ class Ring:
             exploration_steps=exploration_steps,
             timeout_s=self._settings.call_timeout_s,
             message=self.say,
+            is_excused=self._restart_silent_shards,
             resets=resets,
         )
 
@@ -174,11 +183,36 @@ class Ring:
         """Learning from `num` batches, started."""
         mixture = self._mixture.weights_at(epoch) if self._mixture.datasets else None
         timeout_s = self._settings.call_timeout_s
-        return Learning(self._topology, num, timeout_s, self.say, self._rebuild_learners, self._learned, mixture)
+        return Learning(
+            self._topology,
+            num,
+            timeout_s,
+            self.say,
+            self._rebuild_learners,
+            partial(self._learned, num),
+            self._restart_silent_shards,
+            mixture,
+        )
 
-    def _learned(self, report: LearnReport) -> None:
+    def _learned(self, batches: int, report: LearnReport) -> None:
         self._failures.recovered(LEARNER, 0)
-        self._updates = report.total_updates
+        self._batches += batches
+
+    def _restart_silent_shards(self) -> bool:
+        """Ask all shards whether they are well and restart those that do not answer. Returns whether there were any."""
+        found = False
+        for shard, call in enumerate(self._topology.ping_shards()):
+            try:
+                call.result(SHARD_ANSWER_TIMEOUT_S)
+            except ProcessDied:
+                found = True  # Ray restarts it
+            except CallTimeout as silent:
+                if self._failures.decide(SHARD, shard, silent) is Decision.RAISE:
+                    raise
+                self.say(f"{silent}: restarting it")
+                self._topology.restart_shard(shard)
+                found = True
+        return found
 
     def drive(self, collection: CollectJob | None, learning: LearnJob | None) -> None:
         """Bring what was started to its end, showing progress."""
@@ -303,24 +337,30 @@ class Ring:
     def load_policy(self, path: Path) -> None:
         """Go on from an agent's weights, and publish them. Raises RuntimeError where they fit another architecture."""
         self._insist(lambda: self._topology.load_agent(path))
-        self._initial_policy = path
+        self._base_policy = path
         self.publish()
 
     def load_state(self, epoch: int) -> None:
         """Put the learners where they were after `epoch`, and publish their weights."""
+        self._base_epoch, self._base_policy = epoch, None
+        self._batches = self._saved_batches(epoch)
         self._insist(lambda: self._topology.load_state(self._directory.training_state(epoch)))
-        self._updates = self._directory.load_run_state(epoch)["progress"]["gradient_steps"]
         self.publish()
 
     def save_state(self, folder: Path) -> None:
         """Let every learner write its share of a training state."""
         self._insist(lambda: self._topology.save_state(folder))
 
+    def saved(self, epoch: int) -> None:
+        """The training state of `epoch` is complete: a new group begins with it."""
+        self._base_epoch, self._base_policy = epoch, None
+
     @property
     def state(self) -> dict[str, Any]:
         """What a training state says of the ring, beside the learners' own files."""
         return {
             "weight_version": self._weight_version,
+            "batches": self._batches,
             "commits": self._commits,
             "replay": {str(report.shard): report.trajectories for report in self.replay},
         }
@@ -346,6 +386,7 @@ class Ring:
                     raise
                 behind = self._rebuild_learners(death)
                 if behind:
+                    self._batches -= behind  # until they are learned again
                     self.drive(None, self.learn_batches(behind, self.progress.epoch + 1))
 
     def _rebuild_learners(self, death: LearnerDied) -> int:
@@ -354,22 +395,33 @@ class Ring:
         Raises `death` when groups have died time and again without finishing anything in between.
         """
         while self._failures.decide(LEARNER, 0, death) is Decision.REBUILD:
-            saved = self._directory.saved_epochs()
-            since = f"the training state of epoch {saved[-1] + 1}" if saved else "the initial weights"
-            self.say(f"{death}; going on from {since}")
+            self.say(f"{death}; going on from {self._beginning}")
             try:
-                return self._start_learners()
+                behind = self._start_learners()
             except LearnerDied as another:
                 death = another
+                continue
+            self._liveness.forgive()
+            return behind
         raise death
 
+    @property
+    def _beginning(self) -> str:
+        if self._base_policy is not None:
+            return f"the weights of {self._base_policy}"
+        return (
+            "the initial weights" if self._base_epoch is None else f"the training state of epoch {self._base_epoch + 1}"
+        )
+
     def _start_learners(self) -> int:
-        """A group from the newest training state, the policy that was loaded, or initial weights: what there is."""
+        """A group where the last one began: see `_beginning`. Returns how many batches it lacks."""
         self._topology.start_learners()
-        saved = self._directory.saved_epochs()
-        if saved:
-            self._topology.load_state(self._directory.training_state(saved[-1]))
-        elif self._initial_policy is not None:
-            self._topology.load_agent(self._initial_policy)
-        has = self._directory.load_run_state(saved[-1])["progress"]["gradient_steps"] if saved else 0
-        return max(self._updates - has, 0) * self._settings.batches_per_update
+        if self._base_epoch is not None:
+            self._topology.load_state(self._directory.training_state(self._base_epoch))
+        if self._base_policy is not None:
+            self._topology.load_agent(self._base_policy)
+        has = 0 if self._base_epoch is None else self._saved_batches(self._base_epoch)
+        return max(self._batches - has, 0)
+
+    def _saved_batches(self, epoch: int) -> int:
+        return self._directory.load_run_state(epoch)["batches"]

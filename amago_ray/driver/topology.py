@@ -190,6 +190,10 @@ class Topology:
         """Make what was pushed visible on every shard: one call per shard."""
         return [RemoteCall(s.commit.remote(number), f"replay shard {i}") for i, s in enumerate(self._shards)]
 
+    def ping_shards(self) -> list[RemoteCall[Any]]:
+        """Ask every shard whether it answers."""
+        return [RemoteCall(s.__ray_ready__.remote(), f"replay shard {i}") for i, s in enumerate(self._shards)]
+
     def restart_shard(self, shard: int) -> None:
         """Kill a shard that hangs; Ray starts it anew, and it reads its files again."""
         ray.kill(self._shards[shard], no_restart=False)

@@ -187,6 +187,10 @@ class Watching:
             with _named(callback, place, self._progress.epoch):
                 getattr(callback, place)(self._view)
 
+    def rewind(self, epoch: int) -> None:
+        """Drop what was logged of later epochs."""
+        self._metrics.rewind(epoch)
+
     def close(self) -> None:
         """Close the log and where it goes."""
         self._metrics.close()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 
-from amago_ray.messages import REWARD, Batch
+from amago_ray.messages import REWARD, Batch, SampledSequences
 
 NAMED = 8  # trajectories of one shard that are listed by name
 
@@ -17,9 +18,14 @@ class NonFiniteUpdate(ValueError):
 
 
 def origin(batch: Batch) -> Batch:
-    """The batch without all that is large: what `describe` needs of it."""
-    parts = tuple(replace(part, columns={REWARD: part.columns[REWARD]}) for part in batch.parts)
-    return replace(batch, parts=parts)
+    """The batch without all that is large: what `describe` needs of it. Copied: a view would keep the whole message."""
+    return replace(batch, parts=tuple(_small(part) for part in batch.parts))
+
+
+def _small(part: SampledSequences) -> SampledSequences:
+    values = {field.name: getattr(part, field.name) for field in fields(part)}
+    arrays: dict[str, Any] = {name: value.copy() for name, value in values.items() if isinstance(value, np.ndarray)}
+    return replace(part, columns={REWARD: part.columns[REWARD].copy()}, **arrays)
 
 
 def describe(batches: Sequence[Batch]) -> str:

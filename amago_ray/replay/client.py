@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from amago_ray.messages import Batch, SampledSequences, Trajectory
-from amago_ray.pending import Pending, ProcessDied, Ready, ShardAway
+from amago_ray.pending import CallTimeout, Pending, ProcessDied, Ready, ShardAway
 from amago_ray.replay.sampling.sources import Available, ReplayEmpty
 from amago_ray.replay.shard import BUFFER, ReplayShard
 from amago_ray.replay.storage.trajectory_pack import PackedTrajectories, pack
@@ -99,7 +99,7 @@ class ReplayWriter:
                 self._send(shard)
 
     def flush(self) -> None:
-        """Send what is gathered and wait until everything is acknowledged. Raises ShardAway, CallTimeout."""
+        """Send what is gathered and wait until everything is acknowledged. Raises ShardAway."""
         for shard, gathered in enumerate(self._gathered):
             if gathered:
                 self._send(shard)
@@ -118,8 +118,12 @@ class ReplayWriter:
         shard, packed, pending = self._in_flight[0]
         while True:
             try:
-                pending.result(self._timeout_s)
+                pending.result(self._timeout_s if self._away_since is None else RETRY_INTERVAL_S)
                 break
+            except CallTimeout as silent:
+                # It may be at work still: the message stays in flight, and the next flush looks for its answer again.
+                self._away_since = self._away_since or time.monotonic()
+                raise ShardAway(str(silent)) from silent
             except ProcessDied as death:
                 now = time.monotonic()
                 since = self._away_since = self._away_since or now
@@ -268,7 +272,7 @@ class ReplayReader:
             for pending in asked:
                 try:
                     answers.append(pending.result(self._timeout_s))
-                except ProcessDied:
+                except (ProcessDied, CallTimeout):
                     answers.append(())
             down = sum(not answer for answer in answers)
             if down < len(answers) and (survey := Survey(tuple(answers))).mixture(mixture).any():
@@ -301,7 +305,7 @@ class ReplayReader:
         """What the shards answered, or None when one died over it or holds something else by now."""
         try:
             answers = [pending.result(self._timeout_s) for _, _, pending in request.parts]
-        except (ProcessDied, ReplayEmpty):
+        except (ProcessDied, CallTimeout, ReplayEmpty):
             return None
         found = [answer for answer in answers if answer is not None]
         return found if len(found) == len(answers) else None
@@ -344,7 +348,7 @@ class ReplayReader:
                     place = (int(part.shard[0]), part.life)
                     news.setdefault(place, []).append((part.number[batch.index[mine]], values[mine]))
         for pending in self._told:
-            with contextlib.suppress(ProcessDied):
+            with contextlib.suppress(ProcessDied, CallTimeout):
                 pending.result(self._timeout_s)
         self._told = [
             self._shards[shard].update_priorities(

@@ -187,13 +187,16 @@ class RolloutWorker:
 
     def _env_seed(self, evaluation: int | None = None) -> int:
         """Environments are seeded by their number within the run: it does not matter how workers share them."""
-        numbers = (self.config.seed, self._incarnation, *(() if evaluation is None else (evaluation,)))
+        # Ends in another number than 0, which `SeedSequence` would not tell from nothing.
+        numbers = (self.config.seed, self._incarnation, *(() if evaluation is None else (evaluation, 1)))
         return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
     def _start_evaluation(self, assignment: Assignment) -> None:
         self._tally, self._parts, self._obs = Tally(assignment), 0, {}
         self._pool.reseed(self._env_seed(assignment.number))
-        seeds = np.random.SeedSequence((self.config.seed, self.config.first_env, self._incarnation, assignment.number))
+        seeds = np.random.SeedSequence(
+            (self.config.seed, self.config.first_env, self._incarnation, assignment.number, 1)
+        )
         self._random = TorchRandomStream(int(seeds.generate_state(1)[0]))
 
     def _drop_rollouts(self, chunk: Chunk) -> None:

@@ -37,8 +37,8 @@ class Here:
     def worked(self, worker: int) -> None:
         pass
 
-    def hangs(self, worker: int) -> None:
-        pass
+    def hangs(self, worker: int) -> bool:
+        return True
 
     def lost(self, worker: int, death: ProcessDied) -> bool:
         self.here.remove(worker)

@@ -46,5 +46,13 @@ def test_it_gives_up_on_a_process_that_never_recovers(role: str, kind: type[Exce
     assert last is (Decision.RAISE if rule.at_most else rule.decision) and not policy.is_first(role, 0)
 
 
+def test_each_kind_of_failure_is_counted_by_itself() -> None:
+    """However often a shard that restarts was asked in vain, its first slow answer does not end the run."""
+    policy = FailurePolicy()
+    for _ in range(50):
+        assert policy.decide(SHARD, 0, ProcessDied("x")) is Decision.RETRY
+    assert policy.decide(SHARD, 0, CallTimeout("x")) is Decision.RESTART
+
+
 def test_the_readme_says_what_happens() -> None:
     assert failures.table() in README.read_text()

@@ -11,7 +11,7 @@ from amago_ray.driver import liveness
 from amago_ray.driver.failures import RULES, FailurePolicy
 from amago_ray.driver.liveness import Liveness
 from amago_ray.driver.placement import WORKER
-from amago_ray.pending import ProcessDied
+from amago_ray.pending import CallTimeout, ProcessDied
 
 
 class Ping:
@@ -129,3 +129,15 @@ def test_without_anybody_the_run_ends_at_last(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(liveness.time, "monotonic", lambda: now + 51)
     with pytest.raises(ProcessDied, match="no rollout worker has been up for 50 s"):
         workers.liveness.look()
+
+
+def test_a_worker_that_hangs_and_is_killed_for_it_has_failed_once() -> None:
+    workers = Workers(1)
+    for _ in range(RULES[WORKER, CallTimeout].at_most or 0):
+        workers.liveness.look()
+        workers.come_up(0)
+        workers.liveness.look()
+        assert workers.liveness.hangs(0)
+        assert workers.liveness.lost(0, ProcessDied("killed"))
+    with pytest.raises(CallTimeout, match="rollout worker 0 is silent for 60 s"):
+        workers.liveness.hangs(0)

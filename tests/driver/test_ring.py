@@ -75,6 +75,7 @@ class Run:
             if save:
                 state = self.ring.state | {"progress": self.progress.to_dict()}
                 self.directory.save_training_state(epoch, self.ring.save_state, state)
+                self.ring.saved(epoch)
         return self
 
 
@@ -176,3 +177,58 @@ def test_a_worker_that_hangs_is_restarted_and_its_share_done(tmp_path: Path, mon
     run.ring.drive(collection, None)
     assert ("restart worker", 0) in topology.log and topology.collected == STEPS * ENVS
     assert any("rollout worker 0 is silent for 1e-09 s (call_timeout_s): restarting it" in line for line in run.said)
+
+
+def test_a_policy_that_was_loaded_over_a_state_is_kept(tmp_path: Path) -> None:
+    topology = FakeTopology(script={("train", 2): DIED})
+    run = Run(tmp_path, "alternate", topology).start().learn(epochs=2)
+    run.ring.load_policy(tmp_path / "other.pt")
+    run.schedule.run_epoch(2, last=True)
+    loads = [detail for kind, detail in topology.log if kind == "load_agent"]
+    assert loads == [tmp_path / "other.pt"] * 2
+    assert any("going on from the weights of" in line for line in run.said)
+
+
+def test_a_group_begins_with_the_state_that_was_gone_back_to(tmp_path: Path) -> None:
+    topology = FakeTopology(script={("train", 3): DIED})
+    run = Run(tmp_path, "alternate", topology).start().learn(epochs=3)
+    run.ring.load_state(0)
+    run.progress.epoch = 0
+    run.schedule.run_epoch(1, last=False)
+    assert topology.batches == 2 * BATCHES and topology.published[-1] == 2 * BATCHES
+
+
+def test_batches_that_made_no_whole_update_are_done_again_too(tmp_path: Path) -> None:
+    topology = FakeTopology(script={("train", 1): DIED})
+    run = Run(tmp_path, "alternate", topology, batches_per_update=4, train_batches_per_epoch=10).start()
+    run.learn(epochs=2, save=False)
+    assert topology.batches == 20
+
+
+def test_a_group_that_dies_at_the_start_is_built_once_more_and_not_twice(tmp_path: Path) -> None:
+    topology = FakeTopology(script={("start_learners", 0): DIED})
+    Run(tmp_path, "alternate", topology).start()
+    assert topology.count("start_learners") == 2
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_learner_that_waits_for_a_silent_shard_is_not_to_blame(tmp_path: Path, silent: bool) -> None:
+    script: Script = {("ping_shards", 0): HANGS} if silent else {}
+    topology = FakeTopology(script=script, train=4)
+    run = Run(tmp_path, "alternate", topology, call_timeout_s=1e-9).start()
+    run.ring.commit()
+    learning = run.ring.learn_batches(BATCHES, 0)
+    learning.poll_progress()
+    assert (("restart shard", 0) in topology.log) == silent
+    assert topology.count("start_learners") == (1 if silent else 2)
+
+
+def test_a_driver_that_was_asleep_looks_at_the_answer_before_the_clock(tmp_path: Path) -> None:
+    topology = FakeTopology(train=4)
+    run = Run(tmp_path, "alternate", topology, call_timeout_s=50.0).start()
+    learning = run.ring.learn_batches(BATCHES, 0)
+    learning.poll_progress()
+    learning._first = 0
+    learning._heard -= 100.0
+    learning.poll_progress()
+    assert topology.count("start_learners") == 1 and learning.done == BATCHES
