@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from amago_ray.commands.command_line import Mistake
+from amago_ray.config import nearest
 
 # The word of the command line -> its module of `commands`, with a function run(arguments) -> exit status.
 COMMANDS = {
@@ -29,7 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status, 2 for a mistake of the user, which ends in one line on stderr."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = "train"
-    if arguments and arguments[0] in COMMANDS:
+    if arguments and not arguments[0].startswith("-"):
+        if arguments[0] not in COMMANDS:
+            print(f"amago-ray: there is no command {arguments[0]!r}{nearest(arguments[0], COMMANDS)}", file=sys.stderr)
+            return 2
         name = COMMANDS[arguments.pop(0)]
     try:
         return importlib.import_module(f"amago_ray.commands.{name}").run(arguments)

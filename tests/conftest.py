@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 import subprocess
+import sys
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -71,6 +72,17 @@ def clean_gin() -> Iterator[None]:
     gin.clear_config()
     yield
     gin.clear_config()
+
+
+@pytest.fixture(autouse=True)
+def any_precision() -> Iterator[None]:
+    """A process chooses its precision once, with `accelerate`; every test here may choose anew."""
+    yield
+    if "accelerate.state" in sys.modules:
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
 
 
 @pytest.fixture

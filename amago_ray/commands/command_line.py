@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from amago_ray import cli_utils, config
 from amago_ray.config.mistakes import MISSING_VALUE
 from amago_ray.envs.makers import EnvFailure
+from amago_ray.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from amago_ray.experiment import Experiment
@@ -122,8 +123,11 @@ def load_experiment(configs: Sequence[str | Path], bindings: Sequence[str]) -> E
 
 def latest_weights(run: Path, epoch: int | None = None) -> Path:
     """The file of a run's newest policy weights, or of those of one epoch."""
-    ckpts = run / "ckpts"
-    return ckpts / "latest" / "policy.pt" if epoch is None else ckpts / "policy_weights" / f"policy_epoch_{epoch}.pt"
+    directory = RunDirectory(run.parent, run.name)
+    kept = directory.policy_epochs()
+    if epoch is None and not directory.latest_policy.is_file() and kept:
+        epoch = kept[-1]  # of a run with always_save_latest=False that has not ended
+    return directory.latest_policy if epoch is None else directory.policy_epoch(epoch)
 
 
 def duration(seconds: float) -> str:

@@ -140,6 +140,7 @@ def _evaluate(
     experiment: Experiment, spec: AgentSpec, options: argparse.Namespace, epoch: int | None, subfolder: str = "."
 ) -> list[EpisodeResult]:
     """Rollouts of one policy; those of every epoch are played with the same seeds. subfolder: of saved rollouts."""
+    from amago_ray.driver.plan import TEST_SEEDS
     from amago_ray.rollout.evaluate import evaluate_policy, load_policy_weights
 
     with in_one_line():
@@ -148,7 +149,7 @@ def _evaluate(
             load_policy_weights(spec, latest_weights(options.run, epoch)),
             experiment.make_val_env,
             options.episodes,
-            options.seed,
+            options.seed + TEST_SEEDS,
             not options.greedy,
             rollout_limit_s=experiment.call_timeout_s,
             temperature=options.temperature,
@@ -169,11 +170,12 @@ def _writer(experiment: Experiment, folder: Path | None, subfolder: str) -> Call
 
 
 def _draw(experiment: Experiment, spec: AgentSpec, options: argparse.Namespace, epoch: int | None) -> None:
+    from amago_ray.driver.plan import TEST_SEEDS
     from amago_ray.rollout.evaluate import load_policy_weights, record_gif
 
     with in_one_line():
         weights = load_policy_weights(spec, latest_weights(options.run, epoch))
-        how = (options.seed, not options.greedy, options.temperature)
+        how = (options.seed + TEST_SEEDS, not options.greedy, options.temperature)
         print(record_gif(spec, weights, experiment.make_val_env, options.gif, *how))
 
 

@@ -107,20 +107,29 @@ def train(experiment: Experiment, options: argparse.Namespace, resume: bool) -> 
         experiment.learn()
         print(f"\nThe run is in {experiment.directory.root}")
         if experiment.test_episodes and not options.no_final_test:
-            from amago_ray.rollout.evaluate import final_test
+            _compare_with_random(experiment)
 
-            x = experiment
-            trained, random = final_test(
-                x.evaluate_test,
-                x.make_val_env,
-                x.test_episodes,
-                x.test_max_timesteps,
-                x.seed,
-                x.parallel_actors,
-                x.call_timeout_s,
-                x.action_mask_key,
-            )
-            print(compare(trained, summarize_episodes(random)))
+
+def _compare_with_random(experiment: Experiment) -> None:
+    """The comparison at the end. Where it cannot be made, a line says why: the run itself is finished."""
+    from amago_ray.rollout.evaluate import final_test
+
+    x = experiment
+    try:
+        trained, random = final_test(
+            x.evaluate_test,
+            x.make_val_env,
+            x.test_episodes,
+            x.test_max_timesteps,
+            x.seed,
+            x.parallel_actors,
+            x.call_timeout_s,
+            x.action_mask_key,
+        )
+    except ValueError as error:
+        print(f"no final test: {error} (Experiment.test_max_timesteps={x.test_max_timesteps})")
+        return
+    print(compare(trained, summarize_episodes(random)))
 
 
 def advice(experiment: Experiment) -> str:

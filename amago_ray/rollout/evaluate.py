@@ -125,7 +125,7 @@ def final_test(
     evaluate_test: `Experiment.evaluate_test`. episodes: of each. max_timesteps: of each, over all environments;
     rollouts that begin later are left out. Raises ValueError where not one rollout of the trained policy ends.
     """
-    timesteps = timesteps_per_env(max_timesteps, min(num_envs, episodes))
+    timesteps = timesteps_per_env(max_timesteps, fixed_num_envs(make_env) or min(num_envs, episodes))
     trained = evaluate_test(make_env, timesteps=timesteps, episodes=episodes)
     return trained, random_policy(make_env, episodes, seed, num_envs, max_timesteps, rollout_limit_s, action_mask_key)
 

@@ -549,3 +549,10 @@ def test_a_shard_that_is_away_costs_no_step_and_no_trajectory() -> None:
     assert [report.shard_away for report in reports] == ["replay shard 1 has been away for 120 s", ""]
     assert sum(report.trajectories for report in reports) == len(run.written) > 0
     assert [report.wait_s for report in reports] == [0.0, 7.0]
+
+
+def test_evaluations_are_played_in_other_environments_than_training() -> None:
+    """Also where seed and number are both 0."""
+    worker = collected(lambda: Counting(6)).worker
+    seeds = [worker._env_seed(), *(worker._env_seed(number) for number in range(5))]
+    assert len(set(seeds)) == 6

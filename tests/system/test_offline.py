@@ -164,7 +164,9 @@ def test_contradictions_are_refused(make_experiment: Callable[..., Any]) -> None
     with pytest.raises(TypeError, match=r"Experiment.dataset='data/x': it must be an RLDataset"):
         make_experiment(dataset="data/x")
     other = make_experiment(dataset=EpisodeDataset(random_episodes(partial(TMaze, 3))))
-    with pytest.raises(ValueError, match="EpisodeDataset, trajectory 0: observations are not built like"):
+    with pytest.raises(
+        ValueError, match="EpisodeDataset, trajectory 0: observation 0: observation 'env_id' is missing"
+    ):
         other.start()
     assert not other.directory.exists()
 

@@ -127,7 +127,14 @@ def test_a_run_from_start_to_resumed_to_repeated(
 
 
 def check_run_directory(root: Path) -> None:
-    assert {p.name for p in root.iterdir()} == {"config.txt", "metrics.jsonl", "wandb_logs", "ckpts", "replay"}
+    assert {p.name for p in root.iterdir()} == {
+        "config.txt",
+        "spaces.json",
+        "metrics.jsonl",
+        "wandb_logs",
+        "ckpts",
+        "replay",
+    }
     ckpts = root / "ckpts"
     assert {p.name for p in ckpts.iterdir()} == {"training_states", "latest", "policy_weights"}
     assert {p.name for p in (ckpts / "training_states").iterdir()} == {"run_epoch_0", "run_epoch_2"}
@@ -135,6 +142,7 @@ def check_run_directory(root: Path) -> None:
     assert all("/run_epoch_" in name for name in states) and len(states) >= 8
     assert files_below(root) - states == {
         "config.txt",
+        "spaces.json",
         "metrics.jsonl",
         "wandb_logs",
         "ckpts/latest/policy.pt",
