@@ -156,13 +156,13 @@ class Experiment(ExperimentSettings):
                     summary |= watching.validation(ring.validate().summary())
                 self._display.finish_epoch(summary)
                 if self.always_save_latest or epoch + 1 == self.epochs:
-                    write_atomically(self.directory.latest_policy, ring.save_policy)
+                    write_atomically(self.directory.latest_policy, ring.learners.save_policy)
                 if self.is_due(epoch, self.ckpt_interval):
                     self.save()
                 watching.call("after_epoch")
             if watching.stop_reason is not None and self.progress.epoch >= 0:
                 self._display.message(f"stopped after epoch {self.progress.epoch + 1}: {watching.stop_reason}")
-                write_atomically(self.directory.latest_policy, ring.save_policy)
+                write_atomically(self.directory.latest_policy, ring.learners.save_policy)
                 self.save()
             if watching.stop_reason is not None or self.progress.epoch + 1 >= self.epochs:
                 watching.end()
@@ -244,12 +244,12 @@ class Experiment(ExperimentSettings):
         if epoch not in self.directory.saved_epochs():
             ring = self._started()
             self._display.update(status="saving")
-            write_atomically(self.directory.policy_epoch(epoch), ring.save_policy)
+            write_atomically(self.directory.policy_epoch(epoch), ring.learners.save_policy)
             assert self._watching is not None
             logs = self._watching.to_resume
             run_state = ring.state | what_to_resume(self.progress, self.agent_spec, self._layout, logs)
-            self.directory.save_training_state(epoch, ring.save_state, run_state)
-            ring.saved(epoch)
+            self.directory.save_training_state(epoch, ring.learners.save_state, run_state)
+            ring.learners.saved(epoch)
             self._watching.call("on_checkpoint")
         return self.directory.training_state(epoch)
 

@@ -22,7 +22,8 @@ class Learning:
     rebuild: makes the new group; returns how many batches that were learned before this job it does not have. Raises
         when the failure policy says so.
     is_excused: whether somebody else, such as a silent shard, is why there was no progress.
-    finished: told the report, when all is learned. mixture: weight of each source of data; None for replay alone.
+    finished: told the number of batches and the report, when all is learned.
+    mixture: weight of each source of data; None for replay alone.
     Learning ends early, without a report, when all that was stored went down with its shards.
     """
 
@@ -33,7 +34,7 @@ class Learning:
         timeout_s: float,
         message: Callable[[str], None],
         rebuild: Callable[[LearnerDied], int],
-        finished: Callable[[LearnReport], None],
+        finished: Callable[[int, LearnReport], None],
         is_excused: Callable[[], bool],
         mixture: tuple[float, ...] | None = None,
     ):
@@ -103,7 +104,7 @@ class Learning:
         self._in_flight.remove(call)
         self.report = self.report or report
         if self.finished:
-            self._finished(self.report)
+            self._finished(self.total, self.report)
 
     def _go_on(self, death: LearnerDied) -> None:
         self._start(again=self._rebuild(death))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,13 +17,14 @@ from amago_ray.driver.collection import Collection
 from amago_ray.driver.evaluation import Evaluation
 from amago_ray.driver.failures import Decision, FailurePolicy
 from amago_ray.driver.jobs import CollectJob, LearnJob, run_jobs
+from amago_ray.driver.learner_group import LearnerGroup
 from amago_ray.driver.learning import Learning
 from amago_ray.driver.liveness import Liveness
-from amago_ray.driver.placement import LEARNER, SHARD, WORKER, place
+from amago_ray.driver.placement import SHARD, WORKER, place
 from amago_ray.driver.plan import Plan
 from amago_ray.driver.remote import RemoteCall
-from amago_ray.driver.topology import START_TIMEOUT_S, LearnerDied, Topology
-from amago_ray.messages import EvaluationReport, LearnReport, ReplayReport, Weights
+from amago_ray.driver.topology import START_TIMEOUT_S, Topology
+from amago_ray.messages import EvaluationReport, ReplayReport, Weights
 from amago_ray.pending import CallTimeout, ProcessDied
 from amago_ray.replay.datasets.dataset import mixture_of
 from amago_ray.rollout.assignment import Assignment, assign, rollouts_of_a_round
@@ -38,7 +38,6 @@ T = TypeVar("T")
 
 SHARD_RETRY_INTERVAL_S = 0.2
 SHARD_ANSWER_TIMEOUT_S = 10.0  # a shard that is well answers in milliseconds, or is busy with one request
-MAX_DEATHS_OVER_ONE_WORK = 3  # each costs what was learned since the newest training state
 ROOM_TIMEOUT_S = 20.0  # for the processes of an earlier run to give back what they had
 
 
@@ -62,15 +61,14 @@ class Ring:
         self._liveness = Liveness(
             topology.ping, topology.num_workers, self._failures, settings.call_timeout_s, self.say
         )
+        self.learners = LearnerGroup(
+            topology, self._failures, directory, self.say, forgive=self._liveness.forgive, catch_up=self._catch_up
+        )
         self._mixture = mixture_of(settings.dataset)
         self._weights: RemoteCall[Weights] | None = None
         self._weight_version = 0
         self._commits = 0
         self._validations = 0
-        self._batches = 0  # that the learner groups have learned from, those of dead ones included
-        saved = directory.saved_epochs()
-        self._base_epoch = saved[-1] if saved else None  # whose training state a new group begins with
-        self._base_policy: Path | None = None  # that was loaded over it
         self._shard_lives: dict[int, int] = {}
         self._damage_told: dict[int, set[str]] = {}
         self.replay: list[ReplayReport] = []  # of the newest commit
@@ -84,11 +82,7 @@ class Ring:
         now = place(self.plan.roles, cluster.nodes)
         later = place(self.plan.roles, cluster.nodes, free_only=False)
         workers = set(range(self.num_workers))
-        self._batches = state.get("batches", 0)
-        try:
-            self._start_learners()
-        except LearnerDied as death:
-            self._rebuild_learners(death)
+        self.learners.start(state.get("batches", 0))
         timeout_s = max(START_TIMEOUT_S, self._settings.call_timeout_s)
         self._liveness.wait_for(
             workers - set(now.waiting(WORKER)), workers - set(later.waiting(WORKER)), timeout_s, ROOM_TIMEOUT_S
@@ -188,15 +182,11 @@ class Ring:
             num,
             timeout_s,
             self.say,
-            self._rebuild_learners,
-            partial(self._learned, num),
+            self.learners.rebuild,
+            self.learners.learned,
             self._restart_silent_shards,
             mixture,
         )
-
-    def _learned(self, batches: int, report: LearnReport) -> None:
-        self._failures.recovered(LEARNER, 0)
-        self._batches += batches
 
     def _restart_silent_shards(self) -> bool:
         """Ask all shards whether they are well and restart those that do not answer. Returns whether there were any."""
@@ -280,7 +270,7 @@ class Ring:
     def publish(self) -> None:
         """Broadcast the learners' weights; workers fetch them with their next call."""
         self._weight_version += 1
-        self._weights = self._insist(
+        self._weights = self.learners.insist(
             lambda: self._topology.publish(self._weight_version, self._settings.call_timeout_s)
         )
 
@@ -330,37 +320,22 @@ class Ring:
 
     # ---------------------------------------------------------------- files
 
-    def save_policy(self, path: Path) -> None:
-        """Write the agent's weights as they are."""
-        self._insist(lambda: self._topology.save_agent(path))
-
     def load_policy(self, path: Path) -> None:
         """Go on from an agent's weights, and publish them. Raises RuntimeError where they fit another architecture."""
-        self._insist(lambda: self._topology.load_agent(path))
-        self._base_policy = path
+        self.learners.load_policy(path)
         self.publish()
 
     def load_state(self, epoch: int) -> None:
         """Put the learners where they were after `epoch`, and publish their weights."""
-        self._base_epoch, self._base_policy = epoch, None
-        self._batches = self._saved_batches(epoch)
-        self._insist(lambda: self._topology.load_state(self._directory.training_state(epoch)))
+        self.learners.load_state(epoch)
         self.publish()
-
-    def save_state(self, folder: Path) -> None:
-        """Let every learner write its share of a training state."""
-        self._insist(lambda: self._topology.save_state(folder))
-
-    def saved(self, epoch: int) -> None:
-        """The training state of `epoch` is complete: a new group begins with it."""
-        self._base_epoch, self._base_policy = epoch, None
 
     @property
     def state(self) -> dict[str, Any]:
         """What a training state says of the ring, beside the learners' own files."""
         return {
             "weight_version": self._weight_version,
-            "batches": self._batches,
+            "batches": self.learners.batches,
             "commits": self._commits,
             "replay": {str(report.shard): report.trajectories for report in self.replay},
         }
@@ -369,59 +344,6 @@ class Ring:
         """End every process of the run."""
         self._topology.close()
 
-    # ---------------------------------------------------------------- learners that die
-
-    def _insist(self, work: Callable[[], T]) -> T:
-        """Do `work` on the learners, and again with a new group that has caught up, when one dies over it.
-
-        Raises LearnerDied when one group after the other has died over the same work.
-        """
-        deaths = 0
-        while True:
-            try:
-                return work()
-            except LearnerDied as death:
-                deaths += 1
-                if deaths > MAX_DEATHS_OVER_ONE_WORK:
-                    raise
-                behind = self._rebuild_learners(death)
-                if behind:
-                    self._batches -= behind  # until they are learned again
-                    self.drive(None, self.learn_batches(behind, self.progress.epoch + 1))
-
-    def _rebuild_learners(self, death: LearnerDied) -> int:
-        """A new group, from the newest training state. Returns how many batches it lacks of those that were learned.
-
-        Raises `death` when groups have died time and again without finishing anything in between.
-        """
-        while self._failures.decide(LEARNER, 0, death) is Decision.REBUILD:
-            self.say(f"{death}; going on from {self._beginning}")
-            try:
-                behind = self._start_learners()
-            except LearnerDied as another:
-                death = another
-                continue
-            self._liveness.forgive()
-            return behind
-        raise death
-
-    @property
-    def _beginning(self) -> str:
-        if self._base_policy is not None:
-            return f"the weights of {self._base_policy}"
-        return (
-            "the initial weights" if self._base_epoch is None else f"the training state of epoch {self._base_epoch + 1}"
-        )
-
-    def _start_learners(self) -> int:
-        """A group where the last one began: see `_beginning`. Returns how many batches it lacks."""
-        self._topology.start_learners()
-        if self._base_epoch is not None:
-            self._topology.load_state(self._directory.training_state(self._base_epoch))
-        if self._base_policy is not None:
-            self._topology.load_agent(self._base_policy)
-        has = 0 if self._base_epoch is None else self._saved_batches(self._base_epoch)
-        return max(self._batches - has, 0)
-
-    def _saved_batches(self, epoch: int) -> int:
-        return self._directory.load_run_state(epoch)["batches"]
+    def _catch_up(self, batches: int) -> None:
+        """Learn so many batches now."""
+        self.drive(None, self.learn_batches(batches, self.progress.epoch + 1))

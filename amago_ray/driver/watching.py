@@ -96,7 +96,7 @@ class LiveView(RunView):
 
     def save_policy(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, self._ring.save_policy)
+        write_atomically(path, self._ring.learners.save_policy)
 
     def record_gif(self, path: Path) -> None:
         x = self._settings

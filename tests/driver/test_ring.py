@@ -75,8 +75,8 @@ class Run:
                 self.progress.gradient_steps = result.learned.total_updates
             if save:
                 state = self.ring.state | {"progress": self.progress.to_dict()}
-                self.directory.save_training_state(epoch, self.ring.save_state, state)
-                self.ring.saved(epoch)
+                self.directory.save_training_state(epoch, self.ring.learners.save_state, state)
+                self.ring.learners.saved(epoch)
         return self
 
 

@@ -160,7 +160,7 @@ def test_a_trial_that_is_given_anothers_checkpoint_goes_on_from_its_networks(
     with make_experiment(run_name="behind", epochs=3, seed=5, learning_rate=7e-4) as behind:
         behind.start(resume=True)
         assert behind.progress.epoch == 1
-        behind._ring.save_policy(directory.latest_policy)
+        behind._ring.learners.save_policy(directory.latest_policy)
         adopted = torch.load(directory.latest_policy, weights_only=True)
         assert all(torch.equal(adopted[name], value) for name, value in weights.items())
         behind.learn()
