@@ -52,7 +52,7 @@ class SigmaReparam(nn.Module):
         else:
             nn.init.trunc_normal_(self.weight, std=0.02)
             left, _, right = torch.linalg.svd(self.weight.detach(), full_matrices=False)
-            u, v = left[:, 0].contiguous(), right[0].contiguous()
+            u, v = left[:, 0].clone(), right[0].clone()  # no views: files of weights refuse parts of a storage
         self.register_buffer("u", u)
         self.register_buffer("v", v)
         self._folded: tuple[tuple[int, ...], Tensor] | None = None

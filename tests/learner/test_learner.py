@@ -324,6 +324,18 @@ def test_an_optimiser_of_ones_own_goes_on_where_it_was_saved(tmp_path: Path) -> 
         assert torch.equal(value, learner.agent.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("encoder", TRAJ_ENCODERS)
+def test_every_encoder_goes_on_from_a_state_in_a_learner_that_is_just_made(encoder: str, tmp_path: Path) -> None:
+    learner = make_learner(encoder=TRAJ_ENCODERS[encoder])
+    learner.update(prepared_batch("discrete"))
+    learner.save_state(str(tmp_path))
+    saved = {name: value.clone() for name, value in learner.agent.state_dict().items()}
+    forget_accelerator()
+    resumed = make_learner(encoder=TRAJ_ENCODERS[encoder])
+    resumed.load_state(str(tmp_path))
+    assert all(torch.equal(value, saved[name]) for name, value in resumed.agent.state_dict().items())
+
+
 def test_priorities_reach_replay_even_where_importance_weighs_nothing() -> None:
     """With an exponent of 0 every weight is 1, and what is drawn still follows the critics' errors."""
     (shard,) = make_shards(1, L, mode="prioritized")
