@@ -30,6 +30,9 @@ from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
 torch.set_num_threads(1)
 
 
+ROW_BYTES = 25  # of one timestep of `trajectory`
+
+
 def trajectory(sequence: int = 0, length: int = 5, worker: int = 0, incarnation: int = 0, **facts: Any) -> Trajectory:
     """A piece of a rollout whose rows say where they are from: obs.from is (worker, incarnation, sequence, row)."""
     row = np.arange(length + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,12 +38,14 @@ def address(tmp_path: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "system.replay_process", str(path)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
     with open(errors, "w") as stderr:
-        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=stderr, text=True)
+        process = subprocess.Popen(
+            command, env=env, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True
+        )
         try:
             assert process.stdout is not None and process.stdout.readline() == "listening\n"
             yield str(path)
         finally:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # a shard may live where the test has failed
             process.communicate()
     assert errors.read_text() == ""
 

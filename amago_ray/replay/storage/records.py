@@ -6,9 +6,9 @@ A segment is a header followed by records, laid end to end:
     record   =  HEAD | facts of M trajectories | JSON extras | column | column | ...
 
 Every column of a record holds the rows of its M trajectories end to end, so that a slice of one trajectory is one
-contiguous read per column. A compressed column is a run of lz4 blocks of `BLOCK_ROWS` rows each. A *commit* is a record
-without trajectories. All numbers are little-endian. HEAD carries two CRC-32 checksums: one over itself and the facts,
-which is checked whenever a log is opened, and one over the columns.
+contiguous read per column. A compressed column is a run of lz4 blocks of `BLOCK_ROWS` rows each. A *commit* and an
+*eviction* are records without trajectories. All numbers are little-endian. HEAD carries two CRC-32 checksums: one over
+itself and the facts, which is checked whenever a log is opened, and one over the columns.
 
 Shape letters: M trajectories of one record, R rows of them all.
 """
@@ -32,7 +32,7 @@ FORMAT_VERSION = 1
 PREFIX = struct.Struct("<IIII")  # magic, format version, bytes and CRC-32 of the JSON header
 HEAD = struct.Struct("<IIIIQQQdI")  # magic, kind, facts bytes, extras bytes, columns bytes, M, R, time, columns' CRC
 HEAD_BYTES = HEAD.size + 4  # and the CRC of HEAD, facts and extras
-DATA, COMMIT = 1, 2
+DATA, COMMIT, EVICTION = 1, 2, 3
 BLOCK_ROWS = 16
 
 FACTS = np.dtype(
@@ -122,7 +122,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Entry:
-    """The facts of one record as they are read back. kind: DATA or COMMIT. facts: (M,) of dtype FACTS."""
+    """The facts of one record as they are read back. kind: DATA, COMMIT or EVICTION. facts: (M,) of dtype FACTS."""
 
     record: Record
     kind: int
@@ -199,6 +199,11 @@ def encode_commit(number: int, total: int, time_s: float) -> bytes:
     return _head(COMMIT, np.zeros(0, dtype=FACTS), {"number": number, "total": total}, 0, 0, time_s, 0)
 
 
+def encode_eviction(first: int, time_s: float) -> bytes:
+    """An eviction: trajectories are alive from number `first` on, whatever the segments still hold of others."""
+    return _head(EVICTION, np.zeros(0, dtype=FACTS), {"first": first}, 0, 0, time_s, 0)
+
+
 def _head(
     kind: int, facts: np.ndarray, extras: Mapping[str, Any], size: int, num_rows: int, time_s: float, crc: int
 ) -> bytes:
@@ -213,7 +218,7 @@ def head_bytes(head: bytes) -> int:
     if len(head) < HEAD_BYTES:
         raise Corrupt("it ends within a record's head")
     magic, kind, facts_bytes, extras_bytes, *_ = HEAD.unpack_from(head)
-    if magic != MAGIC or kind not in (DATA, COMMIT):
+    if magic != MAGIC or kind not in (DATA, COMMIT, EVICTION):
         raise Corrupt("a record does not begin as records do")
     return HEAD_BYTES + facts_bytes + extras_bytes
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,7 +16,7 @@ import numpy as np
 from amago_ray.messages import Trajectory, TrajectoryId
 from amago_ray.replay.storage import records
 from amago_ray.replay.storage.folders import lock_folder
-from amago_ray.replay.storage.records import COMMIT, FACTS, Corrupt, Entry, Record, Schema
+from amago_ray.replay.storage.records import COMMIT, EVICTION, FACTS, Corrupt, Entry, Record, Schema
 from amago_ray.replay.storage.seen_ids import SeenIds
 from amago_ray.replay.storage.segments import (
     FileSegment,
@@ -217,19 +219,28 @@ class TrajectoryStore:
         excess = int(self.num_bytes - self.config.capacity_bytes)
         by_bytes = 0 if excess <= 0 else int(np.searchsorted(np.cumsum(rows["num_bytes"]), excess) + 1)
         num = max(by_bytes, len(rows) - self.config.capacity_trajectories)
-        if num <= 0:
-            return
-        for key, count in zip(*np.unique(rows["record"][:num], return_counts=True), strict=True):
+        if num > 0:
+            self._drop(num)
+            self.evicted += num
+            self._delete_dead_segments()
+
+    def _drop(self, num: int) -> None:
+        """Take the oldest `num` trajectories from the table."""
+        for key, count in zip(*np.unique(self.table.rows["record"][:num], return_counts=True), strict=True):
             self._live[self._records[int(key)].segment] -= int(count)
         self.table.drop(num)
-        self.evicted += num
-        self._delete_dead_segments()
 
     def _delete_dead_segments(self) -> None:
         """Free the oldest segments as long as nothing in them is alive."""
-        for number in sorted(self._segments):
-            if self._live[number] or number == self._current:
-                return
+        dead = list(takewhile(lambda n: not self._live[n] and n != self._current, sorted(self._segments)))
+        if dead and self.config.folder is not None and not self.read_only:
+            # One commit's trajectories may lie in several segments. Whoever finds some of them gone must be able to
+            # tell that those before them, in segments that are left, are evicted as well. A full disk must not keep
+            # space from being freed.
+            with contextlib.suppress(StorageError):
+                newest = self._segments[max(self._segments)]
+                self._write(newest, [records.encode_eviction(self.table.first, time.time())])
+        for number in dead:
             segment = self._segments.pop(number)
             self._unsynced.discard(segment)
             segment.close() if self.read_only else segment.delete()
@@ -347,6 +358,7 @@ class TrajectoryStore:
 
     def _load(self, folder: Path) -> None:
         numbers = segment_numbers(folder)
+        first_alive = 0
         for number in numbers:
             segment = FileSegment(segment_path(folder, number), write=not self.read_only)
             try:
@@ -365,11 +377,14 @@ class TrajectoryStore:
                 if entry.kind == COMMIT:
                     total = entry.extras["total"]
                     self._show_staged(entry.extras["number"])
+                elif entry.kind == EVICTION:
+                    first_alive = entry.extras["first"]
                 else:
                     self._stage(entry)
             # Numbers count back from the newest: what went missing was older.
             self.table.first, self.table.end = total - len(self.table), total
         self._next_segment = numbers[-1] + 1 if numbers else 0
+        self._drop(min(max(first_alive - self.table.first, 0), len(self.table)))
         self._evict()
 
     def _on_damage(self, segment: Segment, newest: bool) -> Callable[[Corrupt, int, int | None], None]:

@@ -18,7 +18,15 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from ring_cases import assert_same_trajectories, make_shards, sample, stored_ids, stored_trajectories, trajectory
+from ring_cases import (
+    ROW_BYTES,
+    assert_same_trajectories,
+    make_shards,
+    sample,
+    stored_ids,
+    stored_trajectories,
+    trajectory,
+)
 
 from amago_ray.messages import Trajectory
 from amago_ray.replay.storage import records
@@ -27,7 +35,6 @@ from amago_ray.replay.storage.segments import segment_numbers, segment_path
 from amago_ray.replay.storage.trajectory_pack import pack
 
 Id = tuple[int, int, int]
-ROW_BYTES = 25
 IDS = st.tuples(st.integers(0, 1), st.integers(0, 1), st.integers(0, 30))
 
 

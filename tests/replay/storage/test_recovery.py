@@ -11,7 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ring_cases import assert_same_trajectories, make_shards, sample, stored_trajectories, trajectory
+from ring_cases import (
+    ROW_BYTES,
+    assert_same_trajectories,
+    make_shards,
+    sample,
+    stored_ids,
+    stored_trajectories,
+    trajectory,
+)
 
 from amago_ray.messages import Trajectory
 from amago_ray.replay.shard import ReplayShard
@@ -234,3 +242,37 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest
     assert len(TrajectoryStore(StoreConfig(tmp_path / "shard_0"), read_only=True).damage) == 0
     shard.close()
     make_shards(1, folder=tmp_path)[0].close()
+
+
+def test_what_was_evicted_does_not_come_back(tmp_path: Path) -> None:
+    """A commit orders by identity: what was evicted may share a segment with what was not, in front of a freed one."""
+    settings: dict[str, Any] = {"folder": tmp_path, "capacity_bytes": 20 * ROW_BYTES, "segment_bytes": 100}
+    (shard,) = make_shards(1, **settings)
+    shard.push(pack([trajectory(0, 7, worker=1)]))
+    shard.push(pack([trajectory(0, 1, worker=0), trajectory(0, 1, worker=2)]))
+    shard.commit()
+    shard.push(pack([trajectory(1, 12, worker=0)]))
+    shard.commit()
+    left = [(2, 0, 0), (0, 0, 1)]
+    assert stored_ids([shard]) == left and shard.store.table.first == 2
+    shard.close()
+    for _ in range(2):  # what the first one finds is what the second one does
+        (again,) = make_shards(1, **settings)
+        assert stored_ids([again]) == left and (again.store.table.first, again.store.table.end) == (2, 4)
+        assert again.report().damage == ()
+        again.close()
+    looked_at = TrajectoryStore(StoreConfig(tmp_path / "shard_0", 20 * ROW_BYTES), read_only=True)
+    assert [row["worker"] for row in looked_at.table.rows] == [2, 0]
+    looked_at.close()
+
+
+def test_less_capacity_evicts_once_and_for_all(tmp_path: Path) -> None:
+    (shard,) = make_shards(1, folder=tmp_path, segment_bytes=100)
+    shard.push(pack([trajectory(0, 7, worker=1)]))
+    shard.push(pack([trajectory(0, 1, worker=0), trajectory(0, 1, worker=2)]))
+    shard.commit()
+    shard.close()
+    for capacity in (9, 9, 100):
+        (shard,) = make_shards(1, folder=tmp_path, segment_bytes=100, capacity_bytes=capacity * ROW_BYTES)
+        assert stored_ids([shard]) == [(2, 0, 0)] and shard.store.table.first == 2
+        shard.close()

@@ -10,14 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ring_cases import assert_same_trajectories, make_shards, stored_ids, stored_trajectories, trajectory
+from ring_cases import ROW_BYTES, assert_same_trajectories, make_shards, stored_ids, stored_trajectories, trajectory
 
 from amago_ray.messages import Trajectory
 from amago_ray.replay.shard import ReplayShard
 from amago_ray.replay.storage.store import MAX_SEGMENTS, SEGMENT_BYTES, StoreConfig
 from amago_ray.replay.storage.trajectory_pack import PackedTrajectories, pack
-
-ROW_BYTES = 25
 
 
 def fill(shard: ReplayShard, *trajectories: Trajectory) -> list[int]:
