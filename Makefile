@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-fast test-sweeps test-cluster lint bench clean
+.PHONY: help demo test test-fast test-sweeps test-cluster lint docs bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -14,7 +14,7 @@ help:  ## show this list
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -c constraints.txt -e '.[envs,tune,compression,offline,tensorboard,export,dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[envs,tune,compression,offline,tensorboard,export,docs,dev]'
 	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE \
 		$(BIN)/python -m pip install -c constraints.txt --no-cache-dir --no-build-isolation --no-deps mamba-ssm
 	@touch $@
@@ -39,6 +39,10 @@ lint: .venv/.installed  ## check style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy amago_ray
+
+docs: .venv/.installed  ## build the documents as a site, build/site; warnings are errors, links are checked
+	$(BIN)/python -m sphinx -b html -W --keep-going -q -d build/doctrees -c docs . build/site
+	@echo "open build/site/index.html"
 
 bench: .venv/.installed  ## measure rollout, learner, long sequences and replay
 	$(BIN)/python benchmarks/rollout.py

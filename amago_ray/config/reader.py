@@ -174,7 +174,10 @@ class _Reader(gin.config.ParserDelegate):
         try:
             gin.parse_config_file(filename)  # from gin's own search paths
         except OSError as error:
-            raise ValueError(f"include {filename!r}: there is no such file") from error
+            shipped_one = shipped.named(filename)
+            if shipped_one is None:
+                raise ValueError(f"include {filename!r}: there is no such file") from error
+            self.read_file(shipped_one)
 
 
 @contextmanager

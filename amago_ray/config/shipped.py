@@ -19,21 +19,27 @@ def names() -> list[str]:
     return sorted(path.relative_to(folder()).with_suffix("").as_posix() for path in folder().rglob("*.gin"))
 
 
+def named(config: str | Path) -> Path | None:
+    """The one that comes along as `config`, which may be written as in the repository, "configs/tmaze.gin"; or None."""
+    name = _name(config)
+    return folder() / f"{name}.gin" if name in names() else None
+
+
 def find(config: str | Path) -> Path:
     """The file that `config` means: that file; else `config`.gin; else the one of that name that comes along.
 
-    A name may be written as in the repository, "configs/tmaze.gin", or without folder and ending.
-    Raises ValueError, with the nearest names, where there is none.
+    Raises ValueError, with the nearest name, where there is none.
     """
-    for path in (Path(config), Path(f"{config}.gin")):
-        if path.is_file():
+    for path in (Path(config), Path(f"{config}.gin"), named(config)):
+        if path is not None and path.is_file():
             return path
-    name = Path(config).as_posix().removeprefix("configs/").removesuffix(".gin")
-    if name in names():
-        return folder() / f"{name}.gin"
-    close = difflib.get_close_matches(name, names(), n=1)
+    close = difflib.get_close_matches(_name(config), names(), n=1)
     advice = f"; did you mean {close[0]!r}?" if close else "; `amago-ray configs` lists those that do"
     raise ValueError(f"--config {config}: there is no such file, nor does one of that name come along{advice}")
+
+
+def _name(config: str | Path) -> str:
+    return Path(config).as_posix().removeprefix("configs/").removesuffix(".gin")
 
 
 def introduction(file: Path) -> str:

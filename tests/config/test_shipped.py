@@ -68,6 +68,13 @@ def test_by_name_they_are_configurations_with_their_includes() -> None:
     assert gin.query_parameter("Experiment.run_name") == "bandit_k5_n10"
 
 
+def test_a_file_of_ones_own_may_include_one(tmp_path: Path) -> None:
+    (tmp_path / "mine.gin").write_text('include "tmaze.gin"\nExperiment.run_name = "mine"\n')
+    config.load(["mine"])
+    assert gin.query_parameter("TMaze.corridor_length") == 30
+    assert gin.query_parameter("Experiment.run_name") == "mine"
+
+
 def test_the_command_lists_and_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(["configs"]) == 0
     lines = capsys.readouterr().out.splitlines()
