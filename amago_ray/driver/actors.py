@@ -18,6 +18,7 @@ from amago_ray.driver.remote import RemoteShard
 from amago_ray.envs.makers import env_spaces
 from amago_ray.learner.learner import Learner
 from amago_ray.messages import EvaluationReport, LearnReport, RolloutReport, Weights
+from amago_ray.pending import ShardAway
 from amago_ray.replay.client import ReplayReader, ReplayWriter
 from amago_ray.replay.export import npz_writer
 from amago_ray.rollout.assignment import Assignment
@@ -56,6 +57,25 @@ class RolloutActor:
         self._training.set_exploration_steps(exploration_steps)
         self._training.set_weights(weights)
         return self._training.collect(timesteps, resets)
+
+    def pause(self, resets: int) -> dict[str, Any]:
+        """See `RolloutWorker.pause`; empty where nothing was collected, or a shard is away."""
+        try:
+            return self._training.pause(resets) if self._training is not None else {}
+        except ShardAway:
+            return {}
+
+    def load_state_dict(self, state: dict[str, Any], epoch: int) -> None:
+        """Go on from what the worker of this number was after `epoch`; where that is not known, by another name."""
+        self.prepare()
+        if self._training is None:
+            return
+        if not state:
+            self._incarnation = time.time_ns()
+            state = self._training.pause(0)
+            state["recorder"] |= {"incarnation": self._incarnation, "sequence": 0}
+            state["begun"] = True
+        self._training.load_state_dict(state, epoch)
 
     def validate(self, share: int, weights: Weights, assignment: Assignment, part: int) -> EvaluationReport:
         """One part of a share of the validation: in this worker's own environments, which it keeps, or an absent one's.
