@@ -66,16 +66,10 @@ class RolloutActor:
             return {}
 
     def load_state_dict(self, state: dict[str, Any], epoch: int) -> None:
-        """Go on from what the worker of this number was after `epoch`; where that is not known, by another name."""
+        """Go on from what the worker of this number was after `epoch`."""
         self.prepare()
-        if self._training is None:
-            return
-        if not state:
-            self._incarnation = time.time_ns()
-            state = self._training.pause(0)
-            state["recorder"] |= {"incarnation": self._incarnation, "sequence": 0}
-            state["begun"] = True
-        self._training.load_state_dict(state, epoch)
+        if self._training is not None:
+            self._training.load_state_dict(state, epoch)
 
     def validate(self, share: int, weights: Weights, assignment: Assignment, part: int) -> EvaluationReport:
         """One part of a share of the validation: in this worker's own environments, which it keeps, or an absent one's.
@@ -125,7 +119,7 @@ class RolloutActor:
 
     def _build_evaluation(self, rollout: RolloutConfig, write: Any = None) -> RolloutWorker:
         """Who plays an evaluation, and in which of its lives, makes no difference to the rollouts."""
-        return RolloutWorker(rollout, self._plan.agent_spec, incarnation=self._plan.incarnation, write=write)
+        return RolloutWorker(rollout, self._plan.agent_spec, write=write)
 
     def _flush(self) -> float:
         self._writer.flush()
@@ -184,8 +178,11 @@ class LearnerActor:
         """Two results, so that the driver can wait for the small one and never fetch the other."""
         return self._learner.publish(version), version
 
-    def save_state(self, folder: str) -> None:
-        self._learner.save_state(folder)
+    def snapshot(self) -> None:
+        self._learner.snapshot()
+
+    def write_state(self, folder: str, policy: str) -> None:
+        self._learner.write_state(folder, policy)
 
     def load_state(self, folder: str) -> None:
         self._learner.load_state(folder)

@@ -250,9 +250,12 @@ class Learner:
         with self._writing:
             snapshot = self._snapshot
             assert snapshot is not None, "snapshot() comes first"
-            snapshot.write(Path(folder), self._rank)
-            if policy is not None and self._accelerator.is_main_process:
-                write_atomically(Path(policy), lambda path: torch.save(snapshot.model, path))
+            try:
+                snapshot.write(Path(folder), self._rank)
+                if policy is not None and self._accelerator.is_main_process:
+                    write_atomically(Path(policy), lambda path: torch.save(snapshot.model, path))
+            except Exception as error:  # of several libraries' kinds, where the disk is full for one
+                raise OSError(f"{folder}: {str(error).splitlines()[0]}") from error
 
     def save_state(self, folder: str) -> None:
         """Everything that `load_state` needs to go on exactly, into an existing folder (accelerate's layout)."""

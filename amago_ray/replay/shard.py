@@ -140,11 +140,11 @@ class ReplayShard:
         """Keep what a `mark` needs, and nothing of earlier ones, as far as there is room (see `store.hold`)."""
         self.store.hold(mark["oldest"])
 
-    def rewind(self, mark: dict[str, Any]) -> int:
+    def rewind(self, mark: dict[str, Any]) -> ReplayReport:
         """Forget everything that was stored after `mark` was made, and hold what it needs.
 
-        Returns how many trajectories are missing that were there: none, unless what was evicted since could not be
-        held. A shard that keeps no files begins empty. Raises StorageError.
+        Where what was evicted since could not be held, as many trajectories are missing; a shard that keeps no files
+        begins empty. Raises StorageError.
         """
         place = Mark(**{field.name: mark[field.name] for field in fields(Mark)})
         if self._folder is not None:
@@ -155,7 +155,7 @@ class ReplayShard:
             setattr(self, f"_{name}", mark[name])
         self.store.evicted = mark["evicted"]
         self.store.hold(mark["oldest"])
-        return place.end - place.first - len(self.store)
+        return self.report()
 
     def report(self) -> ReplayReport:
         return ReplayReport(
