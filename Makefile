@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-fast test-sweeps test-cluster lint docs bench clean
+.PHONY: help demo test test-fast test-sweeps test-cluster test-wheel lint docs bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -34,6 +34,9 @@ test-sweeps: .venv/.installed  ## run whole hyperparameter sweeps, killed and re
 
 test-cluster: .venv/.installed  ## try cluster/local.yaml on machines made of namespaces: as root, with an ssh server
 	$(BIN)/python -m pytest -q tests/system/cluster_cycle.py
+
+test-wheel: .venv/.installed  ## install a wheel into a clean environment and train from there (minutes)
+	$(BIN)/python -m pytest -q --timeout 3000 tests/system/wheel_cycle.py
 
 lint: .venv/.installed  ## check style, format and types
 	$(BIN)/ruff check
