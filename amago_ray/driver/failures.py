@@ -70,8 +70,8 @@ CONSEQUENCES: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "the driver",
-        "the same command with `--resume`; what was collected is there again",
-        "updates since the newest training state",
+        "the same command with `--resume` goes on exactly where the run was saved",
+        "what was collected and learned since the newest training state",
     ),
     (
         "nothing, but a loss or gradient is not finite",
