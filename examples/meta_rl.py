@@ -20,7 +20,8 @@ def main(arguments: list[str] | None = None) -> list[float]:
     with Experiment() as experiment:  # the configuration has all that it needs
         experiment.learn()
         results = experiment.evaluate_test(MetaFrozenLake, episodes=100)
-    success = [results[f"Average Attempt {attempt} Success in MetaFrozenLake"] for attempt in range(1, 6)]
+    name = MetaFrozenLake().env_name  # metrics are grouped by it
+    success = [results[f"Average Attempt {attempt} Success in {name}"] for attempt in range(1, 6)]
     for attempt, fraction in enumerate(success, 1):
         print(f"attempt {attempt} on a new lake: {fraction:.0%} get across")
     return success
