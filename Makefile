@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-fast test-sweeps test-cluster test-wheel lint docs bench clean
+.PHONY: help demo test test-fast test-sweeps test-cluster test-wheel chaos lint docs bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -37,6 +37,9 @@ test-cluster: .venv/.installed  ## try cluster/local.yaml on machines made of na
 
 test-wheel: .venv/.installed  ## install a wheel into a clean environment and train from there (minutes)
 	$(BIN)/python -m pytest -q --timeout 3000 tests/system/wheel_cycle.py
+
+chaos: .venv/.installed  ## kill and freeze a run's processes for twenty minutes (CHAOS_S=...) and check what is left
+	$(BIN)/python -m pytest -q tests/system/chaos_cycle.py
 
 lint: .venv/.installed  ## check style, format and types
 	$(BIN)/ruff check
