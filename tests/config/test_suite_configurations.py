@@ -15,7 +15,7 @@ from amago_ray.experiment import Experiment
 CONFIGS = Path(__file__).parents[2] / "configs"
 PARTS = ("models", "budgets", "sweeps")
 FILES = sorted(path for path in CONFIGS.glob("*/*.gin") if path.parent.name not in PARTS)
-BUILTIN = ("key_door", "maze_runner", "rl2/bandit", "rl2/tabular", "tmaze")  # that need no package
+BUILTIN = ("control", "key_door", "maze_runner", "rl2/bandit", "rl2/tabular", "tmaze")  # that need no package
 
 
 def name_of(path: Path) -> str:

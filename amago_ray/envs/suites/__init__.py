@@ -6,6 +6,15 @@ What `gymnasium.make` can build needs nothing of this: `Experiment.make_train_en
 from amago_ray.envs.suites.atari import atari_games, make_atari
 from amago_ray.envs.suites.half_cheetah import make_half_cheetah
 from amago_ray.envs.suites.minigrid import make_minigrid
+from amago_ray.envs.suites.no_velocities import make_no_velocities
 from amago_ray.envs.suites.popgym import make_popgym, popgym_games
 
-__all__ = ["atari_games", "make_atari", "make_half_cheetah", "make_minigrid", "make_popgym", "popgym_games"]
+__all__ = [
+    "atari_games",
+    "make_atari",
+    "make_half_cheetah",
+    "make_minigrid",
+    "make_no_velocities",
+    "make_popgym",
+    "popgym_games",
+]
