@@ -14,7 +14,7 @@ help:  ## show this list
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -c constraints.txt -e '.[envs,tune,compression,offline,tensorboard,export,dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[envs,tune,compression,offline,tensorboard,export,minigrid,popgym,dev]'
 	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE \
 		$(BIN)/python -m pip install -c constraints.txt --no-cache-dir --no-build-isolation --no-deps mamba-ssm
 	@touch $@

@@ -9,7 +9,6 @@ import pytest
 
 from amago_ray import config
 from amago_ray.driver.probe import probe
-from amago_ray.envs.suites import popgym
 from amago_ray.experiment import Experiment
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -31,7 +30,6 @@ def files_of_the_command(path: Path) -> list[Path]:
 def test_the_command_of_a_file_is_a_whole_experiment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = files_of_the_command(path)
     assert [file.parent.name for file in files] == [path.parent.name, "models", "budgets"] and files[0] == path
-    monkeypatch.setattr(popgym, "_sizes_of", lambda env_id: (156, 64))
     config.load(files, ["Experiment.verbose = False"])
     experiment = Experiment()
     assert experiment.run_name not in ("", path.parent.name)

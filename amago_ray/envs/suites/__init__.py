@@ -8,6 +8,7 @@ from amago_ray.envs.suites.half_cheetah import make_half_cheetah
 from amago_ray.envs.suites.minigrid import make_minigrid
 from amago_ray.envs.suites.no_velocities import make_no_velocities
 from amago_ray.envs.suites.popgym import make_popgym, popgym_games
+from amago_ray.envs.suites.shared_spaces import share_spaces
 
 __all__ = [
     "atari_games",
@@ -17,4 +18,5 @@ __all__ = [
     "make_no_velocities",
     "make_popgym",
     "popgym_games",
+    "share_spaces",
 ]
