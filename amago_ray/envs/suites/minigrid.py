@@ -109,8 +109,8 @@ def make_minigrid(
 
     env_id: gymnasium id, such as "BabyAI-GoToLocal-v0"; metrics are grouped by it. max_words: of the longest mission.
     one_hot: codes as 0 and 1, (view, view, 20), of what the agent sees only: minigrid's encoding has no place for the
-    direction of an agent. fully_observed: the whole grid, and not what the agent sees. mission: False leaves it out, where it
-    is always the same. kwargs: as for `gymnasium.make`.
+    direction of an agent. fully_observed: the whole grid, and not what the agent sees. mission: False leaves it out,
+    where it is always the same. kwargs: as for `gymnasium.make`.
 
     Raises ModuleNotFoundError without the package minigrid, ValueError for one_hot with fully_observed.
     Source: Chevalier-Boisvert et al. 2023, arXiv 2306.13831; BabyAI: 2019, arXiv 1810.08272.
