@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-fast test-sweeps test-cluster lint bench clean
+.PHONY: help demo test test-fast test-sweeps test-suites test-cluster lint bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -31,6 +31,9 @@ test-fast: .venv/.installed  ## run what starts no process and trains nothing, i
 
 test-sweeps: .venv/.installed  ## run whole hyperparameter sweeps, killed and resumed (minutes)
 	$(BIN)/python -m pytest -q tests/system/sweep_cycle.py
+
+test-suites: .venv/.installed  ## try every suite with its own package, each in an environment of its own (downloads)
+	$(BIN)/python -m pytest -q tests/system/suites_cycle.py
 
 test-cluster: .venv/.installed  ## try cluster/local.yaml on machines made of namespaces: as root, with an ssh server
 	$(BIN)/python -m pytest -q tests/system/cluster_cycle.py
