@@ -9,8 +9,8 @@ import pytest
 from amago_ray.envs.makers import check_env
 from amago_ray.envs.suites import make_gymnax
 
-# These need files or packages of their own.
-LEFT_OUT = {"MNISTBandit-bsuite"}
+# Its own step fails in gymnax 0.0.9: the number of an arm is looked up in a single number.
+LEFT_OUT = {"SimpleBandit-bsuite"}
 
 
 @pytest.mark.parametrize("env_id", sorted(set(gymnax.registered_envs) - LEFT_OUT))
