@@ -14,6 +14,7 @@ from amago_ray.config import nearest
 
 # The word of the command line -> its module of `commands`, with a function run(arguments) -> exit status.
 COMMANDS = {
+    "configs": "configs",
     "evaluate": "evaluate",
     "export": "export",
     "import-amago": "import_amago",

@@ -72,7 +72,7 @@ def settings_options(required: bool = True) -> argparse.ArgumentParser:
         default=[],
         required=required,
         metavar="FILE",
-        help="gin file; may be repeated, later ones win",
+        help="gin file, or the name of one that comes along (`amago-ray configs`); may be repeated, later ones win",
     )
     _add_set(parent)
     return parent
