@@ -96,6 +96,11 @@ class Ring:
                 if self._settings.replay_durable:
                     why = f"{replay_folder(self._settings)} holds no more"
                 self.say(f"replay begins with {found:,} trajectories, of {stored:,} when the run was saved ({why})")
+        counts = (self.num_workers, len(self.replay), self._settings.num_learners)
+        roles = ("rollout worker", "replay shard", "learner")
+        processes = ", ".join(f"{num} {role}{'s' * (num != 1)}" for num, role in zip(counts, roles))
+        begins = f"goes on after epoch {self.progress.epoch + 1}" if state else "begins"
+        self._directory.note(f"the run {begins} with {processes}", self.progress.epoch)
         self.publish()
 
     @property
@@ -107,8 +112,9 @@ class Ring:
         return self._topology.num_workers
 
     def say(self, text: str) -> None:
-        """Tell the user."""
+        """Tell the user, and who looks at the run's folder."""
         self.display.message(text)
+        self._directory.note(text, self.progress.epoch)
 
     # ---------------------------------------------------------------- an epoch
 
