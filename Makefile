@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-fast test-sweeps test-cluster lint bench clean
+.PHONY: help demo test test-fast test-sweeps test-cluster test-browser lint bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -14,7 +14,7 @@ help:  ## show this list
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -c constraints.txt -e '.[envs,tune,compression,offline,tensorboard,export,dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[board,envs,tune,compression,offline,tensorboard,export,dev]'
 	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE \
 		$(BIN)/python -m pip install -c constraints.txt --no-cache-dir --no-build-isolation --no-deps mamba-ssm
 	@touch $@
@@ -34,6 +34,9 @@ test-sweeps: .venv/.installed  ## run whole hyperparameter sweeps, killed and re
 
 test-cluster: .venv/.installed  ## try cluster/local.yaml on machines made of namespaces: as root, with an ssh server
 	$(BIN)/python -m pytest -q tests/system/cluster_cycle.py
+
+test-browser: .venv/.installed  ## look at the board in headless Chromium while a run goes on
+	$(BIN)/python -m pytest -q tests/system/browser_cycle.py
 
 lint: .venv/.installed  ## check style, format and types
 	$(BIN)/ruff check
