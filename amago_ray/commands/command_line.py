@@ -109,6 +109,14 @@ def bindings_of(options: argparse.Namespace) -> list[str]:
     return [*chosen, *options.set]
 
 
+def environment_bindings(name: str | None) -> list[str]:
+    """Bindings that put a gymnasium id, or what gin knows by a name, in place of the environments of a run."""
+    if name is None:
+        return []
+    value = repr(name) if "/" in name or "-v" in name else f"@{name}"
+    return [f"Experiment.make_train_env = {value}", f"Experiment.make_val_env = {value}"]
+
+
 def load_experiment(configs: Sequence[str | Path], bindings: Sequence[str]) -> Experiment:
     """The experiment that gin files and bindings describe. Raises ValueError where a required setting is left out."""
     config.load(configs, bindings)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from amago_ray.commands.command_line import (
     WITHOUT_DATA,
     Mistake,
+    environment_bindings,
     in_one_line,
     latest_weights,
     load_experiment,
@@ -38,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     from amago_ray.driver.probe import probe
 
     with in_one_line():
-        bindings = [*WITHOUT_DATA, *options.set, *_environment(options.env)]
+        bindings = [*WITHOUT_DATA, *options.set, *environment_bindings(options.env)]
         experiment = load_experiment([options.run / "config.txt"], bindings)
         spec = probe(experiment)
         if options.gif:
@@ -187,11 +188,3 @@ def _check_gif(experiment: Experiment) -> None:
         check_renderable(experiment.make_val_env)
     except ValueError as error:
         raise ValueError(f"--gif: {error}") from error
-
-
-def _environment(name: str | None) -> list[str]:
-    """Bindings that put a gymnasium id, or what gin knows by a name, in place of the environments of a run."""
-    if name is None:
-        return []
-    value = repr(name) if "/" in name or "-v" in name else f"@{name}"
-    return [f"Experiment.make_train_env = {value}", f"Experiment.make_val_env = {value}"]

@@ -39,13 +39,14 @@ examples:
   amago-ray configs                                     which configurations come along
   amago-ray tune --config tmaze --param 'Agent.gamma=loguniform(0.9, 0.999)' --num-samples 8    a sweep
   amago-ray status runs/tmaze                           how a run is doing, from any terminal
+  amago-ray board runs                                  runs as they train, in a web browser
   amago-ray plot runs/tmaze runs/tmaze50                learning curves as a PNG
   amago-ray evaluate runs/tmaze --gif tmaze.gif         returns of the newest policy, and a look at it
   amago-ray evaluate runs/tmaze --epoch all             a table and a picture of every policy that was kept
   amago-ray export runs/tmaze --format onnx             a file that acts where amago_ray is not installed
   amago-ray import-amago policy_epoch_9.pt --config a.gin --out runs/a    a run of weights that AMAGO 3.x saved
-other commands: configs, evaluate, export, import-amago, import-data, plot, replay, settings, status, tune;
-each has a --help
+other commands: board, configs, evaluate, export, import-amago, import-data, inspect, plot, replay, settings,
+status, tune; each has a --help
 every setting, with default and meaning: amago-ray settings
 """
 
