@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amago_ray.atomic_files import read_json
 from amago_ray.replay.inspection import Contents, find_stored_data, run_settings
 from amago_ray.replay.storage.records import Corrupt
 from amago_ray.replay.storage.segments import StorageError
@@ -73,7 +73,7 @@ def run_status(run_dir: Path, now: float | None = None) -> RunStatus:
     written = (root / METRICS_FILE).stat().st_mtime if rows else started
     age_s = max(now - max(written, started), 0.0)
     epoch, epochs = newest["epoch"] + 1, int(settings.get("epochs", 0))
-    reason = json.loads(directory.stopped.read_text())["reason"] if directory.stopped.is_file() else None
+    reason = read_json(directory.stopped, "reason")["reason"] if directory.stopped.is_file() else None
     frames_per_s, updates_per_s = _rates(rows)
     replay, replay_error = _replay(root)
     collected, vals = _returns(rows, "collect"), _returns(rows, "val")
