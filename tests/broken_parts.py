@@ -22,15 +22,18 @@ class Sick(gym.Env):
         self.observation_space = wrong.get("observation_space", PLAIN)
         self.action_space = wrong.get("action_space", gym.spaces.Discrete(2))
 
+    def _observation(self) -> np.ndarray:
+        return np.zeros(getattr(self.observation_space, "shape", None) or (), self.observation_space.dtype)
+
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         if "reset" in self.wrong:
             raise self.wrong["reset"]
-        return np.zeros(2, np.float32), {}
+        return self._observation(), {}
 
     def step(self, action: Any) -> Any:
         if "step" in self.wrong:
             raise self.wrong["step"]
-        return self.wrong.get("obs", np.zeros(2, np.float32)), self.wrong.get("reward", 0.0), False, False, {}
+        return self.wrong.get("obs", self._observation()), self.wrong.get("reward", 0.0), False, False, {}
 
 
 def _sick(name: str, **wrong: Any) -> None:
@@ -41,6 +44,7 @@ def _sick(name: str, **wrong: Any) -> None:
     globals()[name] = gin.external_configurable(make, name, module="broken_parts")
 
 
+_sick("pictures", observation_space=gym.spaces.Box(0, 255, (36, 36, 3), np.uint8))
 _sick("nan_observation", obs=np.array([0.0, np.nan], np.float32))
 _sick("observation_of_wrong_shape", obs=np.zeros(3, np.float32))
 _sick("infinite_reward", reward=float("inf"))

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gin
@@ -190,8 +191,9 @@ def _train(x: Experiment) -> None:
     log.close()
     for path in (directory.latest_policy, directory.policy_epoch(0)):
         learner.save_agent(str(path))
-    ring = {"weight_version": 1, "batches": 2, "commits": 1, "replay": {"0": report.trajectories}}
-    state = ring | what_to_resume(progress, spec, layout, {})
+    nothing_logged: Any = SimpleNamespace(to_resume={})
+    ring = {"weight_version": 1, "batches": 2, "commits": 1, "validations": 1, "replay": {"0": report.trajectories}}
+    state = ring | what_to_resume(progress, spec, layout, nothing_logged)
     directory.save_training_state(0, lambda folder: learner.save_state(str(folder)), json.loads(json.dumps(state)))
     shard.store.close()
 

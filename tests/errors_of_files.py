@@ -123,7 +123,7 @@ RUNS = (
     Case(
         "a run that is there already", lambda scene: words("--config", "CONFIG")(_with_run(scene)), ("already holds",)
     ),
-    Case("nothing to resume", with_settings(flags=("--resume",)), ("holds no complete training state", "run_name")),
+    Case("nothing to resume", with_settings(flags=("--resume",)), ("holds no run", "run_name")),
     Case(
         "networks other than before",
         resumed(lambda run: None, "GRUTrajEncoder.d_hidden = 24"),

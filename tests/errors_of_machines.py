@@ -14,6 +14,7 @@ from fake_topology import FakeTopology
 
 from amago_ray.driver.out_of_memory import naming_what_to_lower
 from amago_ray.driver.placement import Cluster, Node, Resources
+from amago_ray.run_directory import RunDirectory
 
 # ---------------------------------------------------------------- machines
 
@@ -51,6 +52,13 @@ def _disk_full(scene: Scene) -> Outcome:
     scene.cluster = MACHINE
     with scene.patch.context() as patch:
         patch.setattr(os, "fsync", refuse)
+        return scene.command("--config", config)
+
+
+def _two_at_once(scene: Scene) -> Outcome:
+    config = scene.config()
+    scene.runs.mkdir()
+    with RunDirectory(scene.runs, "run").locked():
         return scene.command("--config", config)
 
 
@@ -149,6 +157,7 @@ MACHINES = (
         lambda scene: scene.command("--config", scene.config(f"Experiment.ckpt_base_dir = {scene.file('file')!r}")),
         ("ckpt_base_dir=", "file", "cannot be written"),
     ),
+    Case("two runs in one folder at a time", _two_at_once, ("this run is at work already", "another run_name")),
     Case("a disk that is full at the start", _disk_full, ("ckpt_base_dir=", "No space left on device")),
     Case("a disk that is full after an epoch", _disk_full_later, ("metrics.jsonl", "is the disk full?"), began=True),
     Case(

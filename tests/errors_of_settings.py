@@ -104,9 +104,9 @@ LISTS = (
         ("MixtureOfDatasets.anneal_epochs=(5,)", "(an integer, an integer)"),
     ),
     Case(
-        "two strides for three layers",
-        with_settings("NatureishCNN.channels = [8, 8]", "Experiment.tstep_encoder_type = @CNNTstepEncoder"),
-        ("CNNTstepEncoder",),
+        "two channels for three layers",
+        with_settings("Experiment.make_train_env = @pictures", "NatureishCNN.channels = [8, 8]"),
+        ("NatureishCNN.channels=[8, 8]", "it must be 3 numbers"),
     ),
     setting("a list of no environments", "Experiment.make_train_env = []", "empty list", "at least one environment"),
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 from amago_ray.atomic_files import read_json
 from amago_ray.run_directory import RUN_STATE
 
-OF_THE_DRIVER = ("progress", "weight_shapes", "batches", "weight_version", "commits", "replay")
+OF_THE_DRIVER = ("progress", "weight_shapes", "batches", "weight_version", "commits", "validations", "replay")
 ZIPPED = (".bin", ".pt", ".pkl")  # how PyTorch writes whatever it saves
 
 
