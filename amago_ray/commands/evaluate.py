@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from amago_ray.commands.command_line import (
     WITHOUT_DATA,
     Mistake,
+    Parser,
     environment_bindings,
     in_one_line,
     latest_weights,
@@ -72,8 +73,8 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="amago-ray evaluate",
         description="returns of a run's saved policies, and a picture of one at work",
         parents=[override_options()],

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 from amago_ray.commands.command_line import (
     Mistake,
+    Parser,
     bindings_of,
     in_one_line,
     load_experiment,
     settings_options,
     short_name_options,
     when_interrupted,
+    while_it_trains,
 )
 from amago_ray.watch.metrics import AVERAGE_RETURN, summarize_episodes
 
@@ -48,6 +50,7 @@ examples:
 other commands: board, configs, evaluate, export, import-amago, import-data, inspect, plot, replay, settings,
 status, tune; each has a --help
 every setting, with default and meaning: amago-ray settings
+an error of a setting, an environment or a file is one line and exit status 2; --debug shows where it comes from
 """
 
 
@@ -71,8 +74,8 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="amago-ray",
         description=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -118,7 +121,8 @@ def train(experiment: Experiment, options: argparse.Namespace, resume: Resume) -
             experiment.start(resume=resume, overwrite=options.overwrite)
             if options.init_from:
                 experiment.load_policy(options.init_from)
-        experiment.learn()
+        with while_it_trains():
+            experiment.learn()
         print(f"\nThe run is in {experiment.directory.root}")
         if experiment.test_episodes and not options.no_final_test:
             _compare_with_random(experiment)
