@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 
 import numpy as np
 
@@ -22,7 +23,7 @@ class TrajectoryRecorder:
     num_envs: N. max_transitions: a longer rollout is cut; the next piece starts at the row where the last one ended.
     stagger: pieces of a long rollout have random lengths, uniform in max_transitions -+ stagger, instead of equal ones.
     worker, incarnation: name the trajectories, together with a running number. seed, first_env: of the random lengths,
-    which environment first_env + i draws for itself.
+    which environment first_env + i draws for itself. sequence: the running numbers, where several recorders share them.
 
     The columns grow with the longest piece, by doubling: what is written is copied once more on average, and memory
     that no row has reached is asked for but not touched.
@@ -39,6 +40,7 @@ class TrajectoryRecorder:
         stagger: int = 0,
         seed: int = 0,
         first_env: int = 0,
+        sequence: Iterator[int] | None = None,
     ):
         shapes = {OBS_PREFIX + name: (spec.shape, spec.dtype) for name, spec in obs_spec.items()} | {
             ACTION: (action_spec.shape, action_spec.dtype),
@@ -56,7 +58,7 @@ class TrajectoryRecorder:
             piece_lengths(max_transitions, stagger, (seed, first_env + row, incarnation)) for row in range(num_envs)
         ]
         self._max_transitions = np.array([next(lengths) for lengths in self._lengths], dtype=np.int64)
-        self._worker, self._incarnation, self._sequence = worker, incarnation, 0
+        self._worker, self._incarnation, self._sequence = worker, incarnation, sequence or count()
 
     def begin(self, fresh: np.ndarray, obs: dict[str, np.ndarray]) -> None:
         """Start new rollouts in the environments of `fresh` (N,) bool; what they had unfinished is dropped."""
@@ -108,14 +110,13 @@ class TrajectoryRecorder:
     def _cut(self, row: int, env_name: str, truncated: bool) -> Trajectory:
         length = self._num_transitions[row]
         trajectory = Trajectory(
-            id=TrajectoryId(self._worker, self._incarnation, self._sequence),
+            id=TrajectoryId(self._worker, self._incarnation, next(self._sequence)),
             env_name=env_name,
             columns={name: column[row, : length + 1].copy() for name, column in self._columns.items()},
             first_time_idx=int(self._first_time_idx[row]),
             truncated=truncated,
             weight_version=int(self._weight_version[row]),
         )
-        self._sequence += 1
         # Where the rollout goes on, its next piece starts at the very row at which this one ended.
         for column in self._columns.values():
             column[row, 0] = column[row, length]

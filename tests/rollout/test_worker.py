@@ -37,7 +37,7 @@ from amago_ray.pending import ShardAway
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
 from amago_ray.replay.storage.trajectory_pack import pack
 from amago_ray.rollout.assignment import Assignment, assign, in_order
-from amago_ray.rollout.worker import PreviousStep, TorchRandomStream
+from amago_ray.rollout.worker import PreviousStep, TorchRandomStream, env_seed
 from amago_ray.specs import ActionKind
 
 KINDS = get_args(ActionKind)
@@ -554,5 +554,5 @@ def test_a_shard_that_is_away_costs_no_step_and_no_trajectory() -> None:
 def test_evaluations_are_played_in_other_environments_than_training() -> None:
     """Also where seed and number are both 0."""
     worker = collected(lambda: Counting(6)).worker
-    seeds = [worker._env_seed(), *(worker._env_seed(number) for number in range(5))]
+    seeds = [env_seed(worker.config, 0), *(env_seed(worker.config, 0, number) for number in range(5))]
     assert len(set(seeds)) == 6
