@@ -6,12 +6,13 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import count
+from typing import Any
 
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.envs.makers import EnvFailure, make_pools
 from amago_ray.messages import EvaluationReport, RolloutReport, Trajectory, Weights
 from amago_ray.rollout.assignment import Assignment
+from amago_ray.rollout.recorder import Numbers
 from amago_ray.rollout.worker import Chunk, RolloutConfig, RolloutWorker, acting_policy, env_seed
 
 
@@ -59,7 +60,7 @@ class DoubleBufferedWorker:
     ):
         assert config.env_processes is not None
         self.config = config
-        configs, policy, sequence = halved(config), acting_policy(config, agent_spec), count()
+        configs, policy, numbers = halved(config), acting_policy(config, agent_spec), Numbers()
         pools = make_pools(
             config.make_env,
             [(half.first_env, half.num_envs) for half in configs],
@@ -68,10 +69,8 @@ class DoubleBufferedWorker:
             total_envs=configs[0].total_envs,
         )
         self._halves = [
-            RolloutWorker(
-                half, agent_spec, worker, incarnation, write, flush if i == 0 else None, pool, policy, sequence
-            )
-            for i, (half, pool) in enumerate(zip(configs, pools, strict=True))
+            RolloutWorker(half, agent_spec, worker, incarnation, write, flushed, pool, policy, numbers)
+            for half, flushed, pool in zip(configs, (flush, None), pools, strict=True)
         ]
         self._assignment: Assignment | None = None  # of the evaluation under way
         self._open: list[RolloutWorker] = []  # the halves that have rollouts of it to play
@@ -90,13 +89,14 @@ class DoubleBufferedWorker:
     def collect(self, timesteps: int, resets: int = 0) -> RolloutReport:
         """As `RolloutWorker.collect`: the same number of steps in every environment."""
         chunk = Chunk()
+        for half in self._halves:
+            chunk.trajectories += half.begin_chunk(resets).trajectories
         left = dict.fromkeys(self._halves, -(-timesteps // self.config.num_envs))
 
         def goes_on(half: RolloutWorker) -> bool:
             left[half] -= 1
             return left[half] > 0
 
-        self._prepare(self._halves, chunk, resets)
         self._take_turns(self._halves, chunk, goes_on)
         first, second = self._halves[0].report(chunk), self._halves[1].report(Chunk())
         return replace(
@@ -113,7 +113,6 @@ class DoubleBufferedWorker:
             self._start_evaluation(assignment)
         chunk, deadline = Chunk(), time.monotonic() + time_s
         playing = [half for half in self._open if not half.evaluated]
-        self._prepare(playing, chunk)
         self._take_turns(playing, chunk, lambda half: not half.evaluated and time.monotonic() <= deadline)
         reports = [half.report_evaluation(Chunk()) for half in self._open]
         self._open = [half for half, report in zip(self._open, reports, strict=True) if not report.finished]
@@ -124,6 +123,19 @@ class DoubleBufferedWorker:
             self._assignment = None
         episodes = {origin: result for report in reports for origin, result in report.episodes.items()}
         return EvaluationReport(part, episodes, left_out, not self._open, chunk.frames.total())
+
+    def pause(self, resets: int) -> dict[str, Any]:
+        """As `RolloutWorker.pause`."""
+        second, first = (
+            half.pause(resets) for half in reversed(self._halves)
+        )  # the first one waits for what is stored
+        return {"halves": [first, second]}
+
+    def load_state_dict(self, state: dict[str, Any], epoch: int) -> None:
+        """As `RolloutWorker.load_state_dict`."""
+        first, second = state["halves"]
+        self._halves[1].load_state_dict(second, epoch)
+        self._halves[0].load_state_dict(first, epoch)  # it was paused last, and knows the numbers of both
 
     def close(self) -> None:
         for half in self._halves:
@@ -138,11 +150,6 @@ class DoubleBufferedWorker:
             replace(assignment, first_env=assignment.first_env + num, rollouts=assignment.rollouts[num:])
         )
 
-    def _prepare(self, halves: Sequence[RolloutWorker], chunk: Chunk, resets: int | None = None) -> None:
-        for half in halves:
-            with half.random:
-                half.prepare(chunk, resets)
-
     def _take_turns(
         self, halves: Sequence[RolloutWorker], chunk: Chunk, goes_on: Callable[[RolloutWorker], bool]
     ) -> None:
@@ -150,6 +157,8 @@ class DoubleBufferedWorker:
         stepping = list(halves)
         try:
             for half in stepping:
+                with half.random:
+                    half.prepare()
                 self._send(half, chunk)
             while stepping:
                 for half in stepping.copy():

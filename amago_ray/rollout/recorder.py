@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import count
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,7 @@ class TrajectoryRecorder:
     num_envs: N. max_transitions: a longer rollout is cut; the next piece starts at the row where the last one ended.
     stagger: pieces of a long rollout have random lengths, uniform in max_transitions -+ stagger, instead of equal ones.
     worker, incarnation: name the trajectories, together with a running number. seed, first_env: of the random lengths,
-    which environment first_env + i draws for itself. sequence: the running numbers, where several recorders share them.
+    which environment first_env + i draws for itself. numbers: the running ones, where several recorders share them.
 
     The columns grow with the longest piece, by doubling: what is written is copied once more on average, and memory
     that no row has reached is asked for but not touched.
@@ -40,7 +39,7 @@ class TrajectoryRecorder:
         stagger: int = 0,
         seed: int = 0,
         first_env: int = 0,
-        sequence: Iterator[int] | None = None,
+        numbers: Numbers | None = None,
     ):
         shapes = {OBS_PREFIX + name: (spec.shape, spec.dtype) for name, spec in obs_spec.items()} | {
             ACTION: (action_spec.shape, action_spec.dtype),
@@ -55,10 +54,10 @@ class TrajectoryRecorder:
         self._first_time_idx = np.zeros(num_envs, dtype=np.int64)
         self._weight_version = np.zeros(num_envs, dtype=np.int64)
         self._lengths = [
-            piece_lengths(max_transitions, stagger, (seed, first_env + row, incarnation)) for row in range(num_envs)
+            PieceLengths(max_transitions, stagger, (seed, first_env + row, incarnation)) for row in range(num_envs)
         ]
-        self._max_transitions = np.array([next(lengths) for lengths in self._lengths], dtype=np.int64)
-        self._worker, self._incarnation, self._sequence = worker, incarnation, sequence or count()
+        self._max_transitions = np.array([lengths.draw() for lengths in self._lengths], dtype=np.int64)
+        self._worker, self._incarnation, self._numbers = worker, incarnation, numbers or Numbers()
 
     def begin(self, fresh: np.ndarray, obs: dict[str, np.ndarray]) -> None:
         """Start new rollouts in the environments of `fresh` (N,) bool; what they had unfinished is dropped."""
@@ -110,7 +109,7 @@ class TrajectoryRecorder:
     def _cut(self, row: int, env_name: str, truncated: bool) -> Trajectory:
         length = self._num_transitions[row]
         trajectory = Trajectory(
-            id=TrajectoryId(self._worker, self._incarnation, next(self._sequence)),
+            id=TrajectoryId(self._worker, self._incarnation, self._numbers.draw()),
             env_name=env_name,
             columns={name: column[row, : length + 1].copy() for name, column in self._columns.items()},
             first_time_idx=int(self._first_time_idx[row]),
@@ -122,12 +121,43 @@ class TrajectoryRecorder:
             column[row, 0] = column[row, length]
         self._first_time_idx[row] += length
         self._num_transitions[row] = 0
-        self._max_transitions[row] = next(self._lengths[row])
+        self._max_transitions[row] = self._lengths[row].draw()
         return trajectory
 
+    def state_dict(self) -> dict[str, Any]:
+        """What trajectories are named and cut by, but for rollouts that are unfinished; plain values."""
+        return {
+            "incarnation": self._incarnation,
+            "sequence": self._numbers.next,
+            "max_transitions": self._max_transitions.tolist(),
+            "lengths": [lengths.rng.bit_generator.state for lengths in self._lengths],
+        }
 
-def piece_lengths(max_transitions: int, stagger: int, seed: tuple[int, ...]) -> Iterator[int]:
-    """Endless lengths at which the pieces of a rollout are cut: uniform in max_transitions -+ stagger, 1 at least."""
-    rng = np.random.default_rng(seed)
-    while True:
-        yield max(int(rng.integers(max_transitions - stagger, max_transitions + stagger + 1)), 1)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Name and cut trajectories as from `state` on. `begin` must follow."""
+        self._incarnation, self._numbers.next = state["incarnation"], state["sequence"]
+        self._max_transitions[:] = state["max_transitions"]
+        for lengths, rng in zip(self._lengths, state["lengths"], strict=True):
+            lengths.rng.bit_generator.state = rng
+
+
+class Numbers:
+    """Running numbers. next: the one that comes."""
+
+    def __init__(self) -> None:
+        self.next = 0
+
+    def draw(self) -> int:
+        self.next += 1
+        return self.next - 1
+
+
+class PieceLengths:
+    """The lengths at which the pieces of a rollout are cut: uniform in max_transitions -+ stagger, 1 at least."""
+
+    def __init__(self, max_transitions: int, stagger: int, seed: tuple[int, ...]):
+        self._max_transitions, self._stagger = max_transitions, stagger
+        self.rng = np.random.default_rng(seed)
+
+    def draw(self) -> int:
+        return max(int(self.rng.integers(-self._stagger, self._stagger + 1)) + self._max_transitions, 1)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +21,16 @@ from amago_ray.messages import EpisodeResult, EvaluationReport, RolloutReport, T
 from amago_ray.nets.actions import stored_action
 from amago_ray.pending import ShardAway
 from amago_ray.rollout.assignment import Assignment, Tally
-from amago_ray.rollout.recorder import TrajectoryRecorder
+from amago_ray.rollout.recorder import Numbers, TrajectoryRecorder
 from amago_ray.rollout.statistics import EpisodeStatistics
 from amago_ray.specs import ActionSpec
 
 WHOLE_ROLLOUTS = 1 << 62  # a traj_save_len that cuts none
+EVALUATED, RESET, RESUMED = (
+    1,
+    2,
+    3,
+)  # what random streams are made anew for; never 0, which a seed ends in as in nothing
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class RolloutWorker:
     write: what becomes of a finished trajectory; None records none (validation). An evaluation writes the rollouts that
     count; their id is (number of the environment, of the evaluation, of the rollout). flush: called at the end of a
     chunk, to wait until all that was written is stored; returns the seconds that writing has waited in all.
-    pool, policy, sequence: environments, policy and numbers of trajectories that are there already (see `halves`).
+    pool, policy, numbers: environments, policy and numbers of trajectories that are there already (see `halves`).
     """
 
     def __init__(
@@ -96,7 +102,7 @@ class RolloutWorker:
         flush: Callable[[], float] | None = None,
         pool: Pool | None = None,
         policy: Policy | None = None,
-        sequence: Iterator[int] | None = None,
+        numbers: Numbers | None = None,
     ):
         self.config = config
         self._worker, self._incarnation = worker, incarnation
@@ -118,6 +124,7 @@ class RolloutWorker:
         self.random = TorchRandomStream(policy_seed)
         self.tally: Tally | None = None  # of the evaluation under way
         self._parts = self._resets = 0
+        self._cut = 0  # trajectories that were stored between two chunks
         self._explore = None
         if config.exploration_type is not None:
             self._explore = config.exploration_type(config.num_envs, self._action_spec, exploration_seed)
@@ -133,7 +140,7 @@ class RolloutWorker:
                 config.stagger,
                 config.seed,
                 config.first_env,
-                sequence,
+                numbers,
             )
         self._previous = PreviousStep(config.num_envs, self._action_spec)
         self._statistics = EpisodeStatistics(config.num_envs)
@@ -159,27 +166,65 @@ class RolloutWorker:
         Transitions that fail count as made: a broken environment holds nothing up.
 
         resets: how often the run has reset all environments by now. Where that grew, the rollouts under way are stored
-        as truncated here, count as no finished ones, and all begin anew.
+        as truncated here, count as no finished ones, and all begin anew, in environments newly seeded by that number:
+        what follows depends on it, on `state_dict` and on the weights alone.
         The report's episodes are those that ended in this time, of which short ones are too many (see `assignment`).
         """
-        chunk = Chunk()
+        chunk = self.begin_chunk(resets)
         with self.random:
-            self.prepare(chunk, resets)
+            self.prepare()
             while chunk.attempted < timesteps:
                 self.send(chunk)
                 self.receive(chunk)
         return self.report(chunk)
 
-    def prepare(self, chunk: Chunk, resets: int | None = None) -> None:
-        """Begin rollouts in all environments where none are under way, or where `resets` grew (see `collect`).
+    def begin_chunk(self, resets: int) -> Chunk:
+        """What `collect` begins with. resets: as there.
 
-        This and `send`, within `random`, and `receive` are what `collect` and `evaluate` are made of (see `halves`).
+        It goes on, within `random`, with `prepare` and, for each timestep, `send` and `receive`; the end is `report`.
         """
-        if resets is not None and resets != self._resets:
-            self._resets = resets
-            self._drop_rollouts(chunk)
+        self._reset_all(resets)
+        chunk = Chunk(trajectories=self._cut)
+        self._cut = 0
+        return chunk
+
+    def prepare(self) -> None:
+        """Begin rollouts in all environments, where none are under way."""
         if not self._obs:
             self._begin_all()
+
+    def pause(self, resets: int) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on as this worker will, but for rollouts under way; plain values.
+
+        resets: of the next call of `collect`. Where it grew, the rollouts under way are stored when this returns, and
+        nothing is missing from the state. Raises ShardAway.
+        """
+        self._reset_all(resets)
+        if self._flush is not None:
+            self._flush()
+        return {
+            "recorder": self._recorder.state_dict() if self._recorder is not None else None,
+            "exploration": self._explore.state_dict() if self._explore is not None else None,
+            "resets": self._resets,
+            "cut": self._cut,
+            "begun": bool(self._obs),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], epoch: int) -> None:
+        """Go on from what `pause` returned after `epoch`. What was under way then begins anew, in newly seeded streams.
+
+        Raises ValueError or KeyError where it is the state of another configuration.
+        """
+        if self._recorder is not None and state["recorder"] is not None:
+            self._recorder.load_state_dict(state["recorder"])
+            self._incarnation = state["recorder"]["incarnation"]
+        if self._explore is not None and state["exploration"] is not None:
+            self._explore.load_state_dict(state["exploration"])
+        self._resets, self._cut, self._obs = state["resets"], state["cut"], {}
+        if state["begun"]:
+            self._reseed(epoch, RESUMED)
+        elif self._resets:
+            self._reseed(self._resets, RESET)
 
     def evaluate(self, assignment: Assignment, part: int = 0, time_s: float = math.inf) -> EvaluationReport:
         """Play rollouts of an evaluation, those of `assignment` that are left, for about `time_s` seconds.
@@ -193,7 +238,7 @@ class RolloutWorker:
             self.start_evaluation(assignment)
         chunk, deadline = Chunk(), time.monotonic() + time_s
         with self.random:
-            self.prepare(chunk)
+            self.prepare()
             while not self.evaluated:
                 self.send(chunk)
                 self.receive(chunk)
@@ -224,21 +269,26 @@ class RolloutWorker:
     def close(self) -> None:
         self._pool.close()
 
-    def start_evaluation(self, assignment: Assignment) -> None:
-        self.tally, self._parts, self._obs = Tally(assignment), 0, {}
-        self._pool.reseed(env_seed(self.config, self._incarnation, assignment.number))
-        seeds = np.random.SeedSequence(
-            (self.config.seed, self.config.first_env, self._incarnation, assignment.number, 1)
-        )
+    def _reseed(self, number: int, why: int) -> None:
+        """Random streams of environments and policy that begin anew, such as with evaluation number `number`."""
+        self._pool.reseed(env_seed(self.config, self._incarnation, number, why))
+        seeds = np.random.SeedSequence((self.config.seed, self.config.first_env, self._incarnation, number, why))
         self.random = TorchRandomStream(int(seeds.generate_state(1)[0]))
 
-    def _drop_rollouts(self, chunk: Chunk) -> None:
-        """Store what has been recorded, and let all rollouts begin anew."""
+    def start_evaluation(self, assignment: Assignment) -> None:
+        self.tally, self._parts, self._obs = Tally(assignment), 0, {}
+        self._reseed(assignment.number, EVALUATED)
+
+    def _reset_all(self, resets: int) -> None:
+        """Store what has been recorded and let all rollouts begin anew, where the run has reset environments since."""
+        if resets == self._resets:
+            return
         if self._obs and self._recorder is not None and self._write is not None:
             for trajectory in self._recorder.cut_all(self._pool.env_names):
                 self._write(trajectory)
-                chunk.trajectories += 1
-        self._obs = {}
+                self._cut += 1
+        self._resets, self._obs = resets, {}
+        self._reseed(resets, RESET)
 
     def report(self, chunk: Chunk) -> RolloutReport:
         """What a chunk has come to, once all that it has written is stored."""
@@ -371,11 +421,9 @@ def acting_policy(config: RolloutConfig, agent_spec: AgentSpec) -> Policy:
     return policy
 
 
-def env_seed(config: RolloutConfig, incarnation: int, evaluation: int | None = None) -> int:
+def env_seed(config: RolloutConfig, incarnation: int, *moment: int) -> int:
     """Environments are seeded by their number within the run: it does not matter how workers share them."""
-    # Ends in another number than 0, which `SeedSequence` would not tell from nothing.
-    numbers = (config.seed, incarnation, *(() if evaluation is None else (evaluation, 1)))
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    return int(np.random.SeedSequence((config.seed, incarnation, *moment)).generate_state(1)[0])
 
 
 class TorchRandomStream:

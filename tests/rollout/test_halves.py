@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from functools import partial
 from typing import Any
 
 import pytest
 from process_envs import Drawing, Stumbling
-from ring_cases import tiny_agent
+from ring_cases import assert_same_trajectories, tiny_agent
 
 from amago_ray.agent.flat_weights import flatten_state
 from amago_ray.envs.builtin.counting import Counting, misaligned
@@ -104,6 +105,23 @@ def test_unfinished_rollouts_of_both_halves_are_counted() -> None:
     apart = [each.evaluate(share) for each, share in zip(workers, assign([2, 1], None, 2), strict=True)]
     assert report.unfinished == sum(each.unfinished for each in apart)
     assert report.episodes == apart[0].episodes | apart[1].episodes
+
+
+def test_halves_go_on_from_their_state() -> None:
+    """With one reset of all environments between, as if they had never stopped."""
+    written: tuple[list[Trajectory], list[Trajectory]] = [], []
+    run = config(3, 0, stagger=2, env_processes=EnvProcesses(max_rollouts=3))
+    going_on, resumed = (make_worker(run, AGENT, write=each.append) for each in written)
+    with closing(going_on), closing(resumed):
+        going_on.collect(60)
+        state = json.loads(json.dumps(going_on.pause(resets=1)))
+        stored = len(written[0])
+        resumed.load_state_dict(state, epoch=0)
+        for resets in (1, 2):
+            reports = [each.collect(60, resets) for each in (going_on, resumed)]
+            assert reports[0].episodes == reports[1].episodes
+            assert reports[0].trajectories == reports[1].trajectories
+        assert_same_trajectories(written[0][stored:], written[1])
 
 
 def test_after_a_failure_of_one_half_no_step_of_the_other_is_lost_within_a_trajectory() -> None:

@@ -128,7 +128,7 @@ def _serve(line: Line, answers: _Answers) -> bool:
                 case Say.BEGIN:
                     answers.begin(_ALL)
                 case Say.RESEED:
-                    answers.pool.reseed(pickle.loads(payload))
+                    answers.reseed(pickle.loads(payload))
                     continue
                 case _:
                     assert kind == Say.CLOSE
@@ -150,7 +150,7 @@ class _Answers:
             raise LineClosed("closed before it was used")
         rows = SharedArrays(row_fields(pool.obs_spec, pool.action_spec, place.num_rows), line.receive_file())
         rows.close()
-        self.pool, self._line = pool, line
+        self.pool, self._line, self._env = pool, line, place.env
         here = slice(place.row, place.row + 1)
         self._stepped = counters["stepped"][here]
         self._action = rows["action"][here]
@@ -190,6 +190,10 @@ class _Answers:
 
     def reset(self) -> None:
         self._write_start(self.pool.reset())
+
+    def reseed(self, seed: int) -> None:
+        self.pool.reseed(seed)
+        _seed_global_streams(seed, self._env, 0)
 
     def _write_start(self, obs: dict[str, np.ndarray]) -> None:
         for name, column in self._start:

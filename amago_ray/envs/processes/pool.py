@@ -129,7 +129,7 @@ class ProcessPool(Pool):
         self._options = options
         self._processes = launched.processes
         self._rows: SharedArrays | None = None
-        self._closed, self._clock = False, 0.0
+        self._closed, self._newly_seeded, self._clock = False, False, 0.0
         self._poll = select.poll()
         self._by_fd: dict[int, _Process] = {}
         self._built: dict[int, Built] = {}
@@ -175,12 +175,16 @@ class ProcessPool(Pool):
         self._counters["rollout"][:] = 0
         self._has_stepped[:] = 1  # no step can be lost
         for process in self._processes.copy():
-            if self._is_used_up(process):
+            if self._options.max_rollouts is not None and process.rollouts:
+                # All are as new: what follows does not depend on how many rollouts there were before.
                 process.tell(Say.CLOSE)
                 self._server.collect(process.pid)
+                if self._newly_seeded:  # it took the first of its new seeds, and has not used it
+                    self._counters["seeds_used"][process.row] = 0
                 self._succeed(process)
             else:
                 self._ask(process, Say.RESET)
+        self._newly_seeded = False
         self._settle()
         self._take_start()
         return self._obs
@@ -189,6 +193,7 @@ class ProcessPool(Pool):
         self._settle()
         self._first = replace(self._first, seed=seed)
         self._counters["seeds_used"][:] = 0
+        self._newly_seeded = True
         for process in self._processes:
             process.tell(Say.RESEED, pickle.dumps(seed))
 
