@@ -138,6 +138,16 @@ class Stumbling(Counting):
         raise OSError("the simulator fell over")
 
 
+class Freezing(Counting):
+    """Hangs in every fourth rollout since it was built."""
+
+    def step(self, action: Any) -> Any:
+        result = super().step(action)
+        if result[0]["rollout"] == 3 and result[0]["step"] == 2:
+            do("hang")
+        return result
+
+
 class OwnError(Exception):
     """Cannot be made again from what it says."""
 

@@ -14,7 +14,7 @@ from amago_ray.envs.pool import MAX_FAILURES_IN_A_ROW
 from amago_ray.nets.mixed_encoder import default_tstep_encoder
 from amago_ray.replay.datasets.dataset import MixtureOfDatasets, RowLayout, TrajectoryDataset, mixture_of
 from amago_ray.replay.sampling.selection import SelectionConfig
-from amago_ray.settings import ExperimentSettings, check_values
+from amago_ray.settings import ExperimentSettings, check_values, env_processes
 from amago_ray.specs import ActionSpec, ObsSpec
 
 
@@ -79,7 +79,7 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
     Returns how to build the agent. Raises what the environments raise, and ValueError where validation environments
     have other spaces than training environments.
     """
-    mask, processes = settings.action_mask_key, settings.env_mode == "processes"
+    mask, processes = settings.action_mask_key, env_processes(settings)
     obs_spec, action_spec, _ = check_env(settings.make_train_env, action_mask_key=mask, processes=processes)
     if settings.make_val_env is not settings.make_train_env:
         like = env_spaces(settings.make_train_env)

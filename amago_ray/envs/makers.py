@@ -134,12 +134,12 @@ def check_env(
     num_steps: int = 20,
     action_mask_key: str | None = None,
     like: tuple[gym.Space, gym.Space] | None = None,
-    processes: bool = False,
+    processes: EnvProcesses | None = None,
 ) -> tuple[ObsSpec, ActionSpec, str]:
     """Build every entry of `make_env` once and take a few random steps in it.
 
     action_mask_key: name of the observation that says which actions are legal. like: those of the training
-    environments, if `make_env` is of validation environments. processes: they are to run in processes of their own.
+    environments, if `make_env` is of validation environments. processes: as of `make_pool`; the steps are taken there.
 
     Returns the specifications that all of them share and the first one's name. Raises ValueError or TypeError, in one
     line that names the environment, for anything that would stop a run.
@@ -152,14 +152,15 @@ def check_env(
         envs.append(env)
         try:
             _check_fits(envs, len(entries), like)
-            if processes and isinstance(env, VectorEnv):
+            if processes is not None and isinstance(env, VectorEnv):
                 raise vector_env_refused(name_before_reset(env))
         except (TypeError, ValueError):
             with suppress(*FAILURES):
                 env.close()
             raise
-        found.append(_try_out(env, seed, num_steps, action_mask_key))
-        remember_name(entry, env)
+        pool = _pool_to_try(entry, env, seed, processes)
+        found.append(_try_out(pool, seed, num_steps, action_mask_key))
+        remember_name(entry, env, found[-1][2])
         if not isinstance(env, VectorEnv):
             _check_builds_anew(entry, env)
     tasks_of(make_env)  # says which tasks are named alike
@@ -217,12 +218,18 @@ def _check_builds_anew(entry: Entry, env: Any) -> None:
     check_separate(again, env)
 
 
-def _try_out(
-    env: gym.Env | VectorEnv, seed: int, num_steps: int, action_mask_key: str | None
-) -> tuple[ObsSpec, ActionSpec, str]:
-    """Take random steps in `env`, and close it."""
-    num_envs = env.num_envs if isinstance(env, VectorEnv) else 1
-    pool = make_pool(lambda: env, num_envs, first_env=0, seed=seed, max_failures_in_a_row=1)
+def _pool_to_try(entry: Entry, env: gym.Env | VectorEnv, seed: int, processes: EnvProcesses | None) -> Pool:
+    """A pool that fails at once: of `env`, or of another one that `entry` builds in a process of its own."""
+    if processes is None:
+        num_envs = env.num_envs if isinstance(env, VectorEnv) else 1
+        return make_pool(lambda: env, num_envs, first_env=0, seed=seed, max_failures_in_a_row=1)
+    with suppress(*FAILURES):
+        env.close()
+    return make_pool(entry, 1, first_env=0, seed=seed, max_failures_in_a_row=1, processes=processes)
+
+
+def _try_out(pool: Pool, seed: int, num_steps: int, action_mask_key: str | None) -> tuple[ObsSpec, ActionSpec, str]:
+    """Take random steps in the environments of `pool`, and close it."""
     rng = np.random.default_rng(seed)
     try:
         if action_mask_key is not None:
@@ -232,7 +239,7 @@ def _try_out(
             if step >= num_steps and not pool.awaits_last_obs:
                 break
             legal = None if action_mask_key is None else obs[action_mask_key]
-            transition = pool.step(sample_actions(pool.action_spec, num_envs, rng, legal))
+            transition = pool.step(sample_actions(pool.action_spec, pool.num_envs, rng, legal))
             obs, _ = pool.begin(transition.terminated | transition.truncated)
     except EnvFailure as failure:
         raise ValueError(f"environment {pool.env_names[0]} failed with {one_line(failure.__cause__)}") from failure

@@ -198,7 +198,14 @@ def test_what_building_raises_is_told(make_env: Any, error: type[Exception], wor
         process_pool(make_env, 2)
     if "VectorEnv" in words:
         with pytest.raises(error, match=words):
-            check_env(make_env, processes=True)
+            check_env(make_env, processes=SAME)
+
+
+def test_the_check_before_a_run_steps_where_the_run_will() -> None:
+    obs_spec, _, name = check_env(Drawing, processes=SAME)
+    assert (obs_spec, name) == (check_env(Drawing)[0], "Drawing")
+    with pytest.raises(ValueError, match="environment Drawing failed with EnvHung: it did not step and reset within"):
+        check_env(partial(Drawing, "hang", 2), processes=EnvProcesses(timeout_s=0.3))
 
 
 def test_environments_must_have_the_same_spaces_and_be_sendable() -> None:
