@@ -144,6 +144,7 @@ def _evaluate(
     """Rollouts of one policy; those of every epoch are played with the same seeds. subfolder: of saved rollouts."""
     from amago_ray.driver.plan import TEST_SEEDS
     from amago_ray.rollout.evaluate import evaluate_policy, load_policy_weights
+    from amago_ray.settings import env_processes
 
     with in_one_line():
         return evaluate_policy(
@@ -156,6 +157,7 @@ def _evaluate(
             rollout_limit_s=experiment.call_timeout_s,
             temperature=options.temperature,
             write=_writer(experiment, options.save_trajectories, subfolder),
+            env_processes=env_processes(experiment),
         )
 
 

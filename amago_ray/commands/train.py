@@ -131,6 +131,7 @@ def train(experiment: Experiment, options: argparse.Namespace, resume: Resume) -
 def _compare_with_random(experiment: Experiment) -> None:
     """The comparison at the end. Where it cannot be made, a line says why: the run itself is finished."""
     from amago_ray.rollout.evaluate import final_test
+    from amago_ray.settings import env_processes
 
     x = experiment
     try:
@@ -143,6 +144,7 @@ def _compare_with_random(experiment: Experiment) -> None:
             x.parallel_actors,
             x.call_timeout_s,
             x.action_mask_key,
+            env_processes(x),
         )
     except ValueError as error:
         print(f"no final test: {error} (Experiment.test_max_timesteps={x.test_max_timesteps})")
