@@ -14,6 +14,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -22,20 +23,18 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 CUDA = torch.device("cuda", 0)
 META = torch.device("meta")
-COPIES = ("_to_copy", "copy_")
+COPIES = ("_to_copy", "to", "copy_")
 
 
 class _AsCuda(TorchFunctionMode):
     """What asks for "cuda" gets meta, and what asks a meta tensor where it is hears "cuda". Pinning is noted."""
 
-    def __init__(self, pinned: set[int]):
+    def __init__(self, faults: list[str], pinned: set[int]):
         super().__init__()
-        self._pinned = pinned
+        self._faults, self._pinned = faults, pinned
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if func == Tensor.is_cuda.__get__:
-            return args[0].is_meta
         if func == Tensor.device.__get__:
             device = func(*args)
             return CUDA if device.type == "meta" else device
@@ -43,6 +42,8 @@ class _AsCuda(TorchFunctionMode):
             return args[0].to(META)
         if func is Tensor.pin_memory:
             return self._pin(args[0].clone())
+        if func in (torch.tensor, torch.as_tensor) and torch.device(kwargs.get("device") or "cpu").type == "cuda":
+            self._faults.append("numbers of the host made a tensor on the device")
         pin = kwargs.pop("pin_memory", False)
         if func is Tensor.to or "device" in kwargs:
             args, kwargs = tree_map(_as_meta, (args, kwargs))
@@ -86,13 +87,17 @@ class _Watch(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+def _autocast(device_type: str, *args: Any, **kwargs: Any) -> torch.amp.autocast:
+    return torch.amp.autocast("cuda" if device_type == "meta" else device_type, *args, **kwargs)
+
+
 class PretendCuda:
     """faults: what was found so far. copies_to_device: how many tensors with values went there."""
 
     def __init__(self) -> None:
         self.faults: list[str] = []
         pinned: set[int] = set()
-        self._modes = _AsCuda(pinned), _Watch(self.faults, pinned)
+        self._modes = _AsCuda(self.faults, pinned), _Watch(self.faults, pinned)
 
     @property
     def copies_to_device(self) -> int:
@@ -102,6 +107,10 @@ class PretendCuda:
         self._stack = ExitStack()
         for mode in self._modes:
             self._stack.enter_context(mode)
+        # Backward passes see no mode of functions. Meta tensors there are "meta" but for these two.
+        patch = self._stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(Tensor, "is_cuda", property(lambda x: x.is_meta), raising=False)
+        patch.setattr(torch, "autocast", _autocast)
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -94,6 +94,8 @@ class Learner:
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)] if world_size > 1 else [],
         )
         self.device = self._accelerator.device
+        if self.device.type != config.device:
+            raise ValueError(f"LearnerConfig.device={config.device!r}: there is none in sight, only {self.device.type}")
         set_seed(config.seed + rank)
         self.agent: Agent = agent_spec.build().train()
         optimizer = self.agent.init_optimizer(config.learning_rate, config.l2_coeff)
