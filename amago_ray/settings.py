@@ -280,6 +280,18 @@ class ExperimentSettings:
     grad_clip: float = setting(1.0, "largest norm of the gradient", positive)
     l2_coeff: float = setting(1e-3, "AdamW's weight decay", not_negative)
     mixed_precision: MixedPrecision = setting("no", "of encoders and heads", one_of(MixedPrecision))
+    micro_batch_size: int | None = setting(
+        None,
+        """sequences that go through the networks at a time: gradients accumulate over the pieces of a batch, and are
+        those of the whole, in the memory of a piece (batches_per_update accumulates whole batches); None for all""",
+        whole_number(1),
+        optional=True,
+    )
+    activation_checkpointing: bool = setting(
+        False,
+        """compute layers anew in the backward pass in place of keeping what they computed: less memory, a third more
+        work""",
+    )
 
     exploration_wrapper_type: Callable[..., ExplorationWrapper] | None = setting(
         EpsilonGreedy, "how training environments are explored; None for not at all"
