@@ -37,7 +37,7 @@ def check_settings(settings: ExperimentSettings) -> None:
 
 def _check_env_processes(settings: ExperimentSettings) -> None:
     """Raises ValueError for settings of environments in processes of their own that contradict others."""
-    if settings.env_mode == "sync":
+    if settings.env_mode != "processes":
         for name in ("env_timeout_s", "env_max_rollouts", "env_double_buffer"):
             if value := getattr(settings, name):
                 raise ValueError(
