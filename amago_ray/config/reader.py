@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, TextIO, TypeVar
 
 import gin
@@ -63,7 +64,7 @@ def load(configs: Sequence[str | Path], bindings: Sequence[str] = ()) -> None:
         for path in configs:
             reader.read_file(Path(path))
         reader.read("\n".join(bindings))
-    except (ValueError, SyntaxError, TypeError) as error:
+    except (ValueError, SyntaxError, TypeError, TokenError) as error:
         raise ValueError(explain(error)) from error
     reader.tell()
 
