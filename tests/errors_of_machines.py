@@ -151,6 +151,11 @@ MACHINES = (
         ("num_replay_shards=1000000000", "at most"),
     ),
     Case("an address where no Ray answers", _nobody_there, ("Experiment.ray_address=", "no Ray cluster answers there")),
+    Case(
+        "an address with a password",
+        with_settings("Experiment.ray_address = 'ray://me:hunter2@head:10001'"),
+        ("Experiment.ray_address holds", "write host:port"),
+    ),
     Case("an address that is none", with_settings("Experiment.ray_address = 5"), ("ray_address=5", "text")),
     Case(
         "a folder that may not be written", _no_permission, ("ckpt_base_dir=", "cannot be written: Permission denied")
