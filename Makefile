@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-fast test-sweeps test-cluster lint bench clean
+.PHONY: help demo test test-fast test-sweeps test-cluster lint results bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -39,6 +39,9 @@ lint: .venv/.installed  ## check style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy amago_ray
+
+results: .venv/.installed  ## run a task of results/tasks.toml with three seeds and record it: make results TASK=pendulum
+	$(BIN)/python -m results.run $(TASK)
 
 bench: .venv/.installed  ## measure rollout, learner, long sequences and replay
 	$(BIN)/python benchmarks/rollout.py

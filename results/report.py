@@ -1,13 +1,12 @@
 """Write docs/results.md, docs/results.png and the picture of every task from what is recorded in results/.
 
-    python results/report.py            write them
-    python results/report.py --check    say whether docs/results.md is what the data say
+python -m results.report            write them
+python -m results.report --check    say whether docs/results.md is what the data say
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from scipy import stats
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from table import RESULTS, ROOT, Run, Task, runs, tasks
-
 from amago_ray.watch.curves import COLOURS, DPI, FAINT, INK, STYLE
+from results.table import RESULTS, ROOT, Run, Task, runs, tasks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +27,7 @@ if TYPE_CHECKING:
 PAGE = ROOT / "docs" / "results.md"
 PICTURE = ROOT / "docs" / "results.png"
 RESAMPLES = 9999
-COLUMNS = 3  # panels in a row of the picture
+PANELS_PER_ROW = 3  # panels in a row of the picture
 PANEL_IN = (3.4, 2.5)
 
 HEAD = """\
@@ -38,20 +35,34 @@ HEAD = """\
 
 ![Learning curves of every task, with the published number](results.png)
 
-Of every run the *last* policy plays the rollouts of a test, without exploration; a seed's score is its mean return. **Ours**
-is the mean of the seeds' scores, and beside it the interquartile mean of the same (of fewer than four seeds nothing is
-trimmed) and the 95 % interval of the mean (percentile bootstrap over seeds, `scipy.stats.bootstrap`). **At or above** says
-whether the mean reaches the published number to the digits that it is given to; **better** is who is by more than
-our interval: where that contains the published number, nobody is. Settings were chosen with other seeds than those shown.
+Of every run the *last* policy plays the rollouts of a test, without exploration; a seed's score is its mean return.
+**Ours** is the mean of the seeds' scores, and beside it the interquartile mean of the same (of fewer than four seeds
+nothing is trimmed) and the 95 % interval of the mean (percentile bootstrap over seeds, `scipy.stats.bootstrap`). **At
+or above** says whether the mean reaches the published number to the digits that it is given to; **better** is who is by
+more than our interval: where that contains the published number, nobody is. Settings were chosen with other seeds than
+those shown.
 
 """
 
 FOOT = """\
 
-This page, its picture and those in [`results/`](../results) are made by `python results/report.py` from
-`results/<task>/seed_<n>.json`: returns of the test, curves, commands, revision, machine. `results/tasks.toml` says what each
-task is; `make results TASK=<task>` runs one again.
+This page, its picture and those in [`results/`](../results) are made by `python -m results.report` from
+`results/<task>/seed_<n>.json`: returns of the test, curves, commands, revision, machine. `results/tasks.toml` says what
+each task is; `make results TASK=<task>` runs one again.
 """
+
+COLUMNS_OF_PAGE = (
+    "task",
+    "ours",
+    "interquartile mean",
+    "95 % interval",
+    "seeds",
+    "frames",
+    "published",
+    "at frames",
+    "at or above",
+    "better",
+)
 
 
 @dataclass(frozen=True)
@@ -92,10 +103,7 @@ def better(task: Task, ours: Summary) -> str:
 
 def page(known: Mapping[str, Task], folder: Path = RESULTS) -> str:
     """The text of docs/results.md. Tasks without runs have a line at its end."""
-    lines = [
-        "| task | ours | interquartile mean | 95 % interval | seeds | frames | published | at frames | at or above | better |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|:-:|:-:|",
-    ]
+    lines = [f"| {' | '.join(COLUMNS_OF_PAGE)} |", "|---|--:|--:|--:|--:|--:|--:|--:|:-:|:-:|"]
     details, missing, reached = [], [], 0
     for task in known.values():
         recorded = runs(task.name, folder)
@@ -166,7 +174,7 @@ def _draw(shown: Sequence[tuple[Task, Sequence[Run]]], out: Path) -> None:
     alone = len(shown) == 1
     panels: list[tuple[Task, Sequence[Run], str]] = [(*pair, "frames") for pair in shown]
     panels += [(*pair, "wall_s") for pair in shown] if alone else []
-    columns = min(COLUMNS, len(panels))
+    columns = min(PANELS_PER_ROW, len(panels))
     rows = -(-len(panels) // columns)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(PANEL_IN[0] * columns, PANEL_IN[1] * rows), dpi=DPI, layout="constrained")
@@ -206,11 +214,14 @@ def _near_top(axes: Axes, value: float) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="write docs/results.md and its pictures from results/")
+    """Write the page and the pictures, or compare the page."""
+    parser = argparse.ArgumentParser(
+        prog="python -m results.report", description="write docs/results.md and its pictures from results/"
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where docs/results.md differs")
     if parser.parse_args().check:
         if PAGE.read_text(encoding="utf-8") != page(tasks()):
-            raise SystemExit("docs/results.md is not what the data say: python results/report.py")
+            raise SystemExit("docs/results.md is not what the data say: python -m results.report")
         return
     write()
 

@@ -22,20 +22,19 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import report
-from table import ROOT, Run, Task, tasks
-
 from amago_ray.commands.command_line import WITHOUT_DATA, latest_weights, load_experiment
 from amago_ray.driver.plan import TEST_SEEDS
 from amago_ray.driver.probe import probe
 from amago_ray.rollout.evaluate import evaluate_policy, load_policy_weights
 from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
+from results import report
+from results.table import ROOT, Run, Task, tasks
 
 RUNS = ROOT / "runs"
 
 
 def main() -> None:
+    """Train the seeds, test and record them, and write the page anew."""
     options = _parser().parse_args()
     known = tasks()
     if options.task not in known:
@@ -52,7 +51,9 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="run a task of results/tasks.toml and record what came of it")
+    parser = argparse.ArgumentParser(
+        prog="python -m results.run", description="run a task of results/tasks.toml and record what came of it"
+    )
     parser.add_argument("task", metavar="TASK", help="a name in results/tasks.toml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
     parser.add_argument("--parallel", type=int, default=1, metavar="N", help="seeds at a time (default: 1)")

@@ -16,7 +16,10 @@ TASKS = RESULTS / "tasks.toml"
 
 @dataclass(frozen=True)
 class Published:
-    """A number that somebody else reports. by: which method. frames: as a reader should see it. url: where it stands."""
+    """A number that somebody else reports.
+
+    by: which method. frames: as a reader should see it. url: where it stands.
+    """
 
     value: float
     by: str
@@ -59,7 +62,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Run:
-    """One recorded run. returns: of the test's rollouts. curve: "frames", "wall_s", "return" of validation, (N,) each."""
+    """One recorded run.
+
+    returns: of the test's rollouts. curve: "frames", "wall_s" and "return" of validation, (N,) each.
+    command, evaluation: what makes the policy, and what plays the same rollouts of the test again.
+    """
 
     task: str
     seed: int
@@ -92,9 +99,8 @@ def tasks(file: Path = TASKS) -> dict[str, Task]:
 
 
 def _task(name: str, published: dict[str, Any], **entry: Any) -> Task:
-    lists = {key: tuple(entry.pop(key)) for key in ("configs", "set") if key in entry}
-    value = float(published.pop("value"))
-    return Task(name, published=Published(value, **published), **lists, **entry)
+    entry = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    return Task(name, published=Published(float(published.pop("value")), **published), **entry)
 
 
 def runs(task: str, folder: Path = RESULTS) -> list[Run]:
