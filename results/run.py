@@ -1,6 +1,6 @@
 """Run a task of tasks.toml with several seeds, test every policy, and record all of it: `make results TASK=NAME`.
 
-Each run is an `amago-ray` command in a process of its own; what it was is recorded with what came of it.
+Each run is a process of its own, on one core (see in_process.py); its command is recorded with what came of it.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ def _parser() -> argparse.ArgumentParser:
 def train(task: Task, seed: int) -> None:
     """Run the command of one seed to its end; its output goes to runs/NAME.log. Raises where it fails."""
     RUNS.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "amago_ray.train", *task.arguments(seed), "--overwrite"]
+    command = [sys.executable, "-m", "results.in_process", *task.arguments(seed)]
     with open(RUNS / f"{task.run_name(seed)}.log", "w", encoding="utf-8") as log:
         subprocess.run(command, cwd=ROOT, env=_environment(), stdout=log, stderr=log, check=True)
 
 
 def _environment() -> dict[str, str]:
-    """One thread per process: the networks are small, and seeds run side by side."""
+    """One thread: the networks are small, and seeds run side by side."""
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -86,7 +86,7 @@ def record(task: Task, seed: int, commit: str) -> Run:
     return Run(
         task=task.name,
         seed=seed,
-        command=shlex.join(["amago-ray", *task.arguments(seed)]),
+        command=task.command(seed),
         evaluation=shlex.join(_evaluation(task, seed)),
         returns=tuple(_test(task, seed, folder)),
         frames=frames,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,10 +52,13 @@ class Task:
     note: str = ""
 
     def arguments(self, seed: int) -> list[str]:
-        """Of `amago-ray`, for one run."""
+        """Of `results.in_process` or `amago-ray`, for one run."""
         bindings = [*self.set, f"Experiment.run_name = '{self.run_name(seed)}'", f"Experiment.seed = {seed}"]
         options = [word for config in self.configs for word in ("--config", config)]
-        return [*options, *(word for binding in bindings for word in ("--set", binding)), "--no-final-test"]
+        return [*options, *(word for binding in bindings for word in ("--set", binding))]
+
+    def command(self, seed: int) -> str:
+        return shlex.join(["python", "-m", "results.in_process", *self.arguments(seed)])
 
     def run_name(self, seed: int) -> str:
         return f"{self.name}_seed_{seed}"

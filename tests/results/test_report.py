@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from results.table import RESULTS, ROOT, Published, Run, Task, runs, tasks
 
 PUBLISHED = Published(6.7, "Theirs", "1M", "https://example.org")
 TASK = Task("game", "A game", ("a.gin", "b.gin"), 100, PUBLISHED, greedy=True)
-    "game", "A game", ("a.gin", "b.gin"), 100, Published(6.7, "Theirs", "1M", "https://example.org"), greedy=True
-)
 
 
 def run_of(seed: int, score: float) -> Run:
@@ -38,7 +35,7 @@ def test_what_is_recorded_belongs_to_the_table() -> None:
             task = known[run.task]
             assert run.path == folder / f"seed_{run.seed}.json" and len(run.returns) == task.episodes >= 100
             assert run.frames <= task.frames
-            assert run.command == shlex.join(["amago-ray", *task.arguments(run.seed)])
+            assert run.command == task.command(run.seed)
 
 
 @pytest.mark.parametrize("task", tasks().values(), ids=lambda task: task.name)
