@@ -35,12 +35,16 @@ VALIDATION_EPISODES = 20
 
 def main() -> None:
     """Train what the configurations say."""
-    parser = argparse.ArgumentParser(
-        prog="python -m results.in_process", description="train in one process", parents=[settings_options()]
-    )
-    options = parser.parse_args()
+    options = parser().parse_args()
     torch.set_num_threads(1)
     train(load_experiment(options.config, options.set))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the options."""
+    return argparse.ArgumentParser(
+        prog="python -m results.in_process", description="train in one process", parents=[settings_options()]
+    )
 
 
 def train(experiment: Experiment) -> None:

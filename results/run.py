@@ -1,6 +1,7 @@
 """Run a task of tasks.toml with several seeds, test every policy, and record all of it: `make results TASK=NAME`.
 
-Each run is a process of its own, on one core (see in_process.py); its command is recorded with what came of it.
+Each seed is trained in this process, on one core (see in_process.py); the command that does it alone is recorded with
+what came of it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,7 @@ import os
 import platform
 import shlex
 import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,22 +26,23 @@ from amago_ray.driver.plan import TEST_SEEDS
 from amago_ray.driver.probe import probe
 from amago_ray.rollout.evaluate import evaluate_policy, load_policy_weights
 from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
-from results import report
+from results import in_process, report
 from results.table import ROOT, Run, Task, tasks
 
 RUNS = ROOT / "runs"
 
 
 def main() -> None:
-    """Train the seeds, test and record them, and write the page anew."""
+    """Train the seeds, test and record each, and write the page anew."""
     options = _parser().parse_args()
     known = tasks()
     if options.task not in known:
         raise SystemExit(f"{options.task} is no task of results/tasks.toml: {', '.join(known)}")
     task, commit = known[options.task], revision()
-    with ThreadPoolExecutor(options.parallel) as pool:
-        list(pool.map(lambda seed: train(task, seed), options.seeds))
+    torch.set_num_threads(1)  # the networks are small
     for seed in options.seeds:
+        trained = in_process.parser().parse_args(task.arguments(seed))
+        in_process.train(load_experiment([ROOT / file for file in trained.config], trained.set))
         run = record(task, seed, commit)
         run.path.parent.mkdir(exist_ok=True)
         run.path.write_text(json.dumps(asdict(run), indent=1) + "\n", encoding="utf-8")
@@ -56,25 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("task", metavar="TASK", help="a name in results/tasks.toml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
-    parser.add_argument("--parallel", type=int, default=1, metavar="N", help="seeds at a time (default: 1)")
     return parser
 
 
-def train(task: Task, seed: int) -> None:
-    """Run the command of one seed to its end; its output goes to runs/NAME.log. Raises where it fails."""
-    RUNS.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "results.in_process", *task.arguments(seed)]
-    with open(RUNS / f"{task.run_name(seed)}.log", "w", encoding="utf-8") as log:
-        subprocess.run(command, cwd=ROOT, env=_environment(), stdout=log, stderr=log, check=True)
-
-
-def _environment() -> dict[str, str]:
-    """One thread: the networks are small, and seeds run side by side."""
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
 def record(task: Task, seed: int, commit: str) -> Run:
-    """What a finished run has come to: its curve, and a test of its last policy.
+    """What a finished run has come to: its curve, and a test of its last policy. commit: that it was trained with.
 
     Raises ValueError where it took more frames than the task allows.
     """
