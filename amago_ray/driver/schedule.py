@@ -7,7 +7,9 @@ over the workers) and a `Learning` (the epoch's batches, on the learner group).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from amago_ray.driver.collection import Collection, CollectSummary
 from amago_ray.driver.pacing import PacedCollection, PacedLearning
@@ -62,6 +64,18 @@ class Schedule(ABC):
     def run_epoch(self, epoch: int, last: bool) -> EpochResult:
         """Run epoch number `epoch`; `last` says that no other follows. Raises LearnerDied."""
 
+    @abstractmethod
+    def next_collected(self, epoch: int) -> int | None:
+        """After `epoch`: the epoch whose collection starts next, or None while one goes on."""
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a training state keeps of what was begun and belongs to a coming epoch; plain values."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (optional hook)
+        """Go on from `state`, before the first epoch."""
+
 
 class Alternate(Schedule):
     """Collect, then learn. Deterministic given the seed."""
@@ -78,6 +92,9 @@ class Alternate(Schedule):
         self._ring.publish()
         return EpochResult(collection.summary if collection else None, learning.report if learning else None, replay)
 
+    def next_collected(self, epoch: int) -> int | None:
+        return epoch + 1
+
 
 class Overlap(Schedule):
     """Learn from the data of epochs 0..e while the data of epoch e + 1 are collected.
@@ -88,20 +105,34 @@ class Overlap(Schedule):
 
     def __init__(self, ring: Ring):
         self._ring = ring
-        self._ahead: tuple[int, Collection | None] | None = None
+        self._ahead: tuple[int, CollectSummary | None] | None = None
 
     def run_epoch(self, epoch: int, last: bool) -> EpochResult:
         if self._ahead is None or self._ahead[0] != epoch:
-            self._ahead = (epoch, self._ring.start_collecting(epoch))
-            self._ring.drive(self._ahead[1], None)
-        collection = self._ahead[1]
+            collection = self._ring.start_collecting(epoch)
+            self._ring.drive(collection, None)
+            self._ahead = (epoch, collection.summary if collection else None)
+        collected = self._ahead[1]
         replay = self._ring.commit()
         learning = self._ring.start_learning(epoch)
         following = None if last else self._ring.start_collecting(epoch + 1)
         self._ring.drive(following, learning)
         self._ring.publish()
-        self._ahead = (epoch + 1, following)
-        return EpochResult(collection.summary if collection else None, learning.report if learning else None, replay)
+        self._ahead = (epoch + 1, following.summary if following else None)
+        return EpochResult(collected, learning.report if learning else None, replay)
+
+    def next_collected(self, epoch: int) -> int | None:
+        return epoch + 2
+
+    @property
+    def state(self) -> dict[str, Any]:
+        if self._ahead is None or self._ahead[1] is None:
+            return {}
+        return {"ahead": {"epoch": self._ahead[0], "collected": self._ahead[1].to_json()}}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        if ahead := state.get("ahead"):
+            self._ahead = ahead["epoch"], CollectSummary.from_json(ahead["collected"])
 
 
 class Continuous(Schedule):
@@ -135,6 +166,9 @@ class Continuous(Schedule):
             "Batches Ahead of Learning": self._limiter.balance,
         }
         return EpochResult(self._collection.hand_over(), learning.report, collection.replay, rate)
+
+    def next_collected(self, epoch: int) -> int | None:
+        return epoch + 1 if self._collection is None else None
 
 
 def make_schedule(settings: ExperimentSettings, ring: Ring) -> Schedule:
