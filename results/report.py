@@ -46,7 +46,7 @@ those shown.
 
 FOOT = """\
 
-This page, its picture and those in [`results/`](../results) are made by `python -m results.report` from
+This page, its picture and those in `results/` are made by `python -m results.report` from
 `results/<task>/seed_<n>.json`: returns of the test, curves, commands, revision, machine. `results/tasks.toml` says what
 each task is; `make results TASK=<task>` runs one again. Runs are of one process (`results/in_process.py`), so that
 several seeds share a small machine; `amago-ray` takes the same arguments and does the same on Ray.
