@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-fast test-sweeps test-suites test-cluster chaos test-wheel test-browser fuzz lint docs bench clean
+.PHONY: help demo test test-fast test-sweeps test-suites test-cluster chaos test-wheel test-browser fuzz results \ lint docs bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -54,6 +54,9 @@ lint: .venv/.installed  ## check style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy amago_ray
+
+results: .venv/.installed  ## run a task of results/tasks.toml with three seeds and record it: make results TASK=pendulum
+	$(BIN)/python -m results.run $(TASK)
 
 docs: .venv/.installed  ## build the documents as a site, build/site; warnings are errors, links are checked
 	$(BIN)/python -m sphinx -b html -W --keep-going -q -d build/doctrees -c docs . build/site
