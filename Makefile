@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-fast test-sweeps test-suites test-cluster chaos test-wheel test-browser fuzz results \ lint docs bench clean
+.PHONY: help demo test test-fast test-sweeps test-suites test-cluster test-wheel test-browser chaos fuzz results \
+	lint docs bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
