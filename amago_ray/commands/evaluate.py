@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from amago_ray.commands.command_line import (
     WITHOUT_DATA,
     Mistake,
+    Parser,
     environment_bindings,
     in_one_line,
     latest_weights,
@@ -72,8 +73,8 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="amago-ray evaluate",
         description="returns of a run's saved policies, and a picture of one at work",
         parents=[override_options()],
@@ -143,6 +144,7 @@ def _evaluate(
     """Rollouts of one policy; those of every epoch are played with the same seeds. subfolder: of saved rollouts."""
     from amago_ray.driver.plan import TEST_SEEDS
     from amago_ray.rollout.evaluate import evaluate_policy, load_policy_weights
+    from amago_ray.settings import env_processes
 
     with in_one_line():
         return evaluate_policy(
@@ -155,6 +157,7 @@ def _evaluate(
             rollout_limit_s=experiment.call_timeout_s,
             temperature=options.temperature,
             write=_writer(experiment, options.save_trajectories, subfolder),
+            env_processes=env_processes(experiment),
         )
 
 

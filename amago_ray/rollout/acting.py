@@ -29,6 +29,7 @@ from amago_ray.agent.actor_critic import Agent
 from amago_ray.agent.flat_weights import load_weights
 from amago_ray.agent.policy import Policy
 from amago_ray.agent.spec import AgentSpec
+from amago_ray.atomic_files import read_text
 from amago_ray.envs.saved_spaces import read_spaces
 from amago_ray.envs.spaces import ActionConverter, ObsConverter
 from amago_ray.nets.actions import stored_action
@@ -216,7 +217,7 @@ def load_agent(
                 "spaces=(env.observation_space, env.action_space)"
             )
         spaces = read_spaces(directory.spaces)
-    text = directory.config.read_text(encoding="utf-8")
+    text = read_text(directory.config)
     with config.apart(text, [name for name in AGENT_SETTINGS if name not in (settings or {})]) as given:
         agent = _agent_spec(given | dict(settings or {}), spaces, directory.config).build()
     load_weights(agent, weights)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from amago_ray.atomic_files import read_json
 from amago_ray.replay.inspection import Contents, find_stored_data, run_settings
 from amago_ray.replay.storage.records import Corrupt
 from amago_ray.replay.storage.segments import StorageError
@@ -78,7 +78,7 @@ def run_status(
     written = started if log.written_at is None else log.written_at
     age_s = max(now - max(written, started), 0.0)
     done, epochs = int(epoch) + 1, int(settings.get("epochs", 0))
-    reason = json.loads(directory.stopped.read_text())["reason"] if directory.stopped.is_file() else None
+    reason = read_json(directory.stopped, "reason")["reason"] if directory.stopped.is_file() else None
     frames_per_s, updates_per_s = _rates(log)
     replay, replay_error = stored_replay(root) if look_into_replay else (None, None)
     collected, vals = _returns(log, "collect"), _returns(log, "val")
