@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from amago_ray.watch.run_log import AXES, RunLog
+from amago_ray.watch.metrics import AXES
+from amago_ray.watch.run_log import RunLog
 
 DIGITS = 7  # that matter on a screen
 MIN_POINTS = 8
