@@ -31,7 +31,7 @@ from amago_ray.watch.callbacks import Callback
 
 BatchLayout = Literal["padded", "packed", "bucketed"]
 ScheduleName = Literal["auto", "alternate", "overlap", "continuous"]
-EnvMode = Literal["sync", "processes"]
+EnvMode = Literal["sync", "processes", "async", "already_vectorized"]  # the last two are AMAGO's
 WandbMode = Literal["online", "offline"]
 
 MOST_PROCESSES = 10_000  # of one kind
@@ -302,7 +302,8 @@ class ExperimentSettings:
         "sync",
         """where the environments of a worker run: "sync", in its own process, one after the other, or a VectorEnv as it
         steps them; "processes", each in a process of its own, for those that are slow, leak memory, hang or take their
-        process down (see docs/environments.md). Both collect the same for the same seed""",
+        process down (see docs/environments.md). Both collect the same for the same seed. AMAGO's "async" and
+        "already_vectorized" are "sync" here""",
         one_of(EnvMode),
     )
     env_timeout_s: float | None = setting(
@@ -427,7 +428,7 @@ def check_values(settings: ExperimentSettings) -> None:
 
 def env_processes(settings: ExperimentSettings) -> EnvProcesses | None:
     """How environments run in processes of their own; None where they do not."""
-    if settings.env_mode == "sync":
+    if settings.env_mode != "processes":
         return None
     return EnvProcesses(settings.env_timeout_s, settings.env_max_rollouts, settings.env_double_buffer)
 
