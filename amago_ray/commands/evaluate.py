@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from amago_ray.commands.command_line import (
     WITHOUT_DATA,
     Mistake,
+    Parser,
+    environment_bindings,
     in_one_line,
     latest_weights,
     load_experiment,
@@ -38,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
     from amago_ray.driver.probe import probe
 
     with in_one_line():
-        bindings = [*WITHOUT_DATA, *options.set, *_environment(options.env)]
+        bindings = [*WITHOUT_DATA, *options.set, *environment_bindings(options.env)]
         experiment = load_experiment([options.run / "config.txt"], bindings)
         spec = probe(experiment)
         if options.gif:
@@ -71,8 +73,8 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="amago-ray evaluate",
         description="returns of a run's saved policies, and a picture of one at work",
         parents=[override_options()],
@@ -189,11 +191,3 @@ def _check_gif(experiment: Experiment) -> None:
         check_renderable(experiment.make_val_env)
     except ValueError as error:
         raise ValueError(f"--gif: {error}") from error
-
-
-def _environment(name: str | None) -> list[str]:
-    """Bindings that put a gymnasium id, or what gin knows by a name, in place of the environments of a run."""
-    if name is None:
-        return []
-    value = repr(name) if "/" in name or "-v" in name else f"@{name}"
-    return [f"Experiment.make_train_env = {value}", f"Experiment.make_val_env = {value}"]

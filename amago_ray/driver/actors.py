@@ -13,6 +13,7 @@ import torch
 
 from amago_ray import config
 from amago_ray.driver.malloc import keep_freed_memory
+from amago_ray.driver.out_of_memory import naming_what_to_lower
 from amago_ray.driver.plan import Plan
 from amago_ray.driver.remote import RemoteShard
 from amago_ray.envs.makers import env_spaces
@@ -167,11 +168,13 @@ class LearnerActor:
             self._plan.importance_exponent,
             self._plan.bucketed,
         )
-        self._learner = Learner(self._plan.learner, spec, reader, self._rank, world_size)
+        with naming_what_to_lower(self._plan, self._rank):
+            self._learner = Learner(self._plan.learner, spec, reader, self._rank, world_size)
 
     def train(self, num_batches: int, mixture: tuple[float, ...] | None) -> LearnReport:
         torch.set_num_threads(self._num_threads)  # a setting of the thread, and calls change threads
-        return self._learner.train(num_batches, mixture)
+        with naming_what_to_lower(self._plan, self._rank):
+            return self._learner.train(num_batches, mixture)
 
     def progress(self) -> int:
         return self._learner.progress()

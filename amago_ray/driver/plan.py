@@ -156,6 +156,8 @@ def make_plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Clus
             mixed_precision=x.mixed_precision,
             log_interval=x.log_interval,
             packed=x.batch_layout == "packed",
+            micro_batch_size=x.micro_batch_size,
+            activation_checkpointing=x.activation_checkpointing,
             seed=x.seed,
         ),
         num_learners=x.num_learners,

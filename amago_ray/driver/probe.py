@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
+from amago_ray import config
 from amago_ray.agent import Agent
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.config import nearest
@@ -64,6 +67,13 @@ def _check_sources(settings: ExperimentSettings) -> None:
             "Experiment.schedule='continuous' paces learning by what is collected, and nothing is: take 'alternate' to "
             "learn from a dataset alone"
         )
+    frames = settings.parallel_actors * settings.train_timesteps_per_epoch
+    frames *= settings.epochs - settings.start_collecting_at_epoch
+    if settings.schedule == "continuous" and learns and settings.replay_min_timesteps > frames:
+        raise ValueError(
+            f"Experiment.replay_min_timesteps={settings.replay_min_timesteps}: learning would never begin, because the "
+            f"whole run collects {frames} timesteps; lower it"
+        )
     if learns and not collects and not mixture.datasets:
         raise ValueError(
             f"there is nothing to learn from: Experiment.train_timesteps_per_epoch="
@@ -95,16 +105,18 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
         seed=settings.seed,
         action_mask_key=mask,
     )
-    if settings.exploration_wrapper_type is not None:
-        settings.exploration_wrapper_type(1, action_spec, settings.seed)
-    agent = spec.build()
+    with _in_one_line("building the networks"):
+        if settings.exploration_wrapper_type is not None:
+            settings.exploration_wrapper_type(1, action_spec, settings.seed)
+        agent = spec.build()
     if settings.replay_sampling == "prioritized" and not agent.uses_critics:
         raise ValueError(
             "Experiment.replay_sampling='prioritized': priorities are the critics' errors, and this agent trains none "
             "(fake_filter with online_coeff=0); use 'trajectories', 'timesteps' or 'recent'"
         )
-    _check_forward(agent, obs_spec, action_spec)
-    agent.init_optimizer(settings.learning_rate, settings.l2_coeff)
+    with _in_one_line("a first step of the networks"):
+        _check_forward(agent, obs_spec, action_spec)
+        agent.init_optimizer(settings.learning_rate, settings.l2_coeff)
     return spec
 
 
@@ -115,8 +127,25 @@ def check_data(settings: ExperimentSettings) -> RowLayout:
     """
     layout = RowLayout(*env_spaces(settings.make_train_env))
     for dataset in mixture_of(settings.dataset).datasets:
-        dataset.check(layout)
+        with _in_one_line(f"Experiment.dataset: {type(dataset).__name__}"):
+            dataset.check(layout)
     return layout
+
+
+@contextmanager
+def _in_one_line(what: str) -> Iterator[None]:
+    """Raises ValueError, with what was configured, for whatever parts that users configure or write may raise within.
+
+    what: is named where no configurable has raised it.
+    """
+    try:
+        yield
+    except (ImportError, OSError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError | TypeError) and "=" in config.explain(error):
+            raise  # it names the setting and its value
+        raise ValueError(config.explain_call(error, what)) from error
 
 
 def _check_compression(names: tuple[str, ...], obs_spec: ObsSpec) -> None:

@@ -193,7 +193,7 @@ def record_gif(
     frames: list[np.ndarray] = []
 
     def make() -> gym.Env:
-        return FrameRecorder(_renderable(make_env), frames)
+        return FrameRecorder(renderable(make_env), frames)
 
     evaluate_policy(spec, weights, make, 1, seed, sample_actions, 1, MAX_GIF_FRAMES, temperature=temperature)
     first, *others = (Image.fromarray(frame) for frame in frames)
@@ -204,7 +204,7 @@ def record_gif(
 
 def check_renderable(make_env: MakeEnv) -> None:
     """Build one environment as `record_gif` does and look at a picture. Raises ValueError when it cannot render."""
-    with closing(_renderable(make_env)) as env:
+    with closing(renderable(make_env)) as env:
         env.reset(seed=0)
         picture = np.asarray(env.render())
     if picture.ndim != 3 or picture.shape[2] != 3:
@@ -213,7 +213,8 @@ def check_renderable(make_env: MakeEnv) -> None:
         )
 
 
-def _renderable(make_env: MakeEnv) -> gym.Env:
+def renderable(make_env: MakeEnv) -> gym.Env:
+    """An environment of the first entry that draws itself. Raises ValueError where it cannot."""
     entry = entries_of(make_env)[0]
     make, name = maker_of(entry), entry_name(entry)
     env = make(render_mode="rgb_array") if isinstance(make, RegisteredEnv) else _call_with_render_mode(make)

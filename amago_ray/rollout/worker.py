@@ -121,7 +121,7 @@ class RolloutWorker:
         exploration_seed, policy_seed = (
             int(x) for x in np.random.SeedSequence((config.seed, config.first_env, incarnation)).generate_state(2)
         )
-        self.random = TorchRandomStream(policy_seed)
+        self.random = TorchRandomStream(policy_seed, config.device)
         self.tally: Tally | None = None  # of the evaluation under way
         self._parts = self._resets = 0
         self._cut = 0  # trajectories that were stored between two chunks
@@ -273,7 +273,7 @@ class RolloutWorker:
         """Random streams of environments and policy that begin anew, such as with evaluation number `number`."""
         self._pool.reseed(env_seed(self.config, self._incarnation, number, why))
         seeds = np.random.SeedSequence((self.config.seed, self.config.first_env, self._incarnation, number, why))
-        self.random = TorchRandomStream(int(seeds.generate_state(1)[0]))
+        self.random = TorchRandomStream(int(seeds.generate_state(1)[0]), self.config.device)
 
     def start_evaluation(self, assignment: Assignment) -> None:
         self.tally, self._parts, self._obs = Tally(assignment), 0, {}
@@ -427,15 +427,27 @@ def env_seed(config: RolloutConfig, incarnation: int, *moment: int) -> int:
 
 
 class TorchRandomStream:
-    """A torch random state of one's own: blocks run under it neither disturb other draws nor are disturbed by them."""
+    """A torch random state of one's own: blocks run under it neither disturb other draws nor are disturbed by them.
 
-    def __init__(self, seed: int):
-        self._state = torch.Generator().manual_seed(seed).get_state()
+    device: what draws; on a GPU both its own generator and the host's are this stream's.
+    """
+
+    def __init__(self, seed: int, device: str = "cpu"):
+        self._generators = [torch.default_generator]
+        if torch.device(device).type == "cuda":
+            torch.cuda.init()  # its generators are there only then
+            self._generators.append(torch.cuda.default_generators[torch.cuda.current_device()])
+        self._states = [torch.Generator(g.device).manual_seed(seed).get_state() for g in self._generators]
 
     def __enter__(self) -> None:
-        self._outer = torch.get_rng_state()
-        torch.set_rng_state(self._state)
+        self._outer = self._exchange(self._states)
 
     def __exit__(self, *exc: object) -> None:
-        self._state = torch.get_rng_state()
-        torch.set_rng_state(self._outer)
+        self._states = self._exchange(self._outer)
+
+    def _exchange(self, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Put `states` in place of those that are there, and return these."""
+        before = [generator.get_state() for generator in self._generators]
+        for generator, state in zip(self._generators, states, strict=True):
+            generator.set_state(state)
+        return before

@@ -59,11 +59,11 @@ def takes(configurable: Any, argument: str) -> bool:
 
 @pytest.mark.parametrize("row", rows("setting", "same"))
 def test_a_setting_of_the_same_name(row: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
-    """By the short name, and by AMAGO's full one, without a notice."""
-    config.load([], [f"{row['module']}.{row['owner']}.{row['argument']} = 'full'"])
-    assert gin.query_parameter(f"{row['owner']}.{row['argument']}") == "full"
-    config.load([], [f"{row['owner']}.{row['argument']} = 'short'"])
-    assert gin.query_parameter(f"{row['owner']}.{row['argument']}") == "short"
+    """By the short name, and by AMAGO's full one, without a notice. A macro stands for a value of any type."""
+    config.load([], [f"{row['module']}.{row['owner']}.{row['argument']} = %full"])
+    assert repr(gin.query_parameter(f"{row['owner']}.{row['argument']}")) == "%full"
+    config.load([], [f"{row['owner']}.{row['argument']} = %short"])
+    assert repr(gin.query_parameter(f"{row['owner']}.{row['argument']}")) == "%short"
     assert takes(gin.get_configurable(row["owner"]), row["argument"])
     assert not caplog.records
 
