@@ -1,7 +1,7 @@
 """The run directory: where everything is, and writing it so that a crash leaves only whole files.
 
 {ckpt_base_dir}/{run_name}/
-    config.txt  spaces.json  metrics.jsonl  wandb_logs/  replay/
+    config.txt  spaces.json  metrics.jsonl  events.jsonl  wandb_logs/  replay/
     ckpts/training_states/{run_name}_epoch_{n}/   ckpts/latest/policy.pt   ckpts/policy_weights/policy_epoch_{n}.pt
 and, where they are asked for, tensorboard/  ckpts/best/  videos/  progress.json; stopped.json where a callback ended it
 """
@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,6 +41,7 @@ class RunDirectory:
         self.latest_policy = self.root / "ckpts" / "latest" / "policy.pt"
         self.best_policy = self.root / "ckpts" / "best" / "policy.pt"
         self.policy_weights = self.root / "ckpts" / "policy_weights"
+        self.events = self.root / "events.jsonl"  # what became of processes
         self._lock = self.root.with_name(f".{run_name}.lock")  # beside the folder, which may be removed
         self.stopped = self.root / "stopped.json"  # of a run that a callback has ended, and why
 
@@ -104,6 +106,15 @@ class RunDirectory:
         """Delete the run, where there is one."""
         if self.root.exists():
             shutil.rmtree(self.root)
+
+    def note(self, text: str, epoch: int) -> None:
+        """Keep a word of what happened, for who looks at the run: a row of `events.jsonl` with the time (s since 1970).
+
+        epoch: the newest finished one, from 0; -1 before the first.
+        """
+        row = json.dumps({"time": round(time.time(), 3), "epoch": epoch, "text": text})
+        with open(self.events, "a", encoding="utf-8") as file:
+            file.write(row + "\n")
 
     def policy_epoch(self, epoch: int) -> Path:
         return self.policy_weights / f"policy_epoch_{epoch}.pt"

@@ -17,7 +17,7 @@ from amago_ray.agent import Agent
 from amago_ray.config import nearest
 from amago_ray.config.value_types import hints_of, objection
 from amago_ray.envs.exploration import EpsilonGreedy, ExplorationWrapper
-from amago_ray.envs.makers import MakeEnv
+from amago_ray.envs.makers import EnvProcesses, MakeEnv
 from amago_ray.learner.learner import MixedPrecision
 from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import TstepEncoder
@@ -31,6 +31,7 @@ from amago_ray.watch.callbacks import Callback
 
 BatchLayout = Literal["padded", "packed", "bucketed"]
 ScheduleName = Literal["auto", "alternate", "overlap", "continuous"]
+EnvMode = Literal["sync", "processes"]
 WandbMode = Literal["online", "offline"]
 
 MOST_PROCESSES = 10_000  # of one kind
@@ -279,12 +280,50 @@ class ExperimentSettings:
     grad_clip: float = setting(1.0, "largest norm of the gradient", positive)
     l2_coeff: float = setting(1e-3, "AdamW's weight decay", not_negative)
     mixed_precision: MixedPrecision = setting("no", "of encoders and heads", one_of(MixedPrecision))
+    micro_batch_size: int | None = setting(
+        None,
+        """sequences that go through the networks at a time: gradients accumulate over the pieces of a batch, and are
+        those of the whole, in the memory of a piece (batches_per_update accumulates whole batches); None for all""",
+        whole_number(1),
+        optional=True,
+    )
+    activation_checkpointing: bool = setting(
+        False,
+        """compute layers anew in the backward pass in place of keeping what they computed: less memory, a third more
+        work""",
+    )
 
     exploration_wrapper_type: Callable[..., ExplorationWrapper] | None = setting(
         EpsilonGreedy, "how training environments are explored; None for not at all"
     )
     sample_actions_train: bool = setting(True, "draw actions from the policy, or take its mode")
     sample_actions_val: bool = setting(True, "likewise, in validation and in tests")
+    env_mode: EnvMode = setting(
+        "sync",
+        """where the environments of a worker run: "sync", in its own process, one after the other, or a VectorEnv as it
+        steps them; "processes", each in a process of its own, for those that are slow, leak memory, hang or take their
+        process down (see docs/environments.md). Both collect the same for the same seed""",
+        one_of(EnvMode),
+    )
+    env_timeout_s: float | None = setting(
+        None,
+        """of "processes": seconds that a step or a reset may take, after which the environment is killed and rebuilt
+        alone; None waits for call_timeout_s, which ends the whole worker""",
+        positive,
+        optional=True,
+    )
+    env_max_rollouts: int | None = setting(
+        None,
+        """of "processes": rollouts after which the process of an environment is replaced by a new one, so that what it
+        has leaked is bounded; None for never""",
+        whole_number(1),
+        optional=True,
+    )
+    env_double_buffer: bool = setting(
+        False,
+        """of "processes": one half of a worker's environments steps while the policy acts for the other, as if two
+        workers shared them""",
+    )
 
     log_to_wandb: bool = setting(False, "send every row of metrics.jsonl to wandb too")
     wandb_project: str | None = setting(
@@ -384,6 +423,13 @@ def check_values(settings: ExperimentSettings) -> None:
         if wrong:
             none = ", or None" if one.metadata.get("optional") else ""
             raise ValueError(f"Experiment.{one.name}={value!r}: {wrong}{none}")
+
+
+def env_processes(settings: ExperimentSettings) -> EnvProcesses | None:
+    """How environments run in processes of their own; None where they do not."""
+    if settings.env_mode == "sync":
+        return None
+    return EnvProcesses(settings.env_timeout_s, settings.env_max_rollouts, settings.env_double_buffer)
 
 
 def table() -> str:

@@ -15,10 +15,13 @@ from amago_ray.config import nearest
 
 # The word of the command line -> its module of `commands`, with a function run(arguments) -> exit status.
 COMMANDS = {
+    "board": "board",
+    "configs": "configs",
     "evaluate": "evaluate",
     "export": "export",
     "import-amago": "import_amago",
     "import-data": "import_data",
+    "inspect": "inspect",
     "plot": "plot",
     "replay": "replay",
     "settings": "settings",

@@ -88,8 +88,8 @@ def settings_options(required: bool = True) -> argparse.ArgumentParser:
         default=[],
         required=required,
         metavar="FILE",
-        help="gin file; may be repeated, later ones win. It can import modules and call what they hold: it is code, so "
-        "use those that you trust",
+        help="gin file, or the name of one that comes along (`amago-ray configs`); may be repeated, later ones win. A "
+        "file can import modules and call what they hold: it is code, so use those that you trust",
     )
     _add_set(parent)
     return parent
@@ -124,6 +124,14 @@ def bindings_of(options: argparse.Namespace) -> list[str]:
         if (value := getattr(options, option.removeprefix("--").replace("-", "_"), None)) is not None
     ]
     return [*chosen, *options.set]
+
+
+def environment_bindings(name: str | None) -> list[str]:
+    """Bindings that put a gymnasium id, or what gin knows by a name, in place of the environments of a run."""
+    if name is None:
+        return []
+    value = repr(name) if "/" in name or "-v" in name else f"@{name}"
+    return [f"Experiment.make_train_env = {value}", f"Experiment.make_val_env = {value}"]
 
 
 def load_experiment(configs: Sequence[str | Path], bindings: Sequence[str]) -> Experiment:

@@ -16,7 +16,7 @@ from typing import Any, TextIO, TypeVar
 import gin
 from gin import config_parser
 
-from amago_ray.config import amago_names
+from amago_ray.config import amago_names, shipped
 from amago_ray.config.mistakes import explain
 from amago_ray.config.registry import matching, parameters_of
 from amago_ray.config.text import DRIVER_CONFIGURABLES, has_no_text, literal
@@ -52,17 +52,16 @@ CONFIGURABLE_MODULES = (
 def load(configs: Sequence[str | Path], bindings: Sequence[str] = ()) -> None:
     """Parse gin files in order, then single bindings such as "Agent.gamma = 0.99". Later ones win.
 
+    configs: files, or names of configurations that come along, such as "tmaze" or "tmaze/passive_50".
     Names of AMAGO are taken for what they are called here, and one line says so of each.
     Raises ValueError, in one line, for a missing file, a syntax error, or a name that is not configurable.
     """
     _import_configurables(CONFIGURABLE_MODULES)
-    for path in configs:
-        if not Path(path).is_file():
-            raise ValueError(f"--config {path}: there is no such file")
+    files = [shipped.find(path) for path in configs]
     reader = _Reader()
     try:
-        for path in configs:
-            reader.read_file(Path(path))
+        for file in files:
+            reader.read_file(file)
         reader.read("\n".join(bindings))
     except (ValueError, SyntaxError, TypeError, TokenError) as error:
         raise ValueError(explain(error)) from error
@@ -179,9 +178,12 @@ class _Reader(gin.config.ParserDelegate):
         if path is not None:
             self.read_file(path)
             return
-        if not any(os.path.isfile(os.path.join(prefix, filename)) for prefix in gin.config._LOCATION_PREFIXES):
+        if any(os.path.isfile(os.path.join(prefix, filename)) for prefix in gin.config._LOCATION_PREFIXES):
+            gin.parse_config_file(filename)  # from gin's own search paths
+        elif (along := shipped.named(filename)) is not None:
+            self.read_file(along)
+        else:
             raise ValueError(f"include {filename!r}: there is no such file")
-        gin.parse_config_file(filename)  # from gin's own search paths
 
 
 def _bind_checked(scope: str, selector: str, argument: str, value: Any) -> None:

@@ -23,8 +23,10 @@ from amago_ray.pending import ShardAway
 from amago_ray.replay.client import ReplayReader, ReplayWriter
 from amago_ray.replay.export import npz_writer
 from amago_ray.rollout.assignment import Assignment
+from amago_ray.rollout.halves import DoubleBufferedWorker, make_worker
 from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
 
+Worker = RolloutWorker | DoubleBufferedWorker
 EVALUATION_PART_S = 2.0  # how long one call of an evaluation should take
 
 
@@ -40,9 +42,9 @@ class RolloutActor:
         if ray.get_runtime_context().was_current_actor_reconstructed:
             self._incarnation = time.time_ns()  # Ray does not say how often it restarted this actor; time never repeats
         self._writer = ReplayWriter(find_shards(shard_names))
-        self._training: RolloutWorker | None = None
-        self._validation: RolloutWorker | None = None
-        self._test: RolloutWorker | None = None
+        self._training: Worker | None = None
+        self._validation: Worker | None = None
+        self._test: Worker | None = None
 
     def prepare(self) -> None:
         """Build the training environments, so that the first chunk is as fast as the others; when done, say so.
@@ -115,12 +117,12 @@ class RolloutActor:
             self._test.close()
             self._test = None
 
-    def _build(self, rollout: RolloutConfig, write: Any = None, flush: Any = None) -> RolloutWorker:
-        return RolloutWorker(rollout, self._plan.agent_spec, self._worker, self._incarnation, write, flush)
+    def _build(self, rollout: RolloutConfig, write: Any = None, flush: Any = None) -> Worker:
+        return make_worker(rollout, self._plan.agent_spec, self._worker, self._incarnation, write, flush)
 
-    def _build_evaluation(self, rollout: RolloutConfig, write: Any = None) -> RolloutWorker:
+    def _build_evaluation(self, rollout: RolloutConfig, write: Any = None) -> Worker:
         """Who plays an evaluation, and in which of its lives, makes no difference to the rollouts."""
-        return RolloutWorker(rollout, self._plan.agent_spec, write=write)
+        return make_worker(rollout, self._plan.agent_spec, write=write)
 
     def _flush(self) -> float:
         self._writer.flush()

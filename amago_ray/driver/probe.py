@@ -13,10 +13,11 @@ from amago_ray.agent import Agent
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.config import nearest
 from amago_ray.envs.makers import check_env, env_spaces
+from amago_ray.envs.pool import MAX_FAILURES_IN_A_ROW
 from amago_ray.nets.mixed_encoder import default_tstep_encoder
 from amago_ray.replay.datasets.dataset import MixtureOfDatasets, RowLayout, TrajectoryDataset, mixture_of
 from amago_ray.replay.sampling.selection import SelectionConfig
-from amago_ray.settings import ExperimentSettings, check_values
+from amago_ray.settings import ExperimentSettings, check_values, env_processes
 from amago_ray.specs import ActionSpec, ObsSpec
 
 
@@ -35,6 +36,24 @@ def check_settings(settings: ExperimentSettings) -> None:
         raise ValueError(
             f"Experiment.num_rollout_workers={workers}: there are only parallel_actors={settings.parallel_actors} "
             "environments to share"
+        )
+    _check_env_processes(settings)
+
+
+def _check_env_processes(settings: ExperimentSettings) -> None:
+    """Raises ValueError for settings of environments in processes of their own that contradict others."""
+    if settings.env_mode == "sync":
+        for name in ("env_timeout_s", "env_max_rollouts", "env_double_buffer"):
+            if value := getattr(settings, name):
+                raise ValueError(
+                    f"Experiment.{name}={value!r}: in a worker's own process (env_mode='sync') an environment can be "
+                    "neither killed nor left alone; set env_mode='processes'"
+                )
+    limit_s, silent_s = settings.env_timeout_s, settings.call_timeout_s
+    if limit_s is not None and limit_s * MAX_FAILURES_IN_A_ROW >= silent_s:
+        raise ValueError(
+            f"Experiment.env_timeout_s={limit_s!r}: {MAX_FAILURES_IN_A_ROW} of them in a row must fit into "
+            f"call_timeout_s={silent_s!r}, after which the whole worker is restarted; lower the one or raise the other"
         )
 
 
@@ -75,11 +94,11 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
     Returns how to build the agent. Raises what the environments raise, and ValueError where validation environments
     have other spaces than training environments.
     """
-    mask = settings.action_mask_key
-    obs_spec, action_spec, _ = check_env(settings.make_train_env, action_mask_key=mask)
+    mask, processes = settings.action_mask_key, env_processes(settings)
+    obs_spec, action_spec, _ = check_env(settings.make_train_env, action_mask_key=mask, processes=processes)
     if settings.make_val_env is not settings.make_train_env:
         like = env_spaces(settings.make_train_env)
-        check_env(settings.make_val_env, action_mask_key=mask, like=like)
+        check_env(settings.make_val_env, action_mask_key=mask, like=like, processes=processes)
     _check_compression(settings.replay_compression, obs_spec)
     spec = AgentSpec(
         obs_spec=obs_spec,

@@ -176,6 +176,15 @@ def _decode(line: bytes, path: Path, number: int) -> dict[str, Any]:
     return row
 
 
+def finite_json(value: Any) -> Any:
+    """Plain values with None in place of numbers that are not finite, for which JSON has no word."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: finite_json(each) for name, each in value.items()}
+    return [finite_json(each) for each in value] if isinstance(value, list | tuple) else value
+
+
 def _open_append(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
