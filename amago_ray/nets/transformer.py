@@ -22,6 +22,7 @@ from amago_ray.nets.attention import Attention
 from amago_ray.nets.feedforward import Normalization, activation
 from amago_ray.nets.key_value_cache import CacheStep, KeyValueCache, TracedCache
 from amago_ray.nets.packed_sequences import Packing
+from amago_ray.nets.recomputation import recomputed, statistics_are_held
 
 PositionEmbedding = Literal["fixed", "learnable", "rope"]
 
@@ -75,7 +76,8 @@ class SigmaReparam(nn.Module):
         return linear.requires_grad_(False)
 
     @torch.no_grad()
-    def _power_iteration(self) -> None:
+    def iterate(self) -> None:
+        """One power iteration: u and v follow the weight."""
         weight = self.weight.float()
         self.u.copy_(F.normalize(weight @ self.v, dim=0))
         self.v.copy_(F.normalize(self.u @ weight, dim=0))
@@ -83,8 +85,8 @@ class SigmaReparam(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training and not torch.is_grad_enabled():
             return F.linear(x, self._folded_weight(), self.bias)
-        if self.training:
-            self._power_iteration()
+        if self.training and not statistics_are_held():
+            self.iterate()
         # Copies, because the next power iteration writes into the buffers before backward may have read them.
         u, v = (self.u.clone(), self.v.clone()) if self.training else (self.u, self.v)
         with torch.autocast(device_type=x.device.type, enabled=False):
@@ -287,5 +289,5 @@ class Transformer(nn.Module):
         x_BLD = self.dropout_emb(x_BLD)
         steps: Sequence[CacheStep | None] = [None] * len(self.layers) if cache is None else cache.steps()
         for layer, step in zip(self.layers, steps, strict=True):
-            x_BLD = layer(x_BLD, rope, step, packing)
+            x_BLD = recomputed(layer, x_BLD, rope, step, packing)
         return self.norm(x_BLD)
