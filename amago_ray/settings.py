@@ -284,8 +284,9 @@ class ExperimentSettings:
 
     num_rollout_workers: int | None = setting(
         None,
-        """processes that share the environments; None is one per free core, and at most one per 8 environments. Those
-        for which a cluster has no room yet join when nodes come""",
+        """processes that share the environments; None is one per core where they take turns with the learner on one
+        machine, else one per free core and at most one per 8 environments. Those for which a cluster has no room yet
+        join when nodes come""",
         whole_number(1),
         optional=True,
     )
@@ -299,7 +300,8 @@ class ExperimentSettings:
     )
     learner_cpus: int | None = setting(
         None,
-        "cores of one learner; None is those that the workers leave free on a machine of its own, 1 on a cluster",
+        """cores, and threads, of one learner. None: on a machine of its own all of them where it takes turns with the
+        workers, else those that they leave free; 1 on a cluster""",
         whole_number(1),
         optional=True,
     )
@@ -313,7 +315,8 @@ class ExperimentSettings:
     schedule: ScheduleName = setting(
         "auto",
         """"alternate" collects, then learns; "overlap" learns while the next epoch's data come in; "auto" is "overlap"
-        where the learner has a GPU of its own. "continuous" does both freely, within a ratio""",
+        where the learner has a GPU of its own, and "alternate" otherwise, unless the first epochs show that cores are
+        idle: then it says so and goes on with "overlap". "continuous" does both freely, within a ratio""",
         one_of(ScheduleName),
     )
     updates_per_timestep: float | None = setting(

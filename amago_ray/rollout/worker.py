@@ -20,6 +20,7 @@ from amago_ray.nets.actions import stored_action
 from amago_ray.pending import ShardAway
 from amago_ray.rollout.assignment import Assignment, Tally
 from amago_ray.rollout.recorder import TrajectoryRecorder
+from amago_ray.rollout.scheduled import runnable_s
 from amago_ray.rollout.statistics import EpisodeStatistics
 from amago_ray.specs import ActionSpec
 
@@ -208,7 +209,7 @@ class RolloutWorker:
         self._obs = {}
 
     def _run(self, chunk: Chunk, timesteps: int) -> RolloutReport:
-        started = time.perf_counter()
+        started, runnable_before = time.perf_counter(), runnable_s()
         failures_before = self._pool.failures
         with self._random:
             if not self._obs:
@@ -222,6 +223,8 @@ class RolloutWorker:
                 wait_s, self._waited_s = waited_s - self._waited_s, waited_s
             except ShardAway as away:  # the steps are made, and the writer keeps what they finished
                 shard_away = str(away)
+        total_s, runnable = time.perf_counter() - started, runnable_s()
+        idle_s = total_s - (runnable - runnable_before) if runnable is not None and runnable_before is not None else 0.0
         return RolloutReport(
             worker=self._worker,
             incarnation=self._incarnation,
@@ -233,10 +236,11 @@ class RolloutWorker:
             act_s=chunk.act_s,
             step_s=chunk.step_s,
             wait_s=wait_s,
-            total_s=time.perf_counter() - started,
+            total_s=total_s,
             env_failures=self._pool.failures - failures_before,
             exploration=self._explore.metrics() if self._explore is not None else {},
             shard_away=shard_away,
+            idle_s=max(idle_s, 0.0),
         )
 
     def _step(self, chunk: Chunk) -> None:
