@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,14 @@ from amago_ray.driver.overview import overview
 from amago_ray.driver.placement import check_fits, place
 from amago_ray.driver.plan import TEST_SEEDS, make_plan
 from amago_ray.driver.probe import check_data, check_settings, probe
-from amago_ray.driver.resume import open_folder, state_to_resume, what_to_resume
+from amago_ray.driver.resume import Resume, open_folder, state_to_resume, what_to_resume
 from amago_ray.driver.ring import Ring
+from amago_ray.driver.saving import Saving
 from amago_ray.driver.schedule import make_schedule
 from amago_ray.driver.topology import Topology, check_sendable
 from amago_ray.driver.watching import Watching, make_callbacks, watch
 from amago_ray.envs.makers import MakeEnv
 from amago_ray.messages import EpisodeResult
-from amago_ray.pending import ProcessDied
 from amago_ray.replay.datasets.disk_traj import DiskTrajDataset
 from amago_ray.rollout.evaluate import check_renderable, record_gif
 from amago_ray.run_directory import RunDirectory
@@ -68,14 +70,16 @@ class Experiment(ExperimentSettings):
         self._display = Display(self.run_name, self.epochs, self.verbose)
         self._ring: Ring | None = None
         self._watching: Watching | None = None
-        self._ray_started_here = False
+        self._saving: Saving | None = None
+        self._held = ExitStack()  # the run's lock, and Ray where it was started here
 
     # ---------------------------------------------------------------- start and end
 
-    def start(self, resume: bool = False, overwrite: bool = False) -> Experiment:
+    def start(self, resume: Resume = False, overwrite: bool = False) -> Experiment:
         """Check everything, then start the processes. `learn` and `evaluate_test` call it when it was not called.
 
-        resume: go on from the newest complete training state of this run. overwrite: start anew over an earlier run.
+        resume: go on from the newest complete training state of this run, as if it had never ended; "auto" also begins
+        a run that is not there yet. overwrite: start anew over an earlier run.
         Raises ValueError or TypeError, before any process starts, for settings and environments that cannot work.
         """
         if self._ring is not None:
@@ -87,24 +91,31 @@ class Experiment(ExperimentSettings):
         check_sendable(self)
         self.agent_spec = probe(self)
         self._layout, callbacks = check_data(self), make_callbacks(self)
-        state = state_to_resume(self, self.directory, self.agent_spec, self._layout, resume, overwrite)
-        self._display.message("connecting to Ray")
-        cluster, self._ray_started_here = connect(
-            self.ray_address, lambda machine: make_plan(self, self.agent_spec, machine).num_cpus
-        )
         try:
-            # Unlike a count that is kept with the state, time tells two attempts to resume from one state apart.
+            self._held.enter_context(self.directory.locked())
+            state = state_to_resume(self, self.directory, self.agent_spec, self._layout, resume, overwrite)
+            self._display.message("connecting to Ray")
+            cluster, started_here = connect(
+                self.ray_address, lambda machine: make_plan(self, self.agent_spec, machine).num_cpus
+            )
+            if started_here:
+                self._held.callback(disconnect)
+            # Workers that no state is known of: time tells two attempts to resume from one state apart.
             plan = make_plan(self, self.agent_spec, cluster, incarnation=time.time_ns() if state else 0)
             check_fits(plan.roles, cluster)
-            open_folder(self, self.directory, self._layout, resume)
+            open_folder(self, self.directory, self._layout, goes_on=bool(state))
             self._display.message(overview(self, plan, place(plan.roles, cluster.nodes), cluster) + "\n")
             self.progress = Progress.from_dict(state["progress"]) if state else self.progress
             self._ring = Ring(self, Topology(plan, cluster.in_group), self.directory, self.progress, self._display)
             self._ring.start(cluster, state)
             self._schedule = make_schedule(self, self._ring)
+            self._schedule.load_state(state)
             self._watching = watch(
                 self, self.directory, self.agent_spec, self._ring, callbacks, self.evaluate_test, state
             )
+            run = partial(what_to_resume, self.progress, self.agent_spec, self._layout, self._watching)
+            on_checkpoint = partial(self._watching.call, "on_checkpoint")
+            self._saving = Saving(self, self._ring, self._schedule, self.directory, run, on_checkpoint)
         except BaseException:
             self.close()
             raise
@@ -120,10 +131,8 @@ class Experiment(ExperimentSettings):
             self._watching = None
         if self._ring is not None:
             self._ring.close()
-            self._ring = None
-        if self._ray_started_here:
-            disconnect()
-            self._ray_started_here = False
+            self._ring = self._saving = None
+        self._held.close()
 
     def __enter__(self) -> Experiment:
         return self
@@ -138,12 +147,13 @@ class Experiment(ExperimentSettings):
 
         until: stop before this epoch, to go on with the next call; None runs to the last one. Callbacks may end it
         earlier: `stop_reason` says so, and policy and training state are saved; another call would go on.
+        Raises Preempted, which ends the process with exit status 75, after a SIGTERM and saving what is finished.
         """
-        ring, watching = self._started(), self._watching
-        assert watching is not None
+        ring, watching, saving = self._started(), self._watching, self._saving
+        assert watching is not None and saving is not None
         end = self.epochs if until is None else min(until, self.epochs)
         started = time.monotonic() - self.progress.wall_s
-        with self._display:
+        with self._display, saving.before_leaving():
             watching.begin()
             while self.progress.epoch + 1 < end and watching.stop_reason is None:
                 epoch = self.progress.epoch + 1
@@ -157,13 +167,13 @@ class Experiment(ExperimentSettings):
                 self._display.finish_epoch(summary)
                 if self.always_save_latest or epoch + 1 == self.epochs:
                     write_atomically(self.directory.latest_policy, ring.learners.save_policy)
-                if self.is_due(epoch, self.ckpt_interval):
-                    self.save()
+                saving.after_epoch(due=self.is_due(epoch, self.ckpt_interval))
                 watching.call("after_epoch")
             if watching.stop_reason is not None and self.progress.epoch >= 0:
                 self._display.message(f"stopped after epoch {self.progress.epoch + 1}: {watching.stop_reason}")
                 write_atomically(self.directory.latest_policy, ring.learners.save_policy)
-                self.save()
+                saving.now()
+            saving.finish()
             if watching.stop_reason is not None or self.progress.epoch + 1 >= self.epochs:
                 watching.end()
 
@@ -236,35 +246,21 @@ class Experiment(ExperimentSettings):
     def save(self) -> Path:
         """The training state of the newest finished epoch, written unless it is there already; `--resume` starts there.
 
-        Raises ValueError before the first epoch.
+        Raises ValueError before the first epoch, OSError where it cannot be written.
         """
-        epoch = self.progress.epoch
-        if epoch < 0:
+        if self.progress.epoch < 0:
             raise ValueError("save: no epoch is finished yet")
-        if epoch not in self.directory.saved_epochs():
-            ring = self._started()
-            self._display.update(status="saving")
-            write_atomically(self.directory.policy_epoch(epoch), ring.learners.save_policy)
-            assert self._watching is not None
-            logs = self._watching.to_resume
-            run_state = ring.state | what_to_resume(self.progress, self.agent_spec, self._layout, logs)
-            self.directory.save_training_state(epoch, ring.learners.save_state, run_state)
-            ring.learners.saved(epoch)
-            self._watching.call("on_checkpoint")
-        return self.directory.training_state(epoch)
+        self._started()
+        assert self._saving is not None
+        self._saving.now()
+        return self.directory.training_state(self.progress.epoch)
 
     def load_policy(self, path: str | os.PathLike[str]) -> None:
         """Continue, or evaluate, from the weights in a `policy_epoch_n.pt` or `latest/policy.pt` file.
 
         Raises ValueError when the file is of another architecture.
         """
-        ring = self._started()
-        try:
-            ring.load_policy(Path(path).resolve())
-        except ProcessDied:
-            raise
-        except RuntimeError as error:
-            raise ValueError(f"{path} does not fit this configuration: {str(error).splitlines()[0]}") from error
+        self._started().load_policy(Path(path).resolve())
 
     def load_checkpoint(self, epoch: int, resume_training_state: bool = True) -> None:
         """Go back to a saved epoch of this run: to its whole training state, or to its policy's weights alone.
@@ -279,13 +275,13 @@ class Experiment(ExperimentSettings):
             self.load_policy(self.directory.policy_epoch(epoch))
             return
         ring = self._started()
+        assert self._saving is not None and self._watching is not None
+        self._saving.finish()
         ring.load_state(epoch)
         then = Progress.from_dict(self.directory.load_run_state(epoch)["progress"])
         vars(self.progress).update(vars(then))  # the object that everybody reads
-        for later in saved[saved.index(epoch) + 1 :]:
-            self.directory.remove_training_state(later)
-        if self._watching is not None:
-            self._watching.rewind(epoch)
+        self.directory.forget_after(epoch)
+        self._watching.rewind(epoch)
         self.on_checkpoint_loaded()
 
     def on_checkpoint_loaded(self) -> None:

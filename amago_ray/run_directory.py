@@ -8,19 +8,22 @@ and, where they are asked for, tensorboard/  ckpts/best/  videos/  progress.json
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from amago_ray.atomic_files import _sync, write_atomically
 
 RUN_STATE = "run_state.json"
+OF_ONE_FOLDER = ("marks", "workers", "ahead")  # in a run state: what another run's data and processes do not have
 
 
 class RunDirectory:
@@ -37,6 +40,7 @@ class RunDirectory:
         self.latest_policy = self.root / "ckpts" / "latest" / "policy.pt"
         self.best_policy = self.root / "ckpts" / "best" / "policy.pt"
         self.policy_weights = self.root / "ckpts" / "policy_weights"
+        self._lock = self.root.with_name(f".{run_name}.lock")  # beside the folder, which may be removed
         self.stopped = self.root / "stopped.json"  # of a run that a callback has ended, and why
 
     def check_writable(self) -> None:
@@ -47,6 +51,34 @@ class RunDirectory:
                 pass
         except OSError as error:
             raise self._not_writable(error) from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within, the run is this process's own. Raises ValueError where another one has it."""
+        self.check_writable()
+        file = self._lock_file()
+        try:
+            yield
+        finally:
+            self._lock.unlink(missing_ok=True)
+            file.close()
+
+    def _lock_file(self) -> BinaryIO:
+        self.root.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = open(self._lock, "ab")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(file.fileno()).st_ino == os.stat(self._lock).st_ino:
+                    return file
+            except BlockingIOError as error:
+                file.close()
+                raise ValueError(
+                    f"{self.root}: this run is at work already; end it, or choose another run_name"
+                ) from error
+            except FileNotFoundError:
+                pass
+            file.close()  # whoever had it has just removed it
 
     def create(self) -> None:
         """Make the directories. Raises ValueError, naming the setting, where that is not possible."""
@@ -94,11 +126,23 @@ class RunDirectory:
 
         The run state is the completion marker: it is written after everything else.
         """
-        final = self.training_state(epoch)
-        partial = final.with_name(f".{final.name}.partial")
+        fill(self.open_training_state(epoch))
+        return self.complete_training_state(epoch, run_state)
+
+    def open_training_state(self, epoch: int) -> Path:
+        """A new folder, to be filled and then given its name by `complete_training_state`."""
+        partial = self._partial(epoch)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        fill(partial)
+        return partial
+
+    def _partial(self, epoch: int) -> Path:
+        final = self.training_state(epoch)
+        return final.with_name(f".{final.name}.partial")
+
+    def complete_training_state(self, epoch: int, run_state: dict[str, Any]) -> Path:
+        """Add the driver's own state to a folder that is filled, and give it its name last of all."""
+        final, partial = self.training_state(epoch), self._partial(epoch)
         for path in partial.rglob("*"):
             _sync(path)
         write_atomically(partial / RUN_STATE, lambda path: path.write_text(json.dumps(run_state, indent=2)))
@@ -119,6 +163,8 @@ class RunDirectory:
         epoch = state["progress"]["epoch"]
         own = self.saved_epochs()
         state["wandb_run_id"] = self.load_run_state(own[-1]).get("wandb_run_id") if own else None
+        for name in OF_ONE_FOLDER:
+            state.pop(name, None)
         files = [path for path in folder.iterdir() if path.name != RUN_STATE]
 
         def copy(to: Path) -> None:
@@ -127,6 +173,10 @@ class RunDirectory:
 
         if folder.resolve() != self.training_state(epoch).resolve():
             self.save_training_state(epoch, copy, state)
+        self.forget_after(epoch)
+
+    def forget_after(self, epoch: int) -> None:
+        """Delete the training states of epochs later than this one."""
         for later in self.saved_epochs():
             if later > epoch:
                 self.remove_training_state(later)

@@ -173,6 +173,18 @@ class ExperimentSettings:
     start_collecting_at_epoch: int = setting(0, "first epoch that collects", whole_number(0))
     val_interval: int = setting(20, "epochs between validations", whole_number(1))
     ckpt_interval: int = setting(50, "epochs between saved training states", whole_number(1))
+    ckpt_keep_last: int | None = setting(
+        None, "how many of the newest training states are kept; None keeps all", whole_number(1), optional=True
+    )
+    ckpt_keep_every: int | None = setting(
+        None,
+        "of the older ones, those of every so many epochs are kept as well; None keeps none of them",
+        whole_number(1),
+        optional=True,
+    )
+    preemption_grace_s: float = setting(
+        30.0, "after a SIGTERM, the longest that saving may take before the run ends (exit status 75)", positive
+    )
     force_reset_train_envs_every: int | None = setting(
         None,
         """epochs between two resets of all training environments, whose unfinished rollouts are stored as truncated;

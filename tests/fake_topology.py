@@ -87,6 +87,12 @@ class FakeTopology:
 
         return self._call("collect", (worker, timesteps), answer)
 
+    def pause(self, worker: int, resets: int) -> Any:
+        return self._call("pause", (worker, resets), lambda: {"worker": worker})
+
+    def load_worker(self, worker: int, state: Any, epoch: int) -> Any:
+        return self._call("load_worker", (worker, state, epoch), lambda: None)
+
     def restart_worker(self, worker: int) -> None:
         self.log.append(("restart worker", worker))
 
@@ -98,6 +104,19 @@ class FakeTopology:
             return ReplayReport(0, 0, self.stored, self.stored, 0, 0, 0, 0, 0)
 
         return [self._call("commit", number, answer)]
+
+    def mark_shards(self) -> list[Any]:
+        return [self._call("mark", None, lambda: {"stored": self.stored, "staged": self.collected})]
+
+    def hold_shard(self, shard: int, mark: Any) -> Any:
+        return self._call("hold", mark["stored"], lambda: None)
+
+    def rewind_shard(self, shard: int, mark: Any) -> Any:
+        def answer() -> ReplayReport:
+            self.stored, self.collected = mark["stored"], mark["staged"]
+            return ReplayReport(0, 1, self.stored, self.stored, 0, 0, 0, 0, 0)
+
+        return self._call("rewind", mark["stored"], answer)
 
     def ping_shards(self) -> list[Any]:
         return [self._call("ping_shards", None, lambda: True)]
@@ -129,9 +148,18 @@ class FakeTopology:
         self.published.append(self.batches)
         return FakeCall(None)
 
-    def save_state(self, folder: Path) -> None:
-        self._now("save_state", None)
-        (folder / "batches").write_text(json.dumps(self.batches))
+    def snapshot(self) -> None:
+        self._now("snapshot", None)
+        self._snapshot = self.batches
+
+    def write_state(self, folder: Path, policy: Path) -> list[Any]:
+        batches = self._snapshot
+
+        def write() -> None:
+            (folder / "batches").write_text(json.dumps(batches))
+            policy.write_text(str(batches))
+
+        return [self._call("write_state", None, write)]
 
     def load_state(self, folder: Path) -> None:
         self._now("load_state", None)

@@ -22,6 +22,7 @@ from amago_ray.commands.command_line import (
 from amago_ray.watch.metrics import AVERAGE_RETURN, summarize_episodes
 
 if TYPE_CHECKING:
+    from amago_ray.driver.resume import Resume
     from amago_ray.experiment import Experiment
 
 ATTEMPT = re.compile(r"Average Attempt (\d+) Success in (.+)")
@@ -34,6 +35,7 @@ examples:
   amago-ray --config configs/tmaze.gin --set 'TMaze.corridor_length = 50' --set 'Experiment.run_name = "tmaze50"'
   amago-ray --config configs/tmaze.gin --traj-encoder mamba --agent multitask --trials 3
   amago-ray --config configs/tmaze.gin --resume         go on after a crash or Ctrl-C
+  amago-ray --config configs/tmaze.gin --resume auto    begin or go on, whichever it takes: for a job queue
   amago-ray tune --config configs/tmaze.gin --param 'Agent.gamma=loguniform(0.9, 0.999)' --num-samples 8    a sweep
   amago-ray status runs/tmaze                           how a run is doing, from any terminal
   amago-ray plot runs/tmaze runs/tmaze50                learning curves as a PNG
@@ -62,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
     for trial in trials:
         with when_interrupted(partial(advice, trial)):
             # Of several trials, those that were never begun have nothing to resume.
-            train(trial, options, resume=options.resume and (len(trials) == 1 or _is_saved(trial)))
+            train(trial, options, resume=options.resume if len(trials) == 1 else options.resume and "auto")
     return 0
 
 
@@ -73,7 +75,16 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[settings_options(), short_name_options()],
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the run's newest complete training state")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        choices=[True, "auto"],
+        metavar="auto",
+        help="go on from the run's newest complete training state; with 'auto', begin where there is none: one command "
+        "for a job queue that starts it again and again",
+    )
     parser.add_argument("--overwrite", action="store_true", help="start anew where a run of this name exists")
     parser.add_argument(
         "--init-from", type=Path, metavar="FILE", help="start from the weights in a policy.pt or policy_epoch_n.pt"
@@ -97,7 +108,7 @@ def trials_of(experiment: Experiment, count: int) -> list[Experiment]:
     return [replace(experiment, run_name=f"{name}_trial_{i}", seed=seed + i) for i in range(count)]
 
 
-def train(experiment: Experiment, options: argparse.Namespace, resume: bool) -> None:
+def train(experiment: Experiment, options: argparse.Namespace, resume: Resume) -> None:
     """One run, from its start to the comparison at its end."""
     with experiment:
         with in_one_line():

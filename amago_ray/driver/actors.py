@@ -18,6 +18,7 @@ from amago_ray.driver.remote import RemoteShard
 from amago_ray.envs.makers import env_spaces
 from amago_ray.learner.learner import Learner
 from amago_ray.messages import EvaluationReport, LearnReport, RolloutReport, Weights
+from amago_ray.pending import ShardAway
 from amago_ray.replay.client import ReplayReader, ReplayWriter
 from amago_ray.replay.export import npz_writer
 from amago_ray.rollout.assignment import Assignment
@@ -56,6 +57,19 @@ class RolloutActor:
         self._training.set_exploration_steps(exploration_steps)
         self._training.set_weights(weights)
         return self._training.collect(timesteps, resets)
+
+    def pause(self, resets: int) -> dict[str, Any]:
+        """See `RolloutWorker.pause`; empty where nothing was collected, or a shard is away."""
+        try:
+            return self._training.pause(resets) if self._training is not None else {}
+        except ShardAway:
+            return {}
+
+    def load_state_dict(self, state: dict[str, Any], epoch: int) -> None:
+        """Go on from what the worker of this number was after `epoch`."""
+        self.prepare()
+        if self._training is not None:
+            self._training.load_state_dict(state, epoch)
 
     def validate(self, share: int, weights: Weights, assignment: Assignment, part: int) -> EvaluationReport:
         """One part of a share of the validation: in this worker's own environments, which it keeps, or an absent one's.
@@ -105,7 +119,7 @@ class RolloutActor:
 
     def _build_evaluation(self, rollout: RolloutConfig, write: Any = None) -> RolloutWorker:
         """Who plays an evaluation, and in which of its lives, makes no difference to the rollouts."""
-        return RolloutWorker(rollout, self._plan.agent_spec, incarnation=self._plan.incarnation, write=write)
+        return RolloutWorker(rollout, self._plan.agent_spec, write=write)
 
     def _flush(self) -> float:
         self._writer.flush()
@@ -165,8 +179,11 @@ class LearnerActor:
         """Two results, so that the driver can wait for the small one and never fetch the other."""
         return self._learner.publish(version), version
 
-    def save_state(self, folder: str) -> None:
-        self._learner.save_state(folder)
+    def snapshot(self) -> None:
+        self._learner.snapshot()
+
+    def write_state(self, folder: str, policy: str) -> None:
+        self._learner.write_state(folder, policy)
 
     def load_state(self, folder: str) -> None:
         self._learner.load_state(folder)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from amago_ray.driver.liveness import Liveness
 from amago_ray.driver.remote import RemoteCall
@@ -53,6 +54,17 @@ class CollectSummary:
     def episodes(self) -> list[EpisodeResult]:
         """All finished rollouts, worker by worker: averages of floats depend on the order."""
         return [episode for _, episodes in sorted(self.episodes_by_worker.items()) for episode in episodes]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for a training state."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> CollectSummary:
+        """What `to_json` was made of."""
+        episodes = {int(w): [EpisodeResult(**e) for e in found] for w, found in values["episodes_by_worker"].items()}
+        exploration = {int(w): latest for w, latest in values["exploration_by_worker"].items()}
+        return CollectSummary(**values | {"episodes_by_worker": episodes, "exploration_by_worker": exploration})
 
     def add(self, report: RolloutReport) -> None:
         self.timesteps += report.timesteps

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from amago_ray.driver.failures import Decision, FailurePolicy
 from amago_ray.driver.placement import LEARNER
+from amago_ray.driver.remote import RemoteCall
 from amago_ray.driver.topology import LearnerDied, Topology
 from amago_ray.messages import LearnReport
 from amago_ray.run_directory import RunDirectory
@@ -118,9 +119,13 @@ class LearnerGroup:
         self.insist(lambda: self._topology.load_agent(path))
         self._base_policy = path
 
-    def save_state(self, folder: Path) -> None:
-        """Let every learner write its share of a training state; `saved` then says that it is complete."""
-        self.insist(lambda: self._topology.save_state(folder))
+    def snapshot(self) -> None:
+        """Let every learner copy its state as it is now."""
+        self.insist(self._topology.snapshot)
+
+    def write_state(self, folder: Path, policy: Path) -> list[RemoteCall[None]]:
+        """Let every learner write its share of the newest snapshot; `saved` then says that all is complete."""
+        return self._topology.write_state(folder, policy)
 
     def saved(self, epoch: int) -> None:
         """The training state of `epoch` is complete: a new group begins with it."""

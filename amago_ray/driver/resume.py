@@ -6,13 +6,14 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from amago_ray import config
 from amago_ray.agent import AgentSpec
 from amago_ray.atomic_files import write_atomically
+from amago_ray.driver.watching import Watching
 from amago_ray.envs.saved_spaces import write_spaces
 from amago_ray.replay.datasets import RowLayout
 from amago_ray.replay.datasets.recorded_spaces import check_meaning, meaning, record_spaces
@@ -20,6 +21,8 @@ from amago_ray.replay.storage.folders import shard_folders
 from amago_ray.run_directory import RunDirectory
 from amago_ray.settings import ExperimentSettings, replay_folder
 from amago_ray.watch.metrics import Progress
+
+Resume = bool | Literal["auto"]
 
 
 def weight_shapes(agent: nn.Module) -> dict[str, list[int]]:
@@ -58,26 +61,29 @@ def state_to_resume(
     directory: RunDirectory,
     agent_spec: AgentSpec,
     layout: RowLayout,
-    resume: bool,
+    resume: Resume,
     overwrite: bool,
 ) -> dict[str, Any]:
     """The state to resume from, empty where the run starts anew.
 
+    A run that ended before its first training state was complete begins anew: nothing was learned that is kept.
     Raises ValueError where it may not: the folder cannot be written, holds a run already, or none that fits.
     """
     directory.check_writable()
+    if resume not in (True, False, "auto"):
+        raise ValueError(f"resume={resume!r}: use True, False or 'auto', which begins where there is nothing to resume")
     saved = directory.saved_epochs()
-    if resume and not saved:
+    if resume is True and not is_begun(settings, directory):
         raise ValueError(
-            f"resume: {directory.root} holds no complete training state; "
-            "check run_name and ckpt_base_dir, or start without resume"
+            f"resume: {directory.root} holds no run; "
+            "check run_name and ckpt_base_dir, start without resume, or use resume='auto'"
         )
     if is_begun(settings, directory) and not resume and not overwrite:
         raise ValueError(
             f"{directory.root} already holds a run: resume it (--resume), overwrite it (--overwrite), "
             "or choose another run_name"
         )
-    state = directory.load_run_state(saved[-1]) if resume else {}
+    state = directory.load_run_state(saved[-1]) if resume and saved else {}
     if state:
         check_same_weights(state["weight_shapes"], weight_shapes(agent_spec.build()))
         check_same_shards(replay_folder(settings), settings.num_replay_shards)
@@ -85,9 +91,9 @@ def state_to_resume(
     return state
 
 
-def open_folder(settings: ExperimentSettings, directory: RunDirectory, layout: RowLayout, resume: bool) -> None:
+def open_folder(settings: ExperimentSettings, directory: RunDirectory, layout: RowLayout, goes_on: bool) -> None:
     """Make the run's folder, in place of an earlier run's unless this one goes on with it."""
-    if not resume and is_begun(settings, directory):
+    if not goes_on and is_begun(settings, directory):
         directory.remove()
         shutil.rmtree(replay_folder(settings), ignore_errors=True)
     directory.stopped.unlink(missing_ok=True)
@@ -105,15 +111,13 @@ def create_folder(settings: ExperimentSettings, directory: RunDirectory, layout:
     write_spaces(directory.spaces, layout.observation_space, layout.action_space)
 
 
-def what_to_resume(
-    progress: Progress, agent_spec: AgentSpec, layout: RowLayout, logs: Mapping[str, Any]
-) -> dict[str, Any]:
+def what_to_resume(progress: Progress, agent_spec: AgentSpec, layout: RowLayout, watching: Watching) -> dict[str, Any]:
     """What a training state says of the run, beside what the ring and the learners say of themselves.
 
-    logs: what it keeps of where the rows of `metrics.jsonl` go.
+    watching: keeps where the rows of `metrics.jsonl` go.
     """
     return {
-        **logs,
+        **watching.to_resume,
         "progress": progress.to_dict(),
         "weight_shapes": weight_shapes(agent_spec.build()),
         "spaces": meaning(layout),

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from amago_ray.driver.cluster import Cluster
 from amago_ray.driver.collection import Collection
+from amago_ray.driver.cut import CutTaker
 from amago_ray.driver.evaluation import Evaluation
 from amago_ray.driver.failures import Decision, FailurePolicy
 from amago_ray.driver.jobs import CollectJob, LearnJob, run_jobs
@@ -44,7 +45,8 @@ ROOM_TIMEOUT_S = 20.0  # for the processes of an earlier run to give back what t
 class Ring:
     """Collects, learns, commits, publishes, evaluates, saves; what dies meanwhile is replaced.
 
-    progress: how far the run is: read only. display: told what happens.
+    progress: how far the run is: read only. display: told what happens. check: called now and then while something is
+    driven; raises what is to end it.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Ring:
         progress: Progress,
         display: Display,
     ):
+        self.check: Callable[[], None] = lambda: None
         self._settings, self._topology, self._directory = settings, topology, directory
         self.progress, self.display = progress, display
         self._failures = FailurePolicy()
@@ -68,6 +71,7 @@ class Ring:
         self._weights: RemoteCall[Weights] | None = None
         self._weight_version = 0
         self._commits = 0
+        self._cuts = CutTaker(topology, self._liveness, settings.call_timeout_s, self.say)
         self._validations = 0
         self._shard_lives: dict[int, int] = {}
         self._damage_told: dict[int, set[str]] = {}
@@ -87,15 +91,31 @@ class Ring:
         self._liveness.wait_for(
             workers - set(now.waiting(WORKER)), workers - set(later.waiting(WORKER)), timeout_s, ROOM_TIMEOUT_S
         )
-        self.commit()
         if state:
-            self._weight_version, self._commits = state["weight_version"], max(state["commits"], self._commits)
-            stored, found = sum(state["replay"].values()), sum(report.restored for report in self.replay)
-            if found < stored:
-                why = "replay_durable=False keeps nothing"
-                if self._settings.replay_durable:
-                    why = f"{replay_folder(self._settings)} holds no more"
-                self.say(f"replay begins with {found:,} trajectories, of {stored:,} when the run was saved ({why})")
+            self._go_on_from(state)
+        else:
+            self.commit()
+            self.publish()
+
+    def _go_on_from(self, state: dict[str, Any]) -> None:
+        """Put everything but the learners where it was when the run was saved.
+
+        What was collected after that is dropped, so that the run's counters are true of what replay holds.
+        """
+        self._commits, self._validations = state["commits"], state["validations"]
+        if "marks" in state:
+            self.replay = self._cuts.rewind(state["marks"])
+            self._shard_lives = {report.shard: report.life for report in self.replay}
+        else:  # of another run
+            self.commit()
+        stored, found = sum(state["replay"].values()), sum(report.trajectories for report in self.replay)
+        if found < stored:
+            why = "replay_durable=False keeps nothing"
+            if self._settings.replay_durable:
+                why = f"{replay_folder(self._settings)} holds no more"
+            self.say(f"replay begins with {found:,} trajectories, of {stored:,} when the run was saved ({why})")
+        self._cuts.load_workers(state.get("workers", {}), self.progress.epoch)
+        self._weight_version = state["weight_version"] - 1  # nobody of this process has seen these weights
         self.publish()
 
     @property
@@ -223,6 +243,7 @@ class Ring:
             named = (("collecting", collection), ("learning", learning))
             busy = [name for name, job in named if job is not None and not job.finished]
             self.display.update(status=" and ".join(busy) or "publishing weights")
+            self.check()
 
         run_jobs(jobs, tick)
 
@@ -317,7 +338,12 @@ class Ring:
         """An evaluation, played; `start` starts a part of a share on a worker, given (worker, share, part)."""
         timeout_s = self._settings.call_timeout_s
         evaluation = Evaluation(self._liveness, num_shares, start, self._topology.restart_worker, timeout_s)
-        run_jobs([evaluation], tick=self.display.update)
+
+        def tick() -> None:
+            self.display.update()
+            self.check()
+
+        run_jobs([evaluation], tick)
         if evaluation.unfinished:
             self.say(f"{evaluation.unfinished} rollouts were left out: they had not ended after twice the timesteps")
         return evaluation
@@ -325,8 +351,13 @@ class Ring:
     # ---------------------------------------------------------------- files
 
     def load_policy(self, path: Path) -> None:
-        """Go on from an agent's weights, and publish them. Raises RuntimeError where they fit another architecture."""
-        self.learners.load_policy(path)
+        """Go on from an agent's weights, and publish them. Raises ValueError where they fit another architecture."""
+        try:
+            self.learners.load_policy(path)
+        except ProcessDied:
+            raise
+        except RuntimeError as error:
+            raise ValueError(f"{path} does not fit this configuration: {str(error).splitlines()[0]}") from error
         self.publish()
 
     def load_state(self, epoch: int) -> None:
@@ -334,15 +365,24 @@ class Ring:
         self.learners.load_state(epoch)
         self.publish()
 
-    @property
-    def state(self) -> dict[str, Any]:
-        """What a training state says of the ring, beside the learners' own files."""
+    def cut(self, next_collected: int | None) -> dict[str, Any]:
+        """Let the learners keep a copy of what they are now; returns what everybody else is, as plain values.
+
+        next_collected: the epoch that is collected next; None while workers are at work, which then have no state.
+        """
+        self.learners.snapshot()
         return {
             "weight_version": self._weight_version,
             "batches": self.learners.batches,
             "commits": self._commits,
+            "validations": self._validations,
             "replay": {str(report.shard): report.trajectories for report in self.replay},
+            **self._cuts.take(None if next_collected is None else self._resets_by(next_collected)),
         }
+
+    def hold(self, cut: dict[str, Any], unless_held: bool = False) -> None:
+        """See `CutTaker.hold`."""
+        self._cuts.hold(cut, unless_held)
 
     def close(self) -> None:
         """End every process of the run."""

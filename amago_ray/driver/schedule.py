@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from amago_ray.driver.bounds import Resource, bound_of, in_words, time_by_resource
 from amago_ray.driver.collection import Collection, CollectSummary
@@ -90,6 +92,18 @@ class Schedule(ABC):
     def _run(self, epoch: int, last: bool) -> EpochResult:
         """The epoch itself."""
 
+    @abstractmethod
+    def next_collected(self, epoch: int) -> int | None:
+        """After `epoch`: the epoch whose collection starts next, or None while one goes on."""
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a training state keeps of what was begun and belongs to a coming epoch; plain values."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (optional hook)
+        """Go on from `state`, before the first epoch."""
+
 
 class Alternate(Schedule):
     """Collect, then learn. Deterministic given the seed."""
@@ -105,6 +119,9 @@ class Alternate(Schedule):
         self._ring.publish()
         return EpochResult(collection.summary if collection else None, learning.report if learning else None, replay)
 
+    def next_collected(self, epoch: int) -> int | None:
+        return epoch + 1
+
 
 class Overlap(Schedule):
     """Learn from the data of epochs 0..e while the data of epoch e + 1 are collected.
@@ -115,22 +132,36 @@ class Overlap(Schedule):
 
     def __init__(self, ring: Ring):
         super().__init__(ring)
-        self._ahead: tuple[int, Collection | None] | None = None
+        self._ahead: tuple[int, CollectSummary | None] | None = None
 
     def _run(self, epoch: int, last: bool) -> EpochResult:
         if self._ahead is None or self._ahead[0] != epoch:
-            self._ahead = (epoch, self._ring.start_collecting(epoch))
-            self._ring.drive(self._ahead[1], None)
-        collection = self._ahead[1]
+            collection = self._ring.start_collecting(epoch)
+            self._ring.drive(collection, None)
+            self._ahead = (epoch, collection.summary if collection else None)
+        collected = self._ahead[1]
         replay = self._ring.commit()
         learning = self._ring.start_learning(epoch)
         following = None if last else self._ring.start_collecting(epoch + 1)
         self._ring.drive(following, learning)
         self._ring.publish()
-        self._ahead = (epoch + 1, following)
         if following is not None:
             self._ring.share_cores(following.summary.busy_cores)
-        return EpochResult(collection.summary if collection else None, learning.report if learning else None, replay)
+        self._ahead = (epoch + 1, following.summary if following else None)
+        return EpochResult(collected, learning.report if learning else None, replay)
+
+    def next_collected(self, epoch: int) -> int | None:
+        return epoch + (1 if self._ahead is None else 2)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        if self._ahead is None or self._ahead[1] is None:
+            return {}
+        return {"ahead": {"epoch": self._ahead[0], "collected": self._ahead[1].to_json()}}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        if ahead := state.get("ahead"):
+            self._ahead = ahead["epoch"], CollectSummary.from_json(ahead["collected"])
 
 
 class Continuous(Schedule):
@@ -166,6 +197,9 @@ class Continuous(Schedule):
         }
         return EpochResult(self._collection.hand_over(), learning.report, collection.replay, rate)
 
+    def next_collected(self, epoch: int) -> int | None:
+        return epoch + 1 if self._collection is None else None
+
 
 class Auto(Schedule):
     """`Alternate`, until the first epochs have shown that `Overlap` would be faster: then that.
@@ -179,14 +213,16 @@ class Auto(Schedule):
     def __init__(self, ring: Ring):
         super().__init__(ring)
         self._chosen: Schedule = Alternate(ring)
+        self._chose = False
         self._seen: list[tuple[CollectSummary, LearnReport]] = []
 
     def _run(self, epoch: int, last: bool) -> EpochResult:
         result = self._chosen._run(epoch, last)
-        if len(self._seen) < MEASURED_EPOCHS and result.collected is not None and result.learned is not None:
+        if not self._chose and result.collected is not None and result.learned is not None:
             self._seen.append((result.collected, result.learned))
             if len(self._seen) == MEASURED_EPOCHS:
                 self._choose(epoch)
+                self._chose = True
         return result
 
     def _choose(self, epoch: int) -> None:
@@ -203,7 +239,25 @@ class Auto(Schedule):
             self._ring.say(f"schedule: alternate, since epochs are short: {times}")
         else:
             self._ring.say(f"schedule: overlap from epoch {epoch + 2} on, since cores are idle otherwise: {times}")
-            self._chosen, self.together = Overlap(self._ring), True
+            self._overlap()
+
+    def _overlap(self) -> None:
+        self._chosen, self.together = Overlap(self._ring), True
+
+    def next_collected(self, epoch: int) -> int | None:
+        return self._chosen.next_collected(epoch)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return {"auto": {"chose": self._chose, "overlap": self.together}} | self._chosen.state
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """What was chosen stays chosen; where nothing was, the epochs to come are measured."""
+        auto = state.get("auto", {})
+        self._chose = auto.get("chose", False)
+        if auto.get("overlap", False):
+            self._overlap()
+        self._chosen.load_state(state)
 
 
 def make_schedule(settings: ExperimentSettings, ring: Ring) -> Schedule:

@@ -122,7 +122,11 @@ class Topology:
         for actor in self._learners:
             spawner.end(actor)
         plan = self.plan
-        options = {"num_cpus": plan.learner_cpus, "num_gpus": plan.learner_gpus, "max_concurrency": 2}
+        options = {
+            "num_cpus": plan.learner_cpus,
+            "num_gpus": plan.learner_gpus,
+            "max_concurrency": 3,
+        }  # learning, writing, and telling of it
         self._learners = [
             spawner.start(LearnerActor, (plan, i, self._shard_names), options | self._bundle(i))[0]
             for i in range(plan.num_learners)
@@ -148,6 +152,16 @@ class Topology:
         """Answered when a worker is up: it has found a node, has its environments and is ready for work."""
         actor: Any = self._workers[worker]
         return RemoteCall(actor.prepare.remote(), f"rollout worker {worker}")
+
+    def pause(self, worker: int, resets: int) -> RemoteCall[dict[str, Any]]:
+        """Ask a worker what it would go on from. resets: as in its next call of `collect`."""
+        actor: Any = self._workers[worker]
+        return RemoteCall(actor.pause.remote(resets), f"rollout worker {worker}")
+
+    def load_worker(self, worker: int, state: dict[str, Any], epoch: int) -> RemoteCall[None]:
+        """Let a worker go on from a state that it had after `epoch`."""
+        actor: Any = self._workers[worker]
+        return RemoteCall(actor.load_state_dict.remote(state, epoch), f"rollout worker {worker}")
 
     def collect(
         self, worker: int, timesteps: int, weights: RemoteCall[Weights], exploration_steps: int, resets: int = 0
@@ -194,6 +208,18 @@ class Topology:
         """Make what was pushed visible on every shard: one call per shard."""
         return [RemoteCall(s.commit.remote(number), f"replay shard {i}") for i, s in enumerate(self._shards)]
 
+    def mark_shards(self) -> list[RemoteCall[dict[str, Any]]]:
+        """Ask every shard for the place that its log is at: what `rewind_shard` goes back to."""
+        return [RemoteCall(s.mark.remote(), f"replay shard {i}") for i, s in enumerate(self._shards)]
+
+    def hold_shard(self, shard: int, mark: dict[str, Any]) -> RemoteCall[None]:
+        """Let a shard keep what a mark needs."""
+        return RemoteCall(self._shards[shard].hold.remote(mark), f"replay shard {shard}")
+
+    def rewind_shard(self, shard: int, mark: dict[str, Any]) -> RemoteCall[ReplayReport]:
+        """Let a shard forget what it stored after a mark."""
+        return RemoteCall(self._shards[shard].rewind.remote(mark), f"replay shard {shard}")
+
     def ping_shards(self) -> list[RemoteCall[Any]]:
         """Ask every shard whether it answers."""
         return [RemoteCall(s.__ray_ready__.remote(), f"replay shard {i}") for i, s in enumerate(self._shards)]
@@ -223,9 +249,16 @@ class Topology:
         _learner_result(RemoteCall[int](done, "learner 0"), timeout_s)
         return RemoteCall(weights, "learner 0")
 
-    def save_state(self, folder: Path) -> None:
-        """Let every learner write its share of a training state. Raises LearnerDied."""
-        self._on_learners(lambda learner: learner.save_state.remote(str(folder)))
+    def snapshot(self) -> None:
+        """Let every learner copy its state as it is now. Raises LearnerDied."""
+        self._on_learners(lambda learner: learner.snapshot.remote())
+
+    def write_state(self, folder: Path, policy: Path) -> list[RemoteCall[None]]:
+        """Let every learner write its share of the newest snapshot, and the first one the agent's weights."""
+        return [
+            RemoteCall(a.write_state.remote(str(folder), str(policy)), f"learner {i}")
+            for i, a in enumerate(self._learners)
+        ]
 
     def load_state(self, folder: Path) -> None:
         """Put the group where it was when it wrote `folder`. Raises LearnerDied."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,8 +19,10 @@ from amago_ray.agent import Agent
 from amago_ray.agent.flat_weights import flatten_state
 from amago_ray.agent.policy import TrainingBatch
 from amago_ray.agent.spec import AgentSpec
+from amago_ray.atomic_files import write_atomically
 from amago_ray.learner.batches import Prefetcher, training_batch
 from amago_ray.learner.provenance import NonFiniteUpdate, describe, origin
+from amago_ray.learner.snapshot import Snapshot, set_random_states
 from amago_ray.messages import Batch, LearnReport, Weights
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
@@ -89,12 +92,14 @@ class Learner:
         set_seed(config.seed + rank)
         self.agent: Agent = agent_spec.build().train()
         optimizer = self.agent.init_optimizer(config.learning_rate, config.l2_coeff)
+        self._rank = rank
+        self._snapshot: Snapshot | None = None
+        self._writing = threading.Lock()  # the newest snapshot
         self._configured = [{"lr": g["lr"], "weight_decay": g.get("weight_decay", 0.0)} for g in optimizer.param_groups]
         warmup = max(config.lr_warmup_steps, 1)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
         self._model, self._optimizer = self._accelerator.prepare(self.agent, optimizer)
         self._trainable = self.agent.trainable_params
-        self._accelerator.register_for_checkpointing(self._schedule)
         self._priority: torch.Tensor | None = None  # (B,) of the last batch, where it was drawn by priority
         self._gradient_norm: torch.Tensor | None = None  # before clipping, of the last optimiser step
         self._bad_batch = self._no_batch()  # number of the first whose update was not finite, or -1: on the device
@@ -223,25 +228,66 @@ class Learner:
         """Batches done so far; safe to ask from another thread while `train` runs."""
         return self.batches_done
 
+    def snapshot(self) -> None:
+        """Copy everything that `load_state` needs to host memory; `write_state` writes it, while `train` goes on."""
+        self._check_finite()
+        free = [] if self._snapshot is None or self._writing.locked() else self._snapshot.buffers
+        self._snapshot = Snapshot.of(
+            self.agent,
+            self._optimizer,
+            self._schedule,
+            self._accelerator.scaler,
+            self._accelerator.step,
+            (self.batches_done, self.updates_done, self.weight_version),
+            free,
+        )
+
+    def write_state(self, folder: str, policy: str | None = None) -> None:
+        """Write the newest snapshot into an existing folder, and its agent's weights into the file `policy`.
+
+        Safe to call from another thread while `train` runs. Raises OSError where the disk is full, for example.
+        """
+        with self._writing:
+            snapshot = self._snapshot
+            assert snapshot is not None, "snapshot() comes first"
+            try:
+                snapshot.write(Path(folder), self._rank)
+                if policy is not None and self._accelerator.is_main_process:
+                    write_atomically(Path(policy), lambda path: torch.save(snapshot.model, path))
+            except Exception as error:  # of several libraries' kinds, where the disk is full for one
+                raise OSError(f"{folder}: {str(error).splitlines()[0]}") from error
+
     def save_state(self, folder: str) -> None:
         """Everything that `load_state` needs to go on exactly, into an existing folder (accelerate's layout)."""
-        self._check_finite()
-        self._accelerator.save_state(folder, safe_serialization=True)
-        if self._accelerator.is_main_process:
-            counters = (self.batches_done, self.updates_done, self.weight_version)
-            torch.save(torch.tensor(counters), Path(folder) / "learner_counters.pt")
+        self.snapshot()
+        self.write_state(folder)
 
     def load_state(self, folder: str) -> None:
-        """Go on from what `save_state` left in `folder`, with the learning rate and weight decay of now."""
-        self._accelerator.load_state(folder)
+        """Go on from what `write_state` left in `folder`, with the learning rate and weight decay of now.
+
+        As the learner of this rank was, bit for bit; the state may be of another number of learners.
+        """
+        saved = Snapshot.read(Path(folder), self._rank)
+        self.agent.load_state_dict(saved.model)
+        self._optimizer.load_state_dict(saved.optimizer)
+        self._schedule.load_state_dict(saved.schedule)
+        if self._accelerator.scaler is not None and saved.scaler is not None:
+            self._accelerator.scaler.load_state_dict(saved.scaler)
+        for name, parameter in self.agent.named_parameters():
+            given = saved.gradients.get(name)
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+            if given is not None:
+                parameter.grad = given.to(parameter) if parameter.grad is None else parameter.grad.copy_(given)
+        set_random_states(saved.rng)
+        self._accelerator.step = saved.rng.get("step", 0)
         self._bad_batch = self._no_batch()
         factor = self._schedule.lr_lambdas[0](self._schedule.last_epoch)
         self._schedule.base_lrs = [group["lr"] for group in self._configured]
         self._schedule._last_lr = [rate * factor for rate in self._schedule.base_lrs]
         for group, now in zip(self._optimizer.param_groups, self._configured, strict=True):
             group.update(lr=now["lr"] * factor, initial_lr=now["lr"], weight_decay=now["weight_decay"])
-        counters = torch.load(Path(folder) / "learner_counters.pt", weights_only=True)
-        self.batches_done, self.updates_done, self.weight_version = counters.tolist()
+        self.batches_done, self.updates_done, self.weight_version = saved.counters
 
     def save_agent(self, path: str) -> None:
         """All weights of the agent as a plain PyTorch file (a state dict on the CPU)."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +15,11 @@ from amago_ray.replay.sampling.selection import Selection, SelectionConfig
 from amago_ray.replay.sampling.slices import PaddedSampling, check_padded_sampling
 from amago_ray.replay.sampling.sources import Available, BufferSource, Changed, ReplayEmpty, SliceConfig, Source
 from amago_ray.replay.storage.folders import shard_folder
-from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
+from amago_ray.replay.storage.store import Mark, StoreConfig, TrajectoryStore
 from amago_ray.replay.storage.trajectory_pack import PackedTrajectories
 
 BUFFER = 0  # the source that is the shard's own buffer
+COUNTERS = ("inserted", "repeated", "sampled")
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,23 @@ class ReplayShard:
     def __init__(self, config: ReplayConfig, shard: int, datasets: Sequence[Source] = ()):
         self.config = config
         self.shard = shard
-        folder = None if config.store.folder is None else shard_folder(config.store.folder, shard)
-        self.store = TrajectoryStore(replace(config.store, folder=folder))
+        self._folder = None if config.store.folder is None else shard_folder(config.store.folder, shard)
+        self._datasets = datasets
+        self._slices = SliceConfig(config.max_seq_len, config.padded_sampling, config.relabeler)
+        self._inserted = self._repeated = self._sampled = 0
+        self._life = time.time_ns()
+        self._open()
+
+    def _open(self) -> None:
+        folder = self._folder
+        self.store = TrajectoryStore(replace(self.config.store, folder=folder))
         if self.store.renumbered and folder is not None:
             (folder / "priorities").unlink(missing_ok=True)
         self.selection = Selection(
-            config.selection, self.store.table, folder, commit=self.store.commits, damage=self.store.damage
+            self.config.selection, self.store.table, folder, commit=self.store.commits, damage=self.store.damage
         )
-        self._sources: tuple[Source, ...] = (BufferSource(self.store, self.selection), *datasets)
-        self._slices = SliceConfig(config.max_seq_len, config.padded_sampling, config.relabeler)
-        self._inserted = self._repeated = self._sampled = 0
+        self._sources: tuple[Source, ...] = (BufferSource(self.store, self.selection), *self._datasets)
         self._restored = len(self.store) + self.store.num_staged
-        self._life = time.time_ns()
 
     def push(self, packed: PackedTrajectories) -> int:
         """Store trajectories; returns how many were new. Repeats are recognised by their identity.
@@ -123,6 +130,32 @@ class ReplayShard:
         """
         if life == self._life:
             self.selection.set_priorities(numbers, priorities, largest)
+
+    def mark(self) -> dict[str, Any]:
+        """What `rewind` needs to come back here: the place in the log, and what was counted; plain values."""
+        counted = {name: getattr(self, f"_{name}") for name in COUNTERS}
+        return {**vars(self.store.mark()), **counted, "evicted": self.store.evicted}
+
+    def hold(self, mark: dict[str, Any]) -> None:
+        """Keep what a `mark` needs, and nothing of earlier ones, as far as there is room (see `store.hold`)."""
+        self.store.hold(mark["oldest"])
+
+    def rewind(self, mark: dict[str, Any]) -> ReplayReport:
+        """Forget everything that was stored after `mark` was made, and hold what it needs.
+
+        Where what was evicted since could not be held, as many trajectories are missing; a shard that keeps no files
+        begins empty. Raises StorageError.
+        """
+        place = Mark(**{field.name: mark[field.name] for field in fields(Mark)})
+        if self._folder is not None:
+            self.store.close()
+            TrajectoryStore.take_back(self._folder, place)
+            self._open()
+        for name in COUNTERS:
+            setattr(self, f"_{name}", mark[name])
+        self.store.evicted = mark["evicted"]
+        self.store.hold(mark["oldest"])
+        return self.report()
 
     def report(self) -> ReplayReport:
         return ReplayReport(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -53,9 +53,9 @@ class TrajectoryRecorder:
         self._first_time_idx = np.zeros(num_envs, dtype=np.int64)
         self._weight_version = np.zeros(num_envs, dtype=np.int64)
         self._lengths = [
-            piece_lengths(max_transitions, stagger, (seed, first_env + row, incarnation)) for row in range(num_envs)
+            PieceLengths(max_transitions, stagger, (seed, first_env + row, incarnation)) for row in range(num_envs)
         ]
-        self._max_transitions = np.array([next(lengths) for lengths in self._lengths], dtype=np.int64)
+        self._max_transitions = np.array([lengths.draw() for lengths in self._lengths], dtype=np.int64)
         self._worker, self._incarnation, self._sequence = worker, incarnation, 0
 
     def begin(self, fresh: np.ndarray, obs: dict[str, np.ndarray]) -> None:
@@ -121,12 +121,32 @@ class TrajectoryRecorder:
             column[row, 0] = column[row, length]
         self._first_time_idx[row] += length
         self._num_transitions[row] = 0
-        self._max_transitions[row] = next(self._lengths[row])
+        self._max_transitions[row] = self._lengths[row].draw()
         return trajectory
 
+    def state_dict(self) -> dict[str, Any]:
+        """What trajectories are named and cut by, but for rollouts that are unfinished; plain values."""
+        return {
+            "incarnation": self._incarnation,
+            "sequence": self._sequence,
+            "max_transitions": self._max_transitions.tolist(),
+            "lengths": [lengths.rng.bit_generator.state for lengths in self._lengths],
+        }
 
-def piece_lengths(max_transitions: int, stagger: int, seed: tuple[int, ...]) -> Iterator[int]:
-    """Endless lengths at which the pieces of a rollout are cut: uniform in max_transitions -+ stagger, 1 at least."""
-    rng = np.random.default_rng(seed)
-    while True:
-        yield max(int(rng.integers(max_transitions - stagger, max_transitions + stagger + 1)), 1)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Name and cut trajectories as from `state` on. `begin` must follow."""
+        self._incarnation, self._sequence = state["incarnation"], state["sequence"]
+        self._max_transitions[:] = state["max_transitions"]
+        for lengths, rng in zip(self._lengths, state["lengths"], strict=True):
+            lengths.rng.bit_generator.state = rng
+
+
+class PieceLengths:
+    """The lengths at which the pieces of a rollout are cut: uniform in max_transitions -+ stagger, 1 at least."""
+
+    def __init__(self, max_transitions: int, stagger: int, seed: tuple[int, ...]):
+        self._max_transitions, self._stagger = max_transitions, stagger
+        self.rng = np.random.default_rng(seed)
+
+    def draw(self) -> int:
+        return max(int(self.rng.integers(-self._stagger, self._stagger + 1)) + self._max_transitions, 1)

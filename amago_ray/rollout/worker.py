@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,11 @@ from amago_ray.rollout.statistics import EpisodeStatistics
 from amago_ray.specs import ActionSpec
 
 WHOLE_ROLLOUTS = 1 << 62  # a traj_save_len that cuts none
+EVALUATED, RESET, RESUMED = (
+    1,
+    2,
+    3,
+)  # what random streams are made anew for; never 0, which a seed ends in as in nothing
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,7 @@ class RolloutWorker:
         self._random = TorchRandomStream(policy_seed)
         self._tally: Tally | None = None  # of the evaluation under way
         self._parts = self._resets = 0
+        self._cut = 0  # trajectories that were stored between two chunks
         self._explore = None
         if config.exploration_type is not None:
             self._explore = config.exploration_type(config.num_envs, self._action_spec, exploration_seed)
@@ -148,14 +155,47 @@ class RolloutWorker:
         Transitions that fail count as made: a broken environment holds nothing up.
 
         resets: how often the run has reset all environments by now. Where that grew, the rollouts under way are stored
-        as truncated here, count as no finished ones, and all begin anew.
+        as truncated here, count as no finished ones, and all begin anew, in environments newly seeded by that number:
+        what follows depends on it, on `state_dict` and on the weights alone.
         The report's episodes are those that ended in this time, of which short ones are too many (see `assignment`).
         """
-        chunk = Chunk()
-        if resets != self._resets:
-            self._resets = resets
-            self._drop_rollouts(chunk)
+        self._reset_all(resets)
+        chunk = Chunk(trajectories=self._cut)
+        self._cut = 0
         return self._run(chunk, timesteps)
+
+    def pause(self, resets: int) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on as this worker will, but for rollouts under way; plain values.
+
+        resets: of the next call of `collect`. Where it grew, the rollouts under way are stored when this returns, and
+        nothing is missing from the state. Raises ShardAway.
+        """
+        self._reset_all(resets)
+        if self._flush is not None:
+            self._flush()
+        return {
+            "recorder": self._recorder.state_dict() if self._recorder is not None else None,
+            "exploration": self._explore.state_dict() if self._explore is not None else None,
+            "resets": self._resets,
+            "cut": self._cut,
+            "begun": bool(self._obs),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], epoch: int) -> None:
+        """Go on from what `pause` returned after `epoch`. What was under way then begins anew, in newly seeded streams.
+
+        Raises ValueError or KeyError where it is the state of another configuration.
+        """
+        if self._recorder is not None and state["recorder"] is not None:
+            self._recorder.load_state_dict(state["recorder"])
+            self._incarnation = state["recorder"]["incarnation"]
+        if self._explore is not None and state["exploration"] is not None:
+            self._explore.load_state_dict(state["exploration"])
+        self._resets, self._cut, self._obs = state["resets"], state["cut"], {}
+        if state["begun"]:
+            self._reseed(epoch, RESUMED)
+        elif self._resets:
+            self._reseed(self._resets, RESET)
 
     def evaluate(self, assignment: Assignment, part: int = 0, time_s: float = math.inf) -> EvaluationReport:
         """Play rollouts of an evaluation, those of `assignment` that are left, for about `time_s` seconds.
@@ -186,27 +226,30 @@ class RolloutWorker:
     def close(self) -> None:
         self._pool.close()
 
-    def _env_seed(self, evaluation: int | None = None) -> int:
+    def _env_seed(self, *moment: int) -> int:
         """Environments are seeded by their number within the run: it does not matter how workers share them."""
-        # Ends in another number than 0, which `SeedSequence` would not tell from nothing.
-        numbers = (self.config.seed, self._incarnation, *(() if evaluation is None else (evaluation, 1)))
-        return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+        return int(np.random.SeedSequence((self.config.seed, self._incarnation, *moment)).generate_state(1)[0])
+
+    def _reseed(self, number: int, why: int) -> None:
+        """Random streams of environments and policy that begin anew, such as with evaluation number `number`."""
+        self._pool.reseed(self._env_seed(number, why))
+        seeds = np.random.SeedSequence((self.config.seed, self.config.first_env, self._incarnation, number, why))
+        self._random = TorchRandomStream(int(seeds.generate_state(1)[0]))
 
     def _start_evaluation(self, assignment: Assignment) -> None:
         self._tally, self._parts, self._obs = Tally(assignment), 0, {}
-        self._pool.reseed(self._env_seed(assignment.number))
-        seeds = np.random.SeedSequence(
-            (self.config.seed, self.config.first_env, self._incarnation, assignment.number, 1)
-        )
-        self._random = TorchRandomStream(int(seeds.generate_state(1)[0]))
+        self._reseed(assignment.number, EVALUATED)
 
-    def _drop_rollouts(self, chunk: Chunk) -> None:
-        """Store what has been recorded, and let all rollouts begin anew."""
+    def _reset_all(self, resets: int) -> None:
+        """Store what has been recorded and let all rollouts begin anew, where the run has reset environments since."""
+        if resets == self._resets:
+            return
         if self._obs and self._recorder is not None and self._write is not None:
             for trajectory in self._recorder.cut_all(self._pool.env_names):
                 self._write(trajectory)
-                chunk.trajectories += 1
-        self._obs = {}
+                self._cut += 1
+        self._resets, self._obs = resets, {}
+        self._reseed(resets, RESET)
 
     def _run(self, chunk: Chunk, timesteps: int) -> RolloutReport:
         started, runnable_before = time.perf_counter(), runnable_s()

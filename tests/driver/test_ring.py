@@ -11,6 +11,7 @@ from fake_topology import FakeTopology, Script, wait_any
 from amago_ray.driver import failures
 from amago_ray.driver.placement import Cluster
 from amago_ray.driver.ring import Ring
+from amago_ray.driver.saving import Saving
 from amago_ray.driver.schedule import make_schedule
 from amago_ray.driver.topology import LearnerDied
 from amago_ray.envs.builtin import Counting
@@ -60,24 +61,39 @@ class Run:
         any_topology: Any = topology
         self.ring = Ring(self.settings, any_topology, self.directory, self.progress, display)
         self.schedule = make_schedule(self.settings, self.ring)
+        self.saved: list[int] = []
+        self.saving = Saving(self.settings, self.ring, self.schedule, self.directory, self.describe, self.on_saved)
+
+    def describe(self) -> dict[str, Any]:
+        return {"progress": self.progress.to_dict()}
+
+    def on_saved(self) -> None:
+        self.saved.append(self.progress.epoch)
 
     def start(self) -> Run:
         self.ring.start(Cluster(2, (), local=True), {})
         return self
 
     def learn(self, epochs: int = EPOCHS, save: bool = True) -> Run:
-        for epoch in range(epochs):
+        for epoch in range(self.progress.epoch + 1, epochs):
             result = self.schedule.run_epoch(epoch, last=epoch + 1 == epochs)
             self.progress.epoch = epoch
             if result.collected is not None:
                 self.progress.add_frames(result.collected.frames_by_env)
             if result.learned is not None:
                 self.progress.gradient_steps = result.learned.total_updates
-            if save:
-                state = self.ring.state | {"progress": self.progress.to_dict()}
-                self.directory.save_training_state(epoch, self.ring.learners.save_state, state)
-                self.ring.learners.saved(epoch)
+            self.saving.after_epoch(due=save)
+        self.saving.finish()
         return self
+
+    def resume(self, topology: FakeTopology) -> Run:
+        """Another process that goes on from the newest training state."""
+        state = self.directory.load_run_state(self.directory.saved_epochs()[-1])
+        other = Run(self.directory.root.parent, self.settings.schedule, topology)
+        vars(other.progress).update(state["progress"])
+        other.ring.start(Cluster(2, (), local=True), state)
+        other.schedule.load_state(state)
+        return other
 
 
 def assert_all_was_done(run: Run) -> None:
@@ -97,11 +113,15 @@ def assert_all_was_done(run: Run) -> None:
         {("train", 2): HANGS, ("train", 3): DIED},
         {("publish", 0): DIED},
         {("publish", 2): DIED},
-        {("save_state", 1): DIED},
+        {("snapshot", 1): DIED},
+        {("write_state", 1): DIED},
+        {("write_state", 1): HANGS},
+        {("write_state", 0): OSError("the disk is full")},
+        {("mark", 1): DIED},
         {("start_learners", 0): DIED},
         {("start_learners", 0): DIED, ("start_learners", 1): HANGS},
         {("train", 1): DIED, ("start_learners", 1): DIED},
-        {("save_state", 1): DIED, ("load_state", 0): DIED},
+        {("snapshot", 1): DIED, ("load_state", 0): DIED},
         {("collect", 0): DIED},
         {("collect", 3): DIED, ("collect", 4): DIED},
         {("commit", 1): DIED},
@@ -149,7 +169,7 @@ def test_a_policy_that_was_loaded_is_what_a_group_begins_with(tmp_path: Path) ->
     assert [detail for kind, detail in topology.log if kind == "load_agent"] == [tmp_path / "policy.pt"] * 2
 
 
-@pytest.mark.parametrize("kind", ["train", "start_learners", "publish", "save_state"])
+@pytest.mark.parametrize("kind", ["train", "start_learners", "publish", "snapshot"])
 def test_learners_that_do_nothing_but_die_end_the_run(tmp_path: Path, kind: str) -> None:
     topology = FakeTopology(script={(kind, number): DIED for number in range(100)})
     with pytest.raises(LearnerDied, match="it is gone"):

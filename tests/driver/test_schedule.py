@@ -68,3 +68,13 @@ def test_it_alternates_where_nothing_would_be_won(
 def test_it_overlaps_where_workers_have_cores_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     overlapped, said = chosen_after_epochs(monkeypatch, collect_s=6.0, idle_s=0.0, learn_s=4.0, machine=None)
     assert overlapped[-1] and "about 6.0 s together" in said
+
+
+@pytest.mark.parametrize("overlaps", [True, False])
+def test_a_run_that_goes_on_stays_with_what_was_chosen(monkeypatch: pytest.MonkeyPatch, overlaps: bool) -> None:
+    ring: Any = SimpleNamespace(say=lambda text: None)
+    saved, resumed = Auto(ring), Auto(ring)
+    saved.load_state({"auto": {"chose": True, "overlap": overlaps}})
+    resumed.load_state(saved.state)
+    assert resumed.state == {"auto": {"chose": True, "overlap": overlaps}}
+    assert resumed.together is overlaps and resumed.next_collected(4) == 5

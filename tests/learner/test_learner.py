@@ -336,6 +336,51 @@ def test_every_encoder_goes_on_from_a_state_in_a_learner_that_is_just_made(encod
     assert all(torch.equal(value, saved[name]) for name, value in resumed.agent.state_dict().items())
 
 
+def test_what_is_written_is_the_moment_of_the_snapshot(tmp_path: Path) -> None:
+    """However many updates follow before, and while, it is written; dropout goes on as it would have, too."""
+    make = partial(make_learner, encoder=partial(tformer, dropout_ff=0.5), batches_per_update=2)
+    learner, batches = make(), [prepared_batch("discrete", seed) for seed in range(4)]
+    for batch in batches[:3]:  # the second update is half accumulated
+        learner.update(batch)
+    learner.snapshot()
+    first = tmp_path / "first"
+    first.mkdir()
+    for _ in range(2):  # the second time into memory that is there
+        for batch in batches[3:] + batches:
+            learner.update(batch)
+        if not any(first.iterdir()):
+            learner.write_state(str(first), str(tmp_path / "policy.pt"))
+            expected = {name: value.clone() for name, value in learner.agent.state_dict().items()}
+            learner.snapshot()
+    forget_accelerator()
+    resumed = make()
+    resumed.load_state(str(first))
+    saved = torch.load(tmp_path / "policy.pt", weights_only=True)
+    assert all(torch.equal(value, saved[name]) for name, value in resumed.agent.state_dict().items())
+    for batch in batches[3:] + batches:
+        resumed.update(batch)
+    for name, value in resumed.agent.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    assert resumed.updates_done == 4
+
+
+def test_a_state_of_fewer_learners_and_accelerate_s_own_reader(tmp_path: Path) -> None:
+    learner = make_learner()
+    learner.update(prepared_batch("discrete"))
+    learner.save_state(str(tmp_path))
+    (tmp_path / "random_states_0.pkl").rename(tmp_path / "random_states_7.pkl")
+    forget_accelerator()
+    resumed = make_learner()
+    resumed.load_state(str(tmp_path))
+    assert resumed.updates_done == 1
+    forget_accelerator()
+    other = make_learner()
+    other._accelerator.register_for_checkpointing(other._schedule)
+    other._accelerator.load_state(str(tmp_path))
+    for name, value in other.agent.state_dict().items():
+        assert torch.equal(value, learner.agent.state_dict()[name]), name
+
+
 def test_priorities_reach_replay_even_where_importance_weighs_nothing() -> None:
     """With an exponent of 0 every weight is 1, and what is drawn still follows the critics' errors."""
     (shard,) = make_shards(1, L, mode="prioritized")

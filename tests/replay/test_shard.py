@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from itertools import permutations
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from ring_cases import as_batch, assert_same_batch, assert_uniform, make_shards, sample, stored_ids, trajectory
+from ring_cases import (
+    ROW_BYTES,
+    as_batch,
+    assert_same_batch,
+    assert_same_trajectories,
+    assert_uniform,
+    make_shards,
+    sample,
+    stored_ids,
+    stored_trajectories,
+    trajectory,
+)
 
 from amago_ray.messages import Trajectory
 from amago_ray.replay.sampling.sources import ReplayEmpty
@@ -150,3 +165,63 @@ def test_nothing_is_drawn_from_what_has_changed_meanwhile() -> None:
     assert shard.sample(3, version, (0,)) is not None  # it is not visible yet
     shard.commit()  # and one is evicted, so that there are as many as before
     assert len(shard.store) == 5 and shard.sample(3, version, (0,)) is None
+
+
+def test_a_shard_goes_back_to_a_mark(tmp_path: Path) -> None:
+    """What was stored, staged, evicted and counted after it is as if it had never been."""
+    settings: dict[str, Any] = {"segment_bytes": 400, "capacity_trajectories": 8, "capacity_bytes": 80_000}
+    shards = [make_shards(1, folder=tmp_path / name, **settings)[0] for name in ("rewound", "untouched")]
+
+    def store(shard: ReplayShard, sequences: range) -> None:
+        for i in sequences:
+            shard.push(pack([trajectory(i)]))
+            if i % 3 == 2:
+                shard.commit()
+
+    for shard in shards:
+        store(shard, range(13))  # the last one is staged
+    rewound, untouched = shards
+    mark = json.loads(json.dumps(rewound.mark()))
+    rewound.hold(mark)
+    store(rewound, range(13, 31))
+    assert not set(stored_ids([rewound])) & set(stored_ids([untouched])), "all that was there is evicted"
+    assert rewound.rewind(mark).trajectories == mark["end"] - mark["first"]
+    for _ in range(2):
+        assert rewound.report() == replace(
+            untouched.report(), life=rewound.report().life, restored=rewound.report().restored
+        )
+        assert_same_trajectories(stored_trajectories(rewound), stored_trajectories(untouched))
+        assert rewound.store.num_staged == untouched.store.num_staged
+        assert vars(rewound.store.mark()) == vars(untouched.store.mark()) | {"oldest": rewound.store.mark().oldest}
+        for shard in shards:
+            store(shard, range(13, 20))
+        np.testing.assert_array_equal(sample(rewound, 50).ids, sample(untouched, 50).ids)
+    for shard in shards:
+        shard.close()
+
+
+def test_what_cannot_be_held_is_missed(tmp_path: Path) -> None:
+    (shard,) = make_shards(1, folder=tmp_path, segment_bytes=1, capacity_bytes=60 * ROW_BYTES)
+    for i in range(10):
+        shard.push(pack([trajectory(i)]))
+    shard.commit()
+    mark = shard.mark()
+    shard.hold(mark)
+    held = [(0, 0, i) for i in range(10)]
+    assert stored_ids([shard]) == held
+    for i in range(10, 40):
+        shard.push(pack([trajectory(i)]))
+        shard.commit()
+    assert shard.store.num_segments < 15, "what is held has a limit"
+    missing = 10 - shard.rewind(mark).trajectories
+    assert 0 < missing <= 10 and stored_ids([shard]) == held[missing:]
+    shard.close()
+
+
+def test_a_shard_in_memory_begins_empty_after_a_rewind() -> None:
+    (before,) = make_shards(1)
+    before.push(pack([trajectory(0)]))
+    before.commit()
+    (after,) = make_shards(1)
+    report = after.rewind(before.mark())
+    assert report.inserted == 1 and report.trajectories == 0

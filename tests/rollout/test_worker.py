@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
@@ -37,7 +39,7 @@ from amago_ray.pending import ShardAway
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
 from amago_ray.replay.storage.trajectory_pack import pack
 from amago_ray.rollout.assignment import Assignment, assign, in_order
-from amago_ray.rollout.worker import PreviousStep, TorchRandomStream
+from amago_ray.rollout.worker import EVALUATED, RESET, RESUMED, PreviousStep, TorchRandomStream
 from amago_ray.specs import ActionKind
 
 KINDS = get_args(ActionKind)
@@ -554,5 +556,41 @@ def test_a_shard_that_is_away_costs_no_step_and_no_trajectory() -> None:
 def test_evaluations_are_played_in_other_environments_than_training() -> None:
     """Also where seed and number are both 0."""
     worker = collected(lambda: Counting(6)).worker
-    seeds = [worker._env_seed(), *(worker._env_seed(number) for number in range(5))]
-    assert len(set(seeds)) == 6
+    whys = (EVALUATED, RESET, RESUMED)
+    seeds = [worker._env_seed(), *(worker._env_seed(number, why) for number in range(5) for why in whys)]
+    assert len(set(seeds)) == 16
+
+
+def test_a_worker_goes_on_from_its_state_as_it_would_have() -> None:
+    """Where all environments are reset: the same rollouts, names and pieces, bit for bit."""
+    settings: dict[str, Any] = {"num_envs": 3, "traj_save_len": 5, "stagger": 2, "exploration_type": EpsilonGreedy}
+    env = counting(9, random_lengths=True)
+    going_on, resumed = Recorded(env, **settings), Recorded(env, **settings)
+    going_on.worker.collect(60)
+    under_way = len(going_on.written)
+    state = json.loads(json.dumps(going_on.worker.pause(resets=1)))
+    stored = len(going_on.written)
+    assert state["cut"] == stored - under_way > 0
+    resumed.worker.load_state_dict(state, epoch=0)
+    for resets in (1, 1, 2):
+        both = [run.worker.collect(60, resets) for run in (going_on, resumed)]
+        reports = [replace(report, act_s=0.0, step_s=0.0, total_s=0.0) for report in both]
+        assert reports[0] == reports[1] and reports[0].episodes
+    assert_same_trajectories(resumed.written, going_on.written[stored:])
+    assert len({t.id for t in going_on.written}) == len(going_on.written)
+
+
+def test_rollouts_under_way_begin_anew_in_streams_of_their_own() -> None:
+    """Without a reset: two that go on from one state are alike, and repeat nothing of before."""
+    env = counting(40, random_lengths=True)
+    runs = [Recorded(env, num_envs=3) for _ in range(3)]
+    runs[0].worker.collect(60)
+    state = runs[0].worker.pause(resets=0)
+    assert state["begun"] and not state["cut"]
+    for run in runs[1:]:
+        run.worker.load_state_dict(state, epoch=4)
+        run.worker.collect(300)
+    assert_same_trajectories(runs[1].written, runs[2].written)
+    assert runs[1].written[0].id.sequence == len(runs[0].written)
+    first = [t.columns["action"] for t in runs[0].written[:3]]
+    assert not all(np.array_equal(a, b.columns["action"]) for a, b in zip(first, runs[1].written, strict=False))

@@ -35,8 +35,24 @@ from amago_ray.replay.storage.trajectory_pack import PackedTrajectories
 from amago_ray.specs import OBS_PREFIX
 
 SEGMENT_BYTES = (1 << 20, 256 << 20)
+HELD_SHARE = 4  # a quarter of the capacity may be held beyond it
 SEGMENTS_PER_STORE = 16
 MAX_SEGMENTS = 256  # each has an open file, and a process commonly may have 1024
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place in a store's log, which it can be taken back to.
+
+    oldest, newest: segments, None for an empty log. size: bytes of the newest. first, end: numbers of the visible
+    trajectories.
+    """
+
+    oldest: int | None
+    newest: int | None
+    size: int
+    first: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -102,6 +118,7 @@ class TrajectoryStore:
         self._schemas: dict[int, Schema] = {}
         self._current: int | None = None
         self._next_segment = 0
+        self._held: int | None = None
         self._unsynced: set[Segment] = set()
         self._sync_error: StorageError | None = None
         self._lock: BinaryIO | None = None
@@ -233,6 +250,10 @@ class TrajectoryStore:
     def _delete_dead_segments(self) -> None:
         """Free the oldest segments as long as nothing in them is alive."""
         dead = list(takewhile(lambda n: not self._live[n] and n != self._current, sorted(self._segments)))
+        if self._held is not None:
+            room = self.config.capacity_bytes // HELD_SHARE
+            while dead and dead[-1] >= self._held and (room := room - self._segments[dead[-1]].size) >= 0:
+                dead.pop()
         if dead and self.config.folder is not None and not self.read_only:
             # One commit's trajectories may lie in several segments. Whoever finds some of them gone must be able to
             # tell that those before them, in segments that are left, are evicted as well. A full disk must not keep
@@ -247,6 +268,22 @@ class TrajectoryStore:
             for key in self._records_of.pop(number):
                 del self._records[key]
             del self._live[number], self._schemas[number]
+
+    # ---------------------------------------------------------------- going back
+
+    def mark(self) -> Mark:
+        """The log as it is now, staged trajectories included."""
+        newest = None if self._current is None else self._segments[self._current]
+        size = 0 if newest is None else newest.size
+        return Mark(min(self._segments, default=None), self._current, size, self.table.first, self.table.end)
+
+    def hold(self, segment: int | None) -> None:
+        """Keep evicted trajectories in their files from `segment` on, so that a mark there can be gone back to.
+
+        As long as they take up less than a quarter of the capacity: the disk must not fill over it.
+        """
+        self._held = segment
+        self._delete_dead_segments()
 
     def _check_fits(self, packed: PackedTrajectories) -> None:
         row_bytes = packed.row_bytes
@@ -355,6 +392,24 @@ class TrajectoryStore:
             self._lock.close()
 
     # ---------------------------------------------------------------- opening
+
+    @staticmethod
+    def take_back(folder: Path, mark: Mark) -> None:
+        """Drop what a log, which is not open, has beyond `mark`. Done again, it changes nothing.
+
+        Raises StorageError.
+        """
+        lock = lock_folder(folder)
+        try:
+            for number in reversed(segment_numbers(folder)):  # newest first: killed here, what is left is a log
+                segment = FileSegment(segment_path(folder, number), write=True)
+                if mark.newest is None or number > mark.newest:
+                    segment.delete()
+                elif number == mark.newest and segment.size > mark.size:
+                    segment.truncate(mark.size)
+                segment.close()
+        finally:
+            lock.close()
 
     def _load(self, folder: Path) -> None:
         numbers = segment_numbers(folder)

@@ -1,0 +1,170 @@
+"""Training states: written while the run goes on, complete or not there, and no more of them than are wanted."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amago_ray.driver.preemption import RESUMABLE, Preempted, Preemption
+from amago_ray.driver.remote import RemoteCall
+from amago_ray.driver.ring import Ring
+from amago_ray.driver.schedule import Schedule
+from amago_ray.driver.topology import FILES_TIMEOUT_S
+from amago_ray.pending import CallTimeout, ProcessDied
+from amago_ray.run_directory import RunDirectory
+from amago_ray.settings import ExperimentSettings
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The run as it was at the end of an epoch: the learners hold their share, this is what everybody else was.
+
+    run_state: plain values, to be kept with the learners' files.
+    """
+
+    epoch: int
+    run_state: dict[str, Any]
+
+
+class Saving:
+    """Takes a cut after every epoch and writes those that are due. Until one is whole, the older ones stay as they are.
+
+    describe: what a training state says of the run, beside its processes. saved: told when one is complete.
+    """
+
+    def __init__(
+        self,
+        settings: ExperimentSettings,
+        ring: Ring,
+        schedule: Schedule,
+        directory: RunDirectory,
+        describe: Callable[[], dict[str, Any]],
+        saved: Callable[[], None],
+    ):
+        self._settings, self._ring, self._schedule, self._directory = settings, ring, schedule, directory
+        self._describe, self._saved = describe, saved
+        self._preemption = Preemption()
+        ring.check = self._now_and_then
+        self._newest: Cut | None = None
+        self._under_way: tuple[Cut, Path, list[RemoteCall]] | None = None
+        self._untold = False
+        self._owed = False  # one could not be written: the next cut is tried
+
+    def after_epoch(self, due: bool) -> None:
+        """Take a cut; where it is due, start to write it. What was written meanwhile is completed."""
+        self.poll()
+        self._take_cut()
+        if due or self._owed:
+            self._start()
+        self._tell()
+
+    def now(self) -> None:
+        """Write what the run is now, and return when that is complete. Raises OSError, ProcessDied, CallTimeout."""
+        self.finish(tell_only=True)
+        epoch = self._ring.progress.epoch
+        if epoch in self._directory.saved_epochs():
+            return
+        if self._newest is None or self._newest.epoch != epoch:
+            self._take_cut()
+        self._start()
+        self.finish()
+
+    @contextmanager
+    def before_leaving(self) -> Iterator[None]:
+        """Where the process is told to end within, the newest cut is written first, and the user told."""
+        try:
+            with self._preemption:
+                yield
+        except Preempted:
+            self.finish(self._settings.preemption_grace_s, tell_only=True)
+            if self._newest is not None and self._newest.epoch not in self._directory.saved_epochs():
+                self._start()
+                self.finish(self._settings.preemption_grace_s, tell_only=True)
+            saved = self._directory.saved_epochs()
+            what = f"epoch {saved[-1] + 1} is saved" if saved else "no epoch was finished"
+            self._ring.say(f"told to end (SIGTERM): {what}, --resume auto goes on from there (exit status {RESUMABLE})")
+            raise
+
+    def _take_cut(self) -> None:
+        epoch = self._ring.progress.epoch
+        ring = self._ring.cut(self._schedule.next_collected(epoch))
+        self._newest = Cut(epoch, ring | self._schedule.state | self._describe())
+
+    def _start(self) -> None:
+        """Let the learners write the newest cut while the run goes on."""
+        self._complete(FILES_TIMEOUT_S, tell_only=True)
+        cut = self._newest
+        assert cut is not None
+        try:
+            folder = self._directory.open_training_state(cut.epoch)
+        except OSError as error:
+            self._failed(cut, error)
+            return
+        self._ring.hold(cut.run_state, unless_held=True)
+        policy = self._directory.policy_epoch(cut.epoch)
+        self._under_way = cut, folder, self._ring.learners.write_state(folder, policy)
+
+    def _now_and_then(self) -> None:
+        self.poll()
+        self._preemption.check()
+
+    def poll(self) -> None:
+        """Complete what has been written meanwhile, without waiting; to be called now and then."""
+        if self._under_way is not None and all(call.done() for call in self._under_way[2]):
+            self._complete(FILES_TIMEOUT_S, tell_only=True)
+
+    def _tell(self) -> None:
+        if self._untold:
+            self._untold = False
+            self._saved()
+
+    def finish(self, timeout_s: float = FILES_TIMEOUT_S, tell_only: bool = False) -> None:
+        """Wait until what was started is complete.
+
+        Raises OSError where it could not be written, ProcessDied or CallTimeout; with tell_only, the user is told, and
+        the next cut is owed.
+        """
+        self._complete(timeout_s, tell_only)
+        self._tell()
+
+    def _complete(self, timeout_s: float, tell_only: bool) -> None:
+        if self._under_way is None:
+            return
+        cut, folder, calls = self._under_way
+        self._under_way = None
+        try:
+            for call in calls:
+                call.result(timeout_s)
+            self._directory.complete_training_state(cut.epoch, cut.run_state)
+        except (OSError, ProcessDied, CallTimeout) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            if not tell_only:
+                raise
+            self._failed(cut, error)
+            return
+        self._owed = False
+        self._ring.learners.saved(cut.epoch)
+        self._ring.hold(cut.run_state)
+        self._forget_old(cut.epoch)
+        self._untold = True
+
+    def _failed(self, cut: Cut, error: Exception) -> None:
+        self._owed = True
+        self._ring.say(
+            f"the training state of epoch {cut.epoch + 1} could not be written ({error}); older ones are whole, and "
+            "the next epoch tries again"
+        )
+
+    def _forget_old(self, newest: int) -> None:
+        """Remove training states that the settings do not want kept. Policies' weights stay."""
+        keep, every = self._settings.ckpt_keep_last, self._settings.ckpt_keep_every
+        if keep is None:
+            return
+        saved = [epoch for epoch in self._directory.saved_epochs() if epoch <= newest]
+        for epoch in saved[:-keep]:
+            if every is None or (epoch + 1) % every:
+                self._directory.remove_training_state(epoch)

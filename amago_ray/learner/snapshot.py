@@ -1,0 +1,155 @@
+"""A learner's training state, copied to host memory in one go and written to files at leisure."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import load, save
+from safetensors.torch import load_file
+from torch import nn
+
+MODEL, OPTIMIZER, SCHEDULE, SCALER = "model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "scaler.pt"
+COUNTERS = "learner_counters.pt"
+
+
+@dataclass
+class Snapshot:
+    """All that a learner goes on from. Written in accelerate's layout, so that `Accelerator.load_state` reads it too.
+
+    model: weights of the agent, targets and statistics included. gradients: of an update under way, by weight, as far
+    as this process has accumulated them. rng: of this process. counters: the learner's own. Tensors are on the CPU and
+    nobody else's.
+    """
+
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    scaler: dict[str, Any] | None
+    gradients: dict[str, torch.Tensor]
+    rng: dict[str, Any]
+    counters: tuple[int, ...]
+    buffers: list[torch.Tensor] = field(default_factory=list)
+
+    @staticmethod
+    def of(
+        agent: nn.Module,
+        optimizer: Any,
+        schedule: Any,
+        scaler: Any | None,
+        batches: int,
+        counters: tuple[int, ...],
+        buffers: list[torch.Tensor],
+    ) -> Snapshot:
+        """Copy everything now. batches: that the optimiser has seen, of an update under way included.
+
+        buffers: of a snapshot that is not needed any more; memory that is already there is faster to copy to.
+        """
+        copies = Copies(buffers)
+        model = copies.of(agent.state_dict())
+        state = copies.of(optimizer.state_dict())
+        under_way = {name: p.grad for name, p in agent.named_parameters() if p.grad is not None}
+        gradients = copies.of(under_way)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # copies from a device are under way until then
+        return Snapshot(
+            model,
+            state,
+            dict(schedule.state_dict()),
+            None if scaler is None else dict(scaler.state_dict()),
+            gradients,
+            random_states(batches),
+            counters,
+            copies.made,
+        )
+
+    def write(self, folder: Path, rank: int) -> None:
+        """Write this process's share into an existing folder: everything from rank 0, random states from all."""
+        torch.save(self.rng, folder / rng_file(rank))
+        if self.gradients:
+            torch.save(self.gradients, folder / gradients_file(rank))
+        if rank:
+            return
+        save(self.model, folder / MODEL, safe_serialization=True)
+        torch.save(self.optimizer, folder / OPTIMIZER)
+        torch.save(self.schedule, folder / SCHEDULE)
+        if self.scaler is not None:
+            torch.save(self.scaler, folder / SCALER)
+        torch.save(torch.tensor(self.counters), folder / COUNTERS)
+
+    @staticmethod
+    def read(folder: Path, rank: int) -> Snapshot:
+        """What `write` left in a folder, by any number of learners. rng: empty where there was no such rank."""
+        rng, gradients, scaler = folder / rng_file(rank), folder / gradients_file(rank), folder / SCALER
+        return Snapshot(
+            {name.removeprefix("module."): value for name, value in load_file(folder / MODEL).items()},
+            load(folder / OPTIMIZER, map_location="cpu"),
+            load(folder / SCHEDULE),
+            load(scaler) if scaler.is_file() else None,
+            load(gradients) if gradients.is_file() else {},
+            load(rng) if rng.is_file() else {},
+            tuple(torch.load(folder / COUNTERS, weights_only=True).tolist()),
+        )
+
+
+class Copies:
+    """Copies of tensors in host memory; see `Snapshot.of`. made: all of them."""
+
+    def __init__(self, buffers: list[torch.Tensor]):
+        self._free = buffers
+        self.made: list[torch.Tensor] = []
+
+    def of(self, value: Any) -> Any:
+        """`value` with every tensor in it copied."""
+        if isinstance(value, torch.Tensor):
+            return self._copy(value.detach())
+        if isinstance(value, Mapping):
+            return {name: self.of(x) for name, x in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.of(x) for x in value)
+        return value
+
+    def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        place = len(self.made)
+        free = self._free[place] if place < len(self._free) else None
+        if free is None or free.shape != tensor.shape or free.dtype != tensor.dtype:
+            free = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        self.made.append(free.copy_(tensor, non_blocking=True))
+        return free
+
+
+def rng_file(rank: int) -> str:
+    return f"random_states_{rank}.pkl"
+
+
+def gradients_file(rank: int) -> str:
+    return f"gradients_{rank}.bin"
+
+
+def random_states(batches: int) -> dict[str, Any]:
+    """Random states of this process, under accelerate's names."""
+    states: dict[str, Any] = {
+        "step": batches,
+        "random_state": random.getstate(),
+        "numpy_random_seed": np.random.get_state(),
+        "torch_manual_seed": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["torch_cuda_manual_seed"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Draw from here on as the process whose `random_states` these are; does nothing where there are none."""
+    if not states:
+        return
+    random.setstate(states["random_state"])
+    np.random.set_state(states["numpy_random_seed"])
+    torch.set_rng_state(states["torch_manual_seed"])
+    if torch.cuda.is_available() and len(states.get("torch_cuda_manual_seed", ())) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["torch_cuda_manual_seed"])

@@ -1,0 +1,127 @@
+"""Training states: what they are made of, what a run that goes on from one does, and what happens when one fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from driver.test_ring import BATCHES, DIED, ENVS, EPOCHS, STEPS, Run, assert_all_was_done, no_time_passes  # noqa: F401
+from fake_topology import FakeTopology
+
+from amago_ray.driver.preemption import RESUMABLE, Preempted
+
+
+@pytest.mark.parametrize("schedule", ["alternate", "overlap"])
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_run_that_goes_on_asks_for_what_is_left_and_nothing_twice(tmp_path: Path, schedule: str, epochs: int) -> None:
+    """Of an overlapping run, the coming epoch's data are there already and are not collected again."""
+    whole = Run(tmp_path / "whole", schedule, FakeTopology()).start().learn()
+    first = Run(tmp_path, schedule, FakeTopology()).start()
+    for epoch in range(epochs):
+        first.schedule.run_epoch(epoch, last=False)
+        first.progress.epoch = epoch
+        first.progress.add_frames({"fake": STEPS * ENVS})
+        first.saving.after_epoch(due=True)
+    first.saving.finish()
+    second = first.resume(FakeTopology()).learn()
+    asked = [[x for kind, x in run.topology.log if kind == "collect"] for run in (whole, first, second)]
+    assert sorted(asked[0]) == sorted(asked[1] + asked[2])
+    assert second.progress.frames_by_env == whole.progress.frames_by_env == {"fake": EPOCHS * STEPS * ENVS}
+    assert second.progress.gradient_steps == EPOCHS * BATCHES == second.topology.batches
+    assert second.topology.stored == whole.topology.stored, "what was collected after the state is dropped"
+    assert [x for kind, x in second.topology.log if kind == "load_worker"] == [
+        (worker, {"worker": worker}, epochs - 1) for worker in range(2)
+    ]
+    assert next(x for kind, x in second.topology.log if kind == "publish") == 1 + epochs, "under its old number"
+    commits = [[x for kind, x in run.topology.log if kind == "commit"] for run in (whole, first, second)]
+    assert commits[0] == commits[1] + commits[2]
+
+
+def test_workers_that_are_away_have_no_state_and_shards_that_are_away_no_mark(tmp_path: Path) -> None:
+    run = Run(tmp_path, "alternate", FakeTopology(script={("pause", 1): DIED, ("mark", 0): DIED})).start().learn(1)
+    state = run.directory.load_run_state(0)
+    assert state["workers"] == {"0": {"worker": 0}} and "marks" not in state
+    again = run.resume(FakeTopology()).learn()
+    assert again.progress.gradient_steps == EPOCHS * BATCHES
+
+
+@pytest.mark.parametrize("failure", [OSError("No space left on device"), DIED])
+def test_a_state_that_cannot_be_written_is_tried_again(tmp_path: Path, failure: Exception) -> None:
+    run = Run(tmp_path, "alternate", FakeTopology(script={("write_state", 0): failure})).start()
+    for epoch in range(EPOCHS):
+        run.schedule.run_epoch(epoch, last=epoch + 1 == EPOCHS)
+        run.progress.epoch = epoch
+        run.saving.after_epoch(due=epoch == 0)
+    run.saving.finish()
+    assert run.directory.saved_epochs() == [1] and run.saved == [2]
+    (line,) = [line for line in run.said if "could not be written" in line]
+    assert line.startswith(f"the training state of epoch 1 could not be written ({failure}); older ones are whole")
+    assert not list(run.directory.training_states.glob(".*")), "the failed one is removed"
+
+
+def test_what_somebody_asks_for_raises(tmp_path: Path) -> None:
+    run = Run(tmp_path, "alternate", FakeTopology(script={("write_state", 0): OSError("No space left")})).start()
+    run.schedule.run_epoch(0, last=False)
+    run.progress.epoch = 0
+    with pytest.raises(OSError, match="No space left"):
+        run.saving.now()
+    run.saving.now()
+    run.saving.now()
+    assert run.directory.saved_epochs() == [0] and run.topology.count("write_state") == 2
+
+
+def test_writing_does_not_hold_the_run_up(tmp_path: Path) -> None:
+    """Until it is done, the older state is the newest one; a learner that dies then goes on from that."""
+    topology = FakeTopology(write_state=20)
+    run = Run(tmp_path, "alternate", topology).start()
+    for epoch in range(2):
+        run.schedule.run_epoch(epoch, last=False)
+        run.progress.epoch = epoch
+        run.saving.after_epoch(due=epoch == 0)
+    assert topology.count("train") == 2 and run.directory.saved_epochs() == []
+    run.saving.finish()
+    assert run.directory.saved_epochs() == [0]
+    assert run.directory.load_run_state(0)["batches"] == BATCHES, "of the epoch's end, not of the writing's"
+    assert (run.directory.training_state(0) / "batches").read_text() == str(BATCHES)
+    assert run.directory.policy_epochs() == [0]
+
+
+def test_shards_hold_what_the_newest_whole_state_needs(tmp_path: Path) -> None:
+    topology = FakeTopology()
+    run = Run(tmp_path, "alternate", topology).start().learn()
+    held = [x for kind, x in topology.log if kind == "hold"]
+    assert held == [STEPS * ENVS, *(STEPS * ENVS * n for n in (1, 2, 3))]
+    assert_all_was_done(run)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({}, [0, 1, 2, 3, 4, 5, 6]),
+        ({"ckpt_keep_last": 2}, [5, 6]),
+        ({"ckpt_keep_last": 1, "ckpt_keep_every": 3}, [2, 5, 6]),
+    ],
+)
+def test_no_more_states_than_are_wanted(tmp_path: Path, settings: dict[str, int], kept: list[int]) -> None:
+    run = Run(tmp_path, "alternate", FakeTopology(), **settings).start().learn(7)
+    assert run.directory.saved_epochs() == kept
+    assert run.directory.policy_epochs() == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_a_process_that_is_told_to_end_saves_what_is_finished(tmp_path: Path) -> None:
+    """In the middle of an epoch: the last one's end is written, although it was not due."""
+    run = Run(tmp_path, "alternate", FakeTopology()).start()
+    with pytest.raises(SystemExit) as ended, run.saving.before_leaving():
+        run.schedule.run_epoch(0, last=False)
+        run.progress.epoch = 0
+        run.saving.after_epoch(due=False)
+        os.kill(os.getpid(), signal.SIGTERM)
+        run.schedule.run_epoch(1, last=False)
+    assert isinstance(ended.value, Preempted) and ended.value.code == RESUMABLE == 75
+    assert run.directory.saved_epochs() == [0] and run.directory.load_run_state(0)["batches"] == BATCHES
+    assert run.said[-1] == (
+        "told to end (SIGTERM): epoch 1 is saved, --resume auto goes on from there (exit status 75)"
+    )
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
