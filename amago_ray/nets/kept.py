@@ -15,6 +15,7 @@ class Kept(Generic[T]):
     """Something made of tensors, made again only after one of them was written into, or they moved elsewhere.
 
     make: returns it, and what it was made of. Without gradient: what is kept is part of no graph.
+    Fused optimisers write without a trace; whoever trains calls `forget`.
     """
 
     def __init__(self) -> None:
@@ -28,6 +29,10 @@ class Kept(Generic[T]):
                 self._made, self._sources = make()
             self._state = self._now()
         return self._made
+
+    def forget(self) -> None:
+        """Make it again at the next call."""
+        self._made = None
 
     def _now(self) -> tuple[object, ...]:
         first = self._sources[:1]

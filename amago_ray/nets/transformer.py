@@ -295,6 +295,10 @@ class Transformer(nn.Module):
             x_BLD = layer(x_BLD, rope, step, packing)
         return self.norm(x_BLD)
 
+    def train(self, mode: bool = True) -> Transformer:
+        self._step_weights.forget()
+        return super().train(mode)
+
     def step_weights(self) -> list[LayerWeights]:
         """The layers as `transformer_step` computes them, kept until a weight changes. Without gradient."""
         return self._step_weights.get(self._make_step_weights)
