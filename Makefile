@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-fast test-sweeps test-cluster lint bench clean
+.PHONY: help demo test test-fast test-sweeps test-cluster chaos lint bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -34,6 +34,9 @@ test-sweeps: .venv/.installed  ## run whole hyperparameter sweeps, killed and re
 
 test-cluster: .venv/.installed  ## try cluster/local.yaml on machines made of namespaces: as root, with an ssh server
 	$(BIN)/python -m pytest -q tests/system/cluster_cycle.py
+
+chaos: .venv/.installed  ## kill and freeze a run's processes for twenty minutes (CHAOS_S=...) and check what is left
+	$(BIN)/python -m pytest -q tests/system/chaos_cycle.py
 
 lint: .venv/.installed  ## check style, format and types
 	$(BIN)/ruff check

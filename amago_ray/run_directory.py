@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -56,12 +56,16 @@ class RunDirectory:
     def locked(self) -> Iterator[None]:
         """Within, the run is this process's own. Raises ValueError where another one has it."""
         self.check_writable()
+        missing = [folder for folder in self.root.parents if not folder.exists()]
         file = self._lock_file()
         try:
             yield
         finally:
             self._lock.unlink(missing_ok=True)
             file.close()
+            for folder in missing:
+                with suppress(OSError):  # a run came of it
+                    folder.rmdir()
 
     def _lock_file(self) -> BinaryIO:
         self.root.parent.mkdir(parents=True, exist_ok=True)

@@ -70,8 +70,8 @@ CONSEQUENCES: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "the driver",
-        "the same command with `--resume`; what was collected is there again",
-        "updates since the newest training state",
+        "the same command with `--resume auto` goes on from the newest training state, as if nothing had been",
+        "what was done since that state, and unfinished trajectories",
     ),
     (
         "nothing, but a loss or gradient is not finite",

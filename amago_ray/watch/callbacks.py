@@ -89,13 +89,16 @@ class Callback:
             after_collection                            of an epoch that collected
             after_learning                              of an epoch that learned
             after_validation                            of an epoch that ends with a validation
-            on_checkpoint                               a training state has just been saved
+            on_checkpoint                               another training state is complete
             after_epoch                                 all of the epoch is done
         on_end                                          the last epoch is done, or the run was stopped
 
     Every schedule collects and learns within one step of the driver, at the same time or one after the other. So
     `after_collection` and `after_learning` are called one after the other when both are done, counted and logged.
     Under "overlap" and "continuous" data of the next epoch are on their way by then.
+
+    Training states are written while the run goes on: `on_checkpoint` comes with the epoch in which one is complete,
+    not always the one that it is of, which is `view.directory.saved_epochs()[-1]`; all have come before `on_end`.
 
     Callbacks run in the driver's process, in the order of the list, and the run waits for them. An exception ends the
     run. `on_start` is called again when another experiment is given the same object.

@@ -308,7 +308,7 @@ def test_resuming_what_is_not_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], nothing_starts: None, no_ray: None
 ) -> None:
     line = command_line(tmp_path, capsys, [], "--resume")
-    assert f"resume: {tmp_path / 'runs' / 'run'} holds no complete training state" in line and "run_name" in line
+    assert f"resume: {tmp_path / 'runs' / 'run'} holds no run" in line and "run_name" in line
     assert not (tmp_path / "runs").exists()
 
 
