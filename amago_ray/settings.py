@@ -15,7 +15,7 @@ from amago_ray.agent import Agent
 from amago_ray.config import nearest
 from amago_ray.envs.exploration import EpsilonGreedy, ExplorationWrapper
 from amago_ray.envs.makers import MakeEnv
-from amago_ray.learner.learner import MixedPrecision
+from amago_ray.learner.precision import MixedPrecision
 from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import TstepEncoder
 from amago_ray.replay.datasets.dataset import MixtureOfDatasets, TrajectoryDataset
@@ -262,7 +262,12 @@ class ExperimentSettings:
     lr_warmup_steps: int = setting(500, "updates over which the learning rate rises linearly", whole_number(0))
     grad_clip: float = setting(1.0, "largest norm of the gradient", positive)
     l2_coeff: float = setting(1e-3, "AdamW's weight decay", not_negative)
-    mixed_precision: MixedPrecision = setting("no", "of encoders and heads", one_of(MixedPrecision))
+    mixed_precision: MixedPrecision = setting(
+        "no",
+        """of encoders and heads. "auto" is "bf16" on processors and GPUs that have instructions for it, and "no"
+        elsewhere, where it would be emulated""",
+        one_of(MixedPrecision),
+    )
 
     exploration_wrapper_type: Callable[..., ExplorationWrapper] | None = setting(
         EpsilonGreedy, "how training environments are explored; None for not at all"

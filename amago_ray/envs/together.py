@@ -18,7 +18,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 
-LEAST_ENVS = 4  # fewer are faster one by one
+LEAST_ENVS = 8  # fewer are faster one by one
 TRANSPARENT = (OrderEnforcing, PassiveEnvChecker)  # what `gymnasium.make` puts around everything, and changes nothing
 
 

@@ -142,7 +142,7 @@ MISTAKES = {
     "bad schedule": (["Experiment.schedule = 'alternating'"], ["Experiment.schedule='alternating'", "'alternate'"]),
     "bad mixed_precision": (
         ["Experiment.mixed_precision = 'float16'"],
-        ["Experiment.mixed_precision='float16'", "'no', 'bf16', 'fp16'"],
+        ["Experiment.mixed_precision='float16'", "'no', 'bf16', 'fp16', 'auto'"],
     ),
     "bad padded_sampling": (["Experiment.padded_sampling = 'middle'"], ["padded_sampling='middle'", "'left'"]),
     "bad run_name": (["Experiment.run_name = 'a/b'"], ["Experiment.run_name='a/b'", "without '/'"]),

@@ -15,7 +15,7 @@ from amago_ray.envs.builtin import AMAGOKeyDoor, DarkKeyDoor, MetaFrozenLake, TM
 from amago_ray.envs.makers import EnvPool, make_pool
 from amago_ray.envs.together import LEAST_ENVS, step_together
 
-NUM_ENVS, STEPS = 5, 400
+NUM_ENVS, STEPS = 8, 300
 KINDS: dict[str, Callable[[], gym.Env]] = {
     "lake": partial(MetaFrozenLake, size=3, k_episodes=4),
     "lake with limits": partial(MetaFrozenLake, size=3, k_episodes=3, max_episode_steps=7, show_k_progress=False),
