@@ -43,11 +43,12 @@ lint: .venv/.installed  ## check style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy amago_ray
 
-bench: .venv/.installed  ## measure rollout, learner, long sequences and replay
+bench: .venv/.installed  ## measure rollout, learner, long sequences, replay and whole epochs
 	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python benchmarks/learner.py --threads 1 --seconds 1
 	$(BIN)/python benchmarks/long_context.py --threads 1
 	$(BIN)/python benchmarks/replay.py
+	$(BIN)/python benchmarks/epoch.py
 
 clean:  ## remove caches and build products; .venv and runs stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
