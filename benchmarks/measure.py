@@ -354,7 +354,9 @@ def main(
         raise SystemExit(f"nothing is recorded in {path}: run this without --markdown first")
     result = json.loads(path.read_text(encoding="utf-8"))
     for table in tables:
-        print("\n" + table.render(result["rows"], options.markdown))
+        rows = [row for row in result["rows"] if table.columns[0].key in row]
+        if rows:
+            print("\n" + table.render(rows, options.markdown))
     print("\n" + describe(result))
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from amago_ray.agent import losses
 from amago_ray.agent.checks import check_action_mask, check_numbers, check_obs_names
 from amago_ray.agent.learning_metrics import entropy_metrics, filter_metrics, value_metrics
+from amago_ray.agent.micro_batches import share
 from amago_ray.agent.multigammas import Multigammas
 from amago_ray.agent.optimizers import OptimizerType, build_optimizer
 from amago_ray.agent.policy import Policy, TrainingBatch
@@ -30,6 +31,7 @@ from amago_ray.agent.transitions import AgentLoss, Transitions
 from amago_ray.nets.actors import Actor, ActorHead
 from amago_ray.nets.critics import CriticEnsemble, NCritics
 from amago_ray.nets.distributions import ActionDistribution
+from amago_ray.nets.recomputation import recomputed
 from amago_ray.nets.scaling import PopArt
 from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder, TstepEncoder
@@ -178,24 +180,25 @@ class Agent(nn.Module):
         real = self.encode(batch)
         critic_loss, priority_B, judgement = real.state.new_zeros(()), None, None
         if self.uses_critics:
-            target_BLG = self.td_target(real.next_state, batch)
-            if self.training:
+            target_BLG = self.td_target(real.next_state, batch) if batch.target is None else batch.target
+            if self.training and batch.target is None:
                 self.popart.update(target_BLG.unsqueeze(-1))
             q_out, value_KBLCG1 = self.judge(real)
             critic_BLCG = self.critic_error(q_out, target_BLG)
             if batch.weight is not None:
                 priority_B = self.priority(critic_BLCG.detach(), batch)
-            critic_loss = self._mean(critic_BLCG, self.critic_mask(batch), batch)
+            critic_loss = self._mean(critic_BLCG, self.critic_mask, batch)
             q_BLCG1 = self.scalars(q_out.detach())
             judgement = q_BLCG1, value_KBLCG1
             if log:
                 q_BLCG = self.returns(q_BLCG1).squeeze(-1)
                 metrics |= value_metrics(q_BLCG, target_BLG, self.popart, self.gamma_names)
         actor_BLG = self.actor_objective(real.dist, real.taken, judgement, metrics, log)
-        actor_loss = self._mean(actor_BLG, self.actor_mask(batch), batch)
+        actor_loss = self._mean(actor_BLG, self.actor_mask, batch)
         loss = actor_loss + self.critic_loss_weight * critic_loss
         extra = self.extra_loss(real, batch)
         if extra is not None:
+            extra = extra if batch.whole is None else extra * share(batch, batch.whole)
             loss = loss + extra
             metrics |= {"Extra Loss": extra} if log else {}
         if log:
@@ -204,12 +207,14 @@ class Agent(nn.Module):
         return AgentLoss(loss, actor_loss, critic_loss, metrics, priority_B)
 
     @staticmethod
-    def _mean(x: Tensor, mask_BL: Tensor | None, batch: TrainingBatch) -> Tensor:
-        """Of x (1, N, ...), over the real transitions that `mask_BL` leaves in; each weighs as its sequence does."""
+    def _mean(x: Tensor, counts: Callable[[TrainingBatch], Tensor | None], batch: TrainingBatch) -> Tensor:
+        """Of x (1, N, ...), over the real transitions that `counts` leaves in; each weighs as its sequence does."""
         if batch.weight is not None:
             weight_1N = batch.real(batch.weight.unsqueeze(1).expand_as(batch.mask))
             x = x * weight_1N.view(*weight_1N.shape, *[1] * (x.dim() - 2))
-        return losses.masked_mean(x, None if mask_BL is None else batch.real(mask_BL))
+        mask_BL = counts(batch)
+        mean = losses.masked_mean(x, None if mask_BL is None else batch.real(mask_BL))
+        return mean if batch.whole is None else mean * share(batch, batch.whole, counts)
 
     def priority(self, critic_BLCG: Tensor, batch: TrainingBatch) -> Tensor:
         """How much is still to be learned from each sequence, (B,): the larger, the more often replay draws it.
@@ -276,7 +281,10 @@ class Agent(nn.Module):
         return None
 
     def extra_loss(self, real: Transitions, batch: TrainingBatch) -> Tensor | None:
-        """A scalar to add to the loss; override it, for what `init_extra_networks` made, say. None: nothing."""
+        """A scalar to add to the loss; override it, for what `init_extra_networks` made, say. None: nothing.
+
+        A mean over real transitions: of a batch in pieces, each counts by its number of them.
+        """
         return None
 
     def encode(self, batch: TrainingBatch) -> Transitions:
@@ -293,7 +301,7 @@ class Agent(nn.Module):
 
         The latter pass gradient to the policy's actions alone.
         """
-        prepared = self.critics.prepare(real.state)
+        prepared = recomputed(self.critics.prepare, real.state)
         taken_BLA = self.policy.actor.policy_output.action_from_buffer(real.taken, real.legal)
         q_out = self.critics.values(prepared, taken_BLA[None, :, :, None])[0]
         pi_KBLGA = self.draw(real.dist, self.num_actions_pi, differentiable=self.online_coeff > 0)

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from amago_ray.nets.actors import NO_OBS, ActorHead
+from amago_ray.nets.distributions import ActionDistribution
 from amago_ray.nets.packed_sequences import Packing
+from amago_ray.nets.recomputation import recomputed
 from amago_ray.nets.traj_encoders import TrajEncoder
 from amago_ray.nets.tstep_encoders import TstepEncoder
 
@@ -33,6 +35,8 @@ class TrainingBatch:
     real_rows: (N,) int64, where `mask` is true in a flat view of (B, L). Found from `mask` when it is not given, which
         on a GPU waits for the device.
     weight: (B,) of each sequence in the loss; None for equal ones. Where it is given, the loss comes with priorities.
+    pieces: the same sequences, some at a time (see `micro_batches`). whole, target: of a piece that is ready for the
+        loss, the batch that it is a piece of, and its TD targets (1, N, G), None where they are still to be made.
     """
 
     obs: dict[str, Tensor]
@@ -45,6 +49,18 @@ class TrainingBatch:
     real_rows: Tensor | None = None
     weight: Tensor | None = None
     packing: Packing | None = None
+    pieces: tuple[TrainingBatch, ...] = ()
+    whole: TrainingBatch | None = None
+    target: Tensor | None = None
+
+    @property
+    def _real_rows(self) -> Tensor:
+        return self.mask.flatten().nonzero().squeeze(1) if self.real_rows is None else self.real_rows
+
+    @property
+    def num_real(self) -> int:
+        """N."""
+        return len(self._real_rows)
 
     def before(self, x: Tensor) -> Tensor:
         """Of timesteps x, (B, L+1, ...) or packed, those that real transitions start from, as (1, N, ...)."""
@@ -56,14 +72,12 @@ class TrainingBatch:
 
     def real(self, x_BL: Tensor) -> Tensor:
         """The real transitions of x (B, L, ...), as (1, N, ...)."""
-        rows = self.mask.flatten().nonzero().squeeze(1) if self.real_rows is None else self.real_rows
-        return x_BL.flatten(0, 1)[rows].unsqueeze(0)
+        return x_BL.flatten(0, 1)[self._real_rows].unsqueeze(0)
 
     def padded(self, x_1N: Tensor, fill: float = 0.0) -> Tensor:
         """The inverse of `real`, with `fill` in the padding."""
-        rows = self.mask.flatten().nonzero().squeeze(1) if self.real_rows is None else self.real_rows
-        flat = x_1N.new_full((self.mask.numel(), *x_1N.shape[2:]), fill).index_copy(0, rows, x_1N.squeeze(0))
-        return flat.unflatten(0, self.mask.shape)
+        flat = x_1N.new_full((self.mask.numel(), *x_1N.shape[2:]), fill)
+        return flat.index_copy(0, self._real_rows, x_1N.squeeze(0)).unflatten(0, self.mask.shape)
 
     @property
     def timestep_mask(self) -> Tensor | None:
@@ -117,7 +131,7 @@ class Policy(nn.Module):
         packing: Packing | None = None,
     ) -> Tensor:
         """State embeddings (B, L, D) of whole sequences; (1, R, D) of packed ones."""
-        embedding = self.tstep_encoder(obs, rl2, timestep_mask, packing)
+        embedding = recomputed(self.tstep_encoder, obs, rl2, timestep_mask, packing)
         if packing is None:
             return self.traj_encoder(embedding, time_idx)
         return self.traj_encoder.forward_packed(embedding, time_idx, packing)
@@ -147,9 +161,20 @@ class Policy(nn.Module):
         obs: name -> (B, ...). rl2: (B, 1+A). time_idx: (B,).
         sample: draw from the policy, at `temperature`, else its mode.
         """
+        state, memory = self.step(obs, rl2, time_idx, memory)
+        return self.choose(state, obs, sample), memory
+
+    def step(self, obs: Mapping[str, Tensor], rl2: Tensor, time_idx: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """State embeddings (B, D) for one timestep of B environments, and the new memory; arguments as of `act`."""
         embedding = self.tstep_encoder({k: v.unsqueeze(1) for k, v in obs.items()}, rl2.unsqueeze(1)).squeeze(1)
-        state, memory = self.traj_encoder.step(embedding, time_idx, memory)
+        return self.traj_encoder.step(embedding, time_idx, memory)
+
+    def choose(self, state: Tensor, obs: Mapping[str, Tensor], sample: bool) -> Tensor:
+        """Action vectors (B, A) in states (B, D); arguments as of `act`."""
+        dist = self.acting_distribution(state, obs, sample)
+        return dist.sample() if sample else dist.mode
+
+    def acting_distribution(self, state: Tensor, obs: Mapping[str, Tensor], sample: bool) -> ActionDistribution:
+        """What actions are taken from in states (B, D): that of the main gamma, at `temperature` if they are drawn."""
         dist = self.actor.main_gamma(state, self.actor_obs(obs), self.legal_actions(obs))
-        if sample and self.temperature != 1.0:
-            dist = dist.tempered(self.temperature)
-        return (dist.sample() if sample else dist.mode), memory
+        return dist.tempered(self.temperature) if sample and self.temperature != 1.0 else dist

@@ -40,3 +40,13 @@ class AgentLoss:
     critic_loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
     priority: Tensor | None = None
+
+    def detached(self) -> AgentLoss:
+        """The same numbers without the graph that made them, which holds everything that a backward pass needs."""
+        return AgentLoss(
+            self.loss.detach(),
+            self.actor_loss.detach(),
+            self.critic_loss.detach(),
+            {name: value.detach() for name, value in self.metrics.items()},
+            self.priority,
+        )

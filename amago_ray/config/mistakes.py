@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import gin
+
 from amago_ray.config import amago_names
 from amago_ray.config.registry import configurable_names, parameters_of
 
@@ -21,6 +23,8 @@ GIN_CALLS = re.compile(
     r"\s+Gin had values bound for: \[.*?\]\s+Caller supplied values for: \[.*?\]"
     r"|\s+In call to configurable '[^']*' \(<.*?>\)(?: in scope '[^']*')?"
 )
+
+GIN_CALL = re.compile(r"In call to configurable '([^']*)'")
 
 
 def explain(error: Exception) -> str:
@@ -37,6 +41,23 @@ def explain(error: Exception) -> str:
     if isinstance(error, SyntaxError) and error.text:
         text = f"{text}: {error.text.strip()!r}"
     return " ".join(without_gin_calls(text).split())
+
+
+def explain_call(error: Exception, otherwise: str) -> str:
+    """One line for an error of code that did not expect such values: its kind, and what was configured of its caller.
+
+    otherwise: what to name where no configurable has called that code.
+    """
+    callers = GIN_CALL.findall(str(error))  # the innermost comes first
+    for caller in callers:
+        bound = [values for (_, selector), values in gin.config._CONFIG.items() if selector.endswith(caller)]
+        given = ", ".join(f"{argument}={value!r}" for values in bound for argument, value in values.items())
+        if given:
+            otherwise = f"{caller.rpartition('.')[2]} with {given}"
+            break
+    else:
+        otherwise = callers[0].rpartition(".")[2] if callers else otherwise
+    return f"{otherwise}: {type(error).__name__}: {explain(error)}"
 
 
 def without_gin_calls(text: str) -> str:

@@ -40,7 +40,7 @@ RULES: dict[tuple[str, type[Exception]], Rule] = {
     (LEARNER, CallTimeout): Rule(Decision.REBUILD, at_most=10),
 }
 
-# What that means to users: what dies, what happens, what is lost at most. The README and the documents show it.
+# What that means to users: what dies, what happens, what is lost at most. docs/failures.md shows it.
 CONSEQUENCES: tuple[tuple[str, str, str], ...] = (
     (
         "an environment (exception, NaN, wrong shape)",

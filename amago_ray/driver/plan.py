@@ -17,7 +17,7 @@ from amago_ray.replay.sampling.selection import SelectionConfig
 from amago_ray.replay.shard import ReplayConfig
 from amago_ray.replay.storage.store import StoreConfig
 from amago_ray.rollout.worker import RolloutConfig
-from amago_ray.settings import ExperimentSettings, replay_folder
+from amago_ray.settings import ExperimentSettings, env_processes, replay_folder
 from amago_ray.specs import row_bytes
 
 ROLLOUT_GPU_SHARE = 0.1  # of one GPU, for each worker that acts on a GPU
@@ -153,6 +153,8 @@ def make_plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Clus
             mixed_precision=x.mixed_precision,
             log_interval=x.log_interval,
             packed=x.batch_layout == "packed",
+            micro_batch_size=x.micro_batch_size,
+            activation_checkpointing=x.activation_checkpointing,
             seed=x.seed,
         ),
         num_learners=x.num_learners,
@@ -214,6 +216,7 @@ def deal_environments(
             exploration_type=settings.exploration_wrapper_type if explore else None,
             sample_actions=sample_actions,
             device=settings.rollout_device,
+            env_processes=env_processes(settings),
         )
         for i, share in enumerate(shares)
     )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
+from amago_ray.agent.micro_batches import cut
 from amago_ray.agent.policy import TrainingBatch
 from amago_ray.messages import ACTION, REWARD, TERMINATED, Batch
 from amago_ray.nets.actions import action_vector
@@ -38,10 +39,17 @@ def end_to_end(rows: Sequence[np.ndarray], pin: bool = False) -> torch.Tensor:
     return packed
 
 
-def training_batch(batch: Batch, action_spec: ActionSpec, device: torch.device, packed: bool = False) -> TrainingBatch:
+def training_batch(
+    batch: Batch,
+    action_spec: ActionSpec,
+    device: torch.device,
+    packed: bool = False,
+    micro_batch_size: int | None = None,
+) -> TrainingBatch:
     """Move to the device in the stored dtypes, and make rl2, one-hots and masks there.
 
     Sequences are padded to the longest, or, if `packed`, what belongs to timesteps is laid end to end.
+    micro_batch_size: sequences of a piece, where the batch has more of them; None for no pieces.
     """
     # Pinned memory makes the copies asynchronous, so that they overlap with the update that is running.
     pin = device.type == "cuda"
@@ -68,7 +76,7 @@ def training_batch(batch: Batch, action_spec: ActionSpec, device: torch.device, 
     # At the start of a rollout there is no previous action, and a stored 0 must not become a one-hot.
     previous_action = previous_action * (time_idx > 0).unsqueeze(-1)
     reward = columns[REWARD]
-    return TrainingBatch(
+    whole = TrainingBatch(
         obs={name.removeprefix(OBS_PREFIX): c for name, c in columns.items() if name.startswith(OBS_PREFIX)},
         rl2=torch.cat((reward.unsqueeze(-1), previous_action), dim=-1),
         time_idx=time_idx,
@@ -80,6 +88,9 @@ def training_batch(batch: Batch, action_spec: ActionSpec, device: torch.device, 
         weight=None if batch.weight is None else to_device(batch.weight),
         packing=packing,
     )
+    if micro_batch_size is None or micro_batch_size >= len(batch.lengths):
+        return whole
+    return cut(whole, batch.lengths, micro_batch_size)
 
 
 class Prefetcher:

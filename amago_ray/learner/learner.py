@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,14 +18,17 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from amago_ray.agent import Agent
 from amago_ray.agent.flat_weights import flatten_state
+from amago_ray.agent.micro_batches import joined, ready
 from amago_ray.agent.policy import TrainingBatch
 from amago_ray.agent.spec import AgentSpec
+from amago_ray.agent.transitions import AgentLoss
 from amago_ray.atomic_files import write_atomically
 from amago_ray.learner.batches import Prefetcher, training_batch
 from amago_ray.learner.precision import MixedPrecision, precision_on
 from amago_ray.learner.provenance import NonFiniteUpdate, describe, origin
 from amago_ray.learner.snapshot import Snapshot, set_random_states
 from amago_ray.messages import Batch, LearnReport, Weights
+from amago_ray.nets.recomputation import held_statistics, recomputing
 
 PRIORITY_BATCHES = 10  # whose priorities go back to replay together
 LARGEST_LOSS = 1e24  # squared errors of 1e12 of the scaled returns: what a number that stands for infinity gives
@@ -36,6 +40,8 @@ class LearnerConfig:
     """Settings of one learner; see `Experiment` for their meaning.
 
     device: "cpu", or "cuda" for the GPU in sight. packed: lay sequences end to end in place of padding them.
+    micro_batch_size: sequences that go through the networks at a time; None for all of a batch.
+    activation_checkpointing: compute again in the backward pass what networks would else keep for it.
     """
 
     device: str = "cpu"
@@ -48,6 +54,8 @@ class LearnerConfig:
     log_interval: int = 20
     seed: int = 0
     packed: bool = False
+    micro_batch_size: int | None = None
+    activation_checkpointing: bool = False
 
 
 class BatchSource(Protocol):
@@ -89,6 +97,8 @@ class Learner:
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)] if world_size > 1 else [],
         )
         self.device = self._accelerator.device
+        if self.device.type != config.device:
+            raise ValueError(f"LearnerConfig.device={config.device!r}: there is none in sight, only {self.device.type}")
         set_seed(config.seed + rank)
         self.agent: Agent = agent_spec.build().train()
         optimizer = self.agent.init_optimizer(config.learning_rate, config.l2_coeff)
@@ -119,7 +129,8 @@ class Learner:
         judged: list[tuple[Batch, torch.Tensor]] = []
 
         def prepare(batch: Batch) -> TrainingBatch:
-            return training_batch(batch, self._action_spec, self.device, self.config.packed)
+            x = self.config
+            return training_batch(batch, self._action_spec, self.device, x.packed, x.micro_batch_size)
 
         self._model.train()
         with Prefetcher(self._batches.batches(num_batches, first, mixture), prepare) as prefetched:
@@ -160,10 +171,12 @@ class Learner:
         accelerator = self._accelerator
         with accelerator.accumulate(self._model):
             with accelerator.autocast():
-                out = self._model(batch, log=log)
-            # A loss that is not finite makes every gradient NaN, so that the norm tells, and on all learners alike.
-            fine = (out.loss.detach().abs() < LARGEST_LOSS).float()
-            accelerator.backward(out.loss * (fine / fine))  # 0 / 0 is NaN, and nothing is copied to the device
+                pieces = ready(self.agent, batch)
+            losses = []
+            for number, piece in enumerate(pieces, 1):
+                # A group's learners hand on the gradient of the whole alone.
+                with nullcontext() if number == len(pieces) else accelerator.no_sync(self._model):
+                    losses.append(self._backward(piece, log))
             if accelerator.sync_gradients:
                 self._gradient_norm = accelerator.clip_grad_norm_(self._trainable, self.config.grad_clip)
                 if accelerator.scaler is None:
@@ -174,11 +187,24 @@ class Learner:
                 self._schedule.step()
                 self.agent.update_targets()
                 self.updates_done += 1
-        self._priority = out.priority
-        metrics = {name: value.detach() for name, value in out.metrics.items()}
+        metrics, self._priority = joined(batch, pieces, losses)
         if log and self._gradient_norm is not None:
             metrics["Gradient Norm"] = self._gradient_norm
         return metrics
+
+    def _backward(self, piece: TrainingBatch, log: bool) -> AgentLoss:
+        """Add the gradient of a batch, or of a piece of one, to what is there. The loss comes back without its graph.
+
+        A loss that is not finite makes every gradient NaN, so that the norm tells, and on all learners alike.
+        """
+        accelerator = self._accelerator
+        in_pieces = piece.whole is not None
+        with accelerator.autocast(), recomputing(self.config.activation_checkpointing):
+            with held_statistics() if in_pieces else nullcontext():
+                out = self._model(piece, log=log)
+        fine = (out.loss.detach().abs() < LARGEST_LOSS).float()
+        accelerator.backward(out.loss * (fine / fine))  # 0 / 0 is NaN, and nothing is copied to the device
+        return out.detached()
 
     def _hold_back(self, norm: torch.Tensor) -> None:
         """Leave out the optimiser's next step where this or an earlier gradient is not finite. The device decides."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from amago_ray.nets.feedforward import activation as activation_function
 from amago_ray.nets.packed_sequences import on_device
+from amago_ray.nets.recomputation import recomputed
 from amago_ray.nets.scaling import TwoHot, symlog
 from amago_ray.specs import ActionSpec
 
@@ -157,7 +158,7 @@ class CriticEnsemble(nn.Module):
         B, L = prepared.shape[:2]
         prepared_NCH, action_KNGA = prepared.flatten(0, 1), action_KBLGA.flatten(1, 2)
         if torch.is_grad_enabled() and (not frozen or action_KBLGA.requires_grad):
-            q_KNCGO = self._outputs(prepared_NCH, action_KNGA, frozen, read)
+            q_KNCGO = recomputed(self._outputs, prepared_NCH, action_KNGA, frozen, read)
         else:
             q_KNCGO = self._outputs_by_parts(prepared_NCH, action_KNGA, read)
         return q_KNCGO.unflatten(1, (B, L))

@@ -84,7 +84,7 @@ class TracedCache:
         """Make room for one more timestep, and give each layer its view of it."""
         new_B, num_slots = self.count, self.keys[0].shape[2]
         self.count = self.count + 1
-        slots = torch.arange(num_slots)
+        slots = torch.arange(num_slots, device=new_B.device)
         slot_B, age_BS, index_BS = ring_positions(new_B, slots, num_slots, self.num_sinks, torch.where)
         here_B1S1 = (slots == slot_B[:, None])[:, None, :, None]
         return [TracedCacheStep(age_BS, index_BS, self, layer, here_B1S1) for layer in range(len(self.keys))]

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from amago_ray.nets.kept import Kept
+from amago_ray.nets.recomputation import statistics_are_held
 from amago_ray.specs import ArraySpec, Bounds
 
 LARGEST_BOUND = 1e6
@@ -101,7 +102,10 @@ class RunningMoments(nn.Module):
 
         mask: bool, broadcasts to value; at least one of its entries, over all ranks, must be true. When
         torch.distributed is initialised every rank must call this, and all come to hold the same statistics.
+        Within `held_statistics` they stay as they are.
         """
+        if statistics_are_held():
+            return
         value = value.detach().double()
         weight = torch.ones_like(value) if mask is None else mask.expand_as(value).double()
         value = value if mask is None else value.masked_fill(~mask, 0.0)
@@ -146,7 +150,7 @@ class PopArt(RunningMoments):
     @torch.no_grad()
     def update(self, value: Tensor, mask: Tensor | None = None) -> None:
         """Track denormalised values (..., G, 1) where `mask` (bool, broadcasts to value) is true."""
-        if not self.enabled:
+        if not self.enabled or statistics_are_held():
             return
         old_sigma, old_mu = self.sigma, self.mu.clone()
         self.observe(value, mask)

@@ -31,6 +31,7 @@ from amago_ray.nets.feedforward import Normalization, activation
 from amago_ray.nets.key_value_cache import KeyValueCache, TracedCache
 from amago_ray.nets.mamba import MambaBlock, MambaMemory
 from amago_ray.nets.packed_sequences import Packing
+from amago_ray.nets.recomputation import recomputed
 from amago_ray.nets.recurrent import gru_sequence, gru_step
 from amago_ray.nets.transformer import PositionEmbedding, Transformer
 
@@ -157,7 +158,7 @@ class FFTrajEncoder(TrajEncoder):
     def forward(self, seq_BLD: Tensor, time_idx_BL: Tensor) -> Tensor:
         x = self.dropout(self.activation(self.traj_emb(seq_BLD)))
         for block in self.traj_blocks:
-            x = block(x)
+            x = recomputed(block, x)
         return self.out_norm(self.dropout(self.traj_last(x)))
 
     def forward_packed(self, seq_1RD: Tensor, time_idx_1R: Tensor, packing: Packing) -> Tensor:
@@ -187,10 +188,10 @@ class GRUTrajEncoder(TrajEncoder):
         return self.out.out_features
 
     def forward(self, seq_BLD: Tensor, time_idx_BL: Tensor) -> Tensor:
-        return self.out_norm(self.out(gru_sequence(self.rnn, seq_BLD)))
+        return self.out_norm(self.out(recomputed(gru_sequence, self.rnn, seq_BLD)))
 
     def forward_packed(self, seq_1RD: Tensor, time_idx_1R: Tensor, packing: Packing) -> Tensor:
-        return self.out_norm(self.out(gru_sequence(self.rnn, seq_1RD, packing)))
+        return self.out_norm(self.out(recomputed(gru_sequence, self.rnn, seq_1RD, packing)))
 
     def initial_memory(self, num_envs: int) -> Tensor:
         """Hidden states, (layers, B, d_hidden)."""
@@ -351,7 +352,7 @@ class MambaTrajEncoder(TrajEncoder):
     def _forward(self, x: Tensor, packing: Packing | None) -> Tensor:
         x = self.inp(x)
         for block in self.mambas:
-            x = block(x, packing)
+            x = recomputed(block, x, packing)
         return self.out_norm(x)
 
     def initial_memory(self, num_envs: int) -> MambaMemory:

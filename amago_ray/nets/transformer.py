@@ -23,6 +23,7 @@ from amago_ray.nets.feedforward import Normalization, activation
 from amago_ray.nets.kept import Kept
 from amago_ray.nets.key_value_cache import KeyValueCache, TracedCache, TracedCacheStep
 from amago_ray.nets.packed_sequences import Packing
+from amago_ray.nets.recomputation import recomputed, statistics_are_held
 from amago_ray.nets.transformer_step import LayerWeights, layer_weights, transformer_step
 
 PositionEmbedding = Literal["fixed", "learnable", "rope"]
@@ -78,14 +79,15 @@ class SigmaReparam(nn.Module):
         return linear.requires_grad_(False)
 
     @torch.no_grad()
-    def _power_iteration(self) -> None:
+    def iterate(self) -> None:
+        """One power iteration: u and v follow the weight."""
         weight = self.weight.float()
         self.u.copy_(F.normalize(weight @ self.v, dim=0))
         self.v.copy_(F.normalize(self.u @ weight, dim=0))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            self._power_iteration()
+        if self.training and not statistics_are_held():
+            self.iterate()
         # Copies, because the next power iteration writes into the buffers before backward may have read them.
         u, v = (self.u.clone(), self.v.clone()) if self.training else (self.u, self.v)
         with torch.autocast(device_type=x.device.type, enabled=False):
@@ -292,7 +294,7 @@ class Transformer(nn.Module):
         x_BLD = self.dropout_emb(x_BLD)
         steps: Sequence[TracedCacheStep | None] = [None] * len(self.layers) if cache is None else cache.steps()
         for layer, step in zip(self.layers, steps, strict=True):
-            x_BLD = layer(x_BLD, rope, step, packing)
+            x_BLD = recomputed(layer, x_BLD, rope, step, packing)
         return self.norm(x_BLD)
 
     def train(self, mode: bool = True) -> Transformer:

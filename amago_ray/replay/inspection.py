@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from amago_ray.atomic_files import read_text
 from amago_ray.messages import Trajectory
 from amago_ray.replay.datasets.stored_source import UNBOUNDED
 from amago_ray.replay.sampling.selection import PriorityFile
@@ -90,7 +91,7 @@ def run_settings(config: Path) -> dict[str, Any]:
     The file ends with the settings as the run was started, so later lines win.
     """
     settings = {}
-    for name, value in re.findall(r"^Experiment\.(\w+) = (.+)$", config.read_text(encoding="utf-8"), re.MULTILINE):
+    for name, value in re.findall(r"^Experiment\.(\w+) = (.+)$", read_text(config), re.MULTILINE):
         try:
             settings[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):  # a reference, such as @Agent

@@ -14,7 +14,7 @@ from typing import Any
 import gin
 
 from amago_ray.agent.spec import AgentSpec
-from amago_ray.atomic_files import write_atomically
+from amago_ray.atomic_files import read_json, write_atomically
 from amago_ray.config import nearest
 from amago_ray.envs.makers import MakeEnv
 from amago_ray.messages import Weights
@@ -179,7 +179,7 @@ class KeepBestPolicy(Callback):
 
     def on_start(self, view: RunView) -> None:
         about = view.directory.best_policy.with_suffix(".json")
-        kept = json.loads(about.read_text()) if about.is_file() else {}
+        kept = read_json(about, "metric", "value") if about.is_file() else {}
         self.best = kept["value"] if kept.get("metric") == self.metric else -math.inf
 
     def after_validation(self, view: RunView) -> None:

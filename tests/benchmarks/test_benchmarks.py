@@ -104,6 +104,18 @@ def test_a_quick_run_writes_its_results(name: str, tmp_path: Path) -> None:
         assert (tmp_path / "long_context.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_is_meant_for_a_gpu_runs_on_a_cpu(tmp_path: Path) -> None:
+    """Updates and acting, the latter with the same actions as one graph as step by step."""
+    printed = run("gpu", "--quick", "--device", "cpu", "--only", "512", "--out", str(tmp_path), cwd=tmp_path)
+    result = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    updates = [row for row in result["rows"] if "size" in row]
+    acting = [row for row in result["rows"] if "encoder" in row]
+    assert {(row["size"], row["precision"]) for row in updates} == {("6 x 512", "float32"), ("6 x 512", "bfloat16")}
+    assert {(row["encoder"], row["num_envs"]) for row in acting} == {("GRU", 512), ("Transformer", 512)}
+    assert all(row["of_matrix_rate"] > 0 and row["peak_bytes"] > 0 and row["waits"] == "-" for row in updates)
+    assert [line.split()[0] for line in printed.splitlines() if "512" in line] == ["6", "6", "GRU", "Transformer"]
+
+
 def test_recorded_results_are_printed_as_markdown(
     measure: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

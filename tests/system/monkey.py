@@ -82,7 +82,8 @@ class Prey:
             f"Experiment.num_rollout_workers = {WANTED['worker']}",
             f"Experiment.num_replay_shards = {WANTED['shard']}",
             f"Experiment.num_learners = {WANTED['learner']}",
-            "Experiment.learner_cpus = 0.5",
+            "Experiment.learner_cpus = 1",
+            "Experiment.learner_device = 'cpu'",
         )
         file.write_text("\n".join(bindings) + "\n")
         self._command = [sys.executable, "-m", "amago_ray.train", "--config", str(file), "--resume", "auto"]

@@ -1,0 +1,239 @@
+"""What a GPU makes of it: updates at three sizes and their share of its arithmetic, memory, and acting as one graph.
+
+Needs PyTorch, numpy, gymnasium, gin-config and accelerate. `--device cpu --small` runs all of it anywhere, on networks
+that a CPU can carry. Whether a GPU computes the right numbers is asked by `pytest tests/gpu`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import cycle, product
+from typing import Any
+
+import measure
+import torch
+from accelerate.state import AcceleratorState
+from agents import ACTIONS, RETURN_RANGE, Size, configured_spec
+from graphed_acting import GraphedActing
+from learner import filled_shard
+from measure import Column, Row, Table
+
+from amago_ray.agent.policy import Policy, TrainingBatch
+from amago_ray.learner.batches import training_batch
+from amago_ray.learner.learner import Learner, LearnerConfig
+from amago_ray.replay.client import LocalShard, ReplayReader
+
+# Dense rates that makers name, in FLOP/s: of bfloat16 with float32 sums, and of float32 without TF32.
+PEAKS = {
+    "H100": {"bf16": 989.4e12, "no": 66.9e12},
+    "H200": {"bf16": 989.4e12, "no": 66.9e12},
+    "A100": {"bf16": 312.0e12, "no": 19.5e12},
+}
+PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16}
+NUM_PREPARED = 3
+ENVIRONMENTS = (64, 512)
+HOW = {  # how the largest size fits into less memory
+    "": {},
+    "packed": {"packed": True},
+    "recomputed": {"activation_checkpointing": True},
+    "in 4 pieces": {"micro_batch_size": 8},
+}
+
+
+def transformer(layers: int, width: int, batch_size: int, max_seq_len: int) -> Size:
+    """A Transformer with heads of 64, and heads and timestep encoder of its own width."""
+    settings = {
+        "TformerTrajEncoder.d_model": width,
+        "TformerTrajEncoder.n_layers": layers,
+        "TformerTrajEncoder.n_heads": max(width // 64, 2),
+        "TformerTrajEncoder.d_ff": 4 * width,
+        "GRUTrajEncoder.d_hidden": width,
+        "GRUTrajEncoder.d_output": width,
+        "SigmaReparam.fast_init": True,  # a singular value decomposition of 4096 x 1024 takes a while
+        "FFTstepEncoder.d_hidden": width,
+        "FFTstepEncoder.d_output": width,
+        "Actor.d_hidden": width,
+        "NCritics.d_hidden": width,
+    }
+    bindings = (*RETURN_RANGE, *(f"{name} = {value}" for name, value in settings.items()))
+    return Size(bindings, batch_size, max_seq_len, obs_width=32)
+
+
+SIZES = {
+    "3 x 256": transformer(3, 256, 24, 128),
+    "6 x 512": transformer(6, 512, 24, 256),
+    "12 x 1024": transformer(12, 1024, 32, 512),
+}
+SMALL = {
+    "3 x 256": transformer(1, 32, 4, 16),
+    "6 x 512": transformer(2, 32, 4, 16),
+    "12 x 1024": transformer(2, 64, 12, 16),
+}
+
+TABLES = (
+    Table(
+        "Updates of an Agent with a Transformer and discrete actions",
+        (
+            Column("size", "layers x width"),
+            Column("shape", "batch x length"),
+            Column("precision", "precision"),
+            Column("how", "how"),
+            Column("parameters", "parameters", ",d"),
+            Column("updates_per_s", "updates/s", ".2f"),
+            Column("flops_per_update", "GFLOP per update", ",.1f", scale=1e9),
+            Column("of_matrix_rate", "of matrix rate", ".1%"),
+            Column("utilisation", "of the maker's peak", ".1%"),
+            Column("peak_bytes", "peak MB", ",.0f", scale=1e6),
+            Column("waits", "waits"),
+        ),
+    ),
+    Table(
+        "Acting: steps of all environments per second, operation by operation and as one graph",
+        (
+            Column("encoder", "encoder"),
+            Column("num_envs", "environments"),
+            Column("eager_steps_per_s", "as it comes", ",.0f"),
+            Column("graph_steps_per_s", "one graph", ",.0f"),
+            Column("graph_speedup", "graph / as it comes", ".2f"),
+            Column("graph_kind", "graph"),
+        ),
+    ),
+)
+
+
+def peak_rate(device: str, precision: str) -> float | None:
+    """The maker's figure for this device; None for one that is not listed."""
+    name = torch.cuda.get_device_name() if device == "cuda" else ""
+    return next((rates[precision] for known, rates in PEAKS.items() if known in name), None)
+
+
+def never_waits(update: Callable[[], object], device: str) -> str:
+    """Make one update that PyTorch ends where the host would wait for the device: "never", or where it did."""
+    if device == "cpu":
+        return "-"
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        update()
+    except RuntimeError as error:
+        return str(error).partition("\n")[0]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return "never"
+
+
+def measure_update(name: str, size: Size, precision: str, how: str, options: argparse.Namespace, rate: float) -> Row:
+    """Utilisation = floating-point operations of an update x updates/s / rate. Operations are the model's: those that
+    are done again where activations are recomputed, and pieces are encoded twice, do not count."""
+    device, action_spec = options.device, ACTIONS["discrete"]
+    AcceleratorState._reset_state()  # accelerate holds a process to one precision
+    spec = configured_spec(size, "Transformer", action_spec)
+    reader = ReplayReader([LocalShard(filled_shard(size, action_spec, 100))], size.batch_size, seed=0)
+    config = LearnerConfig(device=device, mixed_precision=precision, **HOW[how])  # type: ignore[arg-type]
+    learner = Learner(config, spec, reader)
+
+    def prepared(config: LearnerConfig) -> list[TrainingBatch]:
+        batches = reader.batches(NUM_PREPARED, 0)
+        layout = config.packed, config.micro_batch_size
+        return [training_batch(batch, action_spec, learner.device, *layout) for batch in batches]
+
+    batches, whole = prepared(config), prepared(replace(config, micro_batch_size=None))
+    ready = cycle(batches)
+
+    def update() -> None:
+        learner.update(next(ready))
+
+    calls = measure.calls_within(update, 0.05 if options.small else 0.4, device)
+    timing = measure.interleaved(
+        {"": lambda: [update() for _ in range(calls)]},
+        options.seconds,
+        min_rounds=2 if options.small else 3,
+        device=device,
+    )[""].divided(calls)
+    waits, peak = never_waits(update, device), measure.peak_bytes(update, device)
+    learner.config = replace(config, activation_checkpointing=False)
+    flops = measure.count_flops(lambda: [learner.update(batch) for batch in whole]) / len(whole)
+    maker = peak_rate(device, precision)
+    return {
+        "size": name,
+        "shape": f"{size.batch_size} x {size.max_seq_len}",
+        "precision": str(PRECISIONS[precision]).removeprefix("torch."),
+        "how": how,
+        "parameters": sum(p.numel() for p in learner.agent.parameters() if p.requires_grad),
+        "updates_per_s": timing.spread(1),
+        "flops_per_update": flops,
+        "of_matrix_rate": flops / timing.median / rate,
+        "utilisation": None if maker is None else flops / timing.median / maker,
+        "peak_bytes": peak,
+        "waits": waits,
+    }
+
+
+def measure_acting(encoder: str, num_envs: int, options: argparse.Namespace) -> Row:
+    size, action_spec = (SMALL if options.small else SIZES)["3 x 256"], ACTIONS["discrete"]
+    policy = configured_spec(size, encoder, action_spec).build().policy.to(options.device).eval()
+    eager, graph = EagerActing(policy, num_envs, size, options.device), GraphedActing(policy, num_envs, size.obs_spec)
+    for _ in range(2 * size.max_seq_len if options.small else size.max_seq_len + 10):
+        obs = {"observation": torch.randn(num_envs, size.obs_width, device=options.device)}
+        torch.testing.assert_close(eager(obs), graph(obs), rtol=1e-3, atol=1e-3)  # and the memory is full from here on
+    timings = measure.interleaved(
+        {"eager": lambda: eager(obs), "graph": lambda: graph(obs)},
+        options.seconds / 2,
+        min_rounds=10,
+        device=options.device,
+    )
+    return {
+        "encoder": encoder,
+        "num_envs": num_envs,
+        "eager_steps_per_s": timings["eager"].spread(1),
+        "graph_steps_per_s": timings["graph"].spread(1),
+        "graph_speedup": measure.ratio(timings["eager"], timings["graph"]),
+        "graph_kind": graph.kind,
+    }
+
+
+class EagerActing:
+    """As a rollout worker acts: greedy action vectors for observations, one timestep after the other."""
+
+    def __init__(self, policy: Policy, num_envs: int, size: Size, device: str):
+        self.policy, self.memory = policy, policy.initial_memory(num_envs)
+        vector_size = policy.actor.policy_output.action_spec.vector_size
+        self.rl2 = torch.zeros(num_envs, 1 + vector_size, device=device)
+        self.time_idx = torch.zeros(num_envs, dtype=torch.int64, device=device)
+
+    def __call__(self, obs: dict[str, Any]) -> torch.Tensor:
+        action, self.memory = self.policy.act(obs, self.rl2, self.time_idx, self.memory, sample=False)
+        self.time_idx = self.time_idx + 1
+        return action
+
+
+def run(options: argparse.Namespace) -> tuple[Row, list[Row]]:
+    options.small = options.small or options.quick
+    sizes = SMALL if options.small else SIZES
+    if options.quick:
+        options.seconds = 0.1
+    rates = {p: measure.fastest_product(options.device, dtype, options.small)[1] for p, dtype in PRECISIONS.items()}
+    updates, acting = [], []
+    for (name, size), precision in product(sizes.items(), PRECISIONS):
+        for how in HOW if (name, precision) == ("12 x 1024", "bf16") else ("",):
+            if options.only in f"{name} {precision} {how}":
+                measure.say(f"update {name} {precision} {how}")
+                updates.append(measure_update(name, size, precision, how, options, rates[precision]))
+    for encoder, num_envs in product(("GRU", "Transformer"), ENVIRONMENTS):
+        if options.only in f"acting {encoder} {num_envs}":
+            measure.say(f"acting {encoder} {num_envs}")
+            acting.append(measure_acting(encoder, num_envs, options))
+    facts = {"small": options.small, "float32_flops_per_s": rates["no"], "bfloat16_flops_per_s": rates["bf16"]}
+    return facts, updates + acting
+
+
+if __name__ == "__main__":
+    arguments = measure.parser("gpu", __doc__, seconds=5.0)
+    arguments.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments.add_argument("--small", action="store_true", help="networks that a CPU can carry: shows that it runs")
+    parsed = arguments.parse_args()
+    if parsed.device == "cpu" and not (parsed.small or parsed.quick or parsed.markdown):
+        arguments.error("there is no GPU here; add --small to see it run on the CPU")
+    measure.main(parsed, TABLES, run, parsed.device)
