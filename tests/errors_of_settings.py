@@ -11,6 +11,8 @@ SETTINGS = (
     setting("a parameter that it does not have", "Agent.gama = 0.9", "Agent has no setting 'gama'", "'gamma'"),
     setting("a setting that there is not", "Experiment.batchsize = 3", "'batchsize'", "did you mean 'batch_size'"),
     setting("a line that is not gin", "Experiment.batch_size 3", "line", "'Experiment.batch_size 3'"),
+    setting("a bracket that is not closed", "Multigammas.discrete = [0.9, ", "within a bracket", "close it"),
+    setting("a macro that there is not", "Agent.gamma = %discount", "no macro is named %discount"),
     setting("a module that is not there", "import no_such_module", "no_such_module"),
     setting("an include that is not there", "include 'base.gin'", "include 'base.gin'", "there is no such file"),
     Case(
