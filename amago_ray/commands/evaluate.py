@@ -117,7 +117,7 @@ def _check(options: argparse.Namespace) -> None:
         raise Mistake("--best is one policy and --epoch names others: leave out either")
     if options.best and not _directory(options.run).best_policy.is_file():
         raise Mistake(
-            f"--best: {options.run} has kept no best policy: Experiment.callbacks = [@KeepBestPolicy()] keeps one, from "
+            f"--best: {options.run} has kept no best policy: Experiment.callbacks = [@KeepBestPolicy()] keeps one from "
             "the first validation on"
         )
     if options.temperature is not None and options.greedy:
