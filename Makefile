@@ -63,11 +63,8 @@ docs: .venv/.installed  ## build the documents as a site, build/site; warnings a
 	$(BIN)/python -m sphinx -b html -W --keep-going -q -d build/doctrees -c docs . build/site
 	@echo "open build/site/index.html"
 
-bench: .venv/.installed  ## measure rollout, learner, long sequences and replay
-	$(BIN)/python benchmarks/rollout.py
-	$(BIN)/python benchmarks/learner.py --threads 1 --seconds 1
-	$(BIN)/python benchmarks/long_context.py --threads 1
-	$(BIN)/python benchmarks/replay.py
+bench: .venv/.installed  ## measure every stage beside its limit or a peer, in one table (ten minutes)
+	$(BIN)/python benchmarks/bench.py
 
 clean:  ## remove caches and build products; .venv and runs stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

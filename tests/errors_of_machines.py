@@ -58,6 +58,13 @@ def _disk_full(scene: Scene) -> Outcome:
         return scene.command("--config", config)
 
 
+def _port_in_use(scene: Scene) -> Outcome:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        return scene.command("board", scene.run, "--port", taken.getsockname()[1])
+
+
 def _two_at_once(scene: Scene) -> Outcome:
     config = scene.config()
     scene.runs.mkdir()
@@ -156,6 +163,7 @@ MACHINES = (
         with_settings("Experiment.ray_address = 'ray://me:hunter2@head:10001'"),
         ("Experiment.ray_address holds", "write host:port"),
     ),
+    Case("a port in use", _port_in_use, ("--port", "something else is served there", "0 for any that is free")),
     Case("an address that is none", with_settings("Experiment.ray_address = 5"), ("ray_address=5", "text")),
     Case(
         "a folder that may not be written", _no_permission, ("ckpt_base_dir=", "cannot be written: Permission denied")

@@ -39,7 +39,9 @@ SETTINGS = (
     setting("a share above 1", "Experiment.importance_exponent = 2", "importance_exponent=2", "in [0, 1]"),
     setting("text for yes or no", "Experiment.verbose = 'no'", "Experiment.verbose='no'", "True or False"),
     setting("an unknown choice", "Experiment.schedule = 'alternating'", "schedule='alternating'", "'alternate'"),
-    setting("an unknown precision", "Experiment.mixed_precision = 'float16'", "='float16'", "'no', 'bf16', 'fp16'"),
+    setting(
+        "an unknown precision", "Experiment.mixed_precision = 'float16'", "='float16'", "'no', 'bf16', 'fp16', 'auto'"
+    ),
     setting("an unknown encoder", "Experiment.traj_encoder_type = 'GRUEncoder'", "'GRUEncoder'", "'GRUTrajEncoder'"),
     setting("an encoder of the wrong kind", "Experiment.tstep_encoder_type = @GRUTrajEncoder", "TstepEncoder"),
     setting("one callback without a list", "Experiment.callbacks = @KeepBestPolicy", "Experiment.callbacks", "a list"),

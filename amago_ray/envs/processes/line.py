@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Iterator
 
 _HEADER = struct.Struct("<cI")
-_CHUNK_BYTES = 1 << 16
+_CHUNK_BYTES = 1 << 12
 
 
 class Say:
@@ -65,19 +66,25 @@ class Line:
         kind, size = _HEADER.unpack(self._exactly(_HEADER.size))
         return kind, self._exactly(size) if size else b""
 
-    def poll(self) -> tuple[bytes, bytes] | None:
-        """One frame if all of it has come. Never waits."""
+    def frames(self) -> Iterator[tuple[bytes, bytes]]:
+        """The frames that have come whole. Never waits, and looks once."""
         try:
             chunk = self.socket.recv(_CHUNK_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            return self._frame()
+            return
         except OSError as error:
             raise LineClosed(str(error)) from error
-        self._read += chunk
-        frame = self._frame()
-        if frame is None and not chunk:
+        if not chunk:
             raise LineClosed("closed")
-        return frame
+        self._read += chunk
+        while len(self._read) >= _HEADER.size:
+            kind, size = _HEADER.unpack_from(self._read)
+            end = _HEADER.size + size
+            if len(self._read) < end:
+                return
+            payload = bytes(self._read[_HEADER.size : end])
+            del self._read[:end]
+            yield kind, payload
 
     def close(self) -> None:
         self.socket.close()
@@ -90,14 +97,3 @@ class Line:
                 raise LineClosed("closed")
             found += chunk
         return found
-
-    def _frame(self) -> tuple[bytes, bytes] | None:
-        if len(self._read) < _HEADER.size:
-            return None
-        kind, size = _HEADER.unpack_from(self._read)
-        end = _HEADER.size + size
-        if len(self._read) < end:
-            return None
-        payload = bytes(self._read[_HEADER.size : end])
-        del self._read[:end]
-        return kind, payload

@@ -98,19 +98,15 @@ def start_pools(
     Raises as `ProcessPool` does, and ValueError for environments that cannot be sent to another process.
     """
     server, pools = EnvServer(Common.of(tasks), users=len(shares)), []
-    launched = [
-        Launched.of(server, Place(first_env, total_envs, 0, num, seed, max_failures_in_a_row))
-        for first_env, num in shares
-    ]
-    for index, each in enumerate(launched):
-        try:
-            pools.append(ProcessPool(each, options))
-        except BaseException:
-            for pool in pools:
-                pool.close()
-            for _ in launched[index + 1 :]:
-                server.release()  # the last user's release ends all processes
-            raise
+    places = [Place(first, total_envs, 0, num, seed, max_failures_in_a_row) for first, num in shares]
+    try:
+        for launched in [Launched.of(server, place) for place in places]:
+            pools.append(ProcessPool(launched, options))
+    except BaseException:
+        server.stop()
+        for pool in pools:
+            pool.close()
+        raise
     return pools
 
 
@@ -268,8 +264,8 @@ class ProcessPool(Pool):
     def _listen(self, process: _Process) -> None:
         """Take in what one process says."""
         try:
-            while process.gone is False and (frame := process.line.poll()) is not None:
-                self._hear(process, *frame)
+            for kind, payload in process.line.frames():
+                self._hear(process, kind, payload)
         except LineClosed:
             self._forget(process)
             if process in self._awaited:
@@ -400,11 +396,10 @@ class ProcessPool(Pool):
         while self._by_fd and (left_s := until - time.monotonic()) > 0:
             for fd, _ in self._poll.poll(left_s * 1000):
                 process = self._by_fd[fd]
-                with suppress(LineClosed):
-                    while process.line.poll() is not None:
-                        pass
-                    continue
-                self._forget(process)
+                try:
+                    list(process.line.frames())  # what it says now does not matter
+                except LineClosed:
+                    self._forget(process)
         for process in self._processes:
             if not process.gone:
                 self._forget(process)

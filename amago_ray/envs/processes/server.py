@@ -73,7 +73,7 @@ class EnvServer:
                 except OSError as error:
                     if attempt == 2:
                         raise RuntimeError(f"the process that starts environments is gone: {error}") from error
-                    self._stop()
+                    self.stop()
                     self._start()
         raise AssertionError
 
@@ -92,7 +92,16 @@ class EnvServer:
         """One user less. The last one ends the process."""
         self._users -= 1
         if self._users == 0:
-            self._stop()
+            self.stop()
+
+    def stop(self) -> None:
+        """End the process and all that it has forked."""
+        self._connection.close()
+        try:
+            self._process.wait(_ANSWER_S / 4)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def _start(self) -> None:
         self._connection, theirs = socket.socketpair()
@@ -105,14 +114,6 @@ class EnvServer:
             )
         self._connection.settimeout(_ANSWER_S)
         Line(self._connection).send(COMMON, self._common)
-
-    def _stop(self) -> None:
-        self._connection.close()
-        try:
-            self._process.wait(_ANSWER_S / 4)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
     def _ask(self, request: bytes, pid: int) -> int | None:
         with self._lock:
