@@ -57,6 +57,7 @@ docs: .venv/.installed  ## build the documents as a site, build/site; warnings a
 
 bench: .venv/.installed  ## measure rollout, learner, long sequences and replay
 	$(BIN)/python benchmarks/rollout.py
+	$(BIN)/python benchmarks/slow_environments.py
 	$(BIN)/python benchmarks/learner.py --threads 1 --seconds 1
 	$(BIN)/python benchmarks/long_context.py --threads 1
 	$(BIN)/python benchmarks/replay.py
