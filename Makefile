@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-fast test-sweeps test-suites test-cluster chaos test-wheel test-browser lint docs bench clean
+.PHONY: help demo test test-fast test-sweeps test-suites test-cluster test-wheel test-browser chaos fuzz results \
+	lint docs bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -43,24 +44,27 @@ test-wheel: .venv/.installed  ## install a wheel into a clean environment and tr
 
 chaos: .venv/.installed  ## kill and freeze a run's processes for twenty minutes (CHAOS_S=...) and check what is left
 	$(BIN)/python -m pytest -q tests/system/chaos_cycle.py
+
 test-browser: .venv/.installed  ## look at the board in headless Chromium while a run goes on
 	$(BIN)/python -m pytest -q tests/system/browser_cycle.py
+
+fuzz: .venv/.installed  ## try thousands of odd settings and damaged files (an hour)
+	FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest -q tests/errors/test_fuzz.py
 
 lint: .venv/.installed  ## check style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy amago_ray
 
+results: .venv/.installed  ## run a task of results/tasks.toml with three seeds and record it: make results TASK=pendulum
+	$(BIN)/python -m results.run $(TASK)
+
 docs: .venv/.installed  ## build the documents as a site, build/site; warnings are errors, links are checked
 	$(BIN)/python -m sphinx -b html -W --keep-going -q -d build/doctrees -c docs . build/site
 	@echo "open build/site/index.html"
 
-bench: .venv/.installed  ## measure rollout, learner, long sequences and replay
-	$(BIN)/python benchmarks/rollout.py
-	$(BIN)/python benchmarks/slow_environments.py
-	$(BIN)/python benchmarks/learner.py --threads 1 --seconds 1
-	$(BIN)/python benchmarks/long_context.py --threads 1
-	$(BIN)/python benchmarks/replay.py
+bench: .venv/.installed  ## measure every stage beside its limit or a peer, in one table (ten minutes)
+	$(BIN)/python benchmarks/bench.py
 
 clean:  ## remove caches and build products; .venv and runs stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -103,7 +103,7 @@ class Experiment(ExperimentSettings):
             # Workers that no state is known of: time tells two attempts to resume from one state apart.
             plan = make_plan(self, self.agent_spec, cluster, incarnation=time.time_ns() if state else 0)
             check_fits(plan.roles, cluster)
-            open_folder(self, self.directory, self._layout, goes_on=bool(state))
+            open_folder(self, self.directory, self._layout, state, self._display.message)
             self._display.message(overview(self, plan, place(plan.roles, cluster.nodes), cluster) + "\n")
             self.progress = Progress.from_dict(state["progress"]) if state else self.progress
             self._ring = Ring(self, Topology(plan, cluster.in_group), self.directory, self.progress, self._display)

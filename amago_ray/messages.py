@@ -169,6 +169,8 @@ class RolloutReport:
 
     timesteps: environment steps made, over all of the worker's environments. frames_by_env: the same by environment
     name. act_s, step_s, wait_s: seconds in the policy, in the environments, and waiting for replay to acknowledge.
+    idle_s: seconds of total_s in which the process had nothing to run: it slept, or waited for others, as environments
+    of a simulator elsewhere do; 0 where the system does not tell.
     env_failures: environments rebuilt during the chunk.
     shard_away: why some of what it finished is not stored yet, in words; "" where everything is.
     """
@@ -187,6 +189,7 @@ class RolloutReport:
     env_failures: int = 0
     exploration: dict[str, float] = field(default_factory=dict)
     shard_away: str = ""
+    idle_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from amago_ray.config import nearest
 from amago_ray.config.value_types import hints_of, objection
 from amago_ray.envs.exploration import EpsilonGreedy, ExplorationWrapper
 from amago_ray.envs.makers import EnvProcesses, MakeEnv
-from amago_ray.learner.learner import MixedPrecision
+from amago_ray.learner.precision import MixedPrecision
 from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import TstepEncoder
 from amago_ray.replay.datasets.dataset import MixtureOfDatasets, TrajectoryDataset
@@ -31,7 +31,7 @@ from amago_ray.watch.callbacks import Callback
 
 BatchLayout = Literal["padded", "packed", "bucketed"]
 ScheduleName = Literal["auto", "alternate", "overlap", "continuous"]
-EnvMode = Literal["sync", "processes"]
+EnvMode = Literal["sync", "processes", "async", "already_vectorized"]  # the last two are AMAGO's
 WandbMode = Literal["online", "offline"]
 
 MOST_PROCESSES = 10_000  # of one kind
@@ -279,7 +279,12 @@ class ExperimentSettings:
     lr_warmup_steps: int = setting(500, "updates over which the learning rate rises linearly", whole_number(0))
     grad_clip: float = setting(1.0, "largest norm of the gradient", positive)
     l2_coeff: float = setting(1e-3, "AdamW's weight decay", not_negative)
-    mixed_precision: MixedPrecision = setting("no", "of encoders and heads", one_of(MixedPrecision))
+    mixed_precision: MixedPrecision = setting(
+        "no",
+        """of encoders and heads. "auto" is "bf16" on processors and GPUs that have instructions for it, and "no"
+        elsewhere, where it would be emulated""",
+        one_of(MixedPrecision),
+    )
     micro_batch_size: int | None = setting(
         None,
         """sequences that go through the networks at a time: gradients accumulate over the pieces of a batch, and are
@@ -302,7 +307,8 @@ class ExperimentSettings:
         "sync",
         """where the environments of a worker run: "sync", in its own process, one after the other, or a VectorEnv as it
         steps them; "processes", each in a process of its own, for those that are slow, leak memory, hang or take their
-        process down (see docs/environments.md). Both collect the same for the same seed""",
+        process down (see docs/environments.md). Both collect the same for the same seed. AMAGO's "async" and
+        "already_vectorized" are "sync" here""",
         one_of(EnvMode),
     )
     env_timeout_s: float | None = setting(
@@ -351,8 +357,9 @@ class ExperimentSettings:
 
     num_rollout_workers: int | None = setting(
         None,
-        """processes that share the environments; None is one per free core, and at most one per 8 environments. Those
-        for which a cluster has no room yet join when nodes come""",
+        """processes that share the environments; None is one per core where they take turns with the learner on one
+        machine, else one per free core and at most one per 8 environments. Those for which a cluster has no room yet
+        join when nodes come""",
         whole_number(1, maximum=MOST_PROCESSES),
         optional=True,
     )
@@ -366,7 +373,8 @@ class ExperimentSettings:
     )
     learner_cpus: int | None = setting(
         None,
-        "cores of one learner; None is those that the workers leave free on a machine of its own, 1 on a cluster",
+        """cores, and threads, of one learner. None: on a machine of its own all of them where it takes turns with the
+        workers, else those that they leave free; 1 on a cluster""",
         whole_number(1),
         optional=True,
     )
@@ -380,7 +388,8 @@ class ExperimentSettings:
     schedule: ScheduleName = setting(
         "auto",
         """"alternate" collects, then learns; "overlap" learns while the next epoch's data come in; "auto" is "overlap"
-        where the learner has a GPU of its own. "continuous" does both freely, within a ratio""",
+        where the learner has a GPU of its own, and "alternate" otherwise, unless the first epochs show that cores are
+        idle: then it says so and goes on with "overlap". "continuous" does both freely, within a ratio""",
         one_of(ScheduleName),
     )
     updates_per_timestep: float | None = setting(
@@ -427,7 +436,7 @@ def check_values(settings: ExperimentSettings) -> None:
 
 def env_processes(settings: ExperimentSettings) -> EnvProcesses | None:
     """How environments run in processes of their own; None where they do not."""
-    if settings.env_mode == "sync":
+    if settings.env_mode != "processes":
         return None
     return EnvProcesses(settings.env_timeout_s, settings.env_max_rollouts, settings.env_double_buffer)
 

@@ -13,7 +13,8 @@ import numpy as np
 from amago_ray.agent import AgentSpec
 from amago_ray.envs.exploration import EpsilonGreedy
 from amago_ray.envs.makers import MakeEnv
-from amago_ray.learner.learner import Learner, LearnerConfig, MixedPrecision
+from amago_ray.learner.learner import Learner, LearnerConfig
+from amago_ray.learner.precision import MixedPrecision
 from amago_ray.messages import LearnReport
 from amago_ray.replay.client import LocalShard, ReplayReader, ReplayWriter
 from amago_ray.replay.sampling.relabeling import Relabeler

@@ -1,10 +1,10 @@
 """Multi-task: one agent for three tasks whose rewards differ by a factor of 100.
 
-    python examples/multi_task.py [--epochs 20]
+    python examples/multi_task.py [--epochs 40]
 
-A number is seen once and has to be said after 2, 4 or 6 steps; saying it earns 1, 10 or 100. `MultiTaskAgent` classifies
-returns into bins and only clones what its critics approve of, so that no task's loss is lost beside another's. Metrics
-are logged for each task by its name.
+A number is seen once and has to be said after 2, 4 or 6 steps; saying it earns 1, 10 or 100. `MultiTaskAgent`
+classifies returns into bins and only clones what its critics approve of, so that no task's loss is lost beside
+another's. Metrics are logged for each task by its name.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def make_task(delay: int) -> gym.Env:
 
 def main(arguments: list[str] | None = None) -> dict[int, float]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=40)
     options = parser.parse_args(arguments)
     config.load(
         ["models/gru"],  # and then smaller
@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> dict[int, float]:
             *(f"{name}.d_output = 64" for name in ("FFTstepEncoder", "GRUTrajEncoder")),
             "Agent.gamma = 0.98",
             "Agent.reward_multiplier = 1.0",
+            "Agent.n_step = 3",
             "Agent.tau = 0.02",
             "EpsilonGreedy.steps_anneal = 1000",
             "Multigammas.discrete = [0.9]",

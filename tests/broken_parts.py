@@ -68,6 +68,11 @@ def no_environment() -> Any:
     return {"step": None}
 
 
+@gin.configurable(module="broken_parts")
+def with_key(api_key: str = "", other: int = 0) -> gym.Env:
+    return Sick()
+
+
 ONE = Counting(6)
 
 

@@ -40,6 +40,7 @@ This page is made by the tests that provoke each of these (`tests/error_cases.py
 """
 CHANGING = (
     (r"127\.0\.0\.1:\d+", "127.0.0.1:6379"),
+    (r"--port \d+", "--port 6010"),
     (r"n{100,}", "nnn...nnn"),
     (r"/\S*/\.minari", "~/.minari"),
 )

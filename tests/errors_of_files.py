@@ -198,6 +198,11 @@ RUNS = (
         words("tune", "--config", "CONFIG", "--param", "Agent.gamma=normal(0, 1)"),
         ("no distribution is named 'normal'",),
     ),
+    Case(
+        "a sweep outside of its folder",
+        words("tune", "--config", "CONFIG", "--param", "Agent.gamma=uniform(0.1, 0.9)", "--name", "../elsewhere"),
+        ("--name '../elsewhere'", "it names a folder"),
+    ),
     Case("a command that there is not", words("evalute", "runs/a"), ("'evalute'", "did you mean 'evaluate'")),
     Case("an option that the command does not have", words("--config", "CONFIG", "--fast"), ("--fast", "--help")),
     Case("a word missing", words("plot"), ("RUN", "--help")),

@@ -7,6 +7,7 @@ import os
 import socket
 from typing import Any
 
+import ray
 import torch
 from error_case import Case, Provoke, with_settings
 from error_scene import MACHINE, Outcome, Scene, learner_with_data
@@ -28,7 +29,9 @@ def _nobody_there(scene: Scene) -> Outcome:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     scene.real_connect = True
-    return with_settings(f"Experiment.ray_address = '127.0.0.1:{port}'")(scene)
+    with scene.patch.context() as patch:
+        patch.setattr(ray, "is_initialized", lambda: False)  # other tests share one with this process
+        return with_settings(f"Experiment.ray_address = '127.0.0.1:{port}'")(scene)
 
 
 def _no_permission(scene: Scene) -> Outcome:
@@ -53,6 +56,13 @@ def _disk_full(scene: Scene) -> Outcome:
     with scene.patch.context() as patch:
         patch.setattr(os, "fsync", refuse)
         return scene.command("--config", config)
+
+
+def _port_in_use(scene: Scene) -> Outcome:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        return scene.command("board", scene.run, "--port", taken.getsockname()[1])
 
 
 def _two_at_once(scene: Scene) -> Outcome:
@@ -148,6 +158,12 @@ MACHINES = (
         ("num_replay_shards=1000000000", "at most"),
     ),
     Case("an address where no Ray answers", _nobody_there, ("Experiment.ray_address=", "no Ray cluster answers there")),
+    Case(
+        "an address with a password",
+        with_settings("Experiment.ray_address = 'ray://me:hunter2@head:10001'"),
+        ("Experiment.ray_address holds", "write host:port"),
+    ),
+    Case("a port in use", _port_in_use, ("--port", "something else is served there", "0 for any that is free")),
     Case("an address that is none", with_settings("Experiment.ray_address = 5"), ("ray_address=5", "text")),
     Case(
         "a folder that may not be written", _no_permission, ("ckpt_base_dir=", "cannot be written: Permission denied")

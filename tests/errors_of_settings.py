@@ -11,6 +11,8 @@ SETTINGS = (
     setting("a parameter that it does not have", "Agent.gama = 0.9", "Agent has no setting 'gama'", "'gamma'"),
     setting("a setting that there is not", "Experiment.batchsize = 3", "'batchsize'", "did you mean 'batch_size'"),
     setting("a line that is not gin", "Experiment.batch_size 3", "line", "'Experiment.batch_size 3'"),
+    setting("a bracket that is not closed", "Multigammas.discrete = [0.9, ", "within a bracket", "close it"),
+    setting("a macro that there is not", "Agent.gamma = %discount", "no macro is named %discount"),
     setting("a module that is not there", "import no_such_module", "no_such_module"),
     setting("an include that is not there", "include 'base.gin'", "include 'base.gin'", "there is no such file"),
     Case(
@@ -37,7 +39,9 @@ SETTINGS = (
     setting("a share above 1", "Experiment.importance_exponent = 2", "importance_exponent=2", "in [0, 1]"),
     setting("text for yes or no", "Experiment.verbose = 'no'", "Experiment.verbose='no'", "True or False"),
     setting("an unknown choice", "Experiment.schedule = 'alternating'", "schedule='alternating'", "'alternate'"),
-    setting("an unknown precision", "Experiment.mixed_precision = 'float16'", "='float16'", "'no', 'bf16', 'fp16'"),
+    setting(
+        "an unknown precision", "Experiment.mixed_precision = 'float16'", "='float16'", "'no', 'bf16', 'fp16', 'auto'"
+    ),
     setting("an unknown encoder", "Experiment.traj_encoder_type = 'GRUEncoder'", "'GRUEncoder'", "'GRUTrajEncoder'"),
     setting("an encoder of the wrong kind", "Experiment.tstep_encoder_type = @GRUTrajEncoder", "TstepEncoder"),
     setting("one callback without a list", "Experiment.callbacks = @KeepBestPolicy", "Experiment.callbacks", "a list"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from amago_ray.driver.cores import Cores
 from amago_ray.driver.placement import WORKER, Resources, Role
 from amago_ray.driver.topology import LearnerDied
 from amago_ray.messages import LearnReport, ReplayReport, RolloutReport
@@ -54,7 +55,10 @@ class FakeTopology:
         self.batches = 0  # in the weights of the group as it is
         self.saved_policies: list[int] = []
         self.plan: Any = SimpleNamespace(
-            learner=SimpleNamespace(device="cpu"), roles=(Role(WORKER, num_workers, Resources(1.0), {}),)
+            learner=SimpleNamespace(device="cpu"),
+            num_learners=1,
+            cores=Cores(num_workers, 4, machine=4),
+            roles=(Role(WORKER, num_workers, Resources(1.0), {}),),
         )
         self.published: list[int] = []
 

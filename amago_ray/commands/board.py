@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from amago_ray.commands.command_line import Mistake, in_one_line
+from amago_ray.commands.command_line import Mistake, Parser, in_one_line
 
 DESCRIPTION = """\
 look at runs in a web browser, while they train and after: curves, what bounds them, processes, replay, settings,
@@ -28,7 +28,7 @@ PORT = 6010
 
 def run(arguments: Sequence[str]) -> int:
     """Serve until Ctrl-C."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="amago-ray board", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(

@@ -88,7 +88,8 @@ def settings_options(required: bool = True) -> argparse.ArgumentParser:
         default=[],
         required=required,
         metavar="FILE",
-        help="gin file, or the name of one that comes along (`amago-ray configs`); may be repeated, later ones win",
+        help="gin file, or the name of one that comes along (`amago-ray configs`); may be repeated, later ones win. It "
+        "can import modules and call what they hold: it is code, so use those that you trust",
     )
     _add_set(parent)
     return parent

@@ -6,7 +6,7 @@ import argparse
 import textwrap
 from collections.abc import Sequence
 
-from amago_ray.commands.command_line import in_one_line
+from amago_ray.commands.command_line import Parser, in_one_line
 from amago_ray.config import shipped
 
 HELP = """\
@@ -20,9 +20,7 @@ examples:
 
 def run(arguments: Sequence[str]) -> int:
     """Print names and introductions, or whole files."""
-    parser = argparse.ArgumentParser(
-        prog="amago-ray configs", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="amago-ray configs", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="of a configuration to print")
     options = parser.parse_args(arguments)
     with in_one_line():

@@ -11,6 +11,7 @@ from pathlib import Path
 from amago_ray.commands.command_line import (
     WITHOUT_DATA,
     Mistake,
+    Parser,
     environment_bindings,
     in_one_line,
     latest_weights,
@@ -54,8 +55,8 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="amago-ray inspect",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterable
+from tokenize import TokenError
 from typing import Any
 
 import gin
@@ -17,6 +18,10 @@ UNKNOWN_NAME = re.compile(
     r"No configurable matching (?:reference )?'?@?(?:[\w.]+/)*([\w.]+)|Could not find ([\w.]+) in the Gin registry"
 )
 MISSING_VALUE = re.compile(r"Required bindings for `([\w.]+)` not provided in config: \[(.*?)\]")
+UNKNOWN_MACRO = re.compile(
+    r"macro\(\) missing 1 required positional argument.*In call to configurable 'macro' .*? in scope '([^']*)'",
+    re.DOTALL,
+)
 # What gin adds to the messages of everything that it has called.
 GIN_CALLS = re.compile(
     r"\s+No values supplied by Gin or caller for arguments: \[.*?\]"
@@ -36,6 +41,11 @@ def explain(error: Exception) -> str:
     if match := re.search(r"Configurable '?([\w.]+)'? doesn't have a parameter named '?(\w+)'?", text):
         owner, name = match.groups()
         return f"{owner} has no setting {name!r}{nearest(name, parameters_of(owner))}"
+    if match := UNKNOWN_MACRO.search(text):
+        return f"no macro is named %{match.group(1)}: bind it, as in {match.group(1)} = 1"
+    if isinstance(error, TokenError):
+        what, (line, _) = error.args
+        return f"the configuration ends within a bracket or a text ({what}, line {line}): close it"
     if match := MISSING_VALUE.search(text):
         return f"{match.group(1)} needs a value of {match.group(2)}"
     if isinstance(error, SyntaxError) and error.text:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, TextIO, TypeVar
 
 import gin
@@ -62,7 +63,7 @@ def load(configs: Sequence[str | Path], bindings: Sequence[str] = ()) -> None:
         for file in files:
             reader.read_file(file)
         reader.read("\n".join(bindings))
-    except (ValueError, SyntaxError, TypeError) as error:
+    except (ValueError, SyntaxError, TypeError, TokenError) as error:
         raise ValueError(explain(error)) from error
     reader.tell()
 

@@ -33,6 +33,8 @@ def find(config: str | Path) -> Path:
     for path in (Path(config), Path(f"{config}.gin"), named(config)):
         if path is not None and path.is_file():
             return path
+    if Path(config).is_absolute() or Path(config).suffix not in ("", ".gin"):  # meant as a file, and not as a name
+        raise ValueError(f"--config {config}: there is no such file")
     close = difflib.get_close_matches(_name(config), names(), n=1)
     advice = f"; did you mean {close[0]!r}?" if close else "; `amago-ray configs` lists those that do"
     raise ValueError(f"--config {config}: there is no such file, nor does one of that name come along{advice}")

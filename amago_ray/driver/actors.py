@@ -171,8 +171,9 @@ class LearnerActor:
         with naming_what_to_lower(self._plan, self._rank):
             self._learner = Learner(self._plan.learner, spec, reader, self._rank, world_size)
 
-    def train(self, num_batches: int, mixture: tuple[float, ...] | None) -> LearnReport:
-        torch.set_num_threads(self._num_threads)  # a setting of the thread, and calls change threads
+    def train(self, num_batches: int, mixture: tuple[float, ...] | None, num_threads: int | None = None) -> LearnReport:
+        """num_threads: to compute with, where that is not what the plan says."""
+        torch.set_num_threads(num_threads or self._num_threads)  # a setting of the thread, and calls change threads
         with naming_what_to_lower(self._plan, self._rank):
             return self._learner.train(num_batches, mixture)
 

@@ -47,6 +47,7 @@ def connect(address: str | None, cpus_needed: Callable[[Cluster], float]) -> tup
         _check_answers(address)
         ray.init(address=address, **options)
     except (OSError, ValueError) as error:
+        address = re.sub(r"[^/@]*@", "...@", address)  # it may come from the environment, with a password
         raise ValueError(f"Experiment.ray_address={address!r}: no Ray cluster answers there ({error})") from error
     return survey(), True
 

@@ -37,7 +37,18 @@ class CollectSummary:
     wall_s: float = 0.0
     env_failures: int = 0
     worker_deaths: int = 0
+    idle_s: float = 0.0
     exploration_by_worker: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def num_workers(self) -> int:
+        """How many workers had a part in it."""
+        return len(self.exploration_by_worker)
+
+    @property
+    def busy_cores(self) -> float:
+        """Cores that its workers kept busy while it went on: fewer than workers where environments sleep."""
+        return (self.busy_s - self.idle_s) / max(self.wall_s, 1e-9)
 
     @property
     def episodes(self) -> list[EpisodeResult]:
@@ -65,6 +76,7 @@ class CollectSummary:
         self.step_s += report.step_s
         self.wait_s += report.wait_s
         self.busy_s += report.total_s
+        self.idle_s += report.idle_s
         self.env_failures += report.env_failures
         self.exploration_by_worker[report.worker] = report.exploration
 

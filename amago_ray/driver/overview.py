@@ -20,6 +20,7 @@ def overview(settings: ExperimentSettings, plan: Plan, placement: Placement, clu
     row, longest = row_bytes(spec.obs_spec, spec.action_spec), longest_piece(x) + stagger(x)
     memory = {
         "observations": agent.policy.tstep_encoder.description,
+        "cores": plan.cores.in_words,
         "workers": f"{amount(row * x.parallel_actors * 1000)} for every 1,000 timesteps of unfinished rollouts; "
         f"{amount(row * x.parallel_actors * longest)} if all of them get to traj_save_len={longest:,}",
         "replay": f"up to {amount(x.replay_capacity_gb * 1e9)} {place}",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from amago_ray import config
 from amago_ray.agent.spec import AgentSpec
+from amago_ray.driver.cores import Cores, share_cores
 from amago_ray.driver.placement import LEARNER, SHARD, WORKER, Cluster, Node, Resources, Role, matches, pool
 from amago_ray.envs.makers import MakeEnv, env_spaces, sendable_tasks
 from amago_ray.learner.learner import LearnerConfig
@@ -22,7 +23,6 @@ from amago_ray.specs import row_bytes
 ROLLOUT_GPU_SHARE = 0.1  # of one GPU, for each worker that acts on a GPU
 # Added to a run's seed, so far apart that runs with neighbouring seeds do not validate where others train.
 VALIDATION_SEEDS, TEST_SEEDS = 1 << 20, 1 << 21
-ENVS_PER_WORKER = 8  # what one worker can step together at good speed; sets the default number of workers
 SHARD_MEMORY_OVERHEAD = 1.1  # free space in segments, on top of a shard's stored bytes
 SHARD_MEMORY_BYTES = 256 << 20  # the process, its index and messages in flight
 
@@ -33,7 +33,8 @@ class Plan:
 
     collects: whether training environments are ever stepped.
     rollout, validation: one entry per rollout worker. incarnation: how often the run was resumed, so that trajectories
-    keep unique identities. worker_cpus, learner_cpus, learner_gpus, worker_gpus: resources of one process.
+    keep unique identities. cores: how they are shared. worker_cpus, learner_gpus, worker_gpus: resources of one
+    process.
     learner_nodes, rollout_nodes: label selectors of the nodes that learners with shards, and workers, may be on.
     """
 
@@ -45,6 +46,7 @@ class Plan:
     datasets: tuple[TrajectoryDataset, ...]
     bucketed: bool
     importance_exponent: float | None
+    cores: Cores
     num_replay_shards: int
     learner: LearnerConfig
     num_learners: int
@@ -54,7 +56,6 @@ class Plan:
     incarnation: int = 0
     worker_cpus: float = 1.0
     worker_gpus: float = 0.0
-    learner_cpus: float = 1.0
     learner_gpus: float = 0.0
     learner_nodes: Mapping[str, str] = field(default_factory=dict)
     rollout_nodes: Mapping[str, str] = field(default_factory=dict)
@@ -70,6 +71,10 @@ class Plan:
             Role(SHARD, self.num_replay_shards, shard, self.learner_nodes),
             Role(WORKER, len(self.rollout), worker, self.rollout_nodes, spread=True),
         )
+
+    @property
+    def learner_cpus(self) -> float:
+        return float(self.cores.learner)
 
     @property
     def num_cpus(self) -> float:
@@ -96,32 +101,24 @@ def make_plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Clus
     """Which processes there will be, and with what. Raises ValueError when there are fewer GPUs than learners."""
     x = settings
     device = learner_device(x.num_learners, x.learner_device, cluster.gpus)
-    cpus, shards = cluster.cpus, x.num_replay_shards
+    shards = x.num_replay_shards
     nodes = (*cluster.nodes, *cluster.growth)
     learner_nodes = _selector(x.learner_nodes, "learner", cluster, nodes)
     rollout_nodes = _selector(x.rollout_nodes, "rollout", cluster, nodes)
     free_cpus = _cpus_for_workers(cluster, nodes, learner_nodes, rollout_nodes, x.num_learners * (x.learner_cpus or 1))
-    default_workers = min(max(free_cpus, 1), -(-x.parallel_actors // ENVS_PER_WORKER))
-    workers = x.num_rollout_workers or default_workers
-    learner_cpus = x.learner_cpus
-    if learner_cpus is None:
-        # On a machine of its own, a learner that takes turns with the workers may have every core when it is its turn.
-        takes_turns = x.schedule == "alternate" or (x.schedule == "auto" and device == "cpu")
-        # One core is left to replay, prefetching and the driver: threads that wait for a core stall all the others.
-        free = cpus - 1 if takes_turns else cpus - workers - 1
-        learner_cpus = max(free // x.num_learners, 1) if cluster.local else 1
+    cores = share_cores(x, device, cluster, free_cpus)
     mixture = mixture_of(x.dataset)
     datasets = mixture.datasets
     return Plan(
         agent_spec=agent_spec,
         rollout=deal_environments(
-            x, x.make_train_env, x.parallel_actors, workers, x.seed, x.sample_actions_train, explore=True
+            x, x.make_train_env, x.parallel_actors, cores.workers, x.seed, x.sample_actions_train, explore=True
         ),
         validation=deal_environments(
             x,
             x.make_val_env,
             x.parallel_actors,
-            workers,
+            cores.workers,
             x.seed + VALIDATION_SEEDS,
             x.sample_actions_val,
             explore=False,
@@ -166,7 +163,7 @@ def make_plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Clus
         gin_config=config.snapshot(),
         incarnation=incarnation,
         worker_gpus=ROLLOUT_GPU_SHARE if x.rollout_device == "cuda" else 0.0,
-        learner_cpus=float(learner_cpus),
+        cores=cores,
         learner_gpus=1.0 if device == "cuda" else 0.0,
         learner_nodes=learner_nodes,
         rollout_nodes=rollout_nodes,

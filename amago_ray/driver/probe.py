@@ -23,6 +23,11 @@ from amago_ray.specs import ActionSpec, ObsSpec
 
 def check_settings(settings: ExperimentSettings) -> None:
     """Raises ValueError or TypeError for what can be seen to be wrong without starting or making anything."""
+    if isinstance(settings.ray_address, str) and "@" in settings.ray_address:
+        raise ValueError(  # without its value
+            "Experiment.ray_address holds a name or password, which would be kept in config.txt: write host:port; "
+            "Ray takes a token from the environment (RAY_AUTH_TOKEN)"
+        )
     check_values(settings)
     _check_sources(settings)
     SelectionConfig(settings.replay_sampling, settings.replay_half_life, settings.priority_exponent)
@@ -37,7 +42,7 @@ def check_settings(settings: ExperimentSettings) -> None:
 
 def _check_env_processes(settings: ExperimentSettings) -> None:
     """Raises ValueError for settings of environments in processes of their own that contradict others."""
-    if settings.env_mode == "sync":
+    if settings.env_mode != "processes":
         for name in ("env_timeout_s", "env_max_rollouts", "env_double_buffer"):
             if value := getattr(settings, name):
                 raise ValueError(

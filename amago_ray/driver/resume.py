@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
@@ -18,7 +17,9 @@ from amago_ray.driver.watching import Watching
 from amago_ray.envs.saved_spaces import write_spaces
 from amago_ray.replay.datasets import RowLayout
 from amago_ray.replay.datasets.recorded_spaces import check_meaning, meaning, record_spaces
+from amago_ray.replay.storage import dealing
 from amago_ray.replay.storage.folders import shard_folders
+from amago_ray.replay.storage.store import StoreConfig
 from amago_ray.run_directory import RunDirectory
 from amago_ray.settings import ExperimentSettings, replay_folder
 from amago_ray.watch.metrics import Progress
@@ -42,14 +43,23 @@ def check_same_weights(saved: Mapping[str, list[int]], now: Mapping[str, list[in
             )
 
 
-def check_same_shards(folder: Path, num_shards: int) -> None:
-    """Raises ValueError when a run to be resumed has stored its data in another number of replay shards."""
-    found = len(shard_folders(folder))
-    if found not in (0, num_shards):
-        raise ValueError(
-            f"Experiment.num_replay_shards={num_shards}: this run has stored its data in {found} shards in {folder}; "
-            f"resume it with num_replay_shards={found}"
-        )
+def _deal_to_shards(settings: ExperimentSettings, state: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Where a run goes on with another number of shards, deal out what it has stored; `state` then says where it is.
+
+    A folder that only the shards' own machines see is left to them. Raises StorageError, Corrupt.
+    """
+    folder, wanted, epoch = replay_folder(settings), settings.num_replay_shards, state["progress"]["epoch"]
+    dealing.finish(folder)
+    if "marks" not in state or not shard_folders(folder):
+        return
+    state["marks"] = marks = dealing.marks_since(folder, epoch, state["marks"])
+    if len(marks) == wanted:
+        return
+    num = sum(mark["end"] - mark["first"] for mark in marks.values())
+    say(f"dealing {num:,} trajectories of {len(marks)} replay shards out over {wanted}")
+    config = StoreConfig(compressed=tuple(settings.replay_compression))
+    state["marks"] = dealing.deal_anew(folder, wanted, marks, config)
+    dealing.put_in_place(folder, epoch, state["marks"])
 
 
 def is_begun(settings: ExperimentSettings, directory: RunDirectory) -> bool:
@@ -89,28 +99,27 @@ def state_to_resume(
     state = directory.load_run_state(saved[-1]) if resume and saved else {}
     if state:
         check_same_weights(state["weight_shapes"], weight_shapes(agent_spec.build()))
-        check_same_shards(replay_folder(settings), settings.num_replay_shards)
         check_meaning(state.get("spaces"), layout, "resume: the environments are other ones than before")
     return state
 
 
-def open_folder(settings: ExperimentSettings, directory: RunDirectory, layout: RowLayout, goes_on: bool) -> None:
-    """Make the run's folder, in place of an earlier run's unless this one goes on with it.
-
-    Raises ValueError, naming the setting, where it cannot be written. Nothing is left then of a run that would begin.
-    """
-    if not goes_on and is_begun(settings, directory):
+def open_folder(
+    settings: ExperimentSettings,
+    directory: RunDirectory,
+    layout: RowLayout,
+    state: dict[str, Any],
+    say: Callable[[str], None],
+) -> None:
+    """Make the run's folder, in place of an earlier run's unless this one goes on with it, from `state`."""
+    if not state and is_begun(settings, directory):
         directory.remove()
         shutil.rmtree(replay_folder(settings), ignore_errors=True)
-    try:
-        directory.stopped.unlink(missing_ok=True)
-        create_folder(settings, directory, layout)
-        if settings.replay_durable:
-            record_spaces(replay_folder(settings), layout)
-    except OSError as error:
-        if not goes_on:
-            directory.remove()
-        raise directory.not_writable(error) from error
+    directory.stopped.unlink(missing_ok=True)
+    create_folder(settings, directory, layout)
+    if settings.replay_durable:
+        record_spaces(replay_folder(settings), layout)
+    if state:
+        _deal_to_shards(settings, state, say)
 
 
 def create_folder(settings: ExperimentSettings, directory: RunDirectory, layout: RowLayout) -> None:

@@ -230,6 +230,10 @@ class Ring:
                 found = True
         return found
 
+    def share_cores(self, busy_cores: float) -> None:
+        """Let learners have the cores that collecting workers, who keep so many busy, leave them."""
+        self._topology.learner_threads = self.plan.cores.beside(busy_cores, self.plan.num_learners)
+
     def drive(self, collection: CollectJob | None, learning: LearnJob | None) -> None:
         """Bring what was started to its end, showing progress."""
         jobs: list[CollectJob | LearnJob] = [job for job in (collection, learning) if job is not None]

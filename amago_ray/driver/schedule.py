@@ -6,11 +6,13 @@ over the workers) and a `Learning` (the epoch's batches, on the learner group).
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from amago_ray.driver.bounds import Resource, bound_of, in_words, time_by_resource
 from amago_ray.driver.collection import Collection, CollectSummary
 from amago_ray.driver.pacing import PacedCollection, PacedLearning
 from amago_ray.driver.rate_limiter import RateLimiter, rate_limiter
@@ -19,19 +21,24 @@ from amago_ray.messages import LearnReport, ReplayReport
 from amago_ray.settings import ExperimentSettings
 from amago_ray.watch.metrics import summarize_episodes
 
+MEASURED_EPOCHS = 3  # after which "auto" chooses, by all but the first
+LEAST_GAIN = 1.25  # of time in turn over time together: below, overlapping is not worth weights that are an epoch old
+LEAST_EPOCH_S = 2.0  # epochs that are shorter spend their time on calls, of which this tells nothing
+
 
 @dataclass
 class EpochResult:
     """What one epoch did.
 
     collected, learned: None where it was not the time for it, or nothing was stored yet. rate: how the two kept pace,
-    where they run freely.
+    where they run freely. bound: fractions of the epoch's time by resource (see `bounds.time_by_resource`).
     """
 
     collected: CollectSummary | None
     learned: LearnReport | None
     replay: list[ReplayReport]
     rate: dict[str, float] = field(default_factory=dict)
+    bound: dict[Resource, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """What is logged of it, by section, in the order in which it happened."""
@@ -54,15 +61,36 @@ class EpochResult:
             }
         if self.rate:
             sections["rate"] = self.rate
+        if self.bound:
+            sections["time"] = {f"{resource.capitalize()} (fraction)": x for resource, x in self.bound.items()}
         return sections
 
 
 class Schedule(ABC):
     """Runs epochs: collect a quota, learn a number of batches, publish the weights."""
 
-    @abstractmethod
+    together = True  # whether collecting and learning go on at the same time
+
+    def __init__(self, ring: Ring):
+        self._ring = ring
+        self._bound: Resource | None = None  # that the user was told of
+
     def run_epoch(self, epoch: int, last: bool) -> EpochResult:
-        """Run epoch number `epoch`; `last` says that no other follows. Raises LearnerDied."""
+        """Run epoch number `epoch`; `last` says that no other follows. Raises LearnerDied.
+
+        What bounds the run is said when it changes, from the second epoch on: the first one waits for what is cold.
+        """
+        started, together = time.monotonic(), self.together
+        result = self._run(epoch, last)
+        result.bound = time_by_resource(result.collected, result.learned, time.monotonic() - started, together)
+        if epoch > 0 and bound_of(result.bound) != self._bound:
+            self._bound = bound_of(result.bound)
+            self._ring.say(f"epoch {epoch + 1}: {in_words(result.bound)}")
+        return result
+
+    @abstractmethod
+    def _run(self, epoch: int, last: bool) -> EpochResult:
+        """The epoch itself."""
 
     @abstractmethod
     def next_collected(self, epoch: int) -> int | None:
@@ -80,10 +108,9 @@ class Schedule(ABC):
 class Alternate(Schedule):
     """Collect, then learn. Deterministic given the seed."""
 
-    def __init__(self, ring: Ring):
-        self._ring = ring
+    together = False
 
-    def run_epoch(self, epoch: int, last: bool) -> EpochResult:
+    def _run(self, epoch: int, last: bool) -> EpochResult:
         collection = self._ring.start_collecting(epoch)
         self._ring.drive(collection, None)
         replay = self._ring.commit()
@@ -104,10 +131,10 @@ class Overlap(Schedule):
     """
 
     def __init__(self, ring: Ring):
-        self._ring = ring
+        super().__init__(ring)
         self._ahead: tuple[int, CollectSummary | None] | None = None
 
-    def run_epoch(self, epoch: int, last: bool) -> EpochResult:
+    def _run(self, epoch: int, last: bool) -> EpochResult:
         if self._ahead is None or self._ahead[0] != epoch:
             collection = self._ring.start_collecting(epoch)
             self._ring.drive(collection, None)
@@ -118,11 +145,13 @@ class Overlap(Schedule):
         following = None if last else self._ring.start_collecting(epoch + 1)
         self._ring.drive(following, learning)
         self._ring.publish()
+        if following is not None:
+            self._ring.share_cores(following.summary.busy_cores)
         self._ahead = (epoch + 1, following.summary if following else None)
         return EpochResult(collected, learning.report if learning else None, replay)
 
     def next_collected(self, epoch: int) -> int | None:
-        return epoch + 2
+        return epoch + (1 if self._ahead is None else 2)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -144,13 +173,14 @@ class Continuous(Schedule):
     """
 
     def __init__(self, ring: Ring, limiter: RateLimiter):
-        self._ring, self._limiter = ring, limiter
+        super().__init__(ring)
+        self._limiter = limiter
         self._collection: Collection | None = None
         self._portion = 1
 
-    def run_epoch(self, epoch: int, last: bool) -> EpochResult:
+    def _run(self, epoch: int, last: bool) -> EpochResult:
         if not (self._ring.batches_wanted(epoch) and self._ring.frames_wanted(epoch)):
-            return Alternate(self._ring).run_epoch(epoch, last)
+            return Alternate(self._ring)._run(epoch, last)
         if self._collection is None:
             self._collection = self._ring.open_collection()
             self._limiter.stored(sum(report.timesteps for report in self._ring.commit()))
@@ -171,10 +201,71 @@ class Continuous(Schedule):
         return epoch + 1 if self._collection is None else None
 
 
+class Auto(Schedule):
+    """`Alternate`, until the first epochs have shown that `Overlap` would be faster: then that.
+
+    Both need the cores of one machine, so most often there is nothing to win, and the run stays as deterministic as
+    `Alternate`. There is where environments sleep, or wait for a simulator elsewhere, and leave cores to the learner.
+    """
+
+    together = False
+
+    def __init__(self, ring: Ring):
+        super().__init__(ring)
+        self._chosen: Schedule = Alternate(ring)
+        self._chose = False
+        self._seen: list[tuple[CollectSummary, LearnReport]] = []
+
+    def _run(self, epoch: int, last: bool) -> EpochResult:
+        result = self._chosen._run(epoch, last)
+        if not self._chose and result.collected is not None and result.learned is not None:
+            self._seen.append((result.collected, result.learned))
+            if len(self._seen) == MEASURED_EPOCHS:
+                self._choose(epoch)
+                self._chose = True
+        return result
+
+    def _choose(self, epoch: int) -> None:
+        seen = self._seen[1:]  # the first one waits for what is cold
+        collect_s = sum(collected.wall_s for collected, _ in seen) / len(seen)
+        learn_s = sum(learned.total_s for _, learned in seen) / len(seen)
+        busy_s = sum(collected.busy_s - collected.idle_s for collected, _ in seen) / len(seen)
+        machine = self._ring.plan.cores.machine
+        both_s = max(collect_s, learn_s + (busy_s / machine if machine is not None else 0.0))
+        times = f"{collect_s:.1f} s of collecting, then {learn_s:.1f} s of learning; about {both_s:.1f} s together"
+        if collect_s + learn_s < LEAST_GAIN * both_s:
+            self._ring.say(f"schedule: alternate, since little would be won by overlapping: {times}")
+        elif collect_s + learn_s < LEAST_EPOCH_S:
+            self._ring.say(f"schedule: alternate, since epochs are short: {times}")
+        else:
+            self._ring.say(f"schedule: overlap from epoch {epoch + 2} on, since cores are idle otherwise: {times}")
+            self._overlap()
+
+    def _overlap(self) -> None:
+        self._chosen, self.together = Overlap(self._ring), True
+
+    def next_collected(self, epoch: int) -> int | None:
+        return self._chosen.next_collected(epoch)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return {"auto": {"chose": self._chose, "overlap": self.together}} | self._chosen.state
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """What was chosen stays chosen; where nothing was, the epochs to come are measured."""
+        auto = state.get("auto", {})
+        self._chose = auto.get("chose", False)
+        if auto.get("overlap", False):
+            self._overlap()
+        self._chosen.load_state(state)
+
+
 def make_schedule(settings: ExperimentSettings, ring: Ring) -> Schedule:
-    """The schedule that the settings name; "auto" overlaps where the learner has a device of its own."""
+    """The schedule that the settings name; "auto" overlaps where the learner has a device of its own, and else where
+    the first epochs show that it pays."""
     if settings.schedule == "continuous":
         return Continuous(ring, rate_limiter(settings))
     own_device = ring.plan.learner.device == "cuda"
-    overlap = settings.schedule == "overlap" or (settings.schedule == "auto" and own_device)
-    return Overlap(ring) if overlap else Alternate(ring)
+    if settings.schedule == "auto" and not own_device:
+        return Auto(ring)
+    return Alternate(ring) if settings.schedule == "alternate" else Overlap(ring)

@@ -71,7 +71,11 @@ class Topology:
     Workers and shards that die are restarted by Ray under the same handle; a call that was in flight raises
     `ProcessDied`. Learners are started as a group by `start_learners`, and again when one is lost, because their state
     must be loaded again.
+
+    learner_threads: that each learner computes with from its next call on; None for what the plan says.
     """
+
+    learner_threads: int | None = None
 
     def __init__(self, plan: Plan, in_group: bool = False):
         """Start shards and workers. in_group: every process goes into the placement group that this one belongs to,
@@ -228,7 +232,8 @@ class Topology:
 
     def train(self, num_batches: int, mixture: tuple[float, ...] | None) -> list[RemoteCall[LearnReport]]:
         """Start learning on every learner of the group. mixture: weight of each source of data."""
-        return [RemoteCall(a.train.remote(num_batches, mixture), f"learner {i}") for i, a in enumerate(self._learners)]
+        args = (num_batches, mixture, self.learner_threads)
+        return [RemoteCall(a.train.remote(*args), f"learner {i}") for i, a in enumerate(self._learners)]
 
     def learn_progress(self) -> RemoteCall[int]:
         """Ask how many batches the first learner has done."""

@@ -26,6 +26,7 @@ from amago_ray.envs.pool import (
     spaces_of,
     vector_env_in_list,
 )
+from amago_ray.envs.together import Together, bare, step_together
 
 _FLAGS = (bool, np.bool_)
 
@@ -101,6 +102,13 @@ class EnvPool(Pool):
         self._seed, self._begun = seed, False
         self._next_seed: list[int | None] = [self._draw_seed(index) for index in range(num_envs)]
 
+        self._together = step_together(self._envs) if len(self._makers) == 1 else None
+
+    @property
+    def steps_together(self) -> bool:
+        """Whether all environments are stepped at once (see `envs.together`)."""
+        return self._together is not None
+
     @property
     def spaces(self) -> tuple[gym.Space, gym.Space]:
         """Observation and action space, which all environments share."""
@@ -117,6 +125,24 @@ class EnvPool(Pool):
         return self.begin(np.ones(self.num_envs, bool))[0]
 
     def step(self, actions: np.ndarray) -> Transition:
+        if self._together is not None:
+            self._step_together(self._together, actions)
+        else:
+            self._step_one_by_one(actions)
+        for index, fault in self._not_finite().items():
+            self._fail(index, ValueError(fault))
+        np.logical_not(self._failed, out=self._stepped)
+        ended = self._terminated | self._truncated
+        return self._transition(self._logged.take(ended) if ended.any() else {})
+
+    def _step_together(self, together: Together, actions: np.ndarray) -> None:
+        result = together.step(self._action.to_env(actions))
+        self._observation.write_batch(self._obs, result.obs)
+        self._rewards[:], self._terminated[:], self._truncated[:] = result[1:4]
+        for row, info in result.infos.items():
+            self._logged.add(row, info)
+
+    def _step_one_by_one(self, actions: np.ndarray) -> None:
         obs, rewards, terminated, truncated = self._obs, self._rewards, self._terminated, self._truncated
         write = self._observation.write
         for index, (env, action) in enumerate(zip(self._envs, self._action.to_env(actions), strict=True)):
@@ -133,11 +159,6 @@ class EnvPool(Pool):
                     self._logged.add(index, info)
             except FAILURES as error:
                 self._fail(index, error)
-        for index, fault in self._not_finite().items():
-            self._fail(index, ValueError(fault))
-        np.logical_not(self._failed, out=self._stepped)
-        ended = terminated | truncated
-        return self._transition(self._logged.take(ended) if ended.any() else {})
 
     def begin(self, ended: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
         np.logical_or(ended, self._failed, out=self._fresh)
@@ -185,6 +206,8 @@ class EnvPool(Pool):
         obs, info = reset_env(self._envs[index], self._next_seed[index])
         self._next_seed[index] = None
         self._observation.write(self._obs, index, obs)
+        if self._together is not None:
+            self._together.begin(index)
         if fault := self._not_finite().get(index):
             raise ValueError(fault)
         self._logged.clear(index)
@@ -198,6 +221,8 @@ class EnvPool(Pool):
         self._envs[index] = self._build(self._task[index])
         self._next_seed[index] = self._draw_seed(index)
         self._failed[index] = False
+        if self._together is not None:
+            self._together.envs[index] = bare(self._envs[index])
 
     def _build(self, task: int) -> gym.Env:
         """A new environment of `task`, which fits those that there are."""

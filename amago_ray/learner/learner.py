@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,12 +24,12 @@ from amago_ray.agent.spec import AgentSpec
 from amago_ray.agent.transitions import AgentLoss
 from amago_ray.atomic_files import write_atomically
 from amago_ray.learner.batches import Prefetcher, training_batch
+from amago_ray.learner.precision import MixedPrecision, precision_on
 from amago_ray.learner.provenance import NonFiniteUpdate, describe, origin
 from amago_ray.learner.snapshot import Snapshot, set_random_states
 from amago_ray.messages import Batch, LearnReport, Weights
 from amago_ray.nets.recomputation import held_statistics, recomputing
 
-MixedPrecision = Literal["no", "bf16", "fp16"]
 PRIORITY_BATCHES = 10  # whose priorities go back to replay together
 LARGEST_LOSS = 1e24  # squared errors of 1e12 of the scaled returns: what a number that stands for infinity gives
 LEAST_LOSS_SCALE = 2.0**-14  # of fp16: it has been halved 30 times, after as many steps that were not made
@@ -92,7 +92,7 @@ class Learner:
         self._action_spec = agent_spec.action_spec
         self._accelerator = Accelerator(
             cpu=config.device == "cpu",
-            mixed_precision=config.mixed_precision,
+            mixed_precision=precision_on(config.device, config.mixed_precision),
             gradient_accumulation_steps=config.batches_per_update,
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)] if world_size > 1 else [],
         )

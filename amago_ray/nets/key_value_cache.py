@@ -5,7 +5,6 @@ Shape letters: B environments, S cache slots, H heads, K head width.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,42 +15,21 @@ from torch import Tensor
 
 
 @dataclass
-class CacheStep(ABC):
-    """One layer's view of a cache during one timestep. age_BS, index_BS: of its slots (see `KeyValueCache.advance`)."""
+class TracedCacheStep:
+    """One layer's view of a `TracedCache` during one timestep.
+
+    age_BS, index_BS: of its slots (see `KeyValueCache.advance`). here_B1S1: bool, the slot of the new timestep: a mask,
+    because indices fix B in a graph.
+    """
 
     age_BS: Tensor
     index_BS: Tensor
-
-    @abstractmethod
-    def write(self, k_BH1K: Tensor, v_BH1K: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new timestep and return the slots in use, (B, H, S, K) each."""
-
-
-@dataclass
-class RingStep(CacheStep):
-    """Of a `KeyValueCache`, which is written into."""
-
-    keys_BHSK: Tensor
-    values_BHSK: Tensor
-    row_B: Tensor
-    slot_B: Tensor
-
-    def write(self, k_BH1K: Tensor, v_BH1K: Tensor) -> tuple[Tensor, Tensor]:
-        used = self.age_BS.shape[1]
-        self.keys_BHSK[self.row_B, :, self.slot_B] = k_BH1K[:, :, 0].to(self.keys_BHSK.dtype)
-        self.values_BHSK[self.row_B, :, self.slot_B] = v_BH1K[:, :, 0].to(self.values_BHSK.dtype)
-        return self.keys_BHSK[:, :, :used].to(k_BH1K.dtype), self.values_BHSK[:, :, :used].to(v_BH1K.dtype)
-
-
-@dataclass
-class TracedCacheStep(CacheStep):
-    """Of a `TracedCache`. here_B1S1: bool, the slot of the new timestep: a mask, because indices fix B in a graph."""
-
     cache: TracedCache
     layer: int
     here_B1S1: Tensor
 
     def write(self, k_BH1K: Tensor, v_BH1K: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new timestep and return all slots, (B, H, S, K) each."""
         keys, values = self.cache.keys, self.cache.values
         keys[self.layer] = torch.where(self.here_B1S1, k_BH1K, keys[self.layer])
         values[self.layer] = torch.where(self.here_B1S1, v_BH1K, values[self.layer])
@@ -74,13 +52,6 @@ class KeyValueCache:
     def reset(self, mask_B: np.ndarray) -> None:
         """Forget everything about the environments in `mask_B`; stale slots are never attended."""
         self.count[mask_B] = 0
-
-    def steps(self) -> list[CacheStep]:
-        """Make room for one more timestep, and give each layer its view of it."""
-        slot_B, age_BS, index_BS = self.advance()
-        row_B = torch.arange(len(slot_B), device=slot_B.device)
-        layers = zip(self.keys, self.values, strict=True)
-        return [RingStep(age_BS, index_BS, keys, values, row_B, slot_B) for keys, values in layers]
 
     def advance(self) -> tuple[Tensor, Tensor, Tensor]:
         """Make room for one more timestep of every environment.
@@ -109,8 +80,8 @@ class TracedCache:
     count: Tensor
     num_sinks: int
 
-    def steps(self) -> list[CacheStep]:
-        """As of `KeyValueCache`, over all slots."""
+    def steps(self) -> list[TracedCacheStep]:
+        """Make room for one more timestep, and give each layer its view of it."""
         new_B, num_slots = self.count, self.keys[0].shape[2]
         self.count = self.count + 1
         slots = torch.arange(num_slots, device=new_B.device)

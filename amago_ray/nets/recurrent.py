@@ -91,3 +91,21 @@ def gru_sequence(rnn: nn.GRU, x: Tensor, packing: Packing | None = None) -> Tens
         hidden_BLH = GRURecurrence.apply(gates_BLG.transpose(0, 1).contiguous(), w_hh, b_hh).transpose(0, 1)
         x = hidden_BLH if packing is None else packing.pack(hidden_BLH)
     return x
+
+
+def gru_step(rnn: nn.GRU, x_BD: Tensor, hidden_LBH: Tensor) -> tuple[Tensor, Tensor]:
+    """What `rnn` makes of one timestep: ((B, H), hidden states after it). Here L counts layers.
+
+    On CPUs six operations per layer, where PyTorch's GRU takes some twenty for a sequence of one.
+    """
+    if x_BD.device.type != "cpu":
+        out_B1H, hidden_LBH = rnn(x_BD.unsqueeze(1), hidden_LBH)
+        return out_B1H.squeeze(1), hidden_LBH
+    width, x, after = rnn.hidden_size, x_BD, []
+    for (w_ih, w_hh, b_ih, b_hh), h_BH in zip(rnn.all_weights, hidden_LBH.unbind(), strict=True):
+        x_rz, x_new = F.linear(x, w_ih, b_ih).split_with_sizes((2 * width, width), dim=1)
+        h_rz, h_new = F.linear(h_BH, w_hh, b_hh).split_with_sizes((2 * width, width), dim=1)
+        reset, update = (x_rz + h_rz).sigmoid_().chunk(2, dim=1)
+        x = torch.lerp(torch.addcmul(x_new, reset, h_new).tanh_(), h_BH, update)
+        after.append(x)
+    return x, torch.stack(after)

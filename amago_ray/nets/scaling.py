@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from amago_ray.nets.kept import Kept
 from amago_ray.nets.recomputation import statistics_are_held
 from amago_ray.specs import ArraySpec, Bounds
 
@@ -180,6 +181,7 @@ class InputNorm(RunningMoments):
     def __init__(self, dim: int, beta: float = 1e-4, init_nu: float = 1.0, skip: bool = False):
         super().__init__((dim,), (1,), beta, init_nu)
         self.skip = skip
+        self._kept_deviation: Kept[Tensor] = Kept()
 
     @torch.no_grad()
     def update(self, x: Tensor, mask: Tensor | None = None) -> None:
@@ -189,8 +191,12 @@ class InputNorm(RunningMoments):
     def forward(self, x: Tensor) -> Tensor:
         if self.skip:
             return x
-        sigma = torch.sqrt(self.variance + 1e-5)
-        return (x - self.mu) / nn.functional.threshold(sigma, 0.01, 1.0)
+        acting = not self.training and not torch.is_grad_enabled()
+        return (x - self.mu) / (self._kept_deviation.get(self._deviation) if acting else self._deviation()[0])
+
+    def _deviation(self) -> tuple[Tensor, tuple[Tensor]]:
+        """What features are divided by, and what it is made of."""
+        return nn.functional.threshold(torch.sqrt(self.variance + 1e-5), 0.01, 1.0), (self.variance,)
 
 
 @gin.configurable

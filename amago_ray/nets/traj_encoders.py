@@ -32,7 +32,7 @@ from amago_ray.nets.key_value_cache import KeyValueCache, TracedCache
 from amago_ray.nets.mamba import MambaBlock, MambaMemory
 from amago_ray.nets.packed_sequences import Packing
 from amago_ray.nets.recomputation import recomputed
-from amago_ray.nets.recurrent import gru_sequence
+from amago_ray.nets.recurrent import gru_sequence, gru_step
 from amago_ray.nets.transformer import PositionEmbedding, Transformer
 
 
@@ -198,8 +198,8 @@ class GRUTrajEncoder(TrajEncoder):
         return self.out.weight.new_zeros(self.rnn.num_layers, num_envs, self.rnn.hidden_size)
 
     def step(self, seq_BD: Tensor, time_idx_B: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        out_B1D, memory = self.rnn(seq_BD.unsqueeze(1), memory)
-        return self.out_norm(self.out(out_B1D.squeeze(1))), memory
+        out_BD, memory = gru_step(self.rnn, seq_BD, memory)
+        return self.out_norm(self.out(out_BD)), memory
 
     def reset_memory(self, memory: Tensor, mask_B: np.ndarray) -> Tensor:
         keep_B1 = torch.from_numpy(~mask_B).to(memory.device).unsqueeze(1)

@@ -9,7 +9,7 @@ Shape letters: B sequences (or environments), L timesteps, S cache slots, H head
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import gin
@@ -20,9 +20,11 @@ from torch.nn import functional as F
 
 from amago_ray.nets.attention import Attention
 from amago_ray.nets.feedforward import Normalization, activation
-from amago_ray.nets.key_value_cache import CacheStep, KeyValueCache, TracedCache
+from amago_ray.nets.kept import Kept
+from amago_ray.nets.key_value_cache import KeyValueCache, TracedCache, TracedCacheStep
 from amago_ray.nets.packed_sequences import Packing
 from amago_ray.nets.recomputation import recomputed, statistics_are_held
+from amago_ray.nets.transformer_step import LayerWeights, layer_weights, transformer_step
 
 PositionEmbedding = Literal["fixed", "learnable", "rope"]
 
@@ -56,21 +58,22 @@ class SigmaReparam(nn.Module):
             u, v = left[:, 0].clone(), right[0].clone()  # no views: files of weights refuse parts of a storage
         self.register_buffer("u", u)
         self.register_buffer("v", v)
-        self._folded: tuple[tuple[int, ...], Tensor] | None = None
 
-    def _folded_weight(self) -> Tensor:
-        """The effective weight, kept until something writes into what it is made of: acting reuses it at every step."""
-        versions = (self.weight._version, self.gamma._version, self.u._version, self.v._version)
-        if self._folded is None or self._folded[0] != versions or self._folded[1].device != self.weight.device:
-            sigma = torch.dot(self.u, self.weight.float() @ self.v)
-            self._folded = (versions, self.weight * (self.gamma / sigma))
-        return self._folded[1]
+    @property
+    def sources(self) -> tuple[Tensor, ...]:
+        """What the effective weight is made of."""
+        return self.weight, self.gamma, self.u, self.v
+
+    @torch.no_grad()
+    def effective_weight(self) -> Tensor:
+        """gamma W / sigma(W), without gradient."""
+        return self.weight * (self.gamma / torch.dot(self.u, self.weight.float() @ self.v))
 
     def folded(self) -> nn.Linear:
         """The same layer as a plain linear one, not to be trained."""
         linear = nn.Linear(self.weight.shape[1], self.weight.shape[0], bias=self.bias is not None)
         with torch.no_grad():
-            linear.weight.copy_(self._folded_weight())
+            linear.weight.copy_(self.effective_weight())
             if self.bias is not None:
                 linear.bias.copy_(self.bias)
         return linear.requires_grad_(False)
@@ -83,8 +86,6 @@ class SigmaReparam(nn.Module):
         self.v.copy_(F.normalize(self.u @ weight, dim=0))
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training and not torch.is_grad_enabled():
-            return F.linear(x, self._folded_weight(), self.bias)
         if self.training and not statistics_are_held():
             self.iterate()
         # Copies, because the next power iteration writes into the buffers before backward may have read them.
@@ -145,7 +146,7 @@ class AttentionLayer(nn.Module):
         self.head_scaler = nn.Parameter(torch.ones(n_heads, 1, 1), requires_grad=head_scaling)
 
     def forward(
-        self, x_BLD: Tensor, rope: tuple[Tensor, Tensor] | None, cache: CacheStep | None, packing: Packing | None
+        self, x_BLD: Tensor, rope: tuple[Tensor, Tensor] | None, cache: TracedCacheStep | None, packing: Packing | None
     ) -> Tensor:
         qkv = self.dropout_qkv(self.qkv_projection(x_BLD))
         if packing is not None:
@@ -188,7 +189,7 @@ class TransformerLayer(nn.Module):
         self.dropout_ff = nn.Dropout(dropout_ff)
 
     def forward(
-        self, x_BLD: Tensor, rope: tuple[Tensor, Tensor] | None, cache: CacheStep | None, packing: Packing | None
+        self, x_BLD: Tensor, rope: tuple[Tensor, Tensor] | None, cache: TracedCacheStep | None, packing: Packing | None
     ) -> Tensor:
         x_BLD = x_BLD + self.norm2(self.attention_layer(self.norm1(x_BLD), rope, cache, packing))
         hidden = self.norm4(self.activation(self.ff1(self.norm3(x_BLD))))
@@ -255,6 +256,7 @@ class Transformer(nn.Module):
             for _ in range(n_layers)
         )
         self.norm = Normalization(norm, d_model)
+        self._step_weights: Kept[list[LayerWeights]] = Kept()
 
     def initial_cache(self, num_envs: int, num_slots: int) -> KeyValueCache:
         """An empty cache on this module's device, in its dtype. num_slots: more than the attention has sinks."""
@@ -273,8 +275,11 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Whole sequences without `cache`; with it, L is 1 and the cache is written in place.
 
+        A step over a `KeyValueCache` is that of acting: without dropout and without gradient.
         packing: of sequences that lie end to end, (1, R, d_inp) and (1, R) to (1, R, d_model).
         """
+        if isinstance(cache, KeyValueCache):
+            return transformer_step(self, x_BLD.squeeze(1), time_idx_BL.squeeze(1), cache).unsqueeze(1)
         x_BLD = self.inp(x_BLD)
         rope = None
         if self.pos_emb == "fixed":
@@ -287,7 +292,36 @@ class Transformer(nn.Module):
                 time_idx_BL if packing is None else packing.pad(time_idx_BL), self.d_model // self.n_heads
             )
         x_BLD = self.dropout_emb(x_BLD)
-        steps: Sequence[CacheStep | None] = [None] * len(self.layers) if cache is None else cache.steps()
+        steps: Sequence[TracedCacheStep | None] = [None] * len(self.layers) if cache is None else cache.steps()
         for layer, step in zip(self.layers, steps, strict=True):
             x_BLD = recomputed(layer, x_BLD, rope, step, packing)
         return self.norm(x_BLD)
+
+    def train(self, mode: bool = True) -> Transformer:
+        self._step_weights.forget()
+        return super().train(mode)
+
+    def step_weights(self) -> list[LayerWeights]:
+        """The layers as `transformer_step` computes them, kept until a weight changes. Without gradient."""
+        return self._step_weights.get(self._make_step_weights)
+
+    def _make_step_weights(self) -> tuple[list[LayerWeights], list[Tensor]]:
+        layers = [layer for layer in self.layers if isinstance(layer, TransformerLayer)]
+        sources: list[Tensor] = []
+        for layer in layers:
+            attention = layer.attention_layer
+            sources.append(attention.head_scaler)
+            for linear in (attention.qkv_projection, attention.out_projection, layer.ff1, layer.ff2):
+                sources += linear.sources if isinstance(linear, SigmaReparam) else (linear.weight,)
+        return [layer_weights(layer) for layer in layers], sources
+
+    def positioned(self, x_BD: Tensor, time_idx_B: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
+        """Embeddings (B, D) of single timesteps with their position; or what turns queries and keys by it."""
+        if self.pos_emb == "rope":
+            cos_BHK, sin_BHK = (
+                x.squeeze(2) for x in rope_tables(time_idx_B.unsqueeze(1), self.d_model // self.n_heads)
+            )
+            return x_BD, lambda x_BHK: rotate(x_BHK, cos_BHK, sin_BHK)
+        if self.position is not None:
+            return x_BD + self.position(time_idx_B.clamp(max=self.position.num_embeddings - 1)), None
+        return x_BD + sinusoid(time_idx_B, self.d_model).to(x_BD.dtype), None

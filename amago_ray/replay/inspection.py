@@ -74,15 +74,16 @@ def find_stored_data(path: Path) -> StoredData:
             f"{path} holds no stored data: name the folder of a run, its replay folder, or what import-data wrote "
             "(a run with Experiment.replay_durable = False keeps nothing)"
         )
-    if "replay_capacity_gb" not in settings:
+    try:
+        num = settings["num_replay_shards"]
+        return StoredData(
+            shards,
+            config,
+            capacity_bytes=int(settings["replay_capacity_gb"] * 1e9 / num),
+            capacity_trajectories=-(-(settings["replay_capacity_trajectories"] or UNBOUNDED) // num),
+        )
+    except (KeyError, TypeError, ValueError, ArithmeticError):  # of a file that is damaged, or of no run
         return StoredData(shards, config)
-    num = settings["num_replay_shards"]
-    return StoredData(
-        shards,
-        config,
-        capacity_bytes=int(settings["replay_capacity_gb"] * 1e9 / num),
-        capacity_trajectories=-(-(settings["replay_capacity_trajectories"] or UNBOUNDED) // num),
-    )
 
 
 def run_settings(config: Path) -> dict[str, Any]:

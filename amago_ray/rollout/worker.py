@@ -22,6 +22,7 @@ from amago_ray.nets.actions import stored_action
 from amago_ray.pending import ShardAway
 from amago_ray.rollout.assignment import Assignment, Tally
 from amago_ray.rollout.recorder import Numbers, TrajectoryRecorder
+from amago_ray.rollout.scheduled import runnable_s
 from amago_ray.rollout.statistics import EpisodeStatistics
 from amago_ray.specs import ActionSpec
 
@@ -300,6 +301,10 @@ class RolloutWorker:
             except ShardAway as away:  # the steps are made, and the writer keeps what they finished
                 shard_away = str(away)
         env_failures, self._failures_told = self._pool.failures - self._failures_told, self._pool.failures
+        total_s, runnable, idle_s = time.perf_counter() - chunk.started, runnable_s(), 0.0
+        if runnable is not None and chunk.runnable is not None and self.config.env_processes is None:
+            # (Where environments are processes, they work while this one waits.)
+            idle_s = max(total_s - (runnable - chunk.runnable), 0.0)
         return RolloutReport(
             worker=self._worker,
             incarnation=self._incarnation,
@@ -311,10 +316,11 @@ class RolloutWorker:
             act_s=chunk.act_s,
             step_s=chunk.step_s,
             wait_s=wait_s,
-            total_s=time.perf_counter() - chunk.started,
+            total_s=total_s,
             env_failures=env_failures,
             exploration=self._explore.metrics() if self._explore is not None else {},
             shard_away=shard_away,
+            idle_s=idle_s,
         )
 
     def send(self, chunk: Chunk) -> None:
@@ -410,6 +416,7 @@ class Chunk:
     act_s: float = 0.0
     step_s: float = 0.0
     started: float = field(default_factory=time.perf_counter)
+    runnable: float | None = field(default_factory=runnable_s)
     frames: Counter[str] = field(default_factory=Counter)
 
 

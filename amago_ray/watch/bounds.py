@@ -75,11 +75,11 @@ class Bound:
 
 
 def bound_of(log: RunLog) -> Bound | None:
-    """The verdict over the newest epochs; None before the first."""
+    """The verdict over the newest epochs; None before the first, and where no rates were logged."""
     times = EpochTimes.of(log)
     newest = EpochTimes(*(each[-RECENT_EPOCHS:] for each in (times.epoch, times.took_s, times.part_s)))
     _, shares = newest.shares(1)
-    return verdict(shares[0].tolist()) if len(shares) else None
+    return verdict(shares[0].tolist()) if shares.any() else None
 
 
 def verdict(shares: Sequence[float]) -> Bound:

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from amago_ray.watch.metrics import METRICS_FILE
+from amago_ray.watch.metrics import AXES, METRICS_FILE
 
-AXES = ("epoch", "total_frames", "gradient_steps", "wall_s")
 MAX_MARK_BYTES = 4096
 
 

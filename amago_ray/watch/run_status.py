@@ -11,8 +11,8 @@ from amago_ray.replay.inspection import Contents, find_stored_data, run_settings
 from amago_ray.replay.storage.records import Corrupt
 from amago_ray.replay.storage.segments import StorageError
 from amago_ray.run_directory import RunDirectory
-from amago_ray.watch.metrics import AVERAGE_RETURN
-from amago_ray.watch.run_log import AXES, RunLog
+from amago_ray.watch.metrics import AVERAGE_RETURN, AXES
+from amago_ray.watch.run_log import RunLog
 
 RECENT_EPOCHS = 10  # that rates are taken over
 PATIENCE_EPOCHS, PATIENCE_S = 3, 60.0  # a run is silent when this many of its longest epochs, and this, have passed

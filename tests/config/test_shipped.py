@@ -53,13 +53,19 @@ def test_files_of_ones_own_come_first(tmp_path: Path) -> None:
         ("tmase", "did you mean 'tmaze'?"),
         ("passive_50", "did you mean 'tmaze/passive_50'?"),
         ("configs/popgym/game.gin", "did you mean 'popgym/games'?"),
-        ("/zzz/zzz.gin", "`amago-ray configs` lists those that do"),
+        ("zzz/zzz.gin", "`amago-ray configs` lists those that do"),
     ],
 )
 def test_a_name_that_is_not_there_is_answered_with_the_nearest(name: str, answer: str) -> None:
     expected = f"--config {name}: there is no such file, nor does one of that name come along; {answer}"
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         config.load([name])
+
+
+@pytest.mark.parametrize("path", ["/zzz/tmaze.gin", "runs/tmaze/config.txt"])
+def test_a_path_is_no_name(path: str) -> None:
+    with pytest.raises(ValueError, match=f"^--config {re.escape(path)}: there is no such file$"):
+        config.load([path])
 
 
 def test_by_name_they_are_configurations_with_their_includes() -> None:
@@ -112,9 +118,9 @@ def test_a_wheel_has_them(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         inside = {name for name in archive.namelist() if ".dist-info/" not in name}
         archive.extractall(unpacked)
-    modules = {path.relative_to(source).as_posix() for path in (source / "amago_ray").rglob("*.py")}
+    package = {path.relative_to(source).as_posix() for path in (source / "amago_ray").rglob("*.*")}
     configs = {f"amago_ray/{path.relative_to(source).as_posix()}" for path in (source / "configs").rglob("*.*")}
-    assert inside == modules | configs
+    assert inside == package | configs
     code = (
         "from amago_ray.config import shipped; print(shipped.find('meta_frozen_lake'))\n"
         "from amago_ray import train; train.main(['configs', 'tmaze'])"

@@ -9,6 +9,7 @@ import functools
 import os
 import signal
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,7 +113,8 @@ def one_line_or_success(outcome: Outcome, good: tuple[int, ...] = (0,)) -> None:
 
 @contextmanager
 def a_scene() -> Iterator[Scene]:
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what may be as it is, and is said on stderr too
         patch.setattr(Experiment, "learn", lambda self, until=None: None)
         yield Scene(Path(folder), patch, MACHINE, topology=FakeTopology)
 

@@ -27,7 +27,8 @@ from amago_ray.agent.losses import exp_filter, leaky_relu_filter
 from amago_ray.agent.optimizers import AdamWRel
 from amago_ray.agent.policy import TrainingBatch
 from amago_ray.agent.spec import AgentSpec
-from amago_ray.learner.learner import Learner, LearnerConfig, MixedPrecision, fetch_means
+from amago_ray.learner.learner import Learner, LearnerConfig, fetch_means
+from amago_ray.learner.precision import MixedPrecision
 from amago_ray.messages import Batch
 from amago_ray.nets.attention import SlidingSinkAttention
 from amago_ray.nets.cnn import GridworldCNN

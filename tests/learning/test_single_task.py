@@ -13,7 +13,7 @@ from small_agents import small_agent_spec, with_gammas
 from amago_ray import config
 from amago_ray.agent import MultiTaskAgent
 from amago_ray.envs.builtin import Identity, TMaze
-from amago_ray.learner.learner import MixedPrecision
+from amago_ray.learner.precision import MixedPrecision
 from amago_ray.nets.critics import NCriticsTwoHot
 from amago_ray.nets.traj_encoders import FFTrajEncoder, GRUTrajEncoder, MambaTrajEncoder, TformerTrajEncoder
 from amago_ray.rollout.evaluate import random_policy

@@ -21,7 +21,7 @@ from system.processes import wait_until
 
 from amago_ray.replay.storage.folders import shard_folders
 from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
-from amago_ray.watch.metrics import read_metrics
+from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
 
 WANTED = {"worker": 3, "shard": 2, "learner": 2}
 TITLES = {"worker": "ray::RolloutActor", "shard": "ray::ShardActor", "learner": "ray::LearnerActor"}
@@ -207,7 +207,7 @@ def end_and_check(prey: Prey, deeds: Deeds) -> dict[str, Any]:
     lines = prey.journal.read_bytes()[prey.journal_begins :].decode().splitlines()
     acknowledged = {tuple(json.loads(line)) for line in lines}
     assert acknowledged and acknowledged <= stored.keys(), "nothing that was acknowledged is lost"
-    first, last = (np.mean([row["collect/Average Total Return Across All Environments"] for row in part]) for part in (
+    first, last = (np.mean([row[f"collect/{AVERAGE_RETURN}"] for row in part]) for part in (
         collected[:3], collected[-3:]
     ))  # fmt: skip
     return deeds.report() | {

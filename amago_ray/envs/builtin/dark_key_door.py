@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import index
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from amago_ray.envs.builtin import grid
 from amago_ray.envs.builtin.arguments import check_flag, check_integer, check_render_mode
 from amago_ray.envs.builtin.grid import NUM_MOVES
+from amago_ray.envs.together import StepTogether, Together
 
 CELL_PX = 24
 FLOOR: grid.Color = (238, 238, 232)
@@ -127,6 +129,12 @@ class DarkKeyDoor(gym.Env[NDArray[np.float32], np.int64]):
         truncated = self._rollout_steps == self.horizon
         return observation, reward, False, truncated, self._metrics() if truncated else {}
 
+    @staticmethod
+    def together(envs: Sequence[DarkKeyDoor]) -> RoomsTogether | None:
+        """See `envs.together`: of equal rooms. (Subclasses have rules of their own.)"""
+        settings = [(env.size, env.max_episode_steps, env.horizon, env.dark) for env in envs]
+        return RoomsTogether(envs) if settings == settings[:1] * len(envs) else None
+
     def render(self) -> grid.Image | None:
         """The room as nobody in it sees it: key gold, door brown, agent red, and gold inside once it has the key."""
         if self.render_mode is None:
@@ -162,7 +170,55 @@ class DarkKeyDoor(gym.Env[NDArray[np.float32], np.int64]):
         return observation
 
     def _metrics(self) -> dict[str, float]:
-        return {
-            "AMAGO_LOG_METRIC Successes": float(self._successes),
-            "AMAGO_LOG_METRIC Keys Found": float(self._keys_found),
-        }
+        return _metrics_of(self._successes, self._keys_found)
+
+
+def _metrics_of(successes: int, keys_found: int) -> dict[str, float]:
+    return {"AMAGO_LOG_METRIC Successes": float(successes), "AMAGO_LOG_METRIC Keys Found": float(keys_found)}
+
+
+class RoomsTogether(Together):
+    """N rooms of equal settings."""
+
+    def __init__(self, envs: Sequence[DarkKeyDoor]) -> None:
+        super().__init__(envs)
+        self._first, num = envs[0], len(envs)
+        self._rows = np.arange(num)
+        self._neighbours, self._readings = np.array(self._first._neighbours), self._first._readings[:, :3]
+        self._moves = np.zeros((num, NUM_MOVES), np.int64)
+        self._cell, self._start, self._key, self._door = np.zeros((4, num), np.int64)
+        self._attempt_steps, self._rollout_steps, self._successes, self._keys_found = np.zeros((4, num), np.int64)
+        self._has_key = np.zeros(num, bool)
+        self._told = np.zeros((num, 0 if self._first.dark else 5), np.float32)  # beside the position
+
+    def begin(self, row: int) -> None:
+        env = self.envs[row]
+        self._moves[row] = [env._actions[action] for action in range(NUM_MOVES)]
+        self._start[row], self._key[row], self._door[row] = env._start, env._key, env._door
+        self._told[row] = env._observe()[3:]
+        self._cell[row], self._has_key[row] = env._start, False
+        for counts in (self._attempt_steps, self._rollout_steps, self._successes, self._keys_found):
+            counts[row] = 0
+
+    def step(self, actions: np.ndarray) -> StepTogether:
+        env = self._first
+        self._cell = self._neighbours[self._cell, self._moves[self._rows, actions]]
+        self._attempt_steps += 1
+        self._rollout_steps += 1
+        finds = (self._cell == self._key) & ~self._has_key
+        enters = (self._cell == self._door) & self._has_key & ~finds
+        self._has_key |= finds
+        self._keys_found += finds
+        self._successes += enters
+        over = enters | (self._attempt_steps == env.max_episode_steps)
+        self._cell[over] = self._start[over]
+        self._has_key[over] = False
+        self._attempt_steps[over] = 0
+        obs = np.concatenate((self._readings[self._cell], self._told), axis=1)
+        obs[over, 2] = 1.0
+        if not env.dark:
+            obs[:, 7] = self._has_key
+        truncated = self._rollout_steps == env.horizon
+        finished = np.flatnonzero(truncated).tolist()
+        infos = {row: _metrics_of(self._successes[row], self._keys_found[row]) for row in finished}
+        return StepTogether(obs, (finds | enters).astype(np.float32), np.zeros(len(obs), bool), truncated, infos)

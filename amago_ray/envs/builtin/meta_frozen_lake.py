@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import index
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from amago_ray.envs.builtin import grid
 from amago_ray.envs.builtin.arguments import check_flag, check_integer, check_number, check_render_mode
 from amago_ray.envs.builtin.grid import DOWN, LEFT, NUM_MOVES, RIGHT, STAY, UP
+from amago_ray.envs.together import StepTogether, Together
 
 FROZEN_CHANCE = 0.8
 FALL_COST = -0.1
@@ -163,6 +165,13 @@ class MetaFrozenLake(gym.Env[NDArray[np.float32], np.int64]):
         observation = self._start_attempt() if attempt_over and not terminated else self._observe()
         return observation, reward, terminated, truncated, self._metrics() if terminated or truncated else {}
 
+    @staticmethod
+    def together(envs: Sequence[MetaFrozenLake]) -> LakesTogether | None:
+        """See `envs.together`: of equal lakes that draw nothing in a step."""
+        settings = [(e.size, e.k_episodes, e.recover_mode, e.max_episode_steps, e.show_k_progress) for e in envs]
+        draws = any(env.hard_mode or env.slip_chance for env in envs)
+        return None if draws or settings != settings[:1] * len(envs) else LakesTogether(envs)
+
     def render(self) -> grid.Image | None:
         """The lake with the agent in red, and below it the attempts: green reached, dark failed, grey to come."""
         if self.render_mode is None:
@@ -216,9 +225,63 @@ class MetaFrozenLake(gym.Env[NDArray[np.float32], np.int64]):
         return observation
 
     def _metrics(self) -> dict[str, float]:
-        metrics = {name: float(success) for name, success in zip(self._metric_names, self._successes)}
-        if self._successes:
-            metrics["AMAGO_LOG_METRIC First Attempt Success"] = float(self._successes[0])
-        if len(self._successes) == self.k_episodes:
-            metrics["AMAGO_LOG_METRIC Last Attempt Success"] = float(self._successes[-1])
+        return self._metrics_of(self._successes)
+
+    def _metrics_of(self, successes: Sequence[bool]) -> dict[str, float]:
+        metrics = {name: float(success) for name, success in zip(self._metric_names, successes)}
+        if successes:
+            metrics["AMAGO_LOG_METRIC First Attempt Success"] = float(successes[0])
+        if len(successes) == self.k_episodes:
+            metrics["AMAGO_LOG_METRIC Last Attempt Success"] = float(successes[-1])
         return metrics
+
+
+class LakesTogether(Together):
+    """N lakes of equal settings, none of which draws random numbers in a step."""
+
+    def __init__(self, envs: Sequence[MetaFrozenLake]) -> None:
+        super().__init__(envs)
+        self._first = first = envs[0]
+        num, cells = len(envs), first.size**2
+        self._rows = np.arange(num)
+        self._neighbours = np.array(first._neighbours)
+        self._readings = np.array(first._readings)
+        self._holes = np.zeros((num, cells), bool)
+        self._cell, self._attempt_steps, self._rollout_steps, self._attempts = np.zeros((4, num), np.int64)
+        self._successes = np.zeros((num, first.k_episodes), bool)
+
+    def begin(self, row: int) -> None:
+        self._holes[row] = False
+        self._holes[row, list(self.envs[row]._whole_map_holes)] = True
+        for state in (self._cell, self._attempt_steps, self._rollout_steps, self._attempts):
+            state[row] = 0  # of cells: the start
+
+    def step(self, actions: np.ndarray) -> StepTogether:
+        env, rows = self._first, self._rows
+        self._attempt_steps += 1
+        self._rollout_steps += 1
+        cell = self._neighbours[self._cell, actions]
+        fallen, success = self._holes[rows, cell], cell == env._goal
+        rewards = success.astype(np.float32)
+        over = success | (self._attempt_steps == env.attempt_limit)
+        if env.recover_mode:
+            rewards[fallen] = FALL_COST
+            cell = np.where(fallen, self._cell, cell)
+        else:
+            over |= fallen
+        ended = np.flatnonzero(over)
+        self._successes[ended, self._attempts[ended]] = success[ended]
+        self._attempts += over
+        terminated = self._attempts == env.k_episodes
+        truncated = (self._rollout_steps == env.max_episode_steps) & ~terminated
+        again = over & ~terminated
+        cell[again] = env._start
+        self._attempt_steps[again] = 0
+        self._cell = cell
+        obs = self._readings[cell]
+        obs[again, 2] = 1.0
+        if env.show_k_progress:
+            obs[:, 3] = self._attempts / env.k_episodes
+        finished = np.flatnonzero(terminated | truncated).tolist()
+        infos = {row: env._metrics_of(self._successes[row, : self._attempts[row]].tolist()) for row in finished}
+        return StepTogether(obs, rewards, terminated, truncated, infos)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import index
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from amago_ray.envs.builtin import grid
 from amago_ray.envs.builtin.arguments import check_flag, check_integer, check_number, check_render_mode
+from amago_ray.envs.together import StepTogether, Together
 
 LEFT, DOWN, RIGHT, UP = range(4)
 NUM_ACTIONS = 4
@@ -104,6 +106,12 @@ class TMaze(gym.Env[NDArray[np.float32], np.int64]):
         info = {"AMAGO_LOG_METRIC Success": float(self._turn == self._goal)} if terminated or truncated else {}
         return self._observe(), reward, terminated, truncated, info
 
+    @staticmethod
+    def together(envs: Sequence[TMaze]) -> TMazesTogether | None:
+        """See `envs.together`: of equal mazes."""
+        settings = [(env.corridor_length, env.active, env.penalty) for env in envs]
+        return TMazesTogether(envs) if settings == settings[:1] * len(envs) else None
+
     def render(self) -> grid.Image | None:
         """The maze from above: agent red, the arm that the cue means green, the cell that shows the cue gold."""
         if self.render_mode is None:
@@ -123,3 +131,34 @@ class TMaze(gym.Env[NDArray[np.float32], np.int64]):
         at_junction = self._x == self._junction and self._turn is None
         cue = 0 if self._x != self._oracle else 1 if self._goal == UP else -1
         return np.array((self._x == self._start, at_junction, cue), dtype=np.float32)
+
+
+class TMazesTogether(Together):
+    """N mazes of equal settings."""
+
+    def __init__(self, envs: Sequence[TMaze]) -> None:
+        super().__init__(envs)
+        self._first = envs[0]
+        self._x, self._steps, self._goal = np.zeros((3, len(envs)), np.int64)
+
+    def begin(self, row: int) -> None:
+        self._x[row], self._steps[row], self._goal[row] = self._first._start, 0, self.envs[row]._goal
+
+    def step(self, actions: np.ndarray) -> StepTogether:
+        env = self._first
+        self._steps += 1
+        at_junction = self._x == env._junction
+        goes_on = (actions == RIGHT) & ~at_junction
+        turns = ((actions == UP) | (actions == DOWN)) & at_junction
+        success = turns & (actions == self._goal)
+        rewards = np.where(goes_on | turns, success, env.penalty).astype(np.float32)
+        self._x += goes_on
+        self._x -= (actions == LEFT) & (self._x > 0)
+        truncated = (self._steps == env.horizon) & ~turns
+        obs = np.zeros((len(rewards), 3), np.float32)
+        obs[:, 0] = self._x == env._start
+        obs[:, 1] = (self._x == env._junction) & ~turns
+        obs[:, 2] = np.where(self._x == env._oracle, np.where(self._goal == UP, 1, -1), 0)
+        finished = np.flatnonzero(turns | truncated).tolist()
+        infos = {row: {"AMAGO_LOG_METRIC Success": float(success[row])} for row in finished}
+        return StepTogether(obs, rewards, turns, truncated, infos)

@@ -211,6 +211,11 @@ class TrajectoryStore:
             self._show_staged(number)
         self._evict()
 
+    def show_staged(self) -> None:
+        """Look at what is stored and not committed as the next commit would show it; of a store that is read only."""
+        assert self.read_only, "commit() writes it down, too"
+        self._show_staged(self.commits + 1)
+
     def _show_staged(self, number: int) -> None:
         self.commits = number
         if not self._staged:

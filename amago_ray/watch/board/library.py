@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from amago_ray.run_directory import RunDirectory
+from amago_ray.watch.bounds import Bound, bound_of
 from amago_ray.watch.run_log import RunLog
 from amago_ray.watch.run_status import RunStatus, run_status
 
 MAX_DEPTH = 4  # of runs below a folder
 SCAN_INTERVAL_S = 5.0
-STATUS_INTERVAL_S = 2.0  # after which a status is made anew though nothing was logged: a run may have become silent
+# After which a status is made anew though nothing was logged: a run may have become silent, one at rest been resumed.
+STATUS_INTERVAL_S, AT_REST_INTERVAL_S = 2.0, 15.0
+AT_REST = ("finished", "stopped", "silent")
 NOT_RUNS = ("replay", "ckpts", "wandb_logs", "tensorboard", "videos", "tune")  # folders that are not looked into
 MEDIA = {".gif": "image/gif", ".png": "image/png", ".mp4": "video/mp4", ".webm": "video/webm"}
 MAX_MEDIA, MAX_EVENTS = 500, 500
@@ -39,6 +42,8 @@ class Run:
         self.log = RunLog(root)
         self._status: RunStatus | None = None
         self._status_of: tuple[str, float] = ("", 0.0)
+        self._bound: Bound | None = None
+        self._bound_of = ""
 
     @property
     def directory(self) -> RunDirectory:
@@ -47,10 +52,18 @@ class Run:
     def status(self, now: float) -> RunStatus:
         """How it is doing, by what was read of its log, without its replay. Raises ValueError when it is gone."""
         version, made = self._status_of
-        if self._status is None or version != self.log.version or now - made > STATUS_INTERVAL_S:
-            self._status = run_status(self.root, now, self.log, look_into_replay=False)
-            self._status_of = (self.log.version, now)
+        if self._status is not None and version == self.log.version:
+            if now - made <= (AT_REST_INTERVAL_S if self._status.state in AT_REST else STATUS_INTERVAL_S):
+                return self._status
+        self._status = run_status(self.root, now, self.log, look_into_replay=False)
+        self._status_of = (self.log.version, now)
         return self._status
+
+    def bound(self) -> Bound | None:
+        """What bounds it, by what was read of its log."""
+        if self._bound_of != self.log.version:
+            self._bound, self._bound_of = bound_of(self.log), self.log.version
+        return self._bound
 
     def media(self) -> dict[str, Media]:
         """Pictures and videos by their path in the run's folder, newest first. Links are left out."""

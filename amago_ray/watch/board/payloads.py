@@ -12,7 +12,7 @@ import numpy as np
 
 from amago_ray.replay.inspection import Contents
 from amago_ray.watch.board.library import MEDIA, Library, Run
-from amago_ray.watch.bounds import PARTS, EpochTimes, bound_of
+from amago_ray.watch.bounds import PARTS, EpochTimes
 from amago_ray.watch.replay_histograms import UNITS_S, bin_edges, env_groups
 from amago_ray.watch.run_status import stored_replay
 
@@ -30,7 +30,7 @@ def run_row(run: Run) -> dict[str, Any]:
     row = asdict(status) | {"id": run.id, "version": run.log.version, "broken": run.log.broken}
     for name in ("replay", "replay_error", "name"):
         del row[name]
-    bound = bound_of(run.log)
+    bound = run.bound()
     return row | {"bound": None if bound is None else asdict(bound)}
 
 
@@ -52,7 +52,7 @@ def names_of_metrics(runs: Sequence[Run]) -> list[str]:
 def run_details(run: Run) -> dict[str, Any]:
     """What bounds a run, its processes, what became of them, its pictures and its policies."""
     epochs, shares = EpochTimes.of(run.log).shares(SPANS)
-    bound = bound_of(run.log)
+    bound = run.bound()
     return {
         "id": run.id,
         "bound": None if bound is None else asdict(bound),

@@ -159,11 +159,12 @@ class Board:
     def _curves(self, request: web.Request) -> dict[str, Any]:
         runs, names = self._chosen(request), request.query.getall("name", [])
         axis = request.query.get("axis", "total_frames")
-        points = min(max(int(request.query.get("points", 500)), 4), MAX_POINTS)
+        points = min(int(request.query.get("points", 500)), MAX_POINTS)
+        smooth = float(request.query.get("smooth", 0.0))
         if len(runs) * len(names) > MAX_CURVES:
             raise ValueError(f"{len(runs)} runs and {len(names)} metrics: ask for fewer than {MAX_CURVES} curves")
         return {
-            run.id: {"version": run.log.version, "curves": {n: curve(run.log, n, axis, points) for n in names}}
+            run.id: {"version": run.log.version, "curves": {n: curve(run.log, n, axis, points, smooth) for n in names}}
             for run in runs
         }
 

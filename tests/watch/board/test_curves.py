@@ -9,14 +9,14 @@ import pytest
 from watch.test_run_status import make_run
 
 from amago_ray.watch.board.curves import curve, thinned
-from amago_ray.watch.metrics import AVERAGE_RETURN
+from amago_ray.watch.metrics import AVERAGE_RETURN, MetricsLog, Progress
 from amago_ray.watch.run_log import RunLog
 
 
 @pytest.mark.parametrize("num", [0, 1, 4, 5, 399, 400, 401, 1000, 123_457])
 def test_never_more_points_than_asked_for(num: int) -> None:
     kept = thinned(np.random.default_rng(0).normal(size=num), 400)
-    assert len(kept) == num if num <= 400 else 300 < len(kept) <= 400
+    assert len(kept) == num if num <= 400 else 150 < len(kept) <= 400
     assert (np.diff(kept) > 0).all()
     if num:
         assert kept[0] == 0 and kept[-1] == num - 1
@@ -32,6 +32,32 @@ def test_spikes_and_gaps_stay() -> None:
     inside = (kept > 20_300) & (kept < 29_700)
     assert inside.any() and np.isnan(values[kept[inside]]).all()
     assert 10 < len(thinned(np.full(5000, np.nan), 100)) <= 100
+
+
+def test_a_curve_that_grows_is_not_drawn_otherwise_with_every_value() -> None:
+    """Peers draw another sample each time: the curve jumps about while it is looked at."""
+    values = np.random.default_rng(0).normal(size=10_000)
+    before = thinned(values, 400)
+    for more in range(1, 30):
+        now = thinned(np.concatenate((values, np.ones(more))), 400)
+        assert set(before[:-3].tolist()) <= set(now.tolist())
+
+
+def test_an_average_is_the_same_however_few_points_are_drawn(tmp_path: Path) -> None:
+    file = MetricsLog(tmp_path, resume=False)
+    for epoch in range(1000):
+        value = float("nan") if 200 <= epoch < 300 else float(epoch % 7)
+        file.log("train", {"Total Loss": value}, Progress(epoch, epoch, {}, float(epoch)))
+    file.close()
+    log = RunLog(tmp_path)
+    log.refresh()
+    few, all_of_them = (curve(log, "train/Total Loss", "epoch", points, smooth=0.99) for points in (50, 2000))
+    exact = dict(zip(all_of_them["x"], all_of_them["smooth"]))
+    assert len(few["x"]) <= 50 and all(exact[x] == y for x, y in zip(few["x"], few["smooth"]))
+    assert exact[1] == 0.0, "it begins with the first value"
+    assert exact[250] is None and exact[1000] == pytest.approx(3.0, abs=0.05)
+    with pytest.raises(ValueError, match=r"smooth=1\.0"):
+        curve(log, "train/Total Loss", "epoch", 50, smooth=1.0)
 
 
 def test_a_curve_of_a_run(tmp_path: Path) -> None:

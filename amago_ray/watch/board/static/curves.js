@@ -10,6 +10,7 @@ export const AXES = {
   wall_s: ["time", "training time"],
 };
 const POINTS = 400, NAMES_PER_QUESTION = 24;
+const MANY = 10; // runs, whose points would hide the lines
 
 export class Curves {
   constructor(element, options) {
@@ -83,8 +84,8 @@ export class Curves {
         const due = this.cards.filter((card) => card.visible && card.drawn !== wanted);
         for (const batch of batches(due)) {
           const names = [...new Set(batch.flatMap((card) => this.lines(card).map((line) => line.name)))];
-          const { axis } = this.options;
-          const answer = await ask("/api/curves", { run: this.runs.map((run) => run.id), name: names, axis, points: POINTS });
+          const { axis, smooth } = this.options;
+          const answer = await ask("/api/curves", { run: this.runs.map((run) => run.id), name: names, axis, smooth, points: POINTS });
           for (const card of batch) {
             this.draw(card, answer, axis);
             card.drawn = wanted;
@@ -121,7 +122,7 @@ export class Curves {
         if (label && lines.length > 1 || byGamma) entries.set(label, [byGamma ? paint : cssColour("--soft"), line.thin]);
         traces.push(...linesOf(found, x, paint, {
           name: plain([this.runs.length > 1 ? run.id : "", label].filter(Boolean).join(", ") || card.spec.title),
-          thin: line.thin && lines.length > 1, smooth: this.options.smooth, dash: dash(run.slot),
+          thin: line.thin && lines.length > 1, dash: dash(run.slot), many: this.runs.length > MANY,
         }));
         if (!line.thin || lines.length === 1) newest = lastOf(found.y) ?? newest;
       });
@@ -183,26 +184,17 @@ function scaled(answer, axis) {
   return [(x) => x.map((each) => each / seconds), `${title} (${unit})`];
 }
 
-// An exponential average that begins without bias; gaps stay gaps.
-export function smoothed(values, strength) {
-  let sum = 0, weight = 0;
-  return values.map((value) => {
-    if (value === null) return null;
-    sum = strength * sum + (1 - strength) * value;
-    weight = strength * weight + (1 - strength);
-    return sum / weight;
-  });
-}
-
-function linesOf(found, x, paint, { name, thin, smooth, dash: pattern }) {
-  const few = found.x.length <= 40 && !thin;
+function linesOf(found, x, paint, { name, thin, many, dash: pattern }) {
+  // Of a line a point alone between gaps, or at all, would not be seen.
+  const alone = found.y.some((value, i) => value !== null && (found.y[i - 1] ?? null) === null && (found.y[i + 1] ?? null) === null);
+  const marked = alone || (found.x.length <= 40 && !thin && !many);
   const base = {
-    x: x(found.x), name, mode: few || found.x.length === 1 ? "lines+markers" : "lines", marker: { size: 5, color: paint },
+    x: x(found.x), name, mode: marked ? "lines+markers" : "lines", marker: { size: thin ? 3.5 : 5, color: paint },
     line: { color: paint, width: thin ? 1.1 : 2, dash: pattern }, opacity: thin ? 0.6 : 1, hovertemplate: "%{y:.4g}",
   };
-  if (!smooth || found.x.length < 4) return [{ ...base, y: found.y }];
+  if (!found.smooth) return [{ ...base, y: found.y }];
   return [
     { ...base, y: found.y, mode: "lines", opacity: 0.22, line: { ...base.line, width: 1 }, hoverinfo: "skip", hovertemplate: null },
-    { ...base, y: smoothed(found.y, smooth), mode: "lines" },
+    { ...base, y: found.smooth, mode: alone ? base.mode : "lines" },
   ];
 }

@@ -74,7 +74,7 @@ export class Time extends Panel {
       const about = answers[i];
       const card = make("section", { class: "card" }, this.title(run));
       this.element.append(card);
-      if (!about.bound) return card.append(make("p", { class: "quiet" }, "Nothing has been logged yet."));
+      if (!about.bound) return card.append(make("p", { class: "quiet" }, "It is not known yet: nothing was logged of where the time goes."));
       card.append(make("p", { class: "verdict" }, `Bound by ${WHAT[about.bound.name]}`), make("p", { class: "quiet" }, `${about.bound.why}, over the newest epochs`));
       const grid = make("div", { class: "grid wide" });
       card.append(grid);

@@ -156,7 +156,7 @@ function drawCharts() {
   const soft = cssColour("--soft");
   draw(at("rewards"), [
     { type: "bar", x: t, y: steps.map((step) => step.reward), name: "reward", marker: { color: colour(0) }, hovertemplate: "%{y:.4g}" },
-    { x: t, y: steps.map((step) => step.return), name: "return so far", line: { color: soft, width: 1.5, shape: "hv" }, hovertemplate: "%{y:.4g}" },
+    { x: t, y: steps.map((step) => step.return), name: "return so far", mode: "lines", line: { color: soft, width: 1.5, shape: "hv" }, hovertemplate: "%{y:.4g}" },
   ], { xaxis: x, yaxis: { title: { text: "reward" }, automargin: false }, shapes: line(), bargap: 0.35, margin: MARGIN });
   at("reward-key").replaceChildren(make("span", {}, make("i", { class: "box", style: `background:${colour(0)}` }), "reward of each step"), make("span", {}, make("i", { style: `border-color:${soft}` }), "return so far"));
   for (const chart of ["values", "probs", "rewards"]) listen(at(chart));
@@ -165,13 +165,13 @@ function drawCharts() {
 function drawValues(t, x) {
   if (!start.gammas.length) return at("gammas").replaceChildren("This agent has no critics: it only imitates.");
   const traces = start.gammas.map((gamma, i) => ({
-    x: t, y: steps.map((step) => step.value[i]), name: `γ = ${gamma}`, line: { color: colour(i), width: i === start.gammas.length - 1 ? 2.4 : 1.3 }, hovertemplate: "%{y:.4g}",
+    x: t, y: steps.map((step) => step.value[i]), name: `γ = ${gamma}`, mode: "lines", line: { color: colour(i), width: i === start.gammas.length - 1 ? 2.4 : 1.3 }, hovertemplate: "%{y:.4g}",
   }));
   if (end && end.ended !== "cut") {
     const main = start.gammas.length - 1, came = new Array(steps.length);
     let rest = 0;
     for (let i = steps.length - 1; i >= 0; i -= 1) came[i] = rest = steps[i].reward + start.gammas[main] * rest;
-    traces.push({ x: t, y: came, name: "what came", line: { color: colour(main), width: 1.6, dash: "dot" }, hovertemplate: "%{y:.4g}" });
+    traces.push({ x: t, y: came, name: "what came", mode: "lines", line: { color: colour(main), width: 1.6, dash: "dot" }, hovertemplate: "%{y:.4g}" });
   }
   at("gammas").replaceChildren(...start.gammas.map((gamma, i) => make("span", {}, make("i", { style: `border-color:${colour(i)}` }), `γ = ${gamma}${i === start.gammas.length - 1 ? ", which acts" : ""}`)));
   draw(at("values"), traces, { xaxis: x, yaxis: { title: { text: "discounted sum of rewards" }, automargin: false }, shapes: line(), margin: MARGIN });
@@ -185,14 +185,14 @@ function drawActions(t, x) {
     const traces = names.slice(0, 7).map((name, i) => ({ x: t, y: steps.map((step) => step.vector[i]), name, line: { color: colour(i), width: 1.5 }, hovertemplate: "%{y:.3g}" }));
     return draw(at("probs"), traces, { xaxis: x, yaxis: { title: { text: "action" }, range: [-1.05, 1.05], automargin: false }, shapes: line(), margin: MARGIN, showlegend: names.length > 1, legend: { orientation: "h", y: 1.15 } });
   }
-  const ground = cssColour("--ground");
+  const [ground, soft] = [cssColour("--ground"), cssColour("--soft")];
   const taken = { x: [], y: [] };
   for (const step of steps) step.vector.forEach((on, i) => { if (on > 0.5) { taken.x.push(step.t); taken.y.push(i); } });
   draw(at("probs"), [
     { type: "heatmap", x: t, y: [...names.keys()], z: names.map((_, i) => steps.map((step) => step.probs[i])), zmin: 0, zmax: 1,
-      colorscale: [[0, ground], [1, colour(0)]], colorbar: { thickness: 9, x: 1.01, xpad: 0, outlinewidth: 0, tickformat: ".0%", tickfont: { size: 11 } }, hovertemplate: "step %{x}, %{y}: %{z:.1%}<extra></extra>" },
-    { ...taken, mode: "markers", marker: { size: 5, color: cssColour("--ink"), symbol: "circle-open", line: { width: 1.3 } }, name: "taken", hoverinfo: "skip" },
-  ], { xaxis: x, hovermode: "closest", shapes: line(), margin: MARGIN, yaxis: { title: { text: "" }, automargin: false, tickvals: [...names.keys()].slice(0, 40), ticktext: names, showgrid: false, autorange: "reversed" } });
+      colorscale: [[0, ground], [1, colour(0)]], colorbar: { thickness: 9, x: 1.01, xpad: 0, outlinewidth: 0, tickformat: ".0%", nticks: 3, tickfont: { size: 11, color: soft } }, hovertemplate: "step %{x}, %{y}: %{z:.1%}<extra></extra>" },
+    { ...taken, mode: "markers", marker: { size: 5, color: cssColour("--card"), line: { width: 1, color: soft } }, name: "taken", hoverinfo: "skip" },
+  ], { xaxis: x, hovermode: "closest", shapes: line(), margin: MARGIN, yaxis: { title: { text: "" }, automargin: false, tickvals: [...names.keys()].slice(0, 40), ticktext: names, ticks: "", showgrid: false, autorange: "reversed" } });
 }
 
 function listen(chart) {

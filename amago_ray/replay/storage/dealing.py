@@ -1,0 +1,130 @@
+"""Dealing what is stored out over another number of shards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amago_ray.atomic_files import write_atomically
+from amago_ray.messages import Trajectory
+from amago_ray.replay.storage.folders import shard_folder, shard_folders
+from amago_ray.replay.storage.store import Mark, StoreConfig, TrajectoryStore
+from amago_ray.replay.storage.trajectory_pack import pack
+
+UNFINISHED, FINISHED, MARKS = ".dealing", "dealt", "dealt.json"
+MESSAGE_BYTES = 16 << 20
+COUNTED = ("inserted", "repeated", "sampled", "evicted")
+WITHOUT_LIMIT = 1 << 60  # the shards evict what is too much themselves
+
+
+def deal_anew(
+    folder: Path,
+    num_shards: int,
+    marks: Mapping[str, Any],
+    config: StoreConfig,
+    advance: Callable[[int], None] = lambda num: None,
+) -> dict[str, Any]:
+    """Take all shards in `folder` back to their marks and deal their trajectories out over `num_shards`.
+
+    Every trajectory goes to the shard that its name says, with the commit that showed it; what is staged stays so.
+    Priorities begin anew. As much again of the disk is needed meanwhile. Killed at any moment, it can be done again:
+    the old shards are there until all new ones are whole.
+
+    marks: of `ReplayShard.mark`, by number. config: what of it is not the shard's own. advance: told of trajectories
+    that are done. Returns the marks of the new shards. Raises StorageError, Corrupt.
+    """
+    dealing = folder / UNFINISHED
+    shutil.rmtree(dealing, ignore_errors=True)
+    sources = [_source(shard_folder(folder, int(shard)), mark) for shard, mark in sorted(marks.items())]
+    config = replace(config, capacity_bytes=WITHOUT_LIMIT, capacity_trajectories=WITHOUT_LIMIT, stride=num_shards)
+    targets = [_Target(replace(config, folder=shard_folder(dealing, i))) for i in range(num_shards)]
+    newest = max(source.commits for source in sources)
+    for source in sources:
+        source.show_staged()  # under the number of the commit that will
+    for commit in sorted({int(number) for source in sources for number in np.unique(source.table.rows["commit"])}):
+        for source in sources:
+            for t in _of_commit(source, commit):
+                targets[(t.id.worker + t.id.sequence) % num_shards].add(t)
+                advance(1)
+        for target in targets:
+            target.flush()
+            if commit <= newest:
+                target.store.commit(commit)
+    made = {}
+    for i, target in enumerate(targets):
+        counted = {name: sum(mark[name] for mark in marks.values()) if i == 0 else 0 for name in COUNTED}
+        made[str(i)] = vars(target.store.mark()) | counted
+    for store in (*sources, *(target.store for target in targets)):
+        store.close()
+    return made
+
+
+class _Target:
+    """A new shard's store, written in messages of some size."""
+
+    def __init__(self, config: StoreConfig):
+        self.store = TrajectoryStore(config)
+        self._gathered: list[Trajectory] = []
+        self._bytes = 0
+
+    def add(self, trajectory: Trajectory) -> None:
+        self._gathered.append(trajectory)
+        self._bytes += trajectory.num_bytes
+        if self._bytes > MESSAGE_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._gathered:
+            self.store.push(pack(self._gathered))
+            self._gathered, self._bytes = [], 0
+
+
+def _source(folder: Path, mark: Mapping[str, Any]) -> TrajectoryStore:
+    """An old shard's store as it was at its mark, to be read."""
+    place = Mark(**{field.name: mark[field.name] for field in fields(Mark)})
+    TrajectoryStore.take_back(folder, place)
+    return TrajectoryStore(StoreConfig(folder, WITHOUT_LIMIT, WITHOUT_LIMIT), read_only=True)
+
+
+def _of_commit(store: TrajectoryStore, commit: int) -> Iterator[Trajectory]:
+    """The trajectories that a commit showed, oldest first."""
+    first, last = np.searchsorted(store.table.rows["commit"], [commit, commit + 1])
+    for number in range(store.table.first + int(first), store.table.first + int(last)):
+        yield store.trajectory(number)
+
+
+def put_in_place(folder: Path, epoch: int, marks: Mapping[str, Any]) -> None:
+    """Let what `deal_anew` has made, for a run that was saved after `epoch`, take the place of the old shards."""
+    dealing = folder / UNFINISHED
+    written = json.dumps({"epoch": epoch, "marks": dict(marks)})
+    write_atomically(dealing / MARKS, lambda path: path.write_text(written))
+    dealing.rename(folder / FINISHED)
+    finish(folder)
+
+
+def finish(folder: Path) -> None:
+    """Bring to an end what a process that was killed in `put_in_place` had begun; else does nothing."""
+    dealt = folder / FINISHED
+    if not dealt.is_dir():
+        return
+    num_shards = len(json.loads((dealt / MARKS).read_text())["marks"])
+    for shard in shard_folders(dealt):
+        shutil.rmtree(folder / shard.name, ignore_errors=True)
+        shard.rename(folder / shard.name)
+    for old in shard_folders(folder)[num_shards:]:
+        shutil.rmtree(old)
+    (dealt / MARKS).rename(folder / MARKS)
+    dealt.rmdir()
+
+
+def marks_since(folder: Path, epoch: int, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The marks of a run that was saved after `epoch`: those that were `saved`, or those since it was dealt anew."""
+    path = folder / MARKS
+    dealt = json.loads(path.read_text()) if path.is_file() else {}
+    return dealt["marks"] if dealt.get("epoch") == epoch else dict(saved)

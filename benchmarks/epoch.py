@@ -1,0 +1,239 @@
+"""Seconds of a whole epoch, collecting and learning, as a run on Ray takes them and as a bare loop does.
+
+The work: 12 copies of MetaFrozenLake 3x3 with 10 attempts, 300 steps in each, then 30 updates of 24 sequences of 90
+transitions; encoders of width 128 with 3 layers, heads as they come. The run is an `Experiment` with its default
+processes. The bare loop below is one process that acts with one thread and learns with all: the same networks, losses
+and optimiser, environments stepped at once, rollouts in a list, batches out of that list; no exploration, statistics,
+checks, priorities or metrics, and nothing is ever sent, stored, evicted or saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from functools import partial
+from typing import Any
+
+import measure
+import numpy as np
+import torch
+from agents import ENCODERS, Size, configured_spec
+from measure import Column, Row, Table, Timing
+
+from amago_ray.agent.policy import TrainingBatch
+from amago_ray.agent.spec import AgentSpec
+from amago_ray.driver.malloc import keep_freed_memory
+from amago_ray.envs.builtin import MetaFrozenLake
+from amago_ray.envs.makers import check_env
+from amago_ray.envs.together import step_together
+from amago_ray.experiment import Experiment
+from amago_ray.learner.learner import Learner, LearnerConfig
+from amago_ray.messages import Batch
+
+NUM_ENVS = 12
+STEPS, UPDATES = 300, 30  # of an epoch: in each environment, and in all
+QUICK_STEPS, QUICK_UPDATES = 100, 2
+LAKE = partial(MetaFrozenLake, size=3, k_episodes=10)
+SIZE = Size(
+    bindings=(
+        "FFTstepEncoder.d_hidden = 128",
+        "FFTstepEncoder.d_output = 128",
+        "GRUTrajEncoder.d_hidden = 128",
+        "GRUTrajEncoder.n_layers = 3",
+        "GRUTrajEncoder.d_output = 128",
+        "TformerTrajEncoder.d_model = 128",
+        "TformerTrajEncoder.d_ff = 512",
+    ),
+    batch_size=24,
+    max_seq_len=90,
+    obs_width=4,
+)
+
+TABLES = (
+    Table(
+        "An epoch of 3,600 frames and 30 updates, in seconds: a run on Ray and the bare loop",
+        (
+            Column("policy", "policy"),
+            Column("run_s", "run", ".2f"),
+            Column("bare_s", "bare loop", ".2f"),
+            Column("ratio", "bare loop / run", ".2f"),
+            Column("runs", "runs"),
+        ),
+    ),
+    Table(
+        "Its two halves, medians",
+        (
+            Column("policy", "policy"),
+            Column("frames_per_s", "run: frames/s", ",.0f"),
+            Column("updates_per_s", "updates/s", ".2f"),
+            Column("bare_frames_per_s", "bare loop: frames/s", ",.0f"),
+            Column("bare_updates_per_s", "updates/s", ".2f"),
+        ),
+    ),
+)
+
+
+class NoReplay:
+    """Nothing to draw from: the bare loop makes its batches itself."""
+
+    def batches(self, num: int, first: int, mixture: Any = None) -> Any:
+        raise NotImplementedError
+
+    def update_priorities(self, batches: list[Batch], priorities: np.ndarray) -> None:
+        raise NotImplementedError
+
+
+class BareLoop:
+    """Acting, remembering and learning, written straight down."""
+
+    def __init__(self, spec: AgentSpec, threads: int, steps: int, updates: int):
+        self.threads, self.steps, self.updates = threads, steps, updates
+        self.learner = Learner(LearnerConfig(), spec, NoReplay())
+        self.policy = spec.build().policy.eval()
+        self.envs = [LAKE() for _ in range(NUM_ENVS)]
+        together = step_together(self.envs)
+        assert together is not None
+        self.together, self.rng = together, np.random.default_rng(0)
+        self.obs = np.zeros((NUM_ENVS, SIZE.obs_width), np.float32)
+        self.rl2 = np.zeros((NUM_ENVS, 1 + spec.action_spec.vector_size), np.float32)
+        self.time_idx = np.zeros(NUM_ENVS, np.int64)
+        self.memory = self.policy.initial_memory(NUM_ENVS)
+        self.rows: list[list[tuple[Any, ...]]] = [[] for _ in range(NUM_ENVS)]
+        self.rollouts: list[tuple[np.ndarray, ...]] = []
+        for row in range(NUM_ENVS):
+            self.begin(row, seed=row)
+        self.act_s = self.learn_s = 0.0
+
+    def begin(self, row: int, seed: int | None = None) -> None:
+        self.obs[row] = self.envs[row].reset(seed=seed)[0]
+        self.together.begin(row)
+        self.rl2[row], self.time_idx[row] = 0.0, 0
+        self.rows[row] = [(self.obs[row].copy(), self.rl2[row].copy(), 0.0, False)]
+
+    def collect(self) -> None:
+        torch.set_num_threads(1)
+        for _ in range(self.steps):
+            arrays = (torch.from_numpy(x) for x in (self.obs, self.rl2, self.time_idx))
+            obs, rl2, time_idx = arrays
+            vector, self.memory = self.policy.act({"observation": obs}, rl2, time_idx, self.memory, sample=True)
+            step = self.together.step(vector.argmax(dim=-1).numpy())
+            self.obs = step.obs
+            self.rl2 = np.concatenate((step.rewards[:, None], vector.numpy()), axis=1)
+            self.time_idx += 1
+            for row in range(NUM_ENVS):
+                self.rows[row].append((self.obs[row], self.rl2[row], step.rewards[row], step.terminated[row]))
+            if step.terminated.any():
+                for row in np.flatnonzero(step.terminated).tolist():
+                    self.rollouts.append(tuple(np.stack(column) for column in zip(*self.rows[row])))
+                    self.begin(row)
+                self.memory = self.policy.reset_memory(self.memory, step.terminated)
+
+    def batch(self) -> TrainingBatch:
+        length = SIZE.max_seq_len
+        chosen = [self.rollouts[i] for i in self.rng.integers(len(self.rollouts), size=SIZE.batch_size)]
+        firsts = [int(self.rng.integers(max(len(r[0]) - length, 1))) for r in chosen]
+        longest = max(min(len(r[0]) - first, length + 1) for r, first in zip(chosen, firsts))
+        columns = [torch.zeros(SIZE.batch_size, longest, *x.shape[1:]) for x in chosen[0]]
+        mask = torch.zeros(SIZE.batch_size, longest - 1, dtype=torch.bool)
+        for b, (rollout, first) in enumerate(zip(chosen, firsts)):
+            for column, values in zip(columns, rollout):
+                piece = torch.from_numpy(values[first : first + longest])
+                column[b, : len(piece)] = piece
+            mask[b, : len(piece) - 1] = True
+        obs, rl2, rewards, terminated = columns
+        time_idx = torch.tensor(firsts)[:, None] + torch.arange(longest)
+        actions = rl2[:, 1:, 1:].contiguous()
+        return TrainingBatch({"observation": obs}, rl2, time_idx, actions, rewards[:, 1:], terminated[:, 1:], mask)
+
+    def epoch(self) -> None:
+        started = time.perf_counter()
+        self.collect()
+        collected = time.perf_counter()
+        torch.set_num_threads(self.threads)
+        self.learner.agent.train()
+        for _ in range(self.updates):
+            self.learner.update(self.batch())
+        self.policy.load_state_dict(self.learner.agent.policy.state_dict())
+        self.act_s, self.learn_s = collected - started, time.perf_counter() - collected
+
+
+def experiment(encoder: str, folder: str, spec: AgentSpec, steps: int, updates: int) -> Experiment:
+    """A run of the same work, as it comes."""
+    return Experiment(
+        run_name=encoder,
+        ckpt_base_dir=folder,
+        make_train_env=LAKE,
+        tstep_encoder_type=spec.tstep_encoder_type,
+        traj_encoder_type=spec.traj_encoder_type,
+        agent_type=spec.agent_type,
+        max_seq_len=SIZE.max_seq_len,
+        parallel_actors=NUM_ENVS,
+        train_timesteps_per_epoch=steps,
+        train_batches_per_epoch=updates,
+        batch_size=SIZE.batch_size,
+        schedule="alternate",
+        epochs=10_000,
+        val_interval=10_000,
+        ckpt_interval=10_000,
+        always_save_latest=False,
+        replay_durable=False,
+        verbose=False,
+    )
+
+
+def measure_case(encoder: str, options: argparse.Namespace) -> Row:
+    obs_spec, action_spec, _ = check_env(LAKE)
+    spec = configured_spec(SIZE, encoder, action_spec, obs_spec)
+    steps, updates = (QUICK_STEPS, QUICK_UPDATES) if options.quick else (STEPS, UPDATES)
+    bare = BareLoop(spec, options.threads, steps, updates)
+    with tempfile.TemporaryDirectory() as folder, experiment(encoder, folder, spec, steps, updates) as run:
+        metrics: list[dict[str, float]] = []
+        halves: list[tuple[float, float]] = []
+
+        def run_epoch() -> None:
+            run.learn(until=run.progress.epoch + 2)
+            metrics.append(run.newest_metrics)
+
+        def bare_epoch() -> None:
+            bare.epoch()
+            halves.append((NUM_ENVS * steps / bare.act_s, updates / bare.learn_s))
+
+        rounds = 1 if options.quick else 3
+        timings = measure.interleaved({"run": run_epoch, "bare": bare_epoch}, options.seconds, min_rounds=rounds)
+    frames_per_s, updates_per_s = (float(np.median([row[name] for row in metrics[1:]])) for name in RATES)
+    bare_frames, bare_updates = np.median(np.array(halves[1:]), axis=0).tolist()
+    return {
+        "policy": encoder,
+        "runs": len(timings["run"].seconds),
+        **{f"{name}_s": seconds(timing) for name, timing in timings.items()},
+        "ratio": measure.ratio(timings["bare"], timings["run"]),
+        "frames_per_s": frames_per_s,
+        "updates_per_s": updates_per_s,
+        "bare_frames_per_s": bare_frames,
+        "bare_updates_per_s": bare_updates,
+    }
+
+
+def seconds(timing: Timing) -> dict[str, float]:
+    return {"median": timing.median, "min": min(timing.seconds), "max": max(timing.seconds)}
+
+
+RATES = ("collect/Frames per Second", "train/Updates per Second")
+
+
+def run(options: argparse.Namespace) -> tuple[Row, list[Row]]:
+    encoders = [name for name in ("GRU", "Transformer") if options.only in name and name in ENCODERS]
+    rows = []
+    for encoder in encoders[:1] if options.quick else encoders:
+        measure.say(encoder)
+        rows.append(measure_case(encoder, options))
+    return {"learner_threads": options.threads}, rows
+
+
+if __name__ == "__main__":
+    arguments = measure.parser("epoch", __doc__, seconds=90.0)
+    arguments.add_argument("--threads", type=int, default=os.cpu_count(), help="of the bare loop's learning")
+    keep_freed_memory()  # as learners do
+    measure.main(arguments.parse_args(), TABLES, run)

@@ -1,0 +1,107 @@
+"""What is stored, dealt out over another number of shards: nothing is lost, doubled or shown at another time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ring_cases import assert_same_trajectories, make_shards, stored_ids, stored_trajectories, trajectory
+
+from amago_ray.replay.shard import ReplayShard
+from amago_ray.replay.storage import dealing
+from amago_ray.replay.storage.store import StoreConfig
+from amago_ray.replay.storage.trajectory_pack import pack
+
+WORKERS, SEQUENCES = 2, 24
+
+
+def filled(folder: Path, num_shards: int) -> dict[str, Any]:
+    """Shards with six commits and something staged, then more that a run's state knows nothing of; their marks."""
+    shards = make_shards(num_shards, folder=folder, segment_bytes=800)
+    marks: dict[str, Any] = {}
+    for sequence in range(SEQUENCES + 6):
+        for worker in range(WORKERS):
+            t = trajectory(sequence, 1 + sequence % 5, worker)
+            shards[(worker + sequence) % num_shards].push(pack([t]))
+        if sequence == SEQUENCES + 2:
+            marks = {str(i): shard.mark() for i, shard in enumerate(shards)}
+        elif sequence % 4 == 3:
+            for shard in shards:
+                shard.commit(sequence // 4 + 1)
+    for shard in shards:
+        shard.close()
+    return marks
+
+
+def by_commit(shards: list[ReplayShard]) -> dict[int, set[tuple[int, int]]]:
+    found: dict[int, set[tuple[int, int]]] = defaultdict(set)
+    for shard in shards:
+        for row in shard.store.table.rows:
+            found[int(row["commit"])].add((int(row["worker"]), int(row["sequence"])))
+    return dict(found)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (2, 3), (4, 2)])
+def test_everything_is_there_once_in_its_place(tmp_path: Path, before: int, after: int) -> None:
+    marks = filled(tmp_path, before)
+    done: list[int] = []
+    made = dealing.deal_anew(tmp_path, after, marks, StoreConfig(segment_bytes=900), done.append)
+    dealing.put_in_place(tmp_path, 7, made)
+    assert sum(done) == WORKERS * (SEQUENCES + 3)
+    assert dealing.marks_since(tmp_path, 7, marks) == made and dealing.marks_since(tmp_path, 8, marks) == marks
+    shards = make_shards(after, folder=tmp_path, segment_bytes=900)
+    assert sorted(path.name for path in tmp_path.glob("shard_*")) == [f"shard_{i}" for i in range(after)]
+    assert by_commit(shards) == {
+        c + 1: {(worker, 4 * c + i) for worker in range(WORKERS) for i in range(4)} for c in range(SEQUENCES // 4)
+    }
+    expected = [trajectory(s, 1 + s % 5, worker) for worker in range(WORKERS) for s in range(SEQUENCES + 3)]
+    assert sum(shard.store.num_staged for shard in shards) == 3 * WORKERS
+    for i, shard in enumerate(shards):
+        assert shard.rewind(made[str(i)]).trajectories == len(shard.store) and shard.report().damage == ()
+        assert all((worker + sequence) % after == i for worker, _, sequence in stored_ids([shard]))
+        shard.commit(7)
+        one = [t for t in expected if (t.id.worker + t.id.sequence) % after == i]
+        stored = sorted(stored_trajectories(shard), key=lambda t: (t.id.worker, t.id.sequence))
+        assert_same_trajectories(stored, one)
+        assert shard.push(pack(one[:3])) == 0, "known by name"
+        shard.close()
+
+
+def test_killed_while_it_is_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every step of it, the next process brings it to its end; before, all that was there is there."""
+    rename, steps = Path.rename, 0
+
+    class Killed(BaseException):
+        pass
+
+    def renames_until(left: list[int]) -> Any:
+        def replacement(self: Path, target: Any) -> Path:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return rename(self, target)
+
+        return replacement
+
+    for allowed in range(5):
+        folder = tmp_path / str(allowed)
+        marks = filled(folder, 2)
+        made = dealing.deal_anew(folder, 3, marks, StoreConfig())
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", renames_until([allowed]))
+            try:
+                dealing.put_in_place(folder, 7, made)
+                steps = allowed
+            except Killed:
+                pass
+        dealing.finish(folder)
+        if dealing.marks_since(folder, 7, marks) == marks:  # the old ones are whole
+            made = dealing.deal_anew(folder, 3, marks, StoreConfig())
+            dealing.put_in_place(folder, 7, made)
+        shards = make_shards(3, folder=folder)
+        assert len(stored_ids(shards)) == WORKERS * SEQUENCES
+        for shard in shards:
+            shard.close()
+    assert steps >= 0
