@@ -33,6 +33,7 @@ class Drawing(gym.Env):
         )
         self.action_space = spaces.Discrete(4, start=1)
         self.fault, self.at, self.in_reset = fault, at, in_reset
+        self.image = np.zeros((8, 8, 3), np.uint8)  # one array, which is changed in place
         self.calls = {True: 0, False: 0}
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
@@ -41,18 +42,19 @@ class Drawing(gym.Env):
         self.left = int(self.np_random.integers(3, 6))
         return self._observe(), {"AMAGO_LOG_METRIC Length": self.left}
 
-    def step(self, action: int) -> tuple[Any, float, bool, bool, dict]:
+    def step(self, action: int) -> tuple[Any, Any, bool, bool, dict]:
         assert self.action_space.contains(action)
         self._count(False)
         self.left -= 1
         last, reward = self.left == 0, float(self.np_random.random()) + float(action)
         terminates = bool(self.np_random.random() < 0.5)
         info = {"AMAGO_LOG_METRIC Last Action": int(action)} if last else {"large": np.zeros(100_000)}
-        return self._observe(), reward, last and terminates, last and not terminates, info
+        return self._observe(), np.array([reward]), last and terminates, last and not terminates, info
 
     def _observe(self) -> Any:
+        self.image[:] = self.np_random.integers(0, 256, (8, 8, 3), np.uint8)
         numbers = (self.np_random.uniform(-1, 1, 2), np.int64(self.np_random.integers(-2, 3)))
-        return {"image": self.np_random.integers(0, 256, (8, 8, 3), np.uint8), "numbers": numbers}
+        return {"image": self.image, "numbers": numbers}
 
     def _count(self, reset: bool) -> None:
         self.calls[reset] += 1

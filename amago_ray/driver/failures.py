@@ -43,7 +43,7 @@ RULES: dict[tuple[str, type[Exception]], Rule] = {
 # What that means to users: what dies, what happens, what is lost at most. docs/failures.md shows it.
 CONSEQUENCES: tuple[tuple[str, str, str], ...] = (
     (
-        "an environment (exception, NaN, wrong shape)",
+        "an environment (exception, NaN, wrong shape; under `env_mode='processes'` a hang, or its process's end)",
         "it alone is rebuilt; after 5 failures in a row the run stops with its traceback",
         "its unfinished trajectory",
     ),

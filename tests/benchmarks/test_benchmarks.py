@@ -27,6 +27,12 @@ EXPECTED: dict[str, tuple[list[str], set[str], set[str], set[str]]] = {
         {"num_envs", "runs", "act_us", "step_us", "rest_us", "bare_act_us", "bare_step_us"},
         {"worker_frames_per_s", "bare_frames_per_s", "ratio"},
     ),
+    "slow_environments": (
+        [],
+        set(),
+        {"step_ms", "num_envs", "runs"},
+        {"sleepers", "sync", "processes", "double_buffer", "speedup"},
+    ),
     "learner": (
         ["--threads", "1", "--only", "GRU"],
         {"precision", "float32_flops_per_s", "bfloat16_flops_per_s"},

@@ -90,7 +90,7 @@ class Compared:
         for x, y in zip(self.here.written, self.apart.written, strict=True):
             assert (x.id, x.env_name, x.truncated) == (y.id, y.env_name, y.truncated)
         assert torch.equal(*(run.worker._memory for run in (self.here, self.apart)))
-        assert torch.equal(*(run.worker.random._state for run in (self.here, self.apart)))
+        assert torch.equal(*(run.worker.random._states[0] for run in (self.here, self.apart)))
         return here, apart
 
     def close(self) -> None:
@@ -163,7 +163,7 @@ def test_one_that_breaks_down_is_as_one_that_raises_and_its_siblings_notice_noth
     assert_same_trajectories(of_siblings(apart), of_siblings(whole))
     for run in (apart, raising):
         assert torch.equal(run.worker._memory[:, [0, 2]], whole.worker._memory[:, [0, 2]])
-        assert torch.equal(run.worker.random._state, whole.worker.random._state)
+        assert torch.equal(run.worker.random._states[0], whole.worker.random._states[0])
         assert run.worker._explore.rng.bit_generator.state == whole.worker._explore.rng.bit_generator.state
     if fault == "hang":
         assert "within 1 s (env_timeout_s)" in apart.worker._pool.last_failure
