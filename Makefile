@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-fast test-sweeps test-cluster lint bench clean
+.PHONY: help demo test test-fast test-sweeps test-suites test-cluster test-wheel test-browser chaos fuzz results \
+	lint docs bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -14,7 +15,7 @@ help:  ## show this list
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -c constraints.txt -e '.[envs,tune,compression,offline,tensorboard,export,dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[envs,tune,compression,offline,tensorboard,export,minigrid,popgym,docs,board,dev]'
 	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE \
 		$(BIN)/python -m pip install -c constraints.txt --no-cache-dir --no-build-isolation --no-deps mamba-ssm
 	@touch $@
@@ -32,13 +33,35 @@ test-fast: .venv/.installed  ## run what starts no process and trains nothing, i
 test-sweeps: .venv/.installed  ## run whole hyperparameter sweeps, killed and resumed (minutes)
 	$(BIN)/python -m pytest -q tests/system/sweep_cycle.py
 
+test-suites: .venv/.installed  ## try every suite with its own package, each in an environment of its own (downloads)
+	$(BIN)/python -m pytest -q tests/system/suites_cycle.py
+
 test-cluster: .venv/.installed  ## try cluster/local.yaml on machines made of namespaces: as root, with an ssh server
 	$(BIN)/python -m pytest -q tests/system/cluster_cycle.py
+
+test-wheel: .venv/.installed  ## install a wheel into a clean environment and train from there (minutes)
+	$(BIN)/python -m pytest -q --timeout 3000 tests/system/wheel_cycle.py
+
+chaos: .venv/.installed  ## kill and freeze a run's processes for twenty minutes (CHAOS_S=...) and check what is left
+	$(BIN)/python -m pytest -q tests/system/chaos_cycle.py
+
+test-browser: .venv/.installed  ## look at the board in headless Chromium while a run goes on
+	$(BIN)/python -m pytest -q tests/system/browser_cycle.py
+
+fuzz: .venv/.installed  ## try thousands of odd settings and damaged files (an hour)
+	FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest -q tests/errors/test_fuzz.py
 
 lint: .venv/.installed  ## check style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy amago_ray
+
+results: .venv/.installed  ## run a task of results/tasks.toml with three seeds and record it: make results TASK=pendulum
+	$(BIN)/python -m results.run $(TASK)
+
+docs: .venv/.installed  ## build the documents as a site, build/site; warnings are errors, links are checked
+	$(BIN)/python -m sphinx -b html -W --keep-going -q -d build/doctrees -c docs . build/site
+	@echo "open build/site/index.html"
 
 bench: .venv/.installed  ## measure every stage beside its limit or a peer, in one table (ten minutes)
 	$(BIN)/python benchmarks/bench.py

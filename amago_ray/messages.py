@@ -25,6 +25,10 @@ import numpy as np
 ACTION, REWARD, TERMINATED = "action", "reward", "terminated"
 
 
+class CannotGoOn(Exception):
+    """Learning has met data or settings that it cannot go on with. The message is one line that says what to change."""
+
+
 @dataclass(frozen=True, order=True)
 class TrajectoryId:
     """Who made a trajectory: worker index, which life of that worker, and its running number. Unique in a run."""

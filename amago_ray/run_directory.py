@@ -1,7 +1,7 @@
 """The run directory: where everything is, and writing it so that a crash leaves only whole files.
 
 {ckpt_base_dir}/{run_name}/
-    config.txt  spaces.json  metrics.jsonl  wandb_logs/  replay/
+    config.txt  spaces.json  metrics.jsonl  events.jsonl  wandb_logs/  replay/
     ckpts/training_states/{run_name}_epoch_{n}/   ckpts/latest/policy.pt   ckpts/policy_weights/policy_epoch_{n}.pt
 and, where they are asked for, tensorboard/  ckpts/best/  videos/  progress.json; stopped.json where a callback ended it
 """
@@ -15,12 +15,13 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from amago_ray.atomic_files import _sync, write_atomically
+from amago_ray.atomic_files import _sync, read_json, write_atomically
 
 RUN_STATE = "run_state.json"
 OF_ONE_FOLDER = ("marks", "workers", "ahead")  # in a run state: what another run's data and processes do not have
@@ -40,6 +41,7 @@ class RunDirectory:
         self.latest_policy = self.root / "ckpts" / "latest" / "policy.pt"
         self.best_policy = self.root / "ckpts" / "best" / "policy.pt"
         self.policy_weights = self.root / "ckpts" / "policy_weights"
+        self.events = self.root / "events.jsonl"  # what became of processes
         self._lock = self.root.with_name(f".{run_name}.lock")  # beside the folder, which may be removed
         self.stopped = self.root / "stopped.json"  # of a run that a callback has ended, and why
 
@@ -50,18 +52,22 @@ class RunDirectory:
             with tempfile.TemporaryDirectory(dir=there):
                 pass
         except OSError as error:
-            raise self._not_writable(error) from error
+            raise self.not_writable(error) from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Within, the run is this process's own. Raises ValueError where another one has it."""
         self.check_writable()
+        missing = [folder for folder in self.root.parents if not folder.exists()]
         file = self._lock_file()
         try:
             yield
         finally:
             self._lock.unlink(missing_ok=True)
             file.close()
+            for folder in missing:
+                with suppress(OSError):  # a run came of it
+                    folder.rmdir()
 
     def _lock_file(self) -> BinaryIO:
         self.root.parent.mkdir(parents=True, exist_ok=True)
@@ -86,9 +92,10 @@ class RunDirectory:
             for folder in (self.wandb_logs, self.training_states, self.latest_policy.parent, self.policy_weights):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise self._not_writable(error) from error
+            raise self.not_writable(error) from error
 
-    def _not_writable(self, error: OSError) -> ValueError:
+    def not_writable(self, error: OSError) -> ValueError:
+        """What to raise where the folder cannot be written, because of `error`."""
         return ValueError(f"ckpt_base_dir={str(self.root.parent)!r} cannot be written: {error.strerror or error}")
 
     def exists(self) -> bool:
@@ -99,6 +106,15 @@ class RunDirectory:
         """Delete the run, where there is one."""
         if self.root.exists():
             shutil.rmtree(self.root)
+
+    def note(self, text: str, epoch: int) -> None:
+        """Keep a word of what happened, for who looks at the run: a row of `events.jsonl` with the time (s since 1970).
+
+        epoch: the newest finished one, from 0; -1 before the first.
+        """
+        row = json.dumps({"time": round(time.time(), 3), "epoch": epoch, "text": text})
+        with open(self.events, "a", encoding="utf-8") as file:
+            file.write(row + "\n")
 
     def policy_epoch(self, epoch: int) -> Path:
         return self.policy_weights / f"policy_epoch_{epoch}.pt"
@@ -159,7 +175,7 @@ class RunDirectory:
         """
         if not (folder / RUN_STATE).is_file():
             raise ValueError(f"{folder} holds no complete training state: {RUN_STATE} is missing")
-        state = json.loads((folder / RUN_STATE).read_text())
+        state = read_json(folder / RUN_STATE, "progress")
         epoch = state["progress"]["epoch"]
         own = self.saved_epochs()
         state["wandb_run_id"] = self.load_run_state(own[-1]).get("wandb_run_id") if own else None
@@ -187,4 +203,5 @@ class RunDirectory:
         shutil.rmtree(self.training_state(epoch))
 
     def load_run_state(self, epoch: int) -> dict[str, Any]:
-        return json.loads((self.training_state(epoch) / RUN_STATE).read_text())
+        """What `save_training_state` was given. Raises ValueError, naming the file, where it is damaged."""
+        return read_json(self.training_state(epoch) / RUN_STATE)

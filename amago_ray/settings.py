@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,8 +15,9 @@ import numpy as np
 
 from amago_ray.agent import Agent
 from amago_ray.config import nearest
+from amago_ray.config.value_types import hints_of, objection
 from amago_ray.envs.exploration import EpsilonGreedy, ExplorationWrapper
-from amago_ray.envs.makers import MakeEnv
+from amago_ray.envs.makers import EnvProcesses, MakeEnv
 from amago_ray.learner.learner import MixedPrecision
 from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import TstepEncoder
@@ -28,38 +31,49 @@ from amago_ray.watch.callbacks import Callback
 
 BatchLayout = Literal["padded", "packed", "bucketed"]
 ScheduleName = Literal["auto", "alternate", "overlap", "continuous"]
+EnvMode = Literal["sync", "processes", "async", "already_vectorized"]  # the last two are AMAGO's
 WandbMode = Literal["online", "offline"]
+
+MOST_PROCESSES = 10_000  # of one kind
+LONGEST_NAME = 200  # of a run, in bytes: file systems take 255, and a training state's name is longer
 
 Check = Callable[[Any], str | None]  # what a value must be, where it is not
 
 
-def whole_number(minimum: int, or_float: bool = False) -> Check:
-    """Integers from `minimum` on. or_float: such as 1e10 too."""
+def whole_number(minimum: int, or_float: bool = False, maximum: int | None = None) -> Check:
+    """Integers from `minimum` on, up to `maximum` if there is one. or_float: such as 1e10 too."""
 
     def check(value: Any) -> str | None:
         whole = isinstance(value, (int, np.integer)) or (or_float and isinstance(value, float) and value.is_integer())
         fits = whole and not isinstance(value, bool) and value >= minimum
+        if maximum is not None:
+            fits = fits and value <= maximum
+            return None if fits else f"it must be an integer of {minimum} or more, and of {maximum:,} at most"
         return None if fits else f"it must be an integer of {minimum} or more"
 
     return check
 
 
 def positive(value: Any) -> str | None:
-    """Numbers above 0."""
-    fits = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool) and value > 0
-    return None if fits else "it must be a number above 0"
+    """Finite numbers above 0."""
+    return None if _is_number(value) and value > 0 else "it must be a number above 0"
 
 
 def not_negative(value: Any) -> str | None:
-    """Numbers from 0 on."""
-    fits = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool) and value >= 0
-    return None if fits else "it must be a number of 0 or more"
+    """Finite numbers from 0 on."""
+    return None if _is_number(value) and value >= 0 else "it must be a number of 0 or more"
 
 
 def fraction(value: Any) -> str | None:
     """Numbers from 0 to 1."""
-    fits = isinstance(value, (int, float, np.floating, np.integer)) and 0 <= value <= 1
-    return None if fits else "it must be a number in [0, 1]"
+    return None if _is_number(value) and 0 <= value <= 1 else "it must be a number in [0, 1]"
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one that can be counted with: no truth value, nothing infinite, and within the range of floats."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+        return False
+    return bool(-sys.float_info.max <= value <= sys.float_info.max)
 
 
 def one_of(choices: Any) -> Check:
@@ -102,9 +116,12 @@ def _subclasses(base: type) -> Iterator[str]:
 
 
 def folder_name(value: Any) -> str | None:
-    """Text that names one folder."""
-    fits = isinstance(value, str) and value not in ("", ".", "..") and not {"/", "\0"} & set(value)
-    return None if fits else "it names a folder, so it takes text without '/'"
+    """Text that names one folder, of which files in it are named too, and that can be shown in one line."""
+    if not isinstance(value, str) or value in ("", ".", "..") or "/" in value or not value.isprintable():
+        return "it names a folder, so it takes text without '/' and without line ends"
+    if len(value.encode(errors="surrogatepass")) > LONGEST_NAME:
+        return f"it names a folder, so it takes at most {LONGEST_NAME} bytes"
+    return None
 
 
 def setting(default: Any, meaning: str, check: Check | None = None, optional: bool = False) -> Any:
@@ -281,6 +298,33 @@ class ExperimentSettings:
     )
     sample_actions_train: bool = setting(True, "draw actions from the policy, or take its mode")
     sample_actions_val: bool = setting(True, "likewise, in validation and in tests")
+    env_mode: EnvMode = setting(
+        "sync",
+        """where the environments of a worker run: "sync", in its own process, one after the other, or a VectorEnv as it
+        steps them; "processes", each in a process of its own, for those that are slow, leak memory, hang or take their
+        process down (see docs/environments.md). Both collect the same for the same seed. AMAGO's "async" and
+        "already_vectorized" are "sync" here""",
+        one_of(EnvMode),
+    )
+    env_timeout_s: float | None = setting(
+        None,
+        """of "processes": seconds that a step or a reset may take, after which the environment is killed and rebuilt
+        alone; None waits for call_timeout_s, which ends the whole worker""",
+        positive,
+        optional=True,
+    )
+    env_max_rollouts: int | None = setting(
+        None,
+        """of "processes": rollouts after which the process of an environment is replaced by a new one, so that what it
+        has leaked is bounded; None for never""",
+        whole_number(1),
+        optional=True,
+    )
+    env_double_buffer: bool = setting(
+        False,
+        """of "processes": one half of a worker's environments steps while the policy acts for the other, as if two
+        workers shared them""",
+    )
 
     log_to_wandb: bool = setting(False, "send every row of metrics.jsonl to wandb too")
     wandb_project: str | None = setting(
@@ -310,11 +354,11 @@ class ExperimentSettings:
         None,
         """processes that share the environments; None is one per free core, and at most one per 8 environments. Those
         for which a cluster has no room yet join when nodes come""",
-        whole_number(1),
+        whole_number(1, maximum=MOST_PROCESSES),
         optional=True,
     )
-    num_replay_shards: int = setting(1, "processes that share the data", whole_number(1))
-    num_learners: int = setting(1, "processes that share the learning", whole_number(1))
+    num_replay_shards: int = setting(1, "processes that share the data", whole_number(1, maximum=MOST_PROCESSES))
+    num_learners: int = setting(1, "processes that share the learning", whole_number(1, maximum=MOST_PROCESSES))
     learner_device: Literal["auto", "cpu", "cuda"] = setting(
         "auto", """"auto" takes a GPU where there is one""", one_of(Literal["auto", "cpu", "cuda"])
     )
@@ -363,19 +407,30 @@ class ExperimentSettings:
 def check_values(settings: ExperimentSettings) -> None:
     """Raises ValueError or TypeError, naming setting, value and what would be right, for a value that cannot be right.
 
-    Each setting is looked at by itself; what several must agree on is checked by `driver.probe`.
+    Each setting is looked at by itself, by its check or else by its type; what several must agree on is checked by
+    `driver.probe`.
     """
+    hints = hints_of(ExperimentSettings)
     for one in fields(settings):
         check, value = one.metadata.get("check"), getattr(settings, one.name)
-        if check is None or (value is None and one.metadata["optional"]):
+        if value is None and one.metadata.get("optional"):
             continue
+        if check is None:
+            check = partial(objection, hint=hints[one.name])
         try:
-            objection = check(value)
+            wrong = check(value)
         except TypeError as error:
             raise TypeError(f"Experiment.{one.name}={value!r}: {error}") from error
-        if objection:
-            none = ", or None" if one.metadata["optional"] else ""
-            raise ValueError(f"Experiment.{one.name}={value!r}: {objection}{none}")
+        if wrong:
+            none = ", or None" if one.metadata.get("optional") else ""
+            raise ValueError(f"Experiment.{one.name}={value!r}: {wrong}{none}")
+
+
+def env_processes(settings: ExperimentSettings) -> EnvProcesses | None:
+    """How environments run in processes of their own; None where they do not."""
+    if settings.env_mode != "processes":
+        return None
+    return EnvProcesses(settings.env_timeout_s, settings.env_max_rollouts, settings.env_double_buffer)
 
 
 def table() -> str:

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 
-from amago_ray.commands.command_line import Mistake
+from amago_ray.commands.command_line import DEBUG, Mistake
 from amago_ray.config import nearest
 
 # The word of the command line -> its module of `commands`, with a function run(arguments) -> exit status.
 COMMANDS = {
+    "board": "board",
+    "configs": "configs",
     "evaluate": "evaluate",
     "export": "export",
     "import-amago": "import_amago",
     "import-data": "import_data",
+    "inspect": "inspect",
     "plot": "plot",
     "replay": "replay",
     "settings": "settings",
@@ -27,7 +31,10 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status, 2 for a mistake of the user, which ends in one line on stderr."""
+    """Run one command; returns its exit status, 2 for a mistake of the user, which ends in one line on stderr.
+
+    `--debug` shows the stack above that line.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = "train"
     if arguments and not arguments[0].startswith("-"):
@@ -38,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return importlib.import_module(f"amago_ray.commands.{name}").run(arguments)
     except Mistake as mistake:
+        if DEBUG in arguments and mistake.__cause__ is not None:
+            traceback.print_exception(mistake.__cause__)
         print(f"amago-ray: {mistake}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:

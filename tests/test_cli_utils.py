@@ -141,7 +141,7 @@ def test_flags_become_an_experiment() -> None:
     )
     assert (experiment.run_name, experiment.ckpt_base_dir) == ("a", "runs")
     assert (experiment.batch_size, experiment.epochs, experiment.train_batches_per_epoch) == (8, 3, 1000)
-    assert (experiment.num_rollout_workers, experiment.replay_capacity_trajectories) == (1, 9)
+    assert (experiment.env_mode, experiment.replay_capacity_trajectories) == ("sync", 9)
     assert not experiment.log_to_wandb and experiment.wandb_group_name == "g"
     assert not experiment.sample_actions_train and experiment.traj_encoder_type is GRUTrajEncoder
     assert switch_async_mode(experiment, "both") is experiment

@@ -32,6 +32,7 @@ LAYERS: tuple[frozenset[str], ...] = (
 
 # Third-party packages that only the named rooms may import.
 ONLY_IN: dict[str, frozenset[str]] = {
+    "aiohttp": frozenset({"watch"}),
     "ray": frozenset({"driver", "tune"}),
     "tensorboard": frozenset({"watch"}),
     "wandb": frozenset({"watch"}),

@@ -17,7 +17,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: there is no such file of policy weights")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except UnpicklingError as error:  # PyTorch's own message says how to run it nevertheless
+        raise ValueError(
+            f"{path} is not a file of PyTorch weights: it is damaged, or holds other things than weights, which could "
+            "be code and are not loaded"
+        ) from error
+    except OSError as error:
+        raise ValueError(f"{path} is not a file of PyTorch weights: it is cut off ({error.strerror})") from error
+    except Exception as error:  # whatever PyTorch makes of bytes that are not its own
         reason = str(error).partition("\n")[0] or "it is cut off"
         raise ValueError(f"{path} is not a file of PyTorch weights: {reason}") from error
     if not (isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values())):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from amago_ray.nets.actors import NO_OBS, ActorHead
+from amago_ray.nets.distributions import ActionDistribution
 from amago_ray.nets.packed_sequences import Packing
 from amago_ray.nets.recomputation import recomputed
 from amago_ray.nets.traj_encoders import TrajEncoder
@@ -160,9 +161,20 @@ class Policy(nn.Module):
         obs: name -> (B, ...). rl2: (B, 1+A). time_idx: (B,).
         sample: draw from the policy, at `temperature`, else its mode.
         """
+        state, memory = self.step(obs, rl2, time_idx, memory)
+        return self.choose(state, obs, sample), memory
+
+    def step(self, obs: Mapping[str, Tensor], rl2: Tensor, time_idx: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """State embeddings (B, D) for one timestep of B environments, and the new memory; arguments as of `act`."""
         embedding = self.tstep_encoder({k: v.unsqueeze(1) for k, v in obs.items()}, rl2.unsqueeze(1)).squeeze(1)
-        state, memory = self.traj_encoder.step(embedding, time_idx, memory)
+        return self.traj_encoder.step(embedding, time_idx, memory)
+
+    def choose(self, state: Tensor, obs: Mapping[str, Tensor], sample: bool) -> Tensor:
+        """Action vectors (B, A) in states (B, D); arguments as of `act`."""
+        dist = self.acting_distribution(state, obs, sample)
+        return dist.sample() if sample else dist.mode
+
+    def acting_distribution(self, state: Tensor, obs: Mapping[str, Tensor], sample: bool) -> ActionDistribution:
+        """What actions are taken from in states (B, D): that of the main gamma, at `temperature` if they are drawn."""
         dist = self.actor.main_gamma(state, self.actor_obs(obs), self.legal_actions(obs))
-        if sample and self.temperature != 1.0:
-            dist = dist.tempered(self.temperature)
-        return (dist.sample() if sample else dist.mode), memory
+        return dist.tempered(self.temperature) if sample and self.temperature != 1.0 else dist

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from amago_ray import cli_utils, config
 from amago_ray.config.mistakes import MISSING_VALUE
 from amago_ray.envs.makers import EnvFailure
+from amago_ray.messages import CannotGoOn
 from amago_ray.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from amago_ray.experiment import Experiment
 
+DEBUG = "--debug"
 # For commands that need an experiment's environments and agent: its data may not be at hand, nor made yet.
 WITHOUT_DATA = (
     "Experiment.dataset = None",
@@ -36,21 +37,36 @@ class Mistake(Exception):
     """Something that the user can put right, in one line."""
 
 
+class Parser(argparse.ArgumentParser):
+    """Of the words of a command. What it cannot read is a `Mistake`, in one line as any other."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self.add_argument(DEBUG, action="store_true", help="show where in the code an error comes from, too")
+
+    def error(self, message: str) -> NoReturn:
+        raise Mistake(f"{message}; {self.prog} --help shows what there is")
+
+
 @contextmanager
 def in_one_line() -> Iterator[None]:
-    """While a run is set up, errors are about settings, environments and files: show the message, not the traceback.
-
-    AMAGO_RAY_TRACEBACK=1 in the environment shows both.
-    """
+    """While a run is set up, errors are about settings, environments and files: show the message, not the traceback."""
     try:
         yield
-    except (ValueError, TypeError, EnvFailure, OSError, ImportError) as error:
-        if os.environ.get("AMAGO_RAY_TRACEBACK"):
-            raise
+    except (ValueError, TypeError, EnvFailure, OSError, ImportError, MemoryError) as error:
         raise Mistake(config.explain(error)) from error
     except RuntimeError as error:
-        if MISSING_VALUE.search(str(error)) is None or os.environ.get("AMAGO_RAY_TRACEBACK"):
+        if MISSING_VALUE.search(str(error)) is None:
             raise
+        raise Mistake(config.explain(error)) from error
+
+
+@contextmanager
+def while_it_trains() -> Iterator[None]:
+    """While a run goes on, errors are bugs, which a traceback belongs to, but for those of data, memory and disks."""
+    try:
+        yield
+    except (CannotGoOn, OSError) as error:
         raise Mistake(config.explain(error)) from error
 
 
@@ -72,7 +88,8 @@ def settings_options(required: bool = True) -> argparse.ArgumentParser:
         default=[],
         required=required,
         metavar="FILE",
-        help="gin file; may be repeated, later ones win",
+        help="gin file, or the name of one that comes along (`amago-ray configs`); may be repeated, later ones win. It "
+        "can import modules and call what they hold: it is code, so use those that you trust",
     )
     _add_set(parent)
     return parent
@@ -107,6 +124,14 @@ def bindings_of(options: argparse.Namespace) -> list[str]:
         if (value := getattr(options, option.removeprefix("--").replace("-", "_"), None)) is not None
     ]
     return [*chosen, *options.set]
+
+
+def environment_bindings(name: str | None) -> list[str]:
+    """Bindings that put a gymnasium id, or what gin knows by a name, in place of the environments of a run."""
+    if name is None:
+        return []
+    value = repr(name) if "/" in name or "-v" in name else f"@{name}"
+    return [f"Experiment.make_train_env = {value}", f"Experiment.make_val_env = {value}"]
 
 
 def load_experiment(configs: Sequence[str | Path], bindings: Sequence[str]) -> Experiment:

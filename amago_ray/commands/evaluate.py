@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from amago_ray.commands.command_line import (
     WITHOUT_DATA,
     Mistake,
+    Parser,
+    environment_bindings,
     in_one_line,
     latest_weights,
     load_experiment,
@@ -38,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
     from amago_ray.driver.probe import probe
 
     with in_one_line():
-        bindings = [*WITHOUT_DATA, *options.set, *_environment(options.env)]
+        bindings = [*WITHOUT_DATA, *options.set, *environment_bindings(options.env)]
         experiment = load_experiment([options.run / "config.txt"], bindings)
         spec = probe(experiment)
         if options.gif:
@@ -71,8 +73,8 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="amago-ray evaluate",
         description="returns of a run's saved policies, and a picture of one at work",
         parents=[override_options()],
@@ -142,6 +144,7 @@ def _evaluate(
     """Rollouts of one policy; those of every epoch are played with the same seeds. subfolder: of saved rollouts."""
     from amago_ray.driver.plan import TEST_SEEDS
     from amago_ray.rollout.evaluate import evaluate_policy, load_policy_weights
+    from amago_ray.settings import env_processes
 
     with in_one_line():
         return evaluate_policy(
@@ -154,6 +157,7 @@ def _evaluate(
             rollout_limit_s=experiment.call_timeout_s,
             temperature=options.temperature,
             write=_writer(experiment, options.save_trajectories, subfolder),
+            env_processes=env_processes(experiment),
         )
 
 
@@ -187,11 +191,3 @@ def _check_gif(experiment: Experiment) -> None:
         check_renderable(experiment.make_val_env)
     except ValueError as error:
         raise ValueError(f"--gif: {error}") from error
-
-
-def _environment(name: str | None) -> list[str]:
-    """Bindings that put a gymnasium id, or what gin knows by a name, in place of the environments of a run."""
-    if name is None:
-        return []
-    value = repr(name) if "/" in name or "-v" in name else f"@{name}"
-    return [f"Experiment.make_train_env = {value}", f"Experiment.make_val_env = {value}"]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from amago_ray.commands.command_line import in_one_line
+from amago_ray.commands.command_line import Parser, in_one_line
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
 
 def run(arguments: Sequence[str]) -> int:
     """Write a run's policy, with its memory as inputs and outputs, once the file acts as the policy does."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="amago-ray export",
         description="a policy as one file that acts, by its mode, where amago_ray is not installed",
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from amago_ray.commands.command_line import (
+    Parser,
     bindings_of,
     in_one_line,
     latest_weights,
@@ -18,7 +18,7 @@ from amago_ray.commands.command_line import (
 
 def run(arguments: Sequence[str]) -> int:
     """Make a run of policy weights that AMAGO saved."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="amago-ray import-amago",
         description="make a run of policy weights that AMAGO 3.x saved, to evaluate it or to train on from it; "
         "--config describes the same agent",

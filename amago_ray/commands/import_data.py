@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from amago_ray import config
-from amago_ray.commands.command_line import WITHOUT_DATA, in_one_line, load_experiment, settings_options
+from amago_ray.commands.command_line import WITHOUT_DATA, Parser, in_one_line, load_experiment, settings_options
 from amago_ray.envs.makers import check_env, env_spaces
 from amago_ray.messages import Trajectory, TrajectoryId
 from amago_ray.replay.datasets.dataset import NOT_FROM_A_WORKER, RowLayout, TrajectoryDataset
@@ -56,7 +56,7 @@ class Imported:
 
 def run(arguments: Sequence[str]) -> int:
     """Convert a dataset to the format of replay."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="amago-ray import-data",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

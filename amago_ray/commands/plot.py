@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from amago_ray.commands.command_line import in_one_line
+from amago_ray.commands.command_line import Parser, in_one_line
 from amago_ray.tune.results import SWEEP_FILE, plot_sweep
 from amago_ray.watch.curves import plot_runs, without_returns
 from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
@@ -15,7 +14,7 @@ from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
 
 def run(arguments: Sequence[str]) -> int:
     """Draw learning curves."""
-    parser = argparse.ArgumentParser(prog="amago-ray plot", description="draw the learning curves of runs as a PNG")
+    parser = Parser(prog="amago-ray plot", description="draw the learning curves of runs as a PNG")
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or of one sweep, such as runs/tmaze"
     )

@@ -17,7 +17,7 @@ from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, Transfe
 from rich.table import Table
 from rich.text import Text
 
-from amago_ray.commands.command_line import WITHOUT_DATA, duration, in_one_line, load_experiment
+from amago_ray.commands.command_line import WITHOUT_DATA, Parser, duration, in_one_line, load_experiment
 from amago_ray.envs.makers import env_spaces
 from amago_ray.messages import Trajectory
 from amago_ray.replay.datasets.dataset import RowLayout
@@ -44,7 +44,7 @@ examples:
 
 def run(arguments: Sequence[str]) -> int:
     """Look at what a run has stored; exit status 1 where something of it is damaged."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="amago-ray replay", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="see above")

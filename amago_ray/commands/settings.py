@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+
+from amago_ray.commands.command_line import Parser
 
 
 def run(arguments: Sequence[str]) -> int:
     """Print the settings of `Experiment`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="amago-ray settings",
         description="every setting of Experiment, with its default and its meaning, as Markdown (docs/settings.md)",
     )

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from amago_ray.commands.command_line import duration, in_one_line
+from amago_ray.commands.command_line import Parser, duration, in_one_line
 from amago_ray.replay.inspection import Contents
 from amago_ray.watch.run_status import Return, RunStatus, run_status
 
@@ -31,7 +31,7 @@ examples:
 
 def run(arguments: Sequence[str]) -> int:
     """Print a column of facts for each run; exit status 1 where one is silent."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="amago-ray status", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, such as runs/tmaze")

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 from amago_ray.commands.command_line import (
     Mistake,
+    Parser,
     bindings_of,
     in_one_line,
     load_experiment,
     settings_options,
     short_name_options,
     when_interrupted,
+    while_it_trains,
 )
 from amago_ray.watch.metrics import AVERAGE_RETURN, summarize_episodes
 
@@ -28,23 +30,27 @@ if TYPE_CHECKING:
 ATTEMPT = re.compile(r"Average Attempt (\d+) Success in (.+)")
 
 HELP = """\
-train an agent from one or more gin configurations
+train an agent from one or more gin configurations: files, or names of those that come along
 
 examples:
-  amago-ray --config configs/meta_frozen_lake.gin
-  amago-ray --config configs/tmaze.gin --set 'TMaze.corridor_length = 50' --set 'Experiment.run_name = "tmaze50"'
-  amago-ray --config configs/tmaze.gin --traj-encoder mamba --agent multitask --trials 3
-  amago-ray --config configs/tmaze.gin --resume         go on after a crash or Ctrl-C
-  amago-ray --config configs/tmaze.gin --resume auto    begin or go on, whichever it takes: for a job queue
-  amago-ray tune --config configs/tmaze.gin --param 'Agent.gamma=loguniform(0.9, 0.999)' --num-samples 8    a sweep
+  amago-ray --config meta_frozen_lake
+  amago-ray --config tmaze --set 'TMaze.corridor_length = 50' --set 'Experiment.run_name = "tmaze50"'
+  amago-ray --config tmaze --traj-encoder mamba --agent multitask --trials 3
+  amago-ray --config mine.gin --resume                  go on after a crash or Ctrl-C
+  amago-ray --config mine.gin --resume auto             begin or go on, whichever it takes: for a job queue
+  amago-ray configs                                     which configurations come along
+  amago-ray tune --config tmaze --param 'Agent.gamma=loguniform(0.9, 0.999)' --num-samples 8    a sweep
   amago-ray status runs/tmaze                           how a run is doing, from any terminal
+  amago-ray board runs                                  runs as they train, in a web browser
   amago-ray plot runs/tmaze runs/tmaze50                learning curves as a PNG
   amago-ray evaluate runs/tmaze --gif tmaze.gif         returns of the newest policy, and a look at it
   amago-ray evaluate runs/tmaze --epoch all             a table and a picture of every policy that was kept
   amago-ray export runs/tmaze --format onnx             a file that acts where amago_ray is not installed
   amago-ray import-amago policy_epoch_9.pt --config a.gin --out runs/a    a run of weights that AMAGO 3.x saved
-other commands: evaluate, export, import-amago, import-data, plot, replay, settings, status, tune; each has a --help
+other commands: board, configs, evaluate, export, import-amago, import-data, inspect, plot, replay, settings,
+status, tune; each has a --help
 every setting, with default and meaning: amago-ray settings
+an error of a setting, an environment or a file is one line and exit status 2; --debug shows where it comes from
 """
 
 
@@ -68,8 +74,8 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="amago-ray",
         description=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -115,7 +121,8 @@ def train(experiment: Experiment, options: argparse.Namespace, resume: Resume) -
             experiment.start(resume=resume, overwrite=options.overwrite)
             if options.init_from:
                 experiment.load_policy(options.init_from)
-        experiment.learn()
+        with while_it_trains():
+            experiment.learn()
         print(f"\nThe run is in {experiment.directory.root}")
         if experiment.test_episodes and not options.no_final_test:
             _compare_with_random(experiment)
@@ -124,6 +131,7 @@ def train(experiment: Experiment, options: argparse.Namespace, resume: Resume) -
 def _compare_with_random(experiment: Experiment) -> None:
     """The comparison at the end. Where it cannot be made, a line says why: the run itself is finished."""
     from amago_ray.rollout.evaluate import final_test
+    from amago_ray.settings import env_processes
 
     x = experiment
     try:
@@ -136,6 +144,7 @@ def _compare_with_random(experiment: Experiment) -> None:
             x.parallel_actors,
             x.call_timeout_s,
             x.action_mask_key,
+            env_processes(x),
         )
     except ValueError as error:
         print(f"no final test: {error} (Experiment.test_max_timesteps={x.test_max_timesteps})")

@@ -9,6 +9,7 @@ from typing import Any
 import gin
 
 from amago_ray.commands.command_line import (
+    Parser,
     bindings_of,
     in_one_line,
     load_experiment,
@@ -32,7 +33,7 @@ examples:
 
 def run(arguments: Sequence[str]) -> int:
     """Run a sweep, then print its table and draw its picture. Exit status 1 where a trial failed."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="amago-ray tune",
         description=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,

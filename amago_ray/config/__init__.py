@@ -1,7 +1,14 @@
 """gin: load configurations, answer mistakes with the nearest known name, carry settings to other processes."""
 
 from amago_ray.config.apart import apart
-from amago_ray.config.mistakes import as_raised, explain, nearest, reject_unknown_arguments, without_gin_calls
+from amago_ray.config.mistakes import (
+    as_raised,
+    explain,
+    explain_call,
+    nearest,
+    reject_unknown_arguments,
+    without_gin_calls,
+)
 from amago_ray.config.reader import accept_amago_arguments, bind, is_bound, load, restore
 from amago_ray.config.registry import configurable_names
 from amago_ray.config.text import literal, record, snapshot
@@ -13,6 +20,7 @@ __all__ = [
     "bind",
     "configurable_names",
     "explain",
+    "explain_call",
     "is_bound",
     "literal",
     "load",

@@ -73,12 +73,6 @@ def _only(accepted: Any, why: str, remedy: str) -> Argument:
     return Argument(bindings, f"has no effect here: {why}")
 
 
-def _env_mode(value: Any) -> dict[str, Any]:
-    if value not in ("async", "sync", "already_vectorized"):
-        raise ValueError("use 'async', 'sync' or 'already_vectorized'")
-    return {"Experiment.num_rollout_workers": 1} if value == "sync" else {}
-
-
 # "Class.argument" of AMAGO -> what it is here.
 ARGUMENTS = {
     "CNNTstepEncoder.out_norm": _named("CNNTstepEncoder.norm"),
@@ -88,11 +82,6 @@ ARGUMENTS = {
     "Experiment.always_load_latest": _unused("workers are sent the learners' weights"),
     "Experiment.critic_loss_weight": _named("Agent.critic_loss_weight", "MultiTaskAgent.critic_loss_weight"),
     "Experiment.dloader_workers": _unused("replay shards read and batch the data; see num_replay_shards"),
-    "Experiment.env_mode": Argument(
-        _env_mode,
-        "is not needed here: num_rollout_workers says how many processes share the environments ('sync': one), and "
-        "vectorized environments are recognised",
-    ),
     "Experiment.has_dset_edit_rights": _unused("replay shards alone add and remove data"),
     "Experiment.local_time_optimizer": _only(
         False,

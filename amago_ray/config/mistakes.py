@@ -6,7 +6,10 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterable
+from tokenize import TokenError
 from typing import Any
+
+import gin
 
 from amago_ray.config import amago_names
 from amago_ray.config.registry import configurable_names, parameters_of
@@ -15,12 +18,18 @@ UNKNOWN_NAME = re.compile(
     r"No configurable matching (?:reference )?'?@?(?:[\w.]+/)*([\w.]+)|Could not find ([\w.]+) in the Gin registry"
 )
 MISSING_VALUE = re.compile(r"Required bindings for `([\w.]+)` not provided in config: \[(.*?)\]")
+UNKNOWN_MACRO = re.compile(
+    r"macro\(\) missing 1 required positional argument.*In call to configurable 'macro' .*? in scope '([^']*)'",
+    re.DOTALL,
+)
 # What gin adds to the messages of everything that it has called.
 GIN_CALLS = re.compile(
     r"\s+No values supplied by Gin or caller for arguments: \[.*?\]"
     r"\s+Gin had values bound for: \[.*?\]\s+Caller supplied values for: \[.*?\]"
     r"|\s+In call to configurable '[^']*' \(<.*?>\)(?: in scope '[^']*')?"
 )
+
+GIN_CALL = re.compile(r"In call to configurable '([^']*)'")
 
 
 def explain(error: Exception) -> str:
@@ -32,11 +41,33 @@ def explain(error: Exception) -> str:
     if match := re.search(r"Configurable '?([\w.]+)'? doesn't have a parameter named '?(\w+)'?", text):
         owner, name = match.groups()
         return f"{owner} has no setting {name!r}{nearest(name, parameters_of(owner))}"
+    if match := UNKNOWN_MACRO.search(text):
+        return f"no macro is named %{match.group(1)}: bind it, as in {match.group(1)} = 1"
+    if isinstance(error, TokenError):
+        what, (line, _) = error.args
+        return f"the configuration ends within a bracket or a text ({what}, line {line}): close it"
     if match := MISSING_VALUE.search(text):
         return f"{match.group(1)} needs a value of {match.group(2)}"
     if isinstance(error, SyntaxError) and error.text:
         text = f"{text}: {error.text.strip()!r}"
     return " ".join(without_gin_calls(text).split())
+
+
+def explain_call(error: Exception, otherwise: str) -> str:
+    """One line for an error of code that did not expect such values: its kind, and what was configured of its caller.
+
+    otherwise: what to name where no configurable has called that code.
+    """
+    callers = GIN_CALL.findall(str(error))  # the innermost comes first
+    for caller in callers:
+        bound = [values for (_, selector), values in gin.config._CONFIG.items() if selector.endswith(caller)]
+        given = ", ".join(f"{argument}={value!r}" for values in bound for argument, value in values.items())
+        if given:
+            otherwise = f"{caller.rpartition('.')[2]} with {given}"
+            break
+    else:
+        otherwise = callers[0].rpartition(".")[2] if callers else otherwise
+    return f"{otherwise}: {type(error).__name__}: {explain(error)}"
 
 
 def without_gin_calls(text: str) -> str:

@@ -6,18 +6,21 @@ import functools
 import importlib
 import inspect
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, TextIO, TypeVar
 
 import gin
 from gin import config_parser
 
-from amago_ray.config import amago_names
+from amago_ray.config import amago_names, shipped
 from amago_ray.config.mistakes import explain
 from amago_ray.config.registry import matching, parameters_of
 from amago_ray.config.text import DRIVER_CONFIGURABLES, has_no_text, literal
+from amago_ray.config.value_types import check_argument
 
 T = TypeVar("T")
 logger = logging.getLogger("amago_ray")
@@ -49,19 +52,18 @@ CONFIGURABLE_MODULES = (
 def load(configs: Sequence[str | Path], bindings: Sequence[str] = ()) -> None:
     """Parse gin files in order, then single bindings such as "Agent.gamma = 0.99". Later ones win.
 
+    configs: files, or names of configurations that come along, such as "tmaze" or "tmaze/passive_50".
     Names of AMAGO are taken for what they are called here, and one line says so of each.
     Raises ValueError, in one line, for a missing file, a syntax error, or a name that is not configurable.
     """
     _import_configurables(CONFIGURABLE_MODULES)
-    for path in configs:
-        if not Path(path).is_file():
-            raise ValueError(f"--config {path}: there is no such file")
+    files = [shipped.find(path) for path in configs]
     reader = _Reader()
     try:
-        for path in configs:
-            reader.read_file(Path(path))
+        for file in files:
+            reader.read_file(file)
         reader.read("\n".join(bindings))
-    except (ValueError, SyntaxError, TypeError) as error:
+    except (ValueError, SyntaxError, TypeError, TokenError) as error:
         raise ValueError(explain(error)) from error
     reader.tell()
 
@@ -98,7 +100,10 @@ class _Reader(gin.config.ParserDelegate):
             logger.warning(notice)
 
     def read_file(self, path: Path) -> None:
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is damaged, or is no text: {error}") from error
         if "__gin__" in text:  # gin's dynamic registration looks names up in the file's own imports
             gin.parse_config_file(str(path))
             return
@@ -127,10 +132,11 @@ class _Reader(gin.config.ParserDelegate):
         amago, here = name.rpartition(".")[2], selector.rpartition(".")[2]
         rule = amago_names.ARGUMENTS.get(f"{amago}.{argument}")
         if rule is None or (amago == here and matching(selector) and argument in parameters_of(selector)):
-            gin.bind_parameter((scope, selector, argument), value)
+            _bind_checked(scope, selector, argument, value)
             return
         for key, translated in self.translate(f"{amago}.{argument}", rule, value).items():
-            gin.bind_parameter((scope, *key.rsplit(".", 1)), translated)
+            here, argument = key.rsplit(".", 1)
+            _bind_checked(scope, here, argument, translated)
 
     def translate(self, name: str, rule: amago_names.Argument, value: Any) -> dict[str, Any]:
         """The settings that an argument of AMAGO stands for."""
@@ -172,10 +178,19 @@ class _Reader(gin.config.ParserDelegate):
         if path is not None:
             self.read_file(path)
             return
-        try:
+        if any(os.path.isfile(os.path.join(prefix, filename)) for prefix in gin.config._LOCATION_PREFIXES):
             gin.parse_config_file(filename)  # from gin's own search paths
-        except OSError as error:
-            raise ValueError(f"include {filename!r}: there is no such file") from error
+        elif (along := shipped.named(filename)) is not None:
+            self.read_file(along)
+        else:
+            raise ValueError(f"include {filename!r}: there is no such file")
+
+
+def _bind_checked(scope: str, selector: str, argument: str, value: Any) -> None:
+    """Bind a value. Raises ValueError or TypeError for a name that there is not, and for a value of the wrong type."""
+    gin.bind_parameter((scope, selector, argument), value)  # says what is wrong with a name
+    if selector.rpartition(".")[2] not in DRIVER_CONFIGURABLES:  # which look at their values more closely themselves
+        check_argument(matching(selector)[0], argument, value)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,9 @@ from amago_ray.config.registry import matching, registry
 CONSTANTS = {"inf": math.inf, "minus_inf": -math.inf, "nan": math.nan}
 for _name, _value in CONSTANTS.items():
     gin.constant(f"amago_ray.{_name}", _value)
+SECRET = r"(?:\w*_)?(?:api_?key|password|passwd|secret|auth_?token|access_?token|api_?token|credentials?)"
+SECRET_SETTING = re.compile(rf"^([\w./]+\.{SECRET}) = .*(?:\n[ \t]+.*)*", re.MULTILINE | re.IGNORECASE)
+SECRET_IN_DICT = re.compile(rf"""(['"]{SECRET}['"]\s*:\s*)(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""", re.IGNORECASE)
 DRIVER_CONFIGURABLES = ["Experiment", "Sweep"]
 
 
@@ -53,7 +57,8 @@ def _write_values_out() -> None:
 def record(owner: str, settings: Mapping[str, Any]) -> str:
     """A gin file that runs the same again: what was bound, what is in use (defaults included), and `owner`'s settings.
 
-    Settings that were given in Python and have no text in gin (a lambda, say) are left as comments.
+    Settings that were given in Python and have no text in gin (a lambda, say) are left as comments, and so are those
+    whose names say that they are secret.
     """
     lines = []
     for name, value in settings.items():
@@ -65,7 +70,8 @@ def record(owner: str, settings: Mapping[str, Any]) -> str:
         "In use, with defaults": gin.operative_config_str(max_line_length=120),
         f"{owner} as it was started": "\n".join(lines) + "\n",
     }
-    return "\n".join(f"# {'=' * 80}\n# {title}\n# {'=' * 80}\n\n{text}" for title, text in parts.items())
+    whole = "\n".join(f"# {'=' * 80}\n# {title}\n# {'=' * 80}\n\n{text}" for title, text in parts.items())
+    return without_secrets(whole)
 
 
 def literal(value: Any) -> str | None:
@@ -87,6 +93,12 @@ def literal(value: Any) -> str | None:
         return "%nan" if math.isnan(value) else "%inf" if value > 0 else "%minus_inf"
     # Of subclasses, such as enumerations, the text would be another's.
     return repr(value) if value is None or type(value) in (str, int, float, bool) else None
+
+
+def without_secrets(text: str) -> str:
+    """A configuration in which values whose names say that they are secret are left out."""
+    text = SECRET_IN_DICT.sub(r"\1'left out'", text)
+    return SECRET_SETTING.sub(r"# \1 is left out: it is a secret", text)
 
 
 def _container(values: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> str | None:

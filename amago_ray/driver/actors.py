@@ -13,6 +13,7 @@ import torch
 
 from amago_ray import config
 from amago_ray.driver.malloc import keep_freed_memory
+from amago_ray.driver.out_of_memory import naming_what_to_lower
 from amago_ray.driver.plan import Plan
 from amago_ray.driver.remote import RemoteShard
 from amago_ray.envs.makers import env_spaces
@@ -22,8 +23,10 @@ from amago_ray.pending import ShardAway
 from amago_ray.replay.client import ReplayReader, ReplayWriter
 from amago_ray.replay.export import npz_writer
 from amago_ray.rollout.assignment import Assignment
+from amago_ray.rollout.halves import DoubleBufferedWorker, make_worker
 from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
 
+Worker = RolloutWorker | DoubleBufferedWorker
 EVALUATION_PART_S = 2.0  # how long one call of an evaluation should take
 
 
@@ -39,9 +42,9 @@ class RolloutActor:
         if ray.get_runtime_context().was_current_actor_reconstructed:
             self._incarnation = time.time_ns()  # Ray does not say how often it restarted this actor; time never repeats
         self._writer = ReplayWriter(find_shards(shard_names))
-        self._training: RolloutWorker | None = None
-        self._validation: RolloutWorker | None = None
-        self._test: RolloutWorker | None = None
+        self._training: Worker | None = None
+        self._validation: Worker | None = None
+        self._test: Worker | None = None
 
     def prepare(self) -> None:
         """Build the training environments, so that the first chunk is as fast as the others; when done, say so.
@@ -114,12 +117,12 @@ class RolloutActor:
             self._test.close()
             self._test = None
 
-    def _build(self, rollout: RolloutConfig, write: Any = None, flush: Any = None) -> RolloutWorker:
-        return RolloutWorker(rollout, self._plan.agent_spec, self._worker, self._incarnation, write, flush)
+    def _build(self, rollout: RolloutConfig, write: Any = None, flush: Any = None) -> Worker:
+        return make_worker(rollout, self._plan.agent_spec, self._worker, self._incarnation, write, flush)
 
-    def _build_evaluation(self, rollout: RolloutConfig, write: Any = None) -> RolloutWorker:
+    def _build_evaluation(self, rollout: RolloutConfig, write: Any = None) -> Worker:
         """Who plays an evaluation, and in which of its lives, makes no difference to the rollouts."""
-        return RolloutWorker(rollout, self._plan.agent_spec, write=write)
+        return make_worker(rollout, self._plan.agent_spec, write=write)
 
     def _flush(self) -> float:
         self._writer.flush()
@@ -165,11 +168,13 @@ class LearnerActor:
             self._plan.importance_exponent,
             self._plan.bucketed,
         )
-        self._learner = Learner(self._plan.learner, spec, reader, self._rank, world_size)
+        with naming_what_to_lower(self._plan, self._rank):
+            self._learner = Learner(self._plan.learner, spec, reader, self._rank, world_size)
 
     def train(self, num_batches: int, mixture: tuple[float, ...] | None) -> LearnReport:
         torch.set_num_threads(self._num_threads)  # a setting of the thread, and calls change threads
-        return self._learner.train(num_batches, mixture)
+        with naming_what_to_lower(self._plan, self._rank):
+            return self._learner.train(num_batches, mixture)
 
     def progress(self) -> int:
         return self._learner.progress()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from ray.util.placement_group import get_current_placement_group
 
 from amago_ray.driver.placement import Cluster, Node, Resources
 
+CONNECT_TIMEOUT_S = 10.0
 LAUNCHED = Path("~/ray_bootstrap_config.yaml")
 
 
@@ -41,10 +44,20 @@ def connect(address: str | None, cpus_needed: Callable[[Cluster], float]) -> tup
         # What was promised to Ray above the machine's own cores must not be planned with.
         return replace(survey(), cpus=machine.cpus, local=True), True
     try:
+        _check_answers(address)
         ray.init(address=address, **options)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
+        address = re.sub(r"[^/@]*@", "...@", address)  # it may come from the environment, with a password
         raise ValueError(f"Experiment.ray_address={address!r}: no Ray cluster answers there ({error})") from error
     return survey(), True
+
+
+def _check_answers(address: str) -> None:
+    """Raises OSError where nobody listens at host:port, which Ray itself would try for many minutes."""
+    match = re.fullmatch(r"(?:ray://)?(.+):(\d{1,5})", address)
+    if match is not None:
+        with socket.create_connection((match[1].strip("[]"), int(match[2])), timeout=CONNECT_TIMEOUT_S):
+            pass
 
 
 def disconnect() -> None:

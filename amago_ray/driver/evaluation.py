@@ -14,7 +14,7 @@ from amago_ray.pending import ProcessDied
 from amago_ray.rollout.assignment import Assignment, assign, in_order
 from amago_ray.rollout.evaluate import fixed_num_envs
 from amago_ray.rollout.worker import RolloutConfig
-from amago_ray.settings import ExperimentSettings
+from amago_ray.settings import ExperimentSettings, env_processes
 from amago_ray.watch.metrics import summarize_episodes
 
 
@@ -121,7 +121,7 @@ def shares_of_a_test(
 
     The other arguments are those of `Experiment.evaluate_test`.
     """
-    fixed = fixed_num_envs(make_env)
+    fixed = fixed_num_envs(make_env, env_processes(settings))
     num_envs = fixed or num_envs or min(settings.parallel_actors, episodes or settings.parallel_actors)
     num_workers = 1 if fixed else min(num_workers, num_envs)
     seed = settings.seed + TEST_SEEDS

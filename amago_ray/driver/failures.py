@@ -40,7 +40,7 @@ RULES: dict[tuple[str, type[Exception]], Rule] = {
     (LEARNER, CallTimeout): Rule(Decision.REBUILD, at_most=10),
 }
 
-# What that means to users: what dies, what happens, what is lost at most. The README and the documents show it.
+# What that means to users: what dies, what happens, what is lost at most. docs/failures.md shows it.
 CONSEQUENCES: tuple[tuple[str, str, str], ...] = (
     (
         "an environment (exception, NaN, wrong shape)",
@@ -70,8 +70,8 @@ CONSEQUENCES: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "the driver",
-        "the same command with `--resume`; what was collected is there again",
-        "updates since the newest training state",
+        "the same command with `--resume auto` goes on from the newest training state, as if nothing had been",
+        "what was done since that state, and unfinished trajectories",
     ),
     (
         "nothing, but a loss or gradient is not finite",

@@ -16,7 +16,7 @@ from amago_ray.replay.sampling.selection import SelectionConfig
 from amago_ray.replay.shard import ReplayConfig
 from amago_ray.replay.storage.store import StoreConfig
 from amago_ray.rollout.worker import RolloutConfig
-from amago_ray.settings import ExperimentSettings, replay_folder
+from amago_ray.settings import ExperimentSettings, env_processes, replay_folder
 from amago_ray.specs import row_bytes
 
 ROLLOUT_GPU_SHARE = 0.1  # of one GPU, for each worker that acts on a GPU
@@ -219,6 +219,7 @@ def deal_environments(
             exploration_type=settings.exploration_wrapper_type if explore else None,
             sample_actions=sample_actions,
             device=settings.rollout_device,
+            env_processes=env_processes(settings),
         )
         for i, share in enumerate(shares)
     )

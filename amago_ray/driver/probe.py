@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
+from amago_ray import config
 from amago_ray.agent import Agent
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.config import nearest
 from amago_ray.envs.makers import check_env, env_spaces
+from amago_ray.envs.pool import MAX_FAILURES_IN_A_ROW
 from amago_ray.nets.mixed_encoder import default_tstep_encoder
 from amago_ray.replay.datasets.dataset import MixtureOfDatasets, RowLayout, TrajectoryDataset, mixture_of
 from amago_ray.replay.sampling.selection import SelectionConfig
-from amago_ray.settings import ExperimentSettings, check_values
+from amago_ray.settings import ExperimentSettings, check_values, env_processes
 from amago_ray.specs import ActionSpec, ObsSpec
 
 
 def check_settings(settings: ExperimentSettings) -> None:
     """Raises ValueError or TypeError for what can be seen to be wrong without starting or making anything."""
+    if isinstance(settings.ray_address, str) and "@" in settings.ray_address:
+        raise ValueError(  # without its value
+            "Experiment.ray_address holds a name or password, which would be kept in config.txt: write host:port; "
+            "Ray takes a token from the environment (RAY_AUTH_TOKEN)"
+        )
     check_values(settings)
     _check_sources(settings)
     SelectionConfig(settings.replay_sampling, settings.replay_half_life, settings.priority_exponent)
@@ -27,6 +36,24 @@ def check_settings(settings: ExperimentSettings) -> None:
         raise ValueError(
             f"Experiment.num_rollout_workers={workers}: there are only parallel_actors={settings.parallel_actors} "
             "environments to share"
+        )
+    _check_env_processes(settings)
+
+
+def _check_env_processes(settings: ExperimentSettings) -> None:
+    """Raises ValueError for settings of environments in processes of their own that contradict others."""
+    if settings.env_mode != "processes":
+        for name in ("env_timeout_s", "env_max_rollouts", "env_double_buffer"):
+            if value := getattr(settings, name):
+                raise ValueError(
+                    f"Experiment.{name}={value!r}: in a worker's own process (env_mode='sync') an environment can be "
+                    "neither killed nor left alone; set env_mode='processes'"
+                )
+    limit_s, silent_s = settings.env_timeout_s, settings.call_timeout_s
+    if limit_s is not None and limit_s * MAX_FAILURES_IN_A_ROW >= silent_s:
+        raise ValueError(
+            f"Experiment.env_timeout_s={limit_s!r}: {MAX_FAILURES_IN_A_ROW} of them in a row must fit into "
+            f"call_timeout_s={silent_s!r}, after which the whole worker is restarted; lower the one or raise the other"
         )
 
 
@@ -45,6 +72,13 @@ def _check_sources(settings: ExperimentSettings) -> None:
             "Experiment.schedule='continuous' paces learning by what is collected, and nothing is: take 'alternate' to "
             "learn from a dataset alone"
         )
+    frames = settings.parallel_actors * settings.train_timesteps_per_epoch
+    frames *= settings.epochs - settings.start_collecting_at_epoch
+    if settings.schedule == "continuous" and learns and settings.replay_min_timesteps > frames:
+        raise ValueError(
+            f"Experiment.replay_min_timesteps={settings.replay_min_timesteps}: learning would never begin, because the "
+            f"whole run collects {frames} timesteps; lower it"
+        )
     if learns and not collects and not mixture.datasets:
         raise ValueError(
             f"there is nothing to learn from: Experiment.train_timesteps_per_epoch="
@@ -60,11 +94,11 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
     Returns how to build the agent. Raises what the environments raise, and ValueError where validation environments
     have other spaces than training environments.
     """
-    mask = settings.action_mask_key
-    obs_spec, action_spec, _ = check_env(settings.make_train_env, action_mask_key=mask)
+    mask, processes = settings.action_mask_key, env_processes(settings)
+    obs_spec, action_spec, _ = check_env(settings.make_train_env, action_mask_key=mask, processes=processes)
     if settings.make_val_env is not settings.make_train_env:
         like = env_spaces(settings.make_train_env)
-        check_env(settings.make_val_env, action_mask_key=mask, like=like)
+        check_env(settings.make_val_env, action_mask_key=mask, like=like, processes=processes)
     _check_compression(settings.replay_compression, obs_spec)
     spec = AgentSpec(
         obs_spec=obs_spec,
@@ -76,16 +110,18 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
         seed=settings.seed,
         action_mask_key=mask,
     )
-    if settings.exploration_wrapper_type is not None:
-        settings.exploration_wrapper_type(1, action_spec, settings.seed)
-    agent = spec.build()
+    with _in_one_line("building the networks"):
+        if settings.exploration_wrapper_type is not None:
+            settings.exploration_wrapper_type(1, action_spec, settings.seed)
+        agent = spec.build()
     if settings.replay_sampling == "prioritized" and not agent.uses_critics:
         raise ValueError(
             "Experiment.replay_sampling='prioritized': priorities are the critics' errors, and this agent trains none "
             "(fake_filter with online_coeff=0); use 'trajectories', 'timesteps' or 'recent'"
         )
-    _check_forward(agent, obs_spec, action_spec)
-    agent.init_optimizer(settings.learning_rate, settings.l2_coeff)
+    with _in_one_line("a first step of the networks"):
+        _check_forward(agent, obs_spec, action_spec)
+        agent.init_optimizer(settings.learning_rate, settings.l2_coeff)
     return spec
 
 
@@ -96,8 +132,25 @@ def check_data(settings: ExperimentSettings) -> RowLayout:
     """
     layout = RowLayout(*env_spaces(settings.make_train_env))
     for dataset in mixture_of(settings.dataset).datasets:
-        dataset.check(layout)
+        with _in_one_line(f"Experiment.dataset: {type(dataset).__name__}"):
+            dataset.check(layout)
     return layout
+
+
+@contextmanager
+def _in_one_line(what: str) -> Iterator[None]:
+    """Raises ValueError, with what was configured, for whatever parts that users configure or write may raise within.
+
+    what: is named where no configurable has raised it.
+    """
+    try:
+        yield
+    except (ImportError, OSError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError | TypeError) and "=" in config.explain(error):
+            raise  # it names the setting and its value
+        raise ValueError(config.explain_call(error, what)) from error
 
 
 def _check_compression(names: tuple[str, ...], obs_spec: ObsSpec) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from amago_ray import config
 from amago_ray.agent import AgentSpec
 from amago_ray.atomic_files import write_atomically
+from amago_ray.driver.saved_state import check_training_state
 from amago_ray.driver.watching import Watching
 from amago_ray.envs.saved_spaces import write_spaces
 from amago_ray.replay.datasets import RowLayout
@@ -83,6 +84,8 @@ def state_to_resume(
             f"{directory.root} already holds a run: resume it (--resume), overwrite it (--overwrite), "
             "or choose another run_name"
         )
+    if resume and saved:
+        check_training_state(directory.training_state(saved[-1]))
     state = directory.load_run_state(saved[-1]) if resume and saved else {}
     if state:
         check_same_weights(state["weight_shapes"], weight_shapes(agent_spec.build()))
@@ -92,14 +95,22 @@ def state_to_resume(
 
 
 def open_folder(settings: ExperimentSettings, directory: RunDirectory, layout: RowLayout, goes_on: bool) -> None:
-    """Make the run's folder, in place of an earlier run's unless this one goes on with it."""
+    """Make the run's folder, in place of an earlier run's unless this one goes on with it.
+
+    Raises ValueError, naming the setting, where it cannot be written. Nothing is left then of a run that would begin.
+    """
     if not goes_on and is_begun(settings, directory):
         directory.remove()
         shutil.rmtree(replay_folder(settings), ignore_errors=True)
-    directory.stopped.unlink(missing_ok=True)
-    create_folder(settings, directory, layout)
-    if settings.replay_durable:
-        record_spaces(replay_folder(settings), layout)
+    try:
+        directory.stopped.unlink(missing_ok=True)
+        create_folder(settings, directory, layout)
+        if settings.replay_durable:
+            record_spaces(replay_folder(settings), layout)
+    except OSError as error:
+        if not goes_on:
+            directory.remove()
+        raise directory.not_writable(error) from error
 
 
 def create_folder(settings: ExperimentSettings, directory: RunDirectory, layout: RowLayout) -> None:

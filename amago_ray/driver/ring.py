@@ -96,6 +96,11 @@ class Ring:
         else:
             self.commit()
             self.publish()
+        counts = (self.num_workers, len(self.replay), self._settings.num_learners)
+        roles = ("rollout worker", "replay shard", "learner")
+        processes = ", ".join(f"{num} {role}{'s' * (num != 1)}" for num, role in zip(counts, roles))
+        begins = f"goes on after epoch {self.progress.epoch + 1}" if state else "begins"
+        self._directory.note(f"the run {begins} with {processes}", self.progress.epoch)
 
     def _go_on_from(self, state: dict[str, Any]) -> None:
         """Put everything but the learners where it was when the run was saved.
@@ -127,8 +132,9 @@ class Ring:
         return self._topology.num_workers
 
     def say(self, text: str) -> None:
-        """Tell the user."""
+        """Tell the user, and who looks at the run's folder."""
         self.display.message(text)
+        self._directory.note(text, self.progress.epoch)
 
     # ---------------------------------------------------------------- an epoch
 

@@ -70,7 +70,8 @@ class _EpsilonSchedule(ExplorationWrapper):
     """Explores with an amount eps in [0, 1] that `schedule` gives for each environment.
 
     Integer actions: uniform with probability eps. Continuous actions: a + eps * N(0, 1), clipped to [-1, 1].
-    randomize_eps: scale eps by a factor drawn from [0, 1) for each rollout.
+    randomize_eps: scale eps by a factor drawn from [0, 1) for each rollout. Environments draw from streams of their
+    own: that one of them begins a rollout more, because it broke down, changes nothing for the others.
     """
 
     def __init__(
@@ -82,6 +83,8 @@ class _EpsilonSchedule(ExplorationWrapper):
         self.steps_anneal = steps_anneal
         self.randomize_eps = randomize_eps
         self._factor = np.ones(num_envs)
+        streams = np.random.SeedSequence(seed).spawn(num_envs if randomize_eps else 0)
+        self._factor_rngs = [np.random.default_rng(stream) for stream in streams]
         self._eps = np.zeros(num_envs)
 
     @abstractmethod
@@ -94,7 +97,8 @@ class _EpsilonSchedule(ExplorationWrapper):
 
     def begin(self, fresh: np.ndarray) -> None:
         if self.randomize_eps:
-            self._factor[fresh] = self.rng.random(int(np.count_nonzero(fresh)))
+            for row in np.flatnonzero(fresh).tolist():
+                self._factor[row] = self._factor_rngs[row].random()
 
     def explore(self, actions: np.ndarray, time_idx: np.ndarray) -> np.ndarray:
         self._eps = self.schedule(time_idx) * self._factor
@@ -109,11 +113,14 @@ class _EpsilonSchedule(ExplorationWrapper):
         return {"eps": float(self._eps.mean())}
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "factor": self._factor.tolist()}
+        streams = [rng.bit_generator.state for rng in self._factor_rngs]
+        return {**super().state_dict(), "factor": self._factor.tolist(), "factor_rngs": streams}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._factor[:] = state["factor"]
+        for rng, stream in zip(self._factor_rngs, state["factor_rngs"], strict=True):
+            rng.bit_generator.state = stream
 
 
 @gin.configurable

@@ -1,4 +1,4 @@
-"""The environments of one worker, stepped together, whether they are plain ones or a user's VectorEnv.
+"""The environments of one worker, stepped together: plain ones, here or in processes of their own, or a VectorEnv.
 
     obs = pool.reset()
     while collecting:
@@ -12,6 +12,7 @@ All arrays belong to the pool: they hold until its next call, `transition.obs` u
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from functools import partial
 from typing import Any
@@ -25,7 +26,9 @@ from amago_ray.envs.amago_env import name_before_reset
 from amago_ray.envs.plain_pool import EnvPool, check_separate
 from amago_ray.envs.pool import (
     FAILURES,
+    MAX_FAILURES_IN_A_ROW,
     EnvFailure,
+    Pool,
     Transition,
     check_same_spaces,
     converters,
@@ -33,6 +36,9 @@ from amago_ray.envs.pool import (
     spaces_of,
     vector_env_in_list,
 )
+from amago_ray.envs.processes import EnvProcesses
+from amago_ray.envs.processes.environment import vector_env_refused
+from amago_ray.envs.processes.pool import start_pools
 from amago_ray.envs.spaces import check_action_mask, sample_actions
 from amago_ray.envs.tasks import (
     Entry,
@@ -55,13 +61,16 @@ __all__ = [
     "EnvFailure",
     "EnvMaker",
     "EnvPool",
+    "EnvProcesses",
     "MakeEnv",
+    "Pool",
     "Tasks",
     "Transition",
     "VectorEnvPool",
     "check_env",
     "env_spaces",
     "make_pool",
+    "make_pools",
     "num_tasks",
     "sendable_tasks",
 ]
@@ -74,17 +83,22 @@ def make_pool(
     num_envs: int,
     first_env: int,
     seed: int,
-    max_failures_in_a_row: int = 5,
+    max_failures_in_a_row: int = MAX_FAILURES_IN_A_ROW,
     total_envs: int | None = None,
-) -> EnvPool | VectorEnvPool:
+    processes: EnvProcesses | None = None,
+) -> Pool:
     """The pool of the environments `first_env` ... `first_env + num_envs - 1` of a run of `total_envs`.
 
     make_env: a gymnasium id; a function that returns a gymnasium Env or VectorEnv (one with a parameter `num_envs` is
     given it, and one with `seed` besides a seed of its own); a pair of either and a dict of its arguments; or a list of
     any of these that return an Env, which take turns as `EnvPool` says.
+    processes: environments run in processes of their own, as `processes.pool` says; None for in this one.
 
     Raises ValueError or TypeError for environments that do not fit, and whatever the functions raise.
     """
+    if processes is not None:
+        shares = [(first_env, num_envs)]
+        return make_pools(make_env, shares, seed, processes, max_failures_in_a_row, total_envs)[0]
     tasks = tasks_of(make_env)
     tasks.register()
     makers = [sized(maker, num_envs, env_seeds(seed, first_env)) for maker in tasks.makers]
@@ -101,17 +115,31 @@ def make_pool(
         raise RuntimeError(f"building the environments ended in {one_line(error)}") from error
 
 
+def make_pools(
+    make_env: MakeEnv,
+    shares: Sequence[tuple[int, int]],
+    seed: int,
+    processes: EnvProcesses,
+    max_failures_in_a_row: int = MAX_FAILURES_IN_A_ROW,
+    total_envs: int | None = None,
+) -> list[Pool]:
+    """`make_pool` for each of `shares`, (first_env, num_envs), in processes of their own that start together."""
+    total_envs = total_envs or sum(shares[-1])
+    return [*start_pools(sendable_tasks(make_env), shares, total_envs, seed, processes, max_failures_in_a_row)]
+
+
 def check_env(
     make_env: MakeEnv,
     seed: int = 0,
     num_steps: int = 20,
     action_mask_key: str | None = None,
     like: tuple[gym.Space, gym.Space] | None = None,
+    processes: EnvProcesses | None = None,
 ) -> tuple[ObsSpec, ActionSpec, str]:
     """Build every entry of `make_env` once and take a few random steps in it.
 
     action_mask_key: name of the observation that says which actions are legal. like: those of the training
-    environments, if `make_env` is of validation environments.
+    environments, if `make_env` is of validation environments. processes: as of `make_pool`; the steps are taken there.
 
     Returns the specifications that all of them share and the first one's name. Raises ValueError or TypeError, in one
     line that names the environment, for anything that would stop a run.
@@ -124,12 +152,15 @@ def check_env(
         envs.append(env)
         try:
             _check_fits(envs, len(entries), like)
+            if processes is not None and isinstance(env, VectorEnv):
+                raise vector_env_refused(name_before_reset(env))
         except (TypeError, ValueError):
             with suppress(*FAILURES):
                 env.close()
             raise
-        found.append(_try_out(env, seed, num_steps, action_mask_key))
-        remember_name(entry, env)
+        pool = _pool_to_try(entry, env, seed, processes)
+        found.append(_try_out(pool, seed, num_steps, action_mask_key))
+        remember_name(entry, env, found[-1][2])
         if not isinstance(env, VectorEnv):
             _check_builds_anew(entry, env)
     tasks_of(make_env)  # says which tasks are named alike
@@ -187,12 +218,18 @@ def _check_builds_anew(entry: Entry, env: Any) -> None:
     check_separate(again, env)
 
 
-def _try_out(
-    env: gym.Env | VectorEnv, seed: int, num_steps: int, action_mask_key: str | None
-) -> tuple[ObsSpec, ActionSpec, str]:
-    """Take random steps in `env`, and close it."""
-    num_envs = env.num_envs if isinstance(env, VectorEnv) else 1
-    pool = make_pool(lambda: env, num_envs, first_env=0, seed=seed, max_failures_in_a_row=1)
+def _pool_to_try(entry: Entry, env: gym.Env | VectorEnv, seed: int, processes: EnvProcesses | None) -> Pool:
+    """A pool that fails at once: of `env`, or of another one that `entry` builds in a process of its own."""
+    if processes is None:
+        num_envs = env.num_envs if isinstance(env, VectorEnv) else 1
+        return make_pool(lambda: env, num_envs, first_env=0, seed=seed, max_failures_in_a_row=1)
+    with suppress(*FAILURES):
+        env.close()
+    return make_pool(entry, 1, first_env=0, seed=seed, max_failures_in_a_row=1, processes=processes)
+
+
+def _try_out(pool: Pool, seed: int, num_steps: int, action_mask_key: str | None) -> tuple[ObsSpec, ActionSpec, str]:
+    """Take random steps in the environments of `pool`, and close it."""
     rng = np.random.default_rng(seed)
     try:
         if action_mask_key is not None:
@@ -202,7 +239,7 @@ def _try_out(
             if step >= num_steps and not pool.awaits_last_obs:
                 break
             legal = None if action_mask_key is None else obs[action_mask_key]
-            transition = pool.step(sample_actions(pool.action_spec, num_envs, rng, legal))
+            transition = pool.step(sample_actions(pool.action_spec, pool.num_envs, rng, legal))
             obs, _ = pool.begin(transition.terminated | transition.truncated)
     except EnvFailure as failure:
         raise ValueError(f"environment {pool.env_names[0]} failed with {one_line(failure.__cause__)}") from failure

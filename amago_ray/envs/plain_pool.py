@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,10 +15,12 @@ from gymnasium.vector import VectorEnv
 from amago_ray.envs.amago_env import env_name_of, name_before_reset
 from amago_ray.envs.pool import (
     FAILURES,
+    MAX_FAILURES_IN_A_ROW,
     STEP_RESULT,
     Pool,
     Transition,
     check_same_spaces,
+    converters,
     env_seeds,
     reset_env,
     spaces_of,
@@ -25,6 +28,23 @@ from amago_ray.envs.pool import (
 )
 
 _FLAGS = (bool, np.bool_)
+
+
+@dataclass(frozen=True)
+class Counters:
+    """How far each of N environments has come: all that another pool needs to go on in their place. (N,) int64 each.
+
+    rollout: number of the current rollout, since `reset`. seeds_used: of those that the environment is given in turn.
+    failures_in_a_row: without a finished rollout in between.
+    """
+
+    rollout: np.ndarray
+    seeds_used: np.ndarray
+    failures_in_a_row: np.ndarray
+
+    @classmethod
+    def zeros(cls, num_envs: int) -> Counters:
+        return cls(*np.zeros((3, num_envs), np.int64))
 
 
 class EnvPool(Pool):
@@ -40,6 +60,8 @@ class EnvPool(Pool):
     seed: environment e is seeded from (seed, e): where it keeps its task at its first reset only and with another seed
     after it was rebuilt, where tasks take turns at every reset with the next seed.
     labels: what is appended to the names of each task's environments.
+    counters: are kept up to date before any environment is called. Where they are not 0, they are another pool's, in
+    whose place this one goes on: with `begin`, where that one would have gone on with `reset` or `begin`.
 
     Raises ValueError if two environments differ in their spaces, or are one object; TypeError for what is no gymnasium
     environment; and whatever the makers raise.
@@ -49,36 +71,45 @@ class EnvPool(Pool):
         self,
         makers: Sequence[Callable[[], gym.Env]],
         seed: int,
-        max_failures_in_a_row: int = 5,
+        max_failures_in_a_row: int = MAX_FAILURES_IN_A_ROW,
         first_env: int = 0,
         num_envs: int | None = None,
         total_envs: int | None = None,
         labels: Sequence[str] | None = None,
+        counters: Counters | None = None,
     ) -> None:
         num_envs = num_envs or len(makers)
         self._makers, self._labels = list(makers), labels or [""] * len(makers)
         self._first_env, self._total_envs = first_env, total_envs or first_env + num_envs
         self._takes_turns = self._total_envs % len(self._makers) != 0
-        self._rollout = np.zeros(num_envs, np.int64)
+        counters = counters or Counters.zeros(num_envs)
+        self._rollout, self._seeds_used = counters.rollout, counters.seeds_used
         self._task = [self._task_of(index) for index in range(num_envs)]
         self._idle: list[list[gym.Env]] = [[] for _ in self._makers]
         self._envs: list[gym.Env] = []
         try:
             for task in self._task:
                 self._envs.append(self._build(task))
-            super().__init__(self._envs[0], num_envs, max_failures_in_a_row)
+            super().__init__(converters(self._envs[0]), num_envs, max_failures_in_a_row)
         except BaseException:
             with suppress(*FAILURES):  # the first error is the one to tell
                 self.close()
             raise
         tasks = zip(self._envs, self._task, strict=True)
         self.env_names = [name_before_reset(env) + self._labels[task] for env, task in tasks]
-        self.reseed(seed)
-        self._begun = False
+        self._failures_in_a_row = counters.failures_in_a_row
+        self._seed, self._begun = seed, False
+        self._next_seed: list[int | None] = [self._draw_seed(index) for index in range(num_envs)]
+
+    @property
+    def spaces(self) -> tuple[gym.Space, gym.Space]:
+        """Observation and action space, which all environments share."""
+        return spaces_of(self._envs[0])
 
     def reseed(self, seed: int) -> None:
-        self._seeds = [env_seeds(seed, self._first_env + index) for index in range(self.num_envs)]
-        self._next_seed: list[int | None] = [next(seeds) for seeds in self._seeds]
+        self._seed = seed
+        self._seeds_used[:] = 0
+        self._next_seed = [self._draw_seed(index) for index in range(self.num_envs)]
 
     def reset(self) -> dict[str, np.ndarray]:
         self._begun = False  # no rollout is in progress that would have to be counted
@@ -112,15 +143,30 @@ class EnvPool(Pool):
         np.logical_or(ended, self._failed, out=self._fresh)
         for index in np.flatnonzero(self._fresh).tolist():
             if not self._failed[index]:
-                self._failures_in_a_row[index] = 0
-                self._rollout[index] += self._begun
+                self._finish_rollout(index)
             self._retry(index, partial(self._start_rollout, index))
         self._begun = True
         return self._obs, self._fresh
 
+    def leave(self, ended: np.ndarray) -> None:
+        """In place of `begin`: rollouts `ended` (N,) bool, and another pool with the same counters begins the next."""
+        for index in np.flatnonzero(ended).tolist():
+            self._finish_rollout(index)
+
     def close(self) -> None:
         for env in self._all():
             env.close()
+
+    def _finish_rollout(self, index: int) -> None:
+        """Count one; where none has begun yet, there is none to count."""
+        if self._begun:
+            self._failures_in_a_row[index] = 0
+            self._rollout[index] += 1
+
+    def _draw_seed(self, index: int) -> int:
+        used = int(self._seeds_used[index])
+        self._seeds_used[index] += 1
+        return next(env_seeds(self._seed, self._first_env + index, used))
 
     def _task_of(self, index: int) -> int:
         """Number of the task of the current rollout of row `index`."""
@@ -135,7 +181,7 @@ class EnvPool(Pool):
             self._idle[self._task[index]].append(self._envs[index])
             self._envs[index], self._task[index] = replacement, task
         if self._takes_turns and self._next_seed[index] is None:
-            self._next_seed[index] = next(self._seeds[index])
+            self._next_seed[index] = self._draw_seed(index)
         obs, info = reset_env(self._envs[index], self._next_seed[index])
         self._next_seed[index] = None
         self._observation.write(self._obs, index, obs)
@@ -150,7 +196,7 @@ class EnvPool(Pool):
             self._envs[index].close()
         self._task[index] = self._task_of(index)
         self._envs[index] = self._build(self._task[index])
-        self._next_seed[index] = next(self._seeds[index])
+        self._next_seed[index] = self._draw_seed(index)
         self._failed[index] = False
 
     def _build(self, task: int) -> gym.Env:

@@ -18,6 +18,7 @@ from amago_ray.envs.logged import LoggedMetrics
 from amago_ray.envs.spaces import ActionConverter, ObsConverter
 from amago_ray.specs import ActionSpec, ObsSpec
 
+MAX_FAILURES_IN_A_ROW = 5  # of one environment, at which the run ends
 FAILURES = (Exception, SystemExit)  # what a user's environment may raise; simulators exit when their window goes away
 
 STEP_RESULT = "step must return (observation, reward, terminated, truncated, info), as in gymnasium"
@@ -59,13 +60,15 @@ class Pool(ABC):
 
     awaits_last_obs = False
 
-    def __init__(self, env: Any, num_envs: int, max_failures_in_a_row: int) -> None:
+    def __init__(
+        self, converters: tuple[ObsConverter, ActionConverter], num_envs: int, max_failures_in_a_row: int
+    ) -> None:
         self.num_envs = num_envs
         self.max_failures_in_a_row = max_failures_in_a_row
         self.failures = 0
         self.last_failure = ""
         self.env_names: list[str] = [""] * num_envs
-        self._observation, self._action = converters(env)
+        self._observation, self._action = converters
         self.obs_spec: ObsSpec = self._observation.spec
         self.action_spec: ActionSpec = self._action.spec
         self._obs = self._observation.empty(num_envs)
@@ -86,6 +89,14 @@ class Pool(ABC):
     @abstractmethod
     def step(self, actions: np.ndarray) -> Transition:
         """Take stored actions (N, ...), one in each environment. Raises EnvFailure at the limit of failures."""
+
+    def send(self, actions: np.ndarray) -> None:
+        """The first half of `step`: environments that have processes of their own set to work on it."""
+        self._sent = actions
+
+    def receive(self) -> Transition:
+        """The second half of `step`: waits for what was sent."""
+        return self.step(self._sent)
 
     @abstractmethod
     def begin(self, ended: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -128,6 +139,13 @@ class Pool(ABC):
 
     def _fail(self, rows: int | slice, error: BaseException) -> None:
         """Mark `rows` failed and leave zeros in them. Raises EnvFailure at the limit."""
+        self._count_failure(rows, error)
+        self._failed[rows] = True
+        for column in (*self._obs.values(), self._rewards, self._terminated, self._truncated):
+            column[rows] = 0
+
+    def _count_failure(self, rows: int | slice, error: BaseException) -> None:
+        """Raises EnvFailure at the limit."""
         self.failures += 1
         self._failures_in_a_row[rows] += 1
         self.last_failure = "".join(traceback.format_exception(error))
@@ -137,9 +155,6 @@ class Pool(ABC):
                 f"environment {self.env_names[first]} failed {self._failures_in_a_row[first]} times in a row, "
                 f"the last time with:\n{self.last_failure}"
             ) from error
-        self._failed[rows] = True
-        for column in (*self._obs.values(), self._rewards, self._terminated, self._truncated):
-            column[rows] = 0
 
 
 def converters(env: Any) -> tuple[ObsConverter, ActionConverter]:
@@ -176,23 +191,33 @@ def check_same_spaces(env: Any, wanted: tuple[gym.Space, gym.Space], owner: str,
 
     fault: what the message begins with in place of the rule.
     """
-    observation, action = converters(env)
-    for what, given, want, same, remedy in zip(
+    converters(env)  # raises for what is no environment
+    check_same(spaces_of(env), name_before_reset(env), wanted, owner, fault)
+
+
+def check_same(
+    given: tuple[gym.Space, gym.Space], name: str, wanted: tuple[gym.Space, gym.Space], owner: str, fault: str = ""
+) -> None:
+    """As `check_same_spaces`, of the spaces of an environment called `name`."""
+    for what, has, want, same, remedy in zip(
         ("observation", "action"),
-        spaces_of(env),
+        given,
         wanted,
-        (observation == ObsConverter(wanted[0]), action.space == wanted[1]),
+        (ObsConverter(given[0]) == ObsConverter(wanted[0]), given[1] == wanted[1]),
         ("", "; gymnasium.wrappers.RescaleAction gives Boxes common bounds"),
         strict=True,
     ):
         if not same:
             rule = f"environments must have the same {what} space"
-            raise ValueError(f"{fault or rule}: {owner} has {want}, {name_before_reset(env)} has {given}{remedy}")
+            raise ValueError(f"{fault or rule}: {owner} has {want}, {name} has {has}{remedy}")
 
 
-def env_seeds(seed: int, env_index: int) -> Iterator[int]:
-    """Endless seeds below 2^31: for the environment as first built, then for each time that it is rebuilt."""
-    for build in count():
+def env_seeds(seed: int, env_index: int, used: int = 0) -> Iterator[int]:
+    """Endless seeds below 2^31: for the environment as first built, then for each time that it is rebuilt.
+
+    used: how many of them to pass over.
+    """
+    for build in count(used):
         yield int(np.random.SeedSequence(seed, spawn_key=(env_index, build)).generate_state(1)[0] >> 1)
 
 

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from amago_ray.atomic_files import write_atomically
+from amago_ray.atomic_files import read_json, write_atomically
 from amago_ray.specs import Bounds
 
 
@@ -23,9 +23,9 @@ def write_spaces(path: Path, observation_space: gym.Space, action_space: gym.Spa
 def read_spaces(path: Path) -> tuple[gym.Space, gym.Space]:
     """Observation and action space of a file that `write_spaces` wrote. Raises ValueError where it cannot be read."""
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = read_json(path, "observation", "action")
         return from_plain(plain["observation"]), from_plain(plain["action"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AssertionError, AttributeError) as error:  # gymnasium asserts
         raise ValueError(f"{path} holds no spaces that can be read: {type(error).__name__}: {error}") from error
 
 

@@ -156,9 +156,9 @@ _told: set[tuple[int, ...]] = (
 )  # lists, by the identities of their entries, of which it was said who is named alike
 
 
-def remember_name(entry: Entry, env: Any) -> None:
-    """Keep the name of the environment that `entry` has built, after a reset, for `tasks_of`."""
-    _names[id(entry)] = (entry, None if names_its_own_tasks(env) else env_name_of(env))
+def remember_name(entry: Entry, env: Any, name: str) -> None:
+    """Keep the name that the environment that `entry` has built has after a reset, for `tasks_of`."""
+    _names[id(entry)] = (entry, None if names_its_own_tasks(env) else name)
 
 
 def distinct(entries: Sequence[Entry]) -> list[Entry]:
@@ -179,7 +179,7 @@ def _labels(entries: Sequence[Entry]) -> tuple[str, ...]:
         if id(entry) not in _names:
             with closing(build(entry)) as env:
                 env.reset(seed=0)
-                remember_name(entry, env)
+                remember_name(entry, env, env_name_of(env))
     seen: Counter[str] = Counter()
     labels: list[str] = []
     for entry in different:

@@ -10,7 +10,16 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from amago_ray.envs.amago_env import env_name_of, has_attribute, name_before_reset
-from amago_ray.envs.pool import FAILURES, STEP_RESULT, Pool, Transition, env_seeds, reset_env
+from amago_ray.envs.pool import (
+    FAILURES,
+    MAX_FAILURES_IN_A_ROW,
+    STEP_RESULT,
+    Pool,
+    Transition,
+    converters,
+    env_seeds,
+    reset_env,
+)
 
 
 class VectorEnvPool(Pool):
@@ -28,12 +37,16 @@ class VectorEnvPool(Pool):
     """
 
     def __init__(
-        self, make: Callable[[], VectorEnv], seed: int, max_failures_in_a_row: int = 5, first_env: int = 0
+        self,
+        make: Callable[[], VectorEnv],
+        seed: int,
+        max_failures_in_a_row: int = MAX_FAILURES_IN_A_ROW,
+        first_env: int = 0,
     ) -> None:
         self._make = make
         self._env = make()
         try:
-            super().__init__(self._env, self._env.num_envs, max_failures_in_a_row)
+            super().__init__(converters(self._env), self._env.num_envs, max_failures_in_a_row)
             self._mode = _autoreset_mode(self._env)
         except BaseException:
             with suppress(*FAILURES):  # the first error is the one to tell

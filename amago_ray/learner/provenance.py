@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from amago_ray.messages import REWARD, Batch, SampledSequences
+from amago_ray.messages import REWARD, Batch, CannotGoOn, SampledSequences
 
 NAMED = 8  # trajectories of one shard that are listed by name
 
 
-class NonFiniteUpdate(ValueError):
+class NonFiniteUpdate(CannotGoOn, ValueError):
     """A loss or gradient was not finite: the weights are those before it, and the run stops."""
 
 

@@ -24,6 +24,8 @@ from amago_ray.replay.readers import AMAGO_OBS_PREFIX
 from amago_ray.replay.storage.records import Schema
 from amago_ray.specs import OBS_PREFIX, ActionSpec
 
+LONGEST_NAME = 200  # of an environment in the name of a file, in bytes
+
 
 def export_npz(trajectories: Iterable[Trajectory], layout: RowLayout, folder: Path) -> int:
     """Write one file per trajectory as AMAGO 3.x does with save_trajs_as "npz"; returns how many.
@@ -75,7 +77,7 @@ def _write_npz(t: Trajectory, layout: RowLayout, folder: Path, number: str) -> N
     if t.first_time_idx == 0:
         vectors[0] = 0.0  # there was no action before the first row of a rollout
     np.savez(
-        folder / f"{t.env_name.replace('/', '-')}_{number}_{t.weight_version}.npz",
+        folder / f"{_file_name(t.env_name)}_{number}_{t.weight_version}.npz",
         **{AMAGO_OBS_PREFIX + name: values for name, values in named.items()},
         rl2s=np.concatenate([t.columns[REWARD][:, None], vectors], axis=1),
         time_idxs=t.first_time_idx + np.arange(t.num_transitions + 1)[:, None],
@@ -83,6 +85,12 @@ def _write_npz(t: Trajectory, layout: RowLayout, folder: Path, number: str) -> N
         dones=t.columns[TERMINATED][1:, None],
         actions=vectors[1:],
     )
+
+
+def _file_name(env_name: str) -> str:
+    """An environment's name as part of the name of a file, in one folder, whatever the environment calls itself."""
+    plain = "".join(letter if letter.isprintable() and letter != "/" else "-" for letter in env_name)
+    return plain.encode(errors="replace")[:LONGEST_NAME].decode(errors="ignore")
 
 
 def export_minari(trajectories: Iterable[Trajectory], layout: RowLayout, folder: Path) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from amago_ray.atomic_files import read_text
 from amago_ray.messages import Trajectory
 from amago_ray.replay.datasets.stored_source import UNBOUNDED
 from amago_ray.replay.sampling.selection import PriorityFile
@@ -73,15 +74,16 @@ def find_stored_data(path: Path) -> StoredData:
             f"{path} holds no stored data: name the folder of a run, its replay folder, or what import-data wrote "
             "(a run with Experiment.replay_durable = False keeps nothing)"
         )
-    if "replay_capacity_gb" not in settings:
+    try:
+        num = settings["num_replay_shards"]
+        return StoredData(
+            shards,
+            config,
+            capacity_bytes=int(settings["replay_capacity_gb"] * 1e9 / num),
+            capacity_trajectories=-(-(settings["replay_capacity_trajectories"] or UNBOUNDED) // num),
+        )
+    except (KeyError, TypeError, ValueError, ArithmeticError):  # of a file that is damaged, or of no run
         return StoredData(shards, config)
-    num = settings["num_replay_shards"]
-    return StoredData(
-        shards,
-        config,
-        capacity_bytes=int(settings["replay_capacity_gb"] * 1e9 / num),
-        capacity_trajectories=-(-(settings["replay_capacity_trajectories"] or UNBOUNDED) // num),
-    )
 
 
 def run_settings(config: Path) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def run_settings(config: Path) -> dict[str, Any]:
     The file ends with the settings as the run was started, so later lines win.
     """
     settings = {}
-    for name, value in re.findall(r"^Experiment\.(\w+) = (.+)$", config.read_text(encoding="utf-8"), re.MULTILINE):
+    for name, value in re.findall(r"^Experiment\.(\w+) = (.+)$", read_text(config), re.MULTILINE):
         try:
             settings[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):  # a reference, such as @Agent

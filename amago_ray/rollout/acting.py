@@ -25,9 +25,11 @@ import torch
 from torch import Tensor
 
 from amago_ray import config
+from amago_ray.agent.actor_critic import Agent
 from amago_ray.agent.flat_weights import load_weights
 from amago_ray.agent.policy import Policy
 from amago_ray.agent.spec import AgentSpec
+from amago_ray.atomic_files import read_text
 from amago_ray.envs.saved_spaces import read_spaces
 from amago_ray.envs.spaces import ActionConverter, ObsConverter
 from amago_ray.nets.actions import stored_action
@@ -132,10 +134,14 @@ class ActingPolicy:
         arrays = self._arrays(obs, num_envs)
         memory = self.policy.reset_memory(state.memory, start) if start.any() else state.memory
         with self._random:
-            vector, memory = self.policy.act(arrays, rl2, time_idx, memory, self.sample)
+            vector, memory = self._choose(arrays, rl2, time_idx, memory)
         stored = stored_action(vector, self._action.spec).numpy().astype(self._action.spec.dtype, copy=False)
         action = self._action.to_env(stored if num_envs is not None else stored[0])
         return action, PolicyState(memory, vector, time_idx + 1, num_envs is not None)
+
+    def _choose(self, obs: dict[str, Tensor], rl2: Tensor, time_idx: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """As `Policy.act`; it runs under this object's own random state."""
+        return self.policy.act(obs, rl2, time_idx, memory, self.sample)
 
     def _arrays(self, obs: Any, num_envs: int | None) -> dict[str, Tensor]:
         arrays = self._obs.empty(1 if num_envs is None else num_envs)
@@ -191,6 +197,17 @@ def load_policy(
     This process's own gin configuration is left as it is.
     Raises ValueError, in one line, where something is missing or does not fit.
     """
+    agent, found = load_agent(run_or_file, epoch, spaces, settings)
+    return ActingPolicy(agent.policy, *found, sample=sample, temperature=temperature, seed=seed)
+
+
+def load_agent(
+    run_or_file: str | os.PathLike[str],
+    epoch: int | None = None,
+    spaces: tuple[gym.Space, gym.Space] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> tuple[Agent, tuple[gym.Space, gym.Space]]:
+    """All of a run's agent, critics too, and its spaces; arguments and errors as of `load_policy`."""
     folder, weights = _located(Path(run_or_file), epoch)
     directory = RunDirectory(folder.parent, folder.name)
     if spaces is None:
@@ -200,11 +217,11 @@ def load_policy(
                 "spaces=(env.observation_space, env.action_space)"
             )
         spaces = read_spaces(directory.spaces)
-    text = directory.config.read_text(encoding="utf-8")
+    text = read_text(directory.config)
     with config.apart(text, [name for name in AGENT_SETTINGS if name not in (settings or {})]) as given:
         agent = _agent_spec(given | dict(settings or {}), spaces, directory.config).build()
     load_weights(agent, weights)
-    return ActingPolicy(agent.policy, *spaces, sample=sample, temperature=temperature, seed=seed)
+    return agent, spaces
 
 
 def _located(path: Path, epoch: int | None) -> tuple[Path, Path]:

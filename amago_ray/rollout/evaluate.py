@@ -15,13 +15,14 @@ from PIL import Image
 
 from amago_ray.agent.flat_weights import flatten_state, load_weights
 from amago_ray.agent.spec import AgentSpec
-from amago_ray.envs.makers import MakeEnv, make_pool
+from amago_ray.envs.makers import EnvProcesses, MakeEnv, make_pool
 from amago_ray.envs.spaces import sample_actions
 from amago_ray.envs.tasks import RegisteredEnv, entries_of, entry_name, maker_of
 from amago_ray.messages import EpisodeResult, Trajectory, Weights
 from amago_ray.rollout.assignment import DEFAULT_ROLLOUT_LIMIT_S, Tally, assign, in_order
+from amago_ray.rollout.halves import make_worker
 from amago_ray.rollout.statistics import EpisodeStatistics
-from amago_ray.rollout.worker import WHOLE_ROLLOUTS, RolloutConfig, RolloutWorker
+from amago_ray.rollout.worker import WHOLE_ROLLOUTS, RolloutConfig
 
 GIF_FRAME_MS = 120
 MAX_GIF_FRAMES = 1000
@@ -35,17 +36,19 @@ def random_policy(
     max_timesteps: int | None = None,
     rollout_limit_s: float = DEFAULT_ROLLOUT_LIMIT_S,
     action_mask_key: str | None = None,
+    env_processes: EnvProcesses | None = None,
 ) -> list[EpisodeResult]:
     """`episodes` rollouts of uniformly random actions: what any policy has to beat.
 
     num_envs: at most; a VectorEnv of a fixed size keeps its own. max_timesteps: over all environments; rollouts that
     begin later are left out (see `assignment`). action_mask_key: name of the observation that says which actions are
-    legal. Raises ValueError for a rollout that lasts longer than rollout_limit_s where there is no such limit.
+    legal. env_processes: as of `RolloutConfig`.
+    Raises ValueError for a rollout that lasts longer than rollout_limit_s where there is no such limit.
     """
-    num_envs = fixed_num_envs(make_env) or min(num_envs, episodes)
+    num_envs = fixed_num_envs(make_env, env_processes) or min(num_envs, episodes)
     (assignment,) = assign([num_envs], episodes, timesteps_per_env(max_timesteps, num_envs), 0, rollout_limit_s)
     rng = np.random.default_rng(seed)
-    with closing(make_pool(make_env, num_envs, 0, seed)) as pool:
+    with closing(make_pool(make_env, num_envs, 0, seed, processes=env_processes)) as pool:
         statistics, tally = EpisodeStatistics(num_envs), Tally(assignment)
         obs = pool.reset()
         while not tally.done:
@@ -64,8 +67,10 @@ def timesteps_per_env(max_timesteps: int | None, num_envs: int) -> int | None:
     return None if max_timesteps is None else max(max_timesteps // num_envs, 1)
 
 
-def fixed_num_envs(make_env: MakeEnv) -> int | None:
+def fixed_num_envs(make_env: MakeEnv, env_processes: EnvProcesses | None = None) -> int | None:
     """How many environments a VectorEnv of a fixed size has; None where as many can be made as are wanted."""
+    if env_processes is not None:  # they are plain ones, and to look would build one in this process
+        return None
     entries = entries_of(make_env)
     make = maker_of(entries[0])
     if len(entries) > 1 or isinstance(make, RegisteredEnv) or "num_envs" in inspect.signature(make).parameters:
@@ -96,16 +101,28 @@ def evaluate_policy(
     rollout_limit_s: float = DEFAULT_ROLLOUT_LIMIT_S,
     temperature: float | None = None,
     write: Callable[[Trajectory], None] | None = None,
+    env_processes: EnvProcesses | None = None,
 ) -> list[EpisodeResult]:
     """`episodes` rollouts of a policy in this process, without exploration.
 
     num_envs: at most; a VectorEnv of a fixed size keeps its own. max_timesteps, rollout_limit_s: as of `random_policy`.
     temperature: of sampled actions, in place of the policy's own. write: is given the rollouts that count, whole.
+    env_processes: as of `RolloutConfig`.
     """
-    num_envs = fixed_num_envs(make_env) or min(num_envs, episodes)
+    num_envs = fixed_num_envs(make_env, env_processes) or min(num_envs, episodes)
     (assignment,) = assign([num_envs], episodes, timesteps_per_env(max_timesteps, num_envs), 0, rollout_limit_s)
-    rollout = RolloutConfig(make_env, num_envs, 0, seed, WHOLE_ROLLOUTS, None, sample_actions, temperature=temperature)
-    with closing(RolloutWorker(rollout, spec, write=write)) as worker:
+    rollout = RolloutConfig(
+        make_env,
+        num_envs,
+        0,
+        seed,
+        WHOLE_ROLLOUTS,
+        None,
+        sample_actions,
+        temperature=temperature,
+        env_processes=env_processes,
+    )
+    with closing(make_worker(rollout, spec, write=write)) as worker:
         worker.set_weights(weights)
         return in_order(worker.evaluate(assignment).episodes)
 
@@ -119,15 +136,19 @@ def final_test(
     num_envs: int,
     rollout_limit_s: float = DEFAULT_ROLLOUT_LIMIT_S,
     action_mask_key: str | None = None,
+    env_processes: EnvProcesses | None = None,
 ) -> tuple[dict[str, float], list[EpisodeResult]]:
     """What a trained policy and a random one do at the end of a run: averages of the one, rollouts of the other.
 
     evaluate_test: `Experiment.evaluate_test`. episodes: of each. max_timesteps: of each, over all environments;
     rollouts that begin later are left out. Raises ValueError where not one rollout of the trained policy ends.
     """
-    timesteps = timesteps_per_env(max_timesteps, fixed_num_envs(make_env) or min(num_envs, episodes))
+    timesteps = timesteps_per_env(max_timesteps, fixed_num_envs(make_env, env_processes) or min(num_envs, episodes))
     trained = evaluate_test(make_env, timesteps=timesteps, episodes=episodes)
-    return trained, random_policy(make_env, episodes, seed, num_envs, max_timesteps, rollout_limit_s, action_mask_key)
+    random = random_policy(
+        make_env, episodes, seed, num_envs, max_timesteps, rollout_limit_s, action_mask_key, env_processes
+    )
+    return trained, random
 
 
 class FrameRecorder(gym.Wrapper):
@@ -172,7 +193,7 @@ def record_gif(
     frames: list[np.ndarray] = []
 
     def make() -> gym.Env:
-        return FrameRecorder(_renderable(make_env), frames)
+        return FrameRecorder(renderable(make_env), frames)
 
     evaluate_policy(spec, weights, make, 1, seed, sample_actions, 1, MAX_GIF_FRAMES, temperature=temperature)
     first, *others = (Image.fromarray(frame) for frame in frames)
@@ -183,7 +204,7 @@ def record_gif(
 
 def check_renderable(make_env: MakeEnv) -> None:
     """Build one environment as `record_gif` does and look at a picture. Raises ValueError when it cannot render."""
-    with closing(_renderable(make_env)) as env:
+    with closing(renderable(make_env)) as env:
         env.reset(seed=0)
         picture = np.asarray(env.render())
     if picture.ndim != 3 or picture.shape[2] != 3:
@@ -192,7 +213,8 @@ def check_renderable(make_env: MakeEnv) -> None:
         )
 
 
-def _renderable(make_env: MakeEnv) -> gym.Env:
+def renderable(make_env: MakeEnv) -> gym.Env:
+    """An environment of the first entry that draws itself. Raises ValueError where it cannot."""
     entry = entries_of(make_env)[0]
     make, name = maker_of(entry), entry_name(entry)
     env = make(render_mode="rgb_array") if isinstance(make, RegisteredEnv) else _call_with_render_mode(make)

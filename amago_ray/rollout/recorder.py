@@ -22,7 +22,7 @@ class TrajectoryRecorder:
     num_envs: N. max_transitions: a longer rollout is cut; the next piece starts at the row where the last one ended.
     stagger: pieces of a long rollout have random lengths, uniform in max_transitions -+ stagger, instead of equal ones.
     worker, incarnation: name the trajectories, together with a running number. seed, first_env: of the random lengths,
-    which environment first_env + i draws for itself.
+    which environment first_env + i draws for itself. numbers: the running ones, where several recorders share them.
 
     The columns grow with the longest piece, by doubling: what is written is copied once more on average, and memory
     that no row has reached is asked for but not touched.
@@ -39,6 +39,7 @@ class TrajectoryRecorder:
         stagger: int = 0,
         seed: int = 0,
         first_env: int = 0,
+        numbers: Numbers | None = None,
     ):
         shapes = {OBS_PREFIX + name: (spec.shape, spec.dtype) for name, spec in obs_spec.items()} | {
             ACTION: (action_spec.shape, action_spec.dtype),
@@ -56,7 +57,7 @@ class TrajectoryRecorder:
             PieceLengths(max_transitions, stagger, (seed, first_env + row, incarnation)) for row in range(num_envs)
         ]
         self._max_transitions = np.array([lengths.draw() for lengths in self._lengths], dtype=np.int64)
-        self._worker, self._incarnation, self._sequence = worker, incarnation, 0
+        self._worker, self._incarnation, self._numbers = worker, incarnation, numbers or Numbers()
 
     def begin(self, fresh: np.ndarray, obs: dict[str, np.ndarray]) -> None:
         """Start new rollouts in the environments of `fresh` (N,) bool; what they had unfinished is dropped."""
@@ -108,14 +109,13 @@ class TrajectoryRecorder:
     def _cut(self, row: int, env_name: str, truncated: bool) -> Trajectory:
         length = self._num_transitions[row]
         trajectory = Trajectory(
-            id=TrajectoryId(self._worker, self._incarnation, self._sequence),
+            id=TrajectoryId(self._worker, self._incarnation, self._numbers.draw()),
             env_name=env_name,
             columns={name: column[row, : length + 1].copy() for name, column in self._columns.items()},
             first_time_idx=int(self._first_time_idx[row]),
             truncated=truncated,
             weight_version=int(self._weight_version[row]),
         )
-        self._sequence += 1
         # Where the rollout goes on, its next piece starts at the very row at which this one ended.
         for column in self._columns.values():
             column[row, 0] = column[row, length]
@@ -128,17 +128,28 @@ class TrajectoryRecorder:
         """What trajectories are named and cut by, but for rollouts that are unfinished; plain values."""
         return {
             "incarnation": self._incarnation,
-            "sequence": self._sequence,
+            "sequence": self._numbers.next,
             "max_transitions": self._max_transitions.tolist(),
             "lengths": [lengths.rng.bit_generator.state for lengths in self._lengths],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Name and cut trajectories as from `state` on. `begin` must follow."""
-        self._incarnation, self._sequence = state["incarnation"], state["sequence"]
+        self._incarnation, self._numbers.next = state["incarnation"], state["sequence"]
         self._max_transitions[:] = state["max_transitions"]
         for lengths, rng in zip(self._lengths, state["lengths"], strict=True):
             lengths.rng.bit_generator.state = rng
+
+
+class Numbers:
+    """Running numbers. next: the one that comes."""
+
+    def __init__(self) -> None:
+        self.next = 0
+
+    def draw(self) -> int:
+        self.next += 1
+        return self.next - 1
 
 
 class PieceLengths:

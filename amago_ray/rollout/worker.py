@@ -13,14 +13,15 @@ import numpy as np
 import torch
 
 from amago_ray.agent.flat_weights import load_flat_state
+from amago_ray.agent.policy import Policy
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.envs.exploration import ExplorationWrapper
-from amago_ray.envs.makers import MakeEnv, Transition, make_pool
+from amago_ray.envs.makers import EnvFailure, EnvProcesses, MakeEnv, Pool, Transition, make_pool
 from amago_ray.messages import EpisodeResult, EvaluationReport, RolloutReport, Trajectory, TrajectoryId, Weights
 from amago_ray.nets.actions import stored_action
 from amago_ray.pending import ShardAway
 from amago_ray.rollout.assignment import Assignment, Tally
-from amago_ray.rollout.recorder import TrajectoryRecorder
+from amago_ray.rollout.recorder import Numbers, TrajectoryRecorder
 from amago_ray.rollout.statistics import EpisodeStatistics
 from amago_ray.specs import ActionSpec
 
@@ -41,7 +42,8 @@ class RolloutConfig:
     sample_actions: draw from the policy, else take its mode. device: where the policy runs. stagger: stored pieces of
     a long rollout have random lengths, in traj_save_len -+ stagger. total_envs: environments of the run, over all
     workers; by default up to this worker's last. action_mask_key: observation of legal actions. temperature: of
-    sampled actions, in place of `Agent.temperature`.
+    sampled actions, in place of `Agent.temperature`. env_processes: environments run in processes of their own; None
+    for in this one.
     """
 
     make_env: MakeEnv
@@ -56,6 +58,7 @@ class RolloutConfig:
     total_envs: int | None = None
     action_mask_key: str | None = None
     temperature: float | None = None
+    env_processes: EnvProcesses | None = None
 
 
 class PreviousStep:
@@ -86,6 +89,7 @@ class RolloutWorker:
     write: what becomes of a finished trajectory; None records none (validation). An evaluation writes the rollouts that
     count; their id is (number of the environment, of the evaluation, of the rollout). flush: called at the end of a
     chunk, to wait until all that was written is stored; returns the seconds that writing has waited in all.
+    pool, policy, numbers: environments, policy and numbers of trajectories that are there already (see `halves`).
     """
 
     def __init__(
@@ -96,23 +100,29 @@ class RolloutWorker:
         incarnation: int = 0,
         write: Callable[[Trajectory], None] | None = None,
         flush: Callable[[], float] | None = None,
+        pool: Pool | None = None,
+        policy: Policy | None = None,
+        numbers: Numbers | None = None,
     ):
         self.config = config
         self._worker, self._incarnation = worker, incarnation
         self._write, self._flush = write, flush
-        self._policy = agent_spec.build().policy.to(config.device).eval()
-        if config.temperature is not None:
-            self._policy.temperature = config.temperature
+        self._policy = policy or acting_policy(config, agent_spec)
         self._weight_version = -1
-        self._pool = make_pool(
-            config.make_env, config.num_envs, config.first_env, self._env_seed(), total_envs=config.total_envs
+        self._pool = pool or make_pool(
+            config.make_env,
+            config.num_envs,
+            config.first_env,
+            env_seed(config, incarnation),
+            total_envs=config.total_envs,
+            processes=config.env_processes,
         )
         self._action_spec = self._pool.action_spec
         exploration_seed, policy_seed = (
             int(x) for x in np.random.SeedSequence((config.seed, config.first_env, incarnation)).generate_state(2)
         )
-        self._random = TorchRandomStream(policy_seed, config.device)
-        self._tally: Tally | None = None  # of the evaluation under way
+        self.random = TorchRandomStream(policy_seed, config.device)
+        self.tally: Tally | None = None  # of the evaluation under way
         self._parts = self._resets = 0
         self._cut = 0  # trajectories that were stored between two chunks
         self._explore = None
@@ -130,12 +140,14 @@ class RolloutWorker:
                 config.stagger,
                 config.seed,
                 config.first_env,
+                numbers,
             )
         self._previous = PreviousStep(config.num_envs, self._action_spec)
         self._statistics = EpisodeStatistics(config.num_envs)
         self._obs: dict[str, np.ndarray] = {}  # empty until rollouts have begun
         self._memory = None
         self._waited_s = 0.0
+        self._failures_told = 0
 
     def set_weights(self, weights: Weights) -> None:
         """Act by these weights from now on; does nothing when they are the ones in use."""
@@ -158,10 +170,28 @@ class RolloutWorker:
         what follows depends on it, on `state_dict` and on the weights alone.
         The report's episodes are those that ended in this time, of which short ones are too many (see `assignment`).
         """
+        chunk = self.begin_chunk(resets)
+        with self.random:
+            self.prepare()
+            while chunk.attempted < timesteps:
+                self.send(chunk)
+                self.receive(chunk)
+        return self.report(chunk)
+
+    def begin_chunk(self, resets: int) -> Chunk:
+        """What `collect` begins with. resets: as there.
+
+        It goes on, within `random`, with `prepare` and, for each timestep, `send` and `receive`; the end is `report`.
+        """
         self._reset_all(resets)
         chunk = Chunk(trajectories=self._cut)
         self._cut = 0
-        return self._run(chunk, timesteps)
+        return chunk
+
+    def prepare(self) -> None:
+        """Begin rollouts in all environments, where none are under way."""
+        if not self._obs:
+            self._begin_all()
 
     def pause(self, resets: int) -> dict[str, Any]:
         """What `load_state_dict` needs to go on as this worker will, but for rollouts under way; plain values.
@@ -204,39 +234,49 @@ class RolloutWorker:
         that number, the weights and the seed alone, and are the same again where a part has to be repeated.
         Raises ValueError for a rollout that does not end.
         """
-        if self._tally is None or self._tally.assignment != assignment or part != self._parts or not part:
-            self._start_evaluation(assignment)
-        tally = self._tally
-        assert tally is not None
-        part, chunk, deadline = self._parts, Chunk(), time.monotonic() + time_s
-        with self._random:
-            if not self._obs:
-                self._begin_all()
-            while not tally.done:
-                self._step(chunk)
+        if self.tally is None or self.tally.assignment != assignment or part != self._parts or not part:
+            self.start_evaluation(assignment)
+        chunk, deadline = Chunk(), time.monotonic() + time_s
+        with self.random:
+            self.prepare()
+            while not self.evaluated:
+                self.send(chunk)
+                self.receive(chunk)
                 if time.monotonic() > deadline:
                     break
+        return self.report_evaluation(chunk)
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether nothing is left to play of the evaluation under way."""
+        assert self.tally is not None
+        return self.tally.done
+
+    def report_evaluation(self, chunk: Chunk) -> EvaluationReport:
+        """What one part of an evaluation has come to."""
+        tally, part = self.tally, self._parts
+        assert tally is not None
         self._parts += 1
         if tally.done:
-            self._tally = None
+            self.tally = None
             self._obs = {}
         return EvaluationReport(part, tally.take(), tally.unfinished, tally.done, chunk.frames.total())
+
+    def forget_rollouts(self) -> None:
+        """Let all rollouts begin anew, because a step was broken off; what they had unfinished is dropped."""
+        self._obs = {}
 
     def close(self) -> None:
         self._pool.close()
 
-    def _env_seed(self, *moment: int) -> int:
-        """Environments are seeded by their number within the run: it does not matter how workers share them."""
-        return int(np.random.SeedSequence((self.config.seed, self._incarnation, *moment)).generate_state(1)[0])
-
     def _reseed(self, number: int, why: int) -> None:
         """Random streams of environments and policy that begin anew, such as with evaluation number `number`."""
-        self._pool.reseed(self._env_seed(number, why))
+        self._pool.reseed(env_seed(self.config, self._incarnation, number, why))
         seeds = np.random.SeedSequence((self.config.seed, self.config.first_env, self._incarnation, number, why))
-        self._random = TorchRandomStream(int(seeds.generate_state(1)[0]), self.config.device)
+        self.random = TorchRandomStream(int(seeds.generate_state(1)[0]), self.config.device)
 
-    def _start_evaluation(self, assignment: Assignment) -> None:
-        self._tally, self._parts, self._obs = Tally(assignment), 0, {}
+    def start_evaluation(self, assignment: Assignment) -> None:
+        self.tally, self._parts, self._obs = Tally(assignment), 0, {}
         self._reseed(assignment.number, EVALUATED)
 
     def _reset_all(self, resets: int) -> None:
@@ -250,14 +290,8 @@ class RolloutWorker:
         self._resets, self._obs = resets, {}
         self._reseed(resets, RESET)
 
-    def _run(self, chunk: Chunk, timesteps: int) -> RolloutReport:
-        started = time.perf_counter()
-        failures_before = self._pool.failures
-        with self._random:
-            if not self._obs:
-                self._begin_all()
-            while chunk.attempted < timesteps:
-                self._step(chunk)
+    def report(self, chunk: Chunk) -> RolloutReport:
+        """What a chunk has come to, once all that it has written is stored."""
         wait_s, shard_away = 0.0, ""
         if self._flush is not None:
             try:
@@ -265,6 +299,7 @@ class RolloutWorker:
                 wait_s, self._waited_s = waited_s - self._waited_s, waited_s
             except ShardAway as away:  # the steps are made, and the writer keeps what they finished
                 shard_away = str(away)
+        env_failures, self._failures_told = self._pool.failures - self._failures_told, self._pool.failures
         return RolloutReport(
             worker=self._worker,
             incarnation=self._incarnation,
@@ -276,40 +311,48 @@ class RolloutWorker:
             act_s=chunk.act_s,
             step_s=chunk.step_s,
             wait_s=wait_s,
-            total_s=time.perf_counter() - started,
-            env_failures=self._pool.failures - failures_before,
+            total_s=time.perf_counter() - chunk.started,
+            env_failures=env_failures,
             exploration=self._explore.metrics() if self._explore is not None else {},
             shard_away=shard_away,
         )
 
-    def _step(self, chunk: Chunk) -> None:
-        """One timestep of every environment."""
-        before_act = time.perf_counter()
-        actions = self._act()
-        before_step = time.perf_counter()
-        transition = self._pool.step(actions)
+    def send(self, chunk: Chunk) -> None:
+        """The first half of a timestep of every environment: act."""
+        before = time.perf_counter()
+        self._actions = self._act()
+        self._pool.send(self._actions)
+        chunk.act_s += time.perf_counter() - before
+
+    def receive(self, chunk: Chunk) -> None:
+        """The second half: take in what the actions led to."""
+        before, actions = time.perf_counter(), self._actions
+        try:
+            transition = self._pool.receive()
+        except EnvFailure:
+            self.forget_rollouts()
+            raise
         ended = transition.terminated | transition.truncated
         names = self._pool.env_names
         self._record(transition, actions, chunk)
         finished = self._statistics.add(transition, ended, names)
         chunk.episodes += finished.values()
-        if self._tally is not None:
-            self._tally.add(finished, transition.stepped, names)
+        if self.tally is not None:
+            self.tally.add(finished, transition.stepped, names)
         self._previous.set(actions, transition.rewards)
         chunk.frames.update(name for name, stepped in zip(names, transition.stepped, strict=True) if stepped)
         chunk.attempted += int(np.count_nonzero(transition.stepped | transition.failed))
         self._obs, fresh = self._pool.begin(ended)
         if fresh.any():
             self._begin(fresh)
-        chunk.act_s += before_step - before_act
-        chunk.step_s += time.perf_counter() - before_step
+        chunk.step_s += time.perf_counter() - before
         chunk.steps += 1
 
     def _record(self, transition: Transition, actions: np.ndarray, chunk: Chunk) -> None:
         """Record one timestep and write what it finished, which in an evaluation has to count."""
         if self._recorder is None or self._write is None:
             return
-        tally = self._tally
+        tally = self.tally
         finished = self._recorder.add(transition, actions, self._pool.env_names, self._weight_version)
         for row, trajectory in finished.items():
             if tally is None:
@@ -346,8 +389,8 @@ class RolloutWorker:
         self._memory = self._policy.reset_memory(self._memory, fresh)
         self._previous.begin(fresh)
         self._statistics.begin(fresh)
-        if self._tally is not None:
-            self._tally.begin(fresh)
+        if self.tally is not None:
+            self.tally.begin(fresh)
         if self._explore is not None:
             self._explore.begin(fresh)
 
@@ -366,7 +409,21 @@ class Chunk:
     trajectories: int = 0
     act_s: float = 0.0
     step_s: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
     frames: Counter[str] = field(default_factory=Counter)
+
+
+def acting_policy(config: RolloutConfig, agent_spec: AgentSpec) -> Policy:
+    """The policy of a worker, with weights of no version yet."""
+    policy = agent_spec.build().policy.to(config.device).eval()
+    if config.temperature is not None:
+        policy.temperature = config.temperature
+    return policy
+
+
+def env_seed(config: RolloutConfig, incarnation: int, *moment: int) -> int:
+    """Environments are seeded by their number within the run: it does not matter how workers share them."""
+    return int(np.random.SeedSequence((config.seed, incarnation, *moment)).generate_state(1)[0])
 
 
 class TorchRandomStream:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amago_ray.atomic_files import write_atomically
+from amago_ray.atomic_files import read_json, write_atomically
 from amago_ray.watch.curves import COLOURS, DPI, FAINT, PANEL_SIZE_IN, STYLE
 from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
 
@@ -63,9 +63,12 @@ class SweepResults:
         file = folder / SWEEP_FILE
         if not file.is_file():
             raise ValueError(f"{folder} holds no sweep: there is no {SWEEP_FILE}")
-        content = json.loads(file.read_text())
-        trials = {name: Trial(**trial) for name, trial in content.pop("trials").items()}
-        return cls(**content, trials=trials)
+        content = read_json(file, "metric", "mode", "epochs", "trials")
+        try:
+            trials = {name: Trial(**trial) for name, trial in content.pop("trials").items()}
+            return cls(**content, trials=trials)
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"{file} is damaged: {error}") from error
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

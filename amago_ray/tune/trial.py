@@ -27,6 +27,7 @@ from amago_ray.driver.plan import make_plan
 from amago_ray.driver.probe import probe
 from amago_ray.driver.topology import bundles
 from amago_ray.experiment import Experiment
+from amago_ray.settings import folder_name
 from amago_ray.tune.population import Population
 from amago_ray.tune.results import SWEEP_FILE, SweepResults, Trial, show
 from amago_ray.tune.sweep import Sweep, binding, domain
@@ -154,6 +155,8 @@ def run_sweep(experiment: Experiment, sweep: Sweep, name: str, resume: bool = Fa
     and where the folder holds a sweep or run already (or none that can be resumed); at the first report for a metric
     that no trial reports. Raises KeyboardInterrupt when it was interrupted, after its state is kept.
     """
+    if objection := folder_name(name):
+        raise ValueError(f"--name {name!r}: {objection}")
     folder = Path(experiment.ckpt_base_dir).expanduser().resolve() / name
     space = {parameter: domain(parameter, text, tune) for parameter, text in sweep.params.items()}
     make = ConfiguredExperiment(config.snapshot(), str(folder.parent), name)

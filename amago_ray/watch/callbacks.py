@@ -14,7 +14,7 @@ from typing import Any
 import gin
 
 from amago_ray.agent.spec import AgentSpec
-from amago_ray.atomic_files import write_atomically
+from amago_ray.atomic_files import read_json, write_atomically
 from amago_ray.config import nearest
 from amago_ray.envs.makers import MakeEnv
 from amago_ray.messages import Weights
@@ -89,13 +89,16 @@ class Callback:
             after_collection                            of an epoch that collected
             after_learning                              of an epoch that learned
             after_validation                            of an epoch that ends with a validation
-            on_checkpoint                               a training state has just been saved
+            on_checkpoint                               another training state is complete
             after_epoch                                 all of the epoch is done
         on_end                                          the last epoch is done, or the run was stopped
 
     Every schedule collects and learns within one step of the driver, at the same time or one after the other. So
     `after_collection` and `after_learning` are called one after the other when both are done, counted and logged.
     Under "overlap" and "continuous" data of the next epoch are on their way by then.
+
+    Training states are written while the run goes on: `on_checkpoint` comes with the epoch in which one is complete,
+    not always the one that it is of, which is `view.directory.saved_epochs()[-1]`; all have come before `on_end`.
 
     Callbacks run in the driver's process, in the order of the list, and the run waits for them. An exception ends the
     run. `on_start` is called again when another experiment is given the same object.
@@ -176,7 +179,7 @@ class KeepBestPolicy(Callback):
 
     def on_start(self, view: RunView) -> None:
         about = view.directory.best_policy.with_suffix(".json")
-        kept = json.loads(about.read_text()) if about.is_file() else {}
+        kept = read_json(about, "metric", "value") if about.is_file() else {}
         self.best = kept["value"] if kept.get("metric") == self.metric else -math.inf
 
     def after_validation(self, view: RunView) -> None:

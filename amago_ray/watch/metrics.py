@@ -20,6 +20,7 @@ from amago_ray.messages import EpisodeResult
 from amago_ray.watch.sinks import MetricsSink
 
 METRICS_FILE = "metrics.jsonl"
+AXES = ("epoch", "total_frames", "gradient_steps", "wall_s")  # of every row
 AVERAGE_RETURN = "Average Total Return (Across All Env Names)"
 
 
@@ -154,8 +155,34 @@ def summarize_episodes(episodes: Sequence[EpisodeResult]) -> dict[str, float]:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """All rows of a run, oldest first, less a torn last line. FileNotFoundError if the run has no metrics file."""
-    return [json.loads(line) for line in _whole_lines(run_dir / METRICS_FILE).splitlines()]
+    """All rows of a run, oldest first, less a torn last line.
+
+    Raises FileNotFoundError if the run has no metrics file, ValueError, naming the line, where one is no row.
+    """
+    path = run_dir / METRICS_FILE
+    return [_decode(line, path, number) for number, line in enumerate(_whole_lines(path).splitlines(), start=1)]
+
+
+def _decode(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    numbers = (row.get(axis) for axis in AXES) if isinstance(row, dict) else [None]
+    if not all(isinstance(value, (int, float)) for value in numbers) or not isinstance(row.get("section"), str):
+        raise ValueError(
+            f"{path}, line {number} is damaged: it is no row of a run; remove the line to go on without it"
+        )
+    return row
+
+
+def finite_json(value: Any) -> Any:
+    """Plain values with None in place of numbers that are not finite, for which JSON has no word."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: finite_json(each) for name, each in value.items()}
+    return [finite_json(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _open_append(path: Path) -> int:

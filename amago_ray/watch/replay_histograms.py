@@ -28,7 +28,7 @@ def plot_contents(contents: Contents, title: str, out: Path) -> Path:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     num_panels = 3 + bool(len(contents.priorities))
-    groups = _groups(contents)
+    groups = env_groups(contents)
     with matplotlib.rc_context(STYLE):
         width, height = PANEL_SIZE_IN
         layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.03)  # inches; the last is a fraction
@@ -51,7 +51,7 @@ def plot_contents(contents: Contents, title: str, out: Path) -> Path:
     return out
 
 
-def _groups(contents: Contents) -> list[tuple[str, np.ndarray]]:
+def env_groups(contents: Contents) -> list[tuple[str, np.ndarray]]:
     """(name, (n,) bool) of the environments with most trajectories, and of all others together."""
     counts = np.bincount(contents.env, minlength=len(contents.env_names))
     order = np.argsort(-counts, kind="stable")

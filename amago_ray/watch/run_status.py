@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from amago_ray.atomic_files import read_json
 from amago_ray.replay.inspection import Contents, find_stored_data, run_settings
 from amago_ray.replay.storage.records import Corrupt
 from amago_ray.replay.storage.segments import StorageError
 from amago_ray.run_directory import RunDirectory
-from amago_ray.watch.metrics import AVERAGE_RETURN, METRICS_FILE, read_metrics
+from amago_ray.watch.metrics import AVERAGE_RETURN
+from amago_ray.watch.run_log import AXES, RunLog
 
 RECENT_EPOCHS = 10  # that rates are taken over
 PATIENCE_EPOCHS, PATIENCE_S = 3, 60.0  # a run is silent when this many of its longest epochs, and this, have passed
@@ -57,9 +56,13 @@ class RunStatus:
     replay_error: str | None
 
 
-def run_status(run_dir: Path, now: float | None = None) -> RunStatus:
-    """Read the files of a run. now: in seconds since 1970, by default this moment.
+def run_status(
+    run_dir: Path, now: float | None = None, log: RunLog | None = None, look_into_replay: bool = True
+) -> RunStatus:
+    """Read the files of a run.
 
+    now: in seconds since 1970, by default this moment. log: of this run, refreshed; None to read it now.
+    look_into_replay: False leaves out what takes as long as much is stored.
     Raises ValueError, naming the folder, for one that is no run.
     """
     root = run_dir.resolve()
@@ -68,25 +71,27 @@ def run_status(run_dir: Path, now: float | None = None) -> RunStatus:
         raise ValueError(f"{run_dir} has no config.txt; is it the folder of a run?")
     now = time.time() if now is None else now
     settings, started = run_settings(directory.config), directory.config.stat().st_mtime
-    rows = _rows(root)
-    newest: Mapping[str, Any] = rows[-1] if rows else {"epoch": -1, "total_frames": 0, "gradient_steps": 0, "wall_s": 0}
-    written = (root / METRICS_FILE).stat().st_mtime if rows else started
+    if log is None:
+        log = RunLog(root)
+        log.refresh()
+    epoch, frames, updates, wall_s = (log.axes[name][-1] for name in AXES) if len(log) else (-1, 0, 0, 0.0)
+    written = started if log.written_at is None else log.written_at
     age_s = max(now - max(written, started), 0.0)
-    epoch, epochs = newest["epoch"] + 1, int(settings.get("epochs", 0))
-    reason = json.loads(directory.stopped.read_text())["reason"] if directory.stopped.is_file() else None
-    frames_per_s, updates_per_s = _rates(rows)
-    replay, replay_error = _replay(root)
-    collected, vals = _returns(rows, "collect"), _returns(rows, "val")
+    done, epochs = int(epoch) + 1, int(settings.get("epochs", 0))
+    reason = read_json(directory.stopped, "reason")["reason"] if directory.stopped.is_file() else None
+    frames_per_s, updates_per_s = _rates(log)
+    replay, replay_error = stored_replay(root) if look_into_replay else (None, None)
+    collected, vals = _returns(log, "collect"), _returns(log, "val")
     return RunStatus(
         name=root.name,
-        state=_state(rows, epoch, epochs, reason, age_s, just_started=started > written or not rows),
+        state=_state(log, done, epochs, reason, age_s, just_started=started > written or not len(log)),
         reason=reason,
         age_s=age_s,
-        epoch=epoch,
+        epoch=done,
         epochs=epochs,
-        frames=newest["total_frames"],
-        updates=newest["gradient_steps"],
-        wall_s=newest["wall_s"],
+        frames=int(frames),
+        updates=int(updates),
+        wall_s=wall_s,
         frames_per_s=frames_per_s,
         updates_per_s=updates_per_s,
         collect_return=collected[-1] if collected else None,
@@ -98,45 +103,35 @@ def run_status(run_dir: Path, now: float | None = None) -> RunStatus:
     )
 
 
-def _rows(root: Path) -> list[dict[str, Any]]:
-    try:
-        return read_metrics(root)
-    except FileNotFoundError:  # its processes are being started
-        return []
-
-
-def _state(
-    rows: Sequence[Mapping[str, Any]], epoch: int, epochs: int, reason: str | None, age_s: float, just_started: bool
-) -> str:
+def _state(log: RunLog, done: int, epochs: int, reason: str | None, age_s: float, just_started: bool) -> str:
     if reason is not None:
         return "stopped"
-    if epoch >= epochs and rows:
+    if done >= epochs and len(log):
         return "finished"
-    ends = list({row["epoch"]: row["wall_s"] for row in rows}.values())
+    ends = [log.axes["wall_s"][row] for row in log.ends.values()]
     longest = max((after - before for before, after in zip([0.0, *ends], ends)), default=0.0)
     if age_s > PATIENCE_S + PATIENCE_EPOCHS * longest:
         return "silent"
     return "starting" if just_started else "running"
 
 
-def _rates(rows: Sequence[Mapping[str, Any]]) -> tuple[float | None, float | None]:
+def _rates(log: RunLog) -> tuple[float | None, float | None]:
     """Frames and updates per second."""
-    ends = list({row["epoch"]: row for row in rows}.values())[-RECENT_EPOCHS - 1 :]
-    if not ends:
+    rows = list(log.ends.values())[-RECENT_EPOCHS - 1 :]
+    if not rows:
         return None, None
-    if len(ends) <= RECENT_EPOCHS:  # all of the run
-        ends = [{"total_frames": 0, "gradient_steps": 0, "wall_s": 0.0}, *ends]
-    took_s = max(ends[-1]["wall_s"] - ends[0]["wall_s"], 1e-9)
-    frames, updates = ((ends[-1][name] - ends[0][name]) / took_s for name in ("total_frames", "gradient_steps"))
+    first = {name: 0.0 if len(rows) <= RECENT_EPOCHS else log.axes[name][rows[0]] for name in AXES}  # or all of the run
+    took_s = max(log.axes["wall_s"][rows[-1]] - first["wall_s"], 1e-9)
+    frames, updates = ((log.axes[n][rows[-1]] - first[n]) / took_s for n in ("total_frames", "gradient_steps"))
     return frames, updates
 
 
-def _returns(rows: Sequence[Mapping[str, Any]], section: str) -> list[Return]:
-    name = f"{section}/{AVERAGE_RETURN}"
-    return [Return(row[name], row["epoch"] + 1) for row in rows if row.get(name) is not None]
+def _returns(log: RunLog, section: str) -> list[Return]:
+    epochs = log.axes["epoch"]
+    return [Return(value, int(epochs[row]) + 1) for row, value in log.finite(f"{section}/{AVERAGE_RETURN}")]
 
 
-def _replay(root: Path) -> tuple[Contents | None, str | None]:
+def stored_replay(root: Path) -> tuple[Contents | None, str | None]:
     """What is stored, and why that could not be read."""
     try:
         shards = find_stored_data(root).open()

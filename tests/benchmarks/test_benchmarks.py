@@ -61,6 +61,7 @@ EXPECTED: dict[str, tuple[list[str], set[str], set[str], set[str]]] = {
         {"pushed", "held", "held_bytes", "anonymous_bytes", "resident_bytes"},
         set(),
     ),
+    "saving": ([], set(), {"parameters", "bytes", "first_s", "memcpy_s"}, {"copy_s", "write_s"}),
 }
 
 

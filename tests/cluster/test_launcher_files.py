@@ -198,7 +198,7 @@ def test_the_package_and_the_token_get_to_every_node(path: Path) -> None:
         if remote.startswith((SOURCE, "~/configs")):
             assert (ROOT / local).exists(), local
     # Read by pyproject.toml, or by pip on the way.
-    for needed in ("amago_ray", "pyproject.toml", "README.md", "LICENSE", "constraints.txt"):
+    for needed in ("amago_ray", "configs", "pyproject.toml", "setup.py", "README.md", "LICENSE", "constraints.txt"):
         assert mounts[f"{SOURCE}/{needed}"] == needed
     assert mounts["~/configs"] == "configs", "a submitted script runs in ~, where it looks for configs/"
     assert "~/amago_ray" not in mounts, "Python would take it for the package"

@@ -135,9 +135,9 @@ def test_trials_have_seeds_and_names_of_their_own() -> None:
 def test_trials_are_trained_one_after_another_and_resumed_where_they_were_begun(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained: list[tuple[str, Any]] = []
+    trained: list[tuple[str, bool]] = []
 
-    def train_a_little(experiment: Experiment, options: argparse.Namespace, resume: Any) -> None:
+    def train_a_little(experiment: Experiment, options: argparse.Namespace, resume: bool) -> None:
         trained.append((experiment.run_name, resume))
         experiment.directory.save_training_state(0, lambda folder: None, {})
         if experiment.run_name.endswith("_1"):

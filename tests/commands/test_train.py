@@ -57,7 +57,7 @@ def test_help_is_useful() -> None:
     for command in ([sys.executable, "-m", "amago_ray.train"], [str(Path(sys.executable).with_name("amago-ray"))]):
         result = subprocess.run([*command, "--help"], cwd=TESTS.parent, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
-        for word in ("--config", "--set", "--resume", "--overwrite", "plot", "evaluate", "configs/", "examples"):
+        for word in ("--config", "--set", "--resume", "--overwrite", "plot", "evaluate", "configs", "examples"):
             assert word in result.stdout
 
 

@@ -23,6 +23,7 @@ from amago_ray import Experiment, cli_utils, config
 from amago_ray.config import accept_amago_arguments, amago_names, reject_unknown_arguments
 from amago_ray.envs.builtin import Counting
 from amago_ray.nets.scaling import PopArt
+from amago_ray.settings import env_processes
 
 DOCUMENT = (TESTS.parent / "docs" / "amago.md").read_text(encoding="utf-8")
 TABLE: list[dict[str, str]] = json.loads((TESTS / "config" / "amago_names.json").read_text(encoding="utf-8"))
@@ -59,11 +60,11 @@ def takes(configurable: Any, argument: str) -> bool:
 
 @pytest.mark.parametrize("row", rows("setting", "same"))
 def test_a_setting_of_the_same_name(row: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
-    """By the short name, and by AMAGO's full one, without a notice."""
-    config.load([], [f"{row['module']}.{row['owner']}.{row['argument']} = 'full'"])
-    assert gin.query_parameter(f"{row['owner']}.{row['argument']}") == "full"
-    config.load([], [f"{row['owner']}.{row['argument']} = 'short'"])
-    assert gin.query_parameter(f"{row['owner']}.{row['argument']}") == "short"
+    """By the short name, and by AMAGO's full one, without a notice. A macro stands for a value of any type."""
+    config.load([], [f"{row['module']}.{row['owner']}.{row['argument']} = %full"])
+    assert repr(gin.query_parameter(f"{row['owner']}.{row['argument']}")) == "%full"
+    config.load([], [f"{row['owner']}.{row['argument']} = %short"])
+    assert repr(gin.query_parameter(f"{row['owner']}.{row['argument']}")) == "%short"
     assert takes(gin.get_configurable(row["owner"]), row["argument"])
     assert not caplog.records
 
@@ -184,16 +185,16 @@ def test_names_in_python(caplog: pytest.LogCaptureFixture) -> None:
         run_name="a",
         make_train_env=Counting,
         max_seq_len=4,
-        env_mode="sync",  # type: ignore[call-arg]
-        sample_actions=False,
+        env_mode="async",
+        sample_actions=False,  # type: ignore[call-arg]
         dloader_workers=10,
         critic_loss_weight=2.5,
     )
-    assert experiment.num_rollout_workers == 1
+    assert env_processes(experiment) is None
     assert not experiment.sample_actions_train and not experiment.sample_actions_val
     assert gin.query_parameter("Agent.critic_loss_weight") == 2.5
     assert [record.getMessage().split()[0] for record in caplog.records] == [
-        f"Experiment.{name}" for name in ("env_mode", "sample_actions", "dloader_workers", "critic_loss_weight")
+        f"Experiment.{name}" for name in ("sample_actions", "dloader_workers", "critic_loss_weight")
     ]
 
 
@@ -208,9 +209,8 @@ def test_what_python_gives_wins_over_gin_under_either_name() -> None:
 @pytest.mark.parametrize(
     ("binding", "answer"),
     [
-        ("Experiment.env_mode = 'asynch'", "Experiment.env_mode = 'asynch': use 'async', 'sync' or 'already_vector"),
         ("Experiment.local_time_optimizer = True", "set Agent.optimizer_type = @AdamWRel"),
-        ("Experiment.env_mode = %mode", "Experiment.env_mode = %mode: write the value itself"),
+        ("Experiment.local_time_optimizer = %mode", "Experiment.local_time_optimizer = %mode: write the value itself"),
         (
             "amago.nets.traj_encoders.TformerTrajEncoder.n_layer = 1",
             "has no setting 'n_layer'; did you mean 'n_layers'",

@@ -12,7 +12,7 @@ from amago_ray.driver.placement import LEARNER, SHARD, WORKER
 from amago_ray.driver.topology import LearnerDied
 from amago_ray.pending import CallTimeout, ProcessDied
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "failures.md"
 
 
 @pytest.mark.parametrize(
@@ -54,5 +54,5 @@ def test_each_kind_of_failure_is_counted_by_itself() -> None:
     assert policy.decide(SHARD, 0, CallTimeout("x")) is Decision.RESTART
 
 
-def test_the_readme_says_what_happens() -> None:
-    assert failures.table() in README.read_text()
+def test_the_documents_say_what_happens() -> None:
+    assert failures.table() in PAGE.read_text()

@@ -9,6 +9,7 @@ from amago_ray.agent.spec import AgentSpec
 from amago_ray.driver.placement import Cluster, Node, Resources
 from amago_ray.driver.plan import TEST_SEEDS, longest_piece, make_plan, stagger
 from amago_ray.envs.builtin import Counting
+from amago_ray.envs.makers import EnvProcesses
 from amago_ray.nets.traj_encoders import GRUTrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder
 from amago_ray.settings import ExperimentSettings
@@ -69,3 +70,11 @@ def test_pieces_are_as_long_as_the_settings_say(given: float | None, staggers: b
     plan = make_plan(settings, SPEC, Cluster(4, (node(4),)))
     assert {(r.traj_save_len, r.stagger) for r in plan.rollout} == {(longest, by)}
     assert {r.stagger for r in plan.validation} == {0}
+
+
+def test_environments_run_where_the_settings_say() -> None:
+    settings = ExperimentSettings("run", Counting, 8, make_val_env=Counting, env_mode="processes", env_timeout_s=3.0)
+    plan = make_plan(settings, SPEC, CLUSTER)
+    assert {rollout.env_processes for rollout in (*plan.rollout, *plan.validation)} == {EnvProcesses(3.0, None, False)}
+    settings = ExperimentSettings("run", Counting, 8, make_val_env=Counting)
+    assert {rollout.env_processes for rollout in make_plan(settings, SPEC, CLUSTER).rollout} == {None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,10 @@ def test_a_shard_that_is_silent_is_restarted_and_one_that_is_away_is_waited_for(
     run = Run(tmp_path, "alternate", topology).start().learn()
     assert ("restart shard", 0) in topology.log
     assert any("it is silent: restarting it" in line for line in run.said)
+    events = [json.loads(line) for line in run.directory.events.read_text().splitlines()]
+    assert events[0]["text"] == "the run begins with 2 rollout workers, 1 replay shard, 1 learner"
+    assert [event["text"] for event in events[1:]] == run.said, "who looks at the folder sees what the user was told"
+    assert [event["epoch"] for event in events] == sorted(event["epoch"] for event in events)
 
 
 def test_a_worker_that_hangs_is_restarted_and_its_share_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

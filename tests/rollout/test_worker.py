@@ -39,7 +39,7 @@ from amago_ray.pending import ShardAway
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
 from amago_ray.replay.storage.trajectory_pack import pack
 from amago_ray.rollout.assignment import Assignment, assign, in_order
-from amago_ray.rollout.worker import EVALUATED, RESET, RESUMED, PreviousStep, TorchRandomStream
+from amago_ray.rollout.worker import EVALUATED, RESET, RESUMED, PreviousStep, TorchRandomStream, env_seed
 from amago_ray.specs import ActionKind
 
 KINDS = get_args(ActionKind)
@@ -557,7 +557,8 @@ def test_evaluations_are_played_in_other_environments_than_training() -> None:
     """Also where seed and number are both 0."""
     worker = collected(lambda: Counting(6)).worker
     whys = (EVALUATED, RESET, RESUMED)
-    seeds = [worker._env_seed(), *(worker._env_seed(number, why) for number in range(5) for why in whys)]
+    moments = [(), *((number, why) for number in range(5) for why in whys)]
+    seeds = [env_seed(worker.config, 0, *moment) for moment in moments]
     assert len(set(seeds)) == 16
 
 

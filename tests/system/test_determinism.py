@@ -6,8 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from dataset_cases import play
 
+from amago_ray.envs.builtin import Counting
+from amago_ray.envs.exploration import EpsilonGreedy
+from amago_ray.replay.readers import EpisodeDataset
 from amago_ray.watch.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("shared_processes")
@@ -42,3 +48,63 @@ def test_the_same_seed_gives_the_same_metrics(make_experiment: Callable[..., Any
     for other in others:
         differing = {name for a, b in zip(first, other, strict=True) for name in a if a[name] != b.get(name)}
         assert {"train/Total Loss", "train/Gradient Norm"} <= differing
+
+
+class Cut(BaseException):
+    """The driver is gone: nothing of it is written, told or brought to an end."""
+
+
+def run_until_cut(experiment: Any, moment: int) -> bool:
+    """Train, and vanish at the `moment`-th look at the processes. Returns whether the run was through before."""
+    left = [moment]
+
+    def count() -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Cut
+
+    experiment.start(resume="auto")
+    look = experiment._ring.check
+
+    def check() -> None:
+        look()
+        count()
+
+    experiment._ring.check = check
+    try:
+        experiment.learn()
+    except Cut:
+        return False
+    finally:
+        experiment.close()
+    return True
+
+
+@pytest.mark.parametrize("schedule", ["alternate", "overlap", "offline"])
+def test_a_run_that_is_cut_again_and_again_is_the_run_that_never_was(
+    make_experiment: Callable[..., Any], schedule: str
+) -> None:
+    """Weights and rows are equal bit for bit; where environments are reset with every epoch, which this asks for."""
+    settings: dict[str, Any] = {
+        "epochs": 8,
+        "ckpt_interval": 1,
+        "val_interval": 3,
+        "force_reset_train_envs_every": 1,
+        "exploration_wrapper_type": EpsilonGreedy,
+        "stagger_traj_file_lengths": True,
+        "traj_save_len": 4,
+        "schedule": schedule,
+    }
+    if schedule == "offline":
+        settings |= {"schedule": "alternate", "dataset": EpisodeDataset(play(Counting(6), lambda observation: 1, 4))}
+    whole = make_experiment(run_name="whole", **settings)
+    assert run_until_cut(whole, 1 << 30)
+    rng = np.random.default_rng(3)
+    cuts = 0
+    while not run_until_cut(cut := make_experiment(run_name="cut", **settings), int(rng.integers(1, 12))):
+        cuts += 1
+    assert cuts >= 3
+    assert rows_without_clock(cut.directory.root) == rows_without_clock(whole.directory.root)
+    for epoch in range(8):
+        one, other = (torch.load(run.directory.policy_epoch(epoch), weights_only=True) for run in (whole, cut))
+        assert all(torch.equal(value, other[name]) for name, value in one.items()), epoch

@@ -58,7 +58,15 @@ def test_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     for name in ("a_00000", "a_00001"):
         (tmp_path / name).mkdir()
         rows = [
-            {"section": "val", "total_frames": n * 100, "wall_s": n, f"val/{AVERAGE_RETURN}": n * 1.5} for n in range(5)
+            {
+                "section": "val",
+                "epoch": n,
+                "gradient_steps": n,
+                "total_frames": n * 100,
+                "wall_s": n,
+                f"val/{AVERAGE_RETURN}": n * 1.5,
+            }
+            for n in range(5)
         ]
         (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert train.main(["plot", str(tmp_path)]) == 0

@@ -10,6 +10,7 @@ import gin
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import FilterObservation
 from numpy.typing import NDArray
 
 from amago_ray.envs.builtin.arguments import check_flag, check_integer
@@ -98,6 +99,7 @@ def make_minigrid(
     max_words: int = MAX_WORDS,
     one_hot: bool = False,
     fully_observed: bool = False,
+    mission: bool = True,
     **kwargs: Any,
 ) -> gym.Env:
     """An environment of MiniGrid or BabyAI, with Dict observations "image", "direction" and "mission".
@@ -107,7 +109,8 @@ def make_minigrid(
 
     env_id: gymnasium id, such as "BabyAI-GoToLocal-v0"; metrics are grouped by it. max_words: of the longest mission.
     one_hot: codes as 0 and 1, (view, view, 20), of what the agent sees only: minigrid's encoding has no place for the
-    direction of an agent. fully_observed: the whole grid, and not what the agent sees. kwargs: as for `gymnasium.make`.
+    direction of an agent. fully_observed: the whole grid, and not what the agent sees. mission: False leaves it out,
+    where it is always the same. kwargs: as for `gymnasium.make`.
 
     Raises ModuleNotFoundError without the package minigrid, ValueError for one_hot with fully_observed.
     Source: Chevalier-Boisvert et al. 2023, arXiv 2306.13831; BabyAI: 2019, arXiv 1810.08272.
@@ -124,4 +127,7 @@ def make_minigrid(
     # Of an agent in full view, the state is its direction: 0 to 3.
     states = max(*constants.STATE_TO_IDX.values(), 3 if fully_observed else 0)
     codes = [max(constants.OBJECT_TO_IDX.values()), max(constants.COLOR_TO_IDX.values()), states]
-    return MissionTokens(ImageBounds(env, 1 if one_hot else codes), max_words)
+    env = ImageBounds(env, 1 if one_hot else codes)
+    if not check_flag("mission", mission):
+        return FilterObservation(env, ["image", "direction"])
+    return MissionTokens(env, max_words)

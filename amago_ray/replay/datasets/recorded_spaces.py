@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from amago_ray.atomic_files import write_atomically
+from amago_ray.atomic_files import read_json, write_atomically
 from amago_ray.replay.datasets.dataset import RowLayout
 
 FILE = "spaces.json"
@@ -46,8 +46,8 @@ def recorded_spaces(folder: Path) -> dict[str, Any] | None:
     """What `record_spaces` kept; None in folders that are older than it. Raises ValueError for a broken file."""
     path = folder / FILE
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read ({error}): remove it to go on without this check") from error
+        raise ValueError(f"{error}; remove it to go on without this check") from error

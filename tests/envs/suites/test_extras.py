@@ -2,47 +2,64 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from amago_ray.envs import suites
 from amago_ray.envs.makers import check_env
-from amago_ray.envs.suites import atari_games, make_atari, make_half_cheetah, make_minigrid, make_popgym, popgym_games
 from amago_ray.envs.suites.extras import require
 
-EXTRAS = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+ROOT = Path(__file__).parents[3]
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
-MAKERS: list[tuple[Any, str, str]] = [
-    (make_atari, "ale_py", "atari"),
-    (make_half_cheetah, "mujoco", "mujoco"),
-    (make_minigrid, "minigrid", "minigrid"),
-    (make_popgym, "popgym", "popgym"),
-]
+# Of every maker what it is called with, the package that it asks for first, and the extra that brings it.
+MAKERS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "atari_games": ({}, "ale_py", "atari"),
+    "make_atari": ({}, "ale_py", "atari"),
+    "make_crafter": ({}, "crafter", "crafter"),
+    "make_dm_control": ({}, "dm_control", "dm-control"),
+    "make_envpool": ({}, "envpool", "envpool"),
+    "make_gymnax": ({}, "gymnax", "gymnax"),
+    "make_half_cheetah": ({}, "mujoco", "mujoco"),
+    "make_metaworld": ({}, "metaworld", "metaworld"),
+    "make_minigrid": ({}, "minigrid", "minigrid"),
+    "make_no_velocities": ({"env_id": "Hopper-v5"}, "mujoco", "mujoco"),
+    "make_popgym": ({}, "popgym", "popgym"),
+    "make_xland": ({}, "xminigrid", "xland"),
+    "metaworld_tasks": ({}, "metaworld", "metaworld"),
+    "popgym_games": ({}, "popgym", "popgym"),
+    "share_spaces": ({"tasks": [suites.make_popgym]}, "popgym", "popgym"),
+}
 
 
-@pytest.mark.parametrize(("maker", "module", "extra"), MAKERS)
-def test_a_missing_package_ends_in_a_line_that_names_the_extra(
-    maker: Any, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_suite_is_tried_and_every_extra_is_pinned() -> None:
+    assert sorted(MAKERS) == sorted(suites.__all__)
+    pinned = set(re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    for _, _, extra in MAKERS.values():
+        named = {re.split(r"[\[<>=]", requirement)[0] for requirement in EXTRAS[extra]}
+        assert named <= pinned, extra
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_missing_package_ends_in_a_line_that_names_the_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kwargs, module, extra = MAKERS[name]
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
-    assert extra in EXTRAS
     line = rf"{module} is not installed: pip install 'amago_ray\[{extra}\]'"
-    with pytest.raises(ModuleNotFoundError, match=f"^{line}"):
-        maker()
-    with pytest.raises(ValueError, match=rf"^building the environment {maker.__name__} failed with .*{line}"):
-        check_env(maker)
-
-
-def test_lists_of_games_say_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "popgym", None)
-    with pytest.raises(ModuleNotFoundError, match=r"'amago_ray\[popgym\]'"):
-        popgym_games(("popgym-NeverHeardOfEasy-v0",))
-    monkeypatch.setitem(sys.modules, "ale_py", None)
-    with pytest.raises(ValueError, match=r"make_atari with .*'amago_ray\[atari\]'"):
-        check_env(atari_games(("Pong",)))
+    maker = partial(getattr(suites, name), **kwargs)
+    if name.startswith("make_"):
+        with pytest.raises(ModuleNotFoundError, match=f"^{line}"):
+            maker()
+        with pytest.raises(ValueError, match=rf"^building the environment {name}.* failed with .*{line}"):
+            check_env(maker)
+    else:
+        with pytest.raises((ModuleNotFoundError, ValueError), match=line):
+            check_env(maker())
 
 
 def test_what_a_package_lacks_itself_is_not_blamed_on_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 from gymnasium import spaces
 
 from amago_ray.envs.suites.half_cheetah import CheetahTask
+from amago_ray.envs.suites.trials import SAME_TASK
 
 
 class FakeCheetah(gym.Env[np.ndarray, np.ndarray]):
@@ -63,21 +64,13 @@ def test_speeds_are_uniform_up_to_the_largest() -> None:
     assert np.mean(goals) == pytest.approx(1.5, abs=0.08)  # four standard errors
 
 
-def test_episodes_follow_one_another_for_one_task() -> None:
-    env = CheetahTask(FakeCheetah(), "velocity", num_episodes=2, episode_steps=3)
-    first, _ = env.reset(seed=3)
-    assert env.observation_space.contains(first) and first.tolist() == [0, 1]
+def test_a_reset_for_the_same_task_keeps_the_speed() -> None:
+    env = CheetahTask(FakeCheetah(), "velocity")
+    env.reset(seed=3)
     goal = env.goal
-    steps = [env.step(ACTION * (step < 3)) for step in range(6)]
-    assert env.goal == goal
-    assert [o.tolist() for o, *_ in steps] == [[1, 0], [2, 0], [0, 1], [1, 0], [2, 0], [3, 1]]
-    assert [truncated for _, _, _, truncated, _ in steps] == [False] * 5 + [True]
-    assert not any(terminated for _, _, terminated, _, _ in steps)
-    assert all(info == {} for *_, info in steps[:-1])
-    assert steps[-1][4] == {
-        "AMAGO_LOG_METRIC Episode 1 Return": pytest.approx(3 * (-abs(1.5 - goal) - COST)),
-        "AMAGO_LOG_METRIC Episode 2 Return": pytest.approx(-3 * goal),
-    }
+    assert env.reset(options=SAME_TASK)[0].tolist() == [0] and env.goal == goal
+    env.reset()
+    assert env.goal != goal
 
 
 def test_same_seed_same_task() -> None:
@@ -93,16 +86,7 @@ def test_name() -> None:
     assert CheetahTask(FakeCheetah(), "direction").env_name == "HalfCheetah-direction"
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("task", "jump"), ("max_velocity", -1.0), ("num_episodes", 0), ("episode_steps", 0)]
-)
+@pytest.mark.parametrize(("name", "value"), [("task", "jump"), ("max_velocity", -1.0)])
 def test_bad_arguments(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{name}=.*must be"):
         CheetahTask(FakeCheetah(), **{name: value})
-
-
-def test_observations_that_are_not_flat() -> None:
-    cheetah = FakeCheetah()
-    cheetah.observation_space = spaces.Box(0, 1, (2, 2))
-    with pytest.raises(ValueError, match="must have flat observations, and its space is Box"):
-        CheetahTask(cheetah)

@@ -1,9 +1,9 @@
-"""What is made of MiniGrid's observations, on a small environment of the same shape."""
+"""What is made of MiniGrid's observations, on a small environment of the same shape, and on its own."""
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
+import re
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -118,32 +118,16 @@ def test_codes_are_scaled_by_what_they_can_be() -> None:
     torch.testing.assert_close(scale(codes[:, :, [0, 1, 2, 0, 1, 2, 0]])[:, :, :3], expected)
 
 
-@pytest.fixture
-def fake_minigrid(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The modules that `make_minigrid` asks for, and an id."""
-    package, wrappers = ModuleType("minigrid"), ModuleType("minigrid.wrappers")
-    core, constants = ModuleType("minigrid.core"), ModuleType("minigrid.core.constants")
-    vars(wrappers)["FullyObsWrapper"] = gym.Wrapper
-    vars(wrappers)["OneHotPartialObsWrapper"] = gym.Wrapper
-    vars(constants).update(
-        OBJECT_TO_IDX={"unseen": 0, "agent": 10}, COLOR_TO_IDX={"red": 0, "grey": 5}, STATE_TO_IDX={"locked": 2}
-    )
-    for module in (package, wrappers, core, constants):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    spec = gym.envs.registration.EnvSpec("MiniGrid-Fake-v0", entry_point=FakeGrid, disable_env_checker=True)
-    monkeypatch.setitem(gym.registry, "MiniGrid-Fake-v0", spec)
-
-
-@pytest.mark.usefixtures("fake_minigrid")
 def test_the_maker_puts_it_together_and_the_encoder_reads_it() -> None:
-    spec, action_spec, name = check_env(lambda: make_minigrid("MiniGrid-Fake-v0", max_words=6))
-    assert name == "MiniGrid-Fake-v0" and action_spec.nvec == (7,)
+    make = partial(make_minigrid, "BabyAI-GoToObj-v0", max_words=6)
+    spec, action_spec, name = check_env(make)
+    assert name == "BabyAI-GoToObj-v0" and action_spec.nvec == (7,)
     assert {key: array.shape for key, array in spec.items()} == {"direction": (), "image": (7, 7, 3), "mission": (6,)}
     assert spec["mission"].nvec == (len(WORDS) + 2,) * 6
     assert default_tstep_encoder(spec) is MixedTstepEncoder
     encoder = MixedTstepEncoder(spec, rl2_dim=8, token_keys=("mission",), pad_token=PAD)
-    env = make_minigrid("MiniGrid-Fake-v0", max_words=6)
-    observation, _ = env.reset(seed=0)
+    observation, _ = make().reset(seed=0)
+    assert words_of(observation["mission"])[:3] == ["go", "to", "the"]
     batch = {key: torch.as_tensor(np.asarray(value))[None, None] for key, value in observation.items()}
     other = {**batch, "mission": torch.zeros_like(batch["mission"])}
     encoded, unlike = (encoder(obs, torch.zeros(1, 1, 8)) for obs in (batch, other))
@@ -151,13 +135,36 @@ def test_the_maker_puts_it_together_and_the_encoder_reads_it() -> None:
     assert not torch.allclose(encoded, unlike), "the mission makes no difference"
 
 
-@pytest.mark.usefixtures("fake_minigrid")
 @pytest.mark.parametrize(
     ("kwargs", "high"), [({}, [10, 5, 2]), ({"fully_observed": True}, [10, 5, 3]), ({"one_hot": True}, [1, 1, 1])]
 )
 def test_bounds_follow_the_view(kwargs: dict[str, Any], high: list[int]) -> None:
-    image = make_minigrid("MiniGrid-Fake-v0", **kwargs).observation_space["image"]  # type: ignore[index]
-    assert image.high[0, 0].tolist() == high and image.low.max() == 0
+    env = make_minigrid("MiniGrid-DoorKey-5x5-v0", **kwargs)
+    space = env.observation_space["image"]  # type: ignore[index]
+    assert space.high[0, 0, :3].tolist() == high and space.low.max() == 0
+    largest = np.zeros_like(space.high)
+    for seed in range(20):
+        largest = np.maximum(largest, env.reset(seed=seed)[0]["image"])
+    assert (largest <= space.high).all()
+    assert kwargs != {"fully_observed": True} or largest[..., 2].max() == 3, "the agent's direction was not seen"
+
+
+def test_a_mission_that_is_always_the_same_can_be_left_out() -> None:
+    env = make_minigrid("MiniGrid-MemoryS7-v0", mission=False)
+    observation, _ = env.reset(seed=0)
+    assert sorted(observation) == sorted(env.observation_space.spaces) == ["direction", "image"]  # type: ignore[attr-defined]
+    assert check_env((make_minigrid, {"mission": False}))[2] == "MiniGrid-MemoryS7-v0"
+
+
+@pytest.mark.filterwarnings("ignore:.*is out of date")
+def test_every_mission_is_of_known_words_and_fits() -> None:
+    """Of one seed of every level of MiniGrid and BabyAI but WFC's, which want packages of their own."""
+    levels = [name for name in gym.registry if re.match("(MiniGrid-(?!WFC)|BabyAI-)", name)]
+    assert len(levels) > 150
+    for level in levels:
+        mission = gym.make(level, disable_env_checker=True).reset(seed=1)[0]["mission"]
+        words = re.findall(r"\w+|[^\w\s]", mission.lower())
+        assert len(words) <= MAX_WORDS and set(words) <= set(WORDS), (level, mission)
 
 
 def test_one_hot_is_of_the_partial_view() -> None:

@@ -65,5 +65,5 @@ def test_folders_from_before_say_nothing_and_broken_files_say_so(tmp_path: Path)
     record_spaces(tmp_path, RowLayout(SEEN, ACTIONS[0]))
     assert json.loads((tmp_path / FILE).read_text())["action space"]["low"] == [-1.0, -1.0]
     (tmp_path / FILE).write_text("{")
-    with pytest.raises(ValueError, match=f"{FILE} cannot be read .*remove it"):
+    with pytest.raises(ValueError, match=f"{FILE} is damaged: .*remove it"):
         recorded_spaces(tmp_path)

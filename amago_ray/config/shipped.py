@@ -1,0 +1,54 @@
+"""The configurations that come along, by name: `--config tmaze`, with or without the repository."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def folder() -> Path:
+    """Where they lie: in an installed package inside it, in the repository beside it."""
+    installed, repository = PACKAGE / "configs", PACKAGE.parent
+    return installed if installed.is_dir() or not (repository / "pyproject.toml").is_file() else repository / "configs"
+
+
+def names() -> list[str]:
+    """Of all of them, in order: "cartpole", "tmaze/passive_50"."""
+    return sorted(path.relative_to(folder()).with_suffix("").as_posix() for path in folder().rglob("*.gin"))
+
+
+def named(config: str | Path) -> Path | None:
+    """The one that comes along as `config`, which may be written as in the repository, "configs/tmaze.gin"; or None."""
+    name = _name(config)
+    return folder() / f"{name}.gin" if name in names() else None
+
+
+def find(config: str | Path) -> Path:
+    """The file that `config` means: that file; else `config`.gin; else the one of that name that comes along.
+
+    Raises ValueError, with the nearest name, where there is none.
+    """
+    for path in (Path(config), Path(f"{config}.gin"), named(config)):
+        if path is not None and path.is_file():
+            return path
+    if Path(config).is_absolute() or Path(config).suffix not in ("", ".gin"):  # meant as a file, and not as a name
+        raise ValueError(f"--config {config}: there is no such file")
+    close = difflib.get_close_matches(_name(config), names(), n=1)
+    advice = f"; did you mean {close[0]!r}?" if close else "; `amago-ray configs` lists those that do"
+    raise ValueError(f"--config {config}: there is no such file, nor does one of that name come along{advice}")
+
+
+def _name(config: str | Path) -> str:
+    return Path(config).as_posix().removeprefix("configs/").removesuffix(".gin")
+
+
+def introduction(file: Path) -> str:
+    """The comment that a configuration begins with, in one line, as far as its first blank line or command."""
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("# ") or line.startswith("#   "):
+            break
+        lines.append(line.removeprefix("# "))
+    return " ".join(lines)

@@ -1,0 +1,163 @@
+"""The runs below some folders, and what was read of each so far."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amago_ray.run_directory import RunDirectory
+from amago_ray.watch.run_log import RunLog
+from amago_ray.watch.run_status import RunStatus, run_status
+
+MAX_DEPTH = 4  # of runs below a folder
+SCAN_INTERVAL_S = 5.0
+STATUS_INTERVAL_S = 2.0  # after which a status is made anew though nothing was logged: a run may have become silent
+NOT_RUNS = ("replay", "ckpts", "wandb_logs", "tensorboard", "videos", "tune")  # folders that are not looked into
+MEDIA = {".gif": "image/gif", ".png": "image/png", ".mp4": "video/mp4", ".webm": "video/webm"}
+MAX_MEDIA, MAX_EVENTS = 500, 500
+
+
+@dataclass(frozen=True)
+class Media:
+    """A picture or video, and when it was written, in seconds since 1970."""
+
+    path: Path
+    time_s: float
+
+
+class Run:
+    """A run and what was read of it. id: what the page calls it."""
+
+    def __init__(self, name: str, root: Path):
+        self.id, self.root = name, root
+        self.log = RunLog(root)
+        self._status: RunStatus | None = None
+        self._status_of: tuple[str, float] = ("", 0.0)
+
+    @property
+    def directory(self) -> RunDirectory:
+        return RunDirectory(self.root.parent, self.root.name)
+
+    def status(self, now: float) -> RunStatus:
+        """How it is doing, by what was read of its log, without its replay. Raises ValueError when it is gone."""
+        version, made = self._status_of
+        if self._status is None or version != self.log.version or now - made > STATUS_INTERVAL_S:
+            self._status = run_status(self.root, now, self.log, look_into_replay=False)
+            self._status_of = (self.log.version, now)
+        return self._status
+
+    def media(self) -> dict[str, Media]:
+        """Pictures and videos by their path in the run's folder, newest first. Links are left out."""
+        files = [*_files(self.root), *_files(self.root / "videos")]
+        found = sorted(((time_s, path) for path, time_s in files if path.suffix.lower() in MEDIA), reverse=True)
+        return {path.relative_to(self.root).as_posix(): Media(path, time_s) for time_s, path in found[:MAX_MEDIA]}
+
+    def events(self) -> list[dict[str, Any]]:
+        """The newest rows of events.jsonl, oldest first, less what is no row."""
+        try:
+            lines = self.directory.events.read_bytes().splitlines()[-MAX_EVENTS:]
+        except FileNotFoundError:
+            return []
+        return [event for line in lines if (event := _event(line)) is not None]
+
+
+@dataclass
+class Library:
+    """The runs in `folders`, each of which is a run or has some somewhere below it.
+
+    Nothing is followed that is a link below a folder. Raises ValueError for a folder that is none.
+    """
+
+    folders: Sequence[Path]
+
+    def __post_init__(self) -> None:
+        for folder in self.folders:
+            if not folder.is_dir():
+                raise ValueError(f"{folder}: there is no such folder")
+        self.folders = [folder.resolve() for folder in self.folders]
+        self.runs: dict[str, Run] = {}
+        self._scanned_at = -SCAN_INTERVAL_S
+
+    def scan(self) -> None:
+        """Look for runs that have come and gone, if that was not just done."""
+        if time.monotonic() - self._scanned_at < SCAN_INTERVAL_S:
+            return
+        known = {run.root: run for run in self.runs.values()}
+        runs: dict[str, Run] = {}
+        for folder in self.folders:
+            for root in _runs_below(folder, MAX_DEPTH):
+                name = _name(root, folder, prefix=len(self.folders) > 1)
+                if root not in (run.root for run in runs.values()):
+                    name = name if name not in runs else root.as_posix()
+                    runs[name] = known.get(root) or Run(name, root)
+        self.runs = dict(sorted(runs.items(), key=lambda item: _natural(item[0])))
+        self._scanned_at = time.monotonic()
+
+    def refresh(self, budget_s: float) -> bool:
+        """Read what is new in all logs, until that has taken `budget_s`; returns whether all was read.
+
+        Logs that were not read yet come last to first written, so that what goes on is seen first.
+        """
+        deadline = time.monotonic() + budget_s
+        for run in sorted(self.runs.values(), key=_last_written, reverse=True):
+            if time.monotonic() > deadline:
+                return False
+            run.log.refresh()
+        return True
+
+
+def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
+    if (folder / "config.txt").is_file():
+        yield folder
+        return
+    if depth == 0 or (folder.name in NOT_RUNS and depth < MAX_DEPTH):
+        return
+    try:
+        inside = [entry for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
+    except OSError:  # removed meanwhile, or not ours to read: there is nothing to show of it
+        return
+    for entry in inside:
+        if not entry.name.startswith("."):
+            yield from _runs_below(Path(entry.path), depth - 1)
+
+
+def _name(root: Path, folder: Path, prefix: bool) -> str:
+    if root == folder:
+        return root.name
+    return (Path(folder.name) / root.relative_to(folder) if prefix else root.relative_to(folder)).as_posix()
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """So that run_10 comes after run_9."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _last_written(run: Run) -> float:
+    try:
+        return (run.root / "metrics.jsonl").stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _files(folder: Path) -> list[tuple[Path, float]]:
+    """The files in a folder, which need not be there, with the time when each was written. No links."""
+    try:
+        entries = [entry for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False)]
+        return [(Path(entry.path), entry.stat(follow_symlinks=False).st_mtime) for entry in entries]
+    except OSError:  # it is not there, or one of them was removed just now
+        return []
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:  # half written, or damaged
+        return None
+    good = isinstance(event, dict) and isinstance(event.get("text"), str) and isinstance(event.get("time"), int | float)
+    return {"time": event["time"], "epoch": event.get("epoch"), "text": event["text"]} if good else None

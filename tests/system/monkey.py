@@ -1,0 +1,219 @@
+"""A monkey that kills and freezes the processes of a run, and what must be true of the run all the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from conftest import TESTS, TINY_NETWORKS
+from system.processes import wait_until
+
+from amago_ray.replay.storage.folders import shard_folders
+from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
+from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
+
+WANTED = {"worker": 3, "shard": 2, "learner": 2}
+TITLES = {"worker": "ray::RolloutActor", "shard": "ray::ShardActor", "learner": "ray::LearnerActor"}
+# Out of a hundred deeds. A group of learners needs some ten seconds to be there again, and would else never learn.
+DEEDS = {"worker": 45, "shard": 35, "learner": 10, "driver": 10}
+FREEZES = 0.2  # share of deeds that freeze a process in place of killing it
+UPDATES, STEPS, ENVS = 6, 40, 6  # of an epoch
+RESUMABLE = 75
+
+
+@dataclass
+class Deeds:
+    """What was done, by process and signal, and how long it took until as many processes of the kind were there."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    recovery_s: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "deeds": dict(sorted(self.counts.items())),
+            "recovery_s": {
+                kind: {"median": round(float(np.median(took)), 1), "worst": round(max(took), 1), "times": len(took)}
+                for kind, took in sorted(self.recovery_s.items())
+            },
+        }
+
+
+class Prey:
+    """A run in a process of its own, started again whenever it is gone.
+
+    journal: file that workers write what was acknowledged into, see `journal`.
+    """
+
+    def __init__(self, folder: Path, epochs: int):
+        self.folder, self.journal, self._epochs = folder, folder / "journal", epochs
+        self.log = open(folder / "log", "w")
+        file = folder / "prey.gin"
+        bindings = (
+            "import system.journal",
+            *TINY_NETWORKS,
+            "Experiment.run_name = 'prey'",
+            f"Experiment.ckpt_base_dir = {str(folder)!r}",
+            "Experiment.make_train_env = @Identity",
+            "Experiment.traj_encoder_type = @GRUTrajEncoder",
+            "Experiment.max_seq_len = 4",
+            f"Experiment.parallel_actors = {ENVS}",
+            f"Experiment.train_timesteps_per_epoch = {STEPS}",
+            f"Experiment.train_batches_per_epoch = {UPDATES}",
+            "Experiment.batch_size = 16",
+            "Experiment.learning_rate = 3e-3",
+            "Experiment.lr_warmup_steps = 1",
+            "Experiment.val_interval = 1000",
+            "Experiment.ckpt_interval = 1",
+            "Experiment.ckpt_keep_last = 2",
+            "Experiment.test_episodes = 0",
+            "Experiment.replay_capacity_gb = 0.5",
+            "Experiment.call_timeout_s = 15.0",
+            f"Experiment.num_rollout_workers = {WANTED['worker']}",
+            f"Experiment.num_replay_shards = {WANTED['shard']}",
+            f"Experiment.num_learners = {WANTED['learner']}",
+            "Experiment.learner_cpus = 1",
+            "Experiment.learner_device = 'cpu'",
+        )
+        file.write_text("\n".join(bindings) + "\n")
+        self._command = [sys.executable, "-m", "amago_ray.train", "--config", str(file), "--resume", "auto"]
+        self.start()
+
+    def start(self, epochs: int | None = None) -> None:
+        self.journal_begins = self.journal.stat().st_size if self.journal.exists() else 0
+        env = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
+            "RUN_JOURNAL": str(self.journal),
+        }
+        command = [*self._command, "--set", f"Experiment.epochs = {epochs or self._epochs}"]
+        self.process = subprocess.Popen(
+            command, env=env, cwd=self.folder, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+    def pids(self) -> dict[str, list[int]]:
+        """Of the run's processes, by kind."""
+        found: dict[str, list[int]] = {kind: [] for kind in TITLES}
+        for child in self._family():
+            for kind, title in TITLES.items():
+                try:
+                    if child.cmdline()[:1] and child.cmdline()[0].startswith(title):
+                        found[kind].append(child.pid)
+                except psutil.Error:
+                    continue
+        return found
+
+    def _family(self) -> list[psutil.Process]:
+        try:
+            return psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+    def is_whole(self) -> bool:
+        assert self.process.poll() is None, f"the run ended by itself: {self.words}"
+        return {kind: len(pids) for kind, pids in self.pids().items()} == WANTED
+
+    def kill_driver(self) -> None:
+        """And see to it that its processes end by themselves."""
+        family = self._family()
+        self.process.kill()
+        self.process.wait()
+        # Two of Ray's own processes notice only after a minute.
+        own = [child for child in family if not self._is_slow(child)]
+        wait_until(lambda: not any(child.is_running() for child in own), "processes outlive their driver", 120)
+
+    @staticmethod
+    def _is_slow(child: psutil.Process) -> bool:
+        try:
+            return child.cmdline()[:1] in (["ray::RuntimeEnvAgent"], ["ray::DashboardAgent"])
+        except psutil.Error:
+            return True
+
+    @property
+    def words(self) -> str:
+        """The last that the run has said."""
+        return (self.folder / "log").read_text()[-3000:]
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "prey"
+
+
+def hunt(prey: Prey, seconds: float, interval_s: float, seed: int) -> Deeds:
+    """Do to the run, once it is whole for the first time, what DEEDS says, for so many seconds."""
+    rng, deeds = random.Random(seed), Deeds()
+    wait_until(lambda: prey.is_whole() and (prey.run / "metrics.jsonl").exists(), "the run does not start", 300)
+    end = time.monotonic() + seconds
+    away: dict[str, tuple[float, int]] = {}
+    while time.monotonic() < end:
+        time.sleep(rng.expovariate(1 / interval_s))
+        now, pids = time.monotonic(), prey.pids()
+        for kind, (since, gone) in list(away.items()):
+            if len(pids.get(kind, ())) == WANTED.get(kind) and gone not in pids[kind]:
+                deeds.recovery_s[kind].append(now - since)
+                del away[kind]
+        kind = rng.choices(list(DEEDS), list(DEEDS.values()))[0]
+        if prey.process.poll() is not None:
+            raise AssertionError(f"the run ended by itself: {prey.words}")
+        if kind == "driver":
+            prey.kill_driver()
+            deeds.counts["driver SIGKILL"] += 1
+            prey.start()
+            wait_until(prey.is_whole, "the run does not come back", 300)
+            deeds.recovery_s["driver"].append(time.monotonic() - now)
+            away.clear()
+        elif pids[kind]:
+            victim = rng.choice(pids[kind])
+            deed = signal.SIGSTOP if rng.random() < FREEZES else signal.SIGKILL
+            try:
+                os.kill(victim, deed)
+            except ProcessLookupError:
+                continue
+            deeds.counts[f"{kind} {deed.name}"] += 1
+            away.setdefault(kind, (now, victim))
+    return deeds
+
+
+def end_and_check(prey: Prey, deeds: Deeds) -> dict[str, Any]:
+    """End the run by SIGTERM, let it go on for two epochs in peace, and look at everything that it has left."""
+    prey.process.terminate()
+    code = prey.process.wait(180)
+    assert code == RESUMABLE, prey.words
+    done = max(row["epoch"] for row in read_metrics(prey.run)) + 1
+    prey.start(epochs=done + 2)
+    assert prey.process.wait(300) == 0, prey.words
+    rows = read_metrics(prey.run)
+    collected = [row for row in rows if row["section"] == "collect"]
+    learned = [row for row in rows if row["section"] == "train"]
+    assert [row["epoch"] for row in collected] == [row["epoch"] for row in learned] == list(range(done + 2))
+    assert [row["gradient_steps"] for row in learned] == [UPDATES * (e + 1) for e in range(done + 2)], "every update"
+    assert [row["total_frames"] for row in collected] == [STEPS * ENVS * (e + 1) for e in range(done + 2)]
+    stored: Counter[tuple[int, int, int]] = Counter()
+    for folder in shard_folders(prey.run / "replay"):
+        store = TrajectoryStore(StoreConfig(folder), read_only=True)
+        assert not store.damaged(np.arange(store.table.first, store.table.end), anew=True)
+        stored.update((int(r["worker"]), int(r["incarnation"]), int(r["sequence"])) for r in store.table.rows)
+        store.close()
+    assert max(stored.values()) == 1, "nothing is there twice"
+    lines = prey.journal.read_bytes()[prey.journal_begins :].decode().splitlines()
+    acknowledged = {tuple(json.loads(line)) for line in lines}
+    assert acknowledged and acknowledged <= stored.keys(), "nothing that was acknowledged is lost"
+    first, last = (np.mean([row[f"collect/{AVERAGE_RETURN}"] for row in part]) for part in (
+        collected[:3], collected[-3:]
+    ))  # fmt: skip
+    return deeds.report() | {
+        "epochs": done + 2,
+        "updates": learned[-1]["gradient_steps"],
+        "frames": collected[-1]["total_frames"],
+        "trajectories": len(stored),
+        "return": [round(float(first), 3), round(float(last), 3)],
+    }
