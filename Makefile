@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-fast test-sweeps test-suites test-cluster test-wheel test-browser chaos fuzz results \
+.PHONY: help demo test test-fast test-sweeps test-suites test-cluster test-wheel test-browser chaos soak fuzz results \
 	lint docs bench clean
 .DEFAULT_GOAL := help
 
@@ -44,6 +44,9 @@ test-wheel: .venv/.installed  ## install a wheel into a clean environment and tr
 
 chaos: .venv/.installed  ## kill and freeze a run's processes for twenty minutes (CHAOS_S=...) and check what is left
 	$(BIN)/python -m pytest -q tests/system/chaos_cycle.py
+
+soak: .venv/.installed  ## watch memory and open files of a run for an hour (SOAK_S=...)
+	$(BIN)/python -m pytest -q tests/system/soak_cycle.py
 
 test-browser: .venv/.installed  ## look at the board in headless Chromium while a run goes on
 	$(BIN)/python -m pytest -q tests/system/browser_cycle.py

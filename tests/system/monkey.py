@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,10 @@ class Deeds:
 class Prey:
     """A run in a process of its own, started again whenever it is gone.
 
-    journal: file that workers write what was acknowledged into, see `journal`.
+    journal: file that workers write what was acknowledged into, see `journal`. more: gin bindings beside those here.
     """
 
-    def __init__(self, folder: Path, epochs: int):
+    def __init__(self, folder: Path, epochs: int, more: Sequence[str] = ()):
         self.folder, self.journal, self._epochs = folder, folder / "journal", epochs
         self.log = open(folder / "log", "w")
         file = folder / "prey.gin"
@@ -85,7 +86,7 @@ class Prey:
             "Experiment.learner_cpus = 1",
             "Experiment.learner_device = 'cpu'",
         )
-        file.write_text("\n".join(bindings) + "\n")
+        file.write_text("\n".join((*bindings, *more)) + "\n")
         self._command = [sys.executable, "-m", "amago_ray.train", "--config", str(file), "--resume", "auto"]
         self.start()
 
@@ -103,7 +104,7 @@ class Prey:
     def pids(self) -> dict[str, list[int]]:
         """Of the run's processes, by kind."""
         found: dict[str, list[int]] = {kind: [] for kind in TITLES}
-        for child in self._family():
+        for child in self.family():
             for kind, title in TITLES.items():
                 try:
                     if child.cmdline()[:1] and child.cmdline()[0].startswith(title):
@@ -112,7 +113,7 @@ class Prey:
                     continue
         return found
 
-    def _family(self) -> list[psutil.Process]:
+    def family(self) -> list[psutil.Process]:
         try:
             return psutil.Process(self.process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
@@ -124,7 +125,7 @@ class Prey:
 
     def kill_driver(self) -> None:
         """And see to it that its processes end by themselves."""
-        family = self._family()
+        family = self.family()
         self.process.kill()
         self.process.wait()
         # Two of Ray's own processes notice only after a minute.
