@@ -189,7 +189,7 @@ class RolloutReport:
     env_failures: int = 0
     exploration: dict[str, float] = field(default_factory=dict)
     shard_away: str = ""
-    idle_s: float = 0.0
+    idle_s: float = field(default=0.0, compare=False)  # a measure, no result
 
 
 @dataclass(frozen=True)

@@ -345,6 +345,9 @@ class ExperimentSettings:
     log_to_tensorboard: bool = setting(
         False, "write every row of metrics.jsonl for TensorBoard too, into the folder tensorboard of the run"
     )
+    log_to_ray: bool = setting(
+        False, "offer the run's rates, returns and bottleneck as metrics of Ray, for Prometheus and Grafana (cluster/)"
+    )
     log_interval: int = setting(20, "batches between two that are measured in detail", whole_number(1))
     callbacks: Sequence[Callback | type[Callback]] = setting(
         (),

@@ -161,6 +161,7 @@ RUNS = (
     ),
     Case("a run that is not there", words("evaluate", "runs/none"), ("runs/none", "no such file")),
     Case("an epoch that was not kept", words("evaluate", "RUN", "--epoch", "7"), ("--epoch 7", "policies of 0")),
+    Case("a best policy that was not kept", words("evaluate", "RUN", "--best"), ("--best", "@KeepBestPolicy()")),
     Case("no rollouts to evaluate", words("evaluate", "RUN", "--episodes", "0"), ("--episodes 0", "1 or more")),
     Case(
         "an environment that it cannot act in",

@@ -148,11 +148,11 @@ class FakeTopology:
         self.published.append(self.batches)
         return FakeCall(None)
 
-    def snapshot(self) -> None:
+    def snapshot(self, number: int) -> None:
         self._now("snapshot", None)
         self._snapshot = self.batches
 
-    def write_state(self, folder: Path, policy: Path) -> list[Any]:
+    def write_state(self, folder: Path, policy: Path, number: int) -> list[Any]:
         batches = self._snapshot
 
         def write() -> None:

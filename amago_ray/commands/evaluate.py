@@ -90,6 +90,9 @@ def _parser() -> Parser:
         "picture",
     )
     parser.add_argument(
+        "--best", action="store_true", help="weights with the best validation, which the callback KeepBestPolicy keeps"
+    )
+    parser.add_argument(
         "--out", type=Path, metavar="PNG", help="of that picture; by default evaluation.png in the run's folder"
     )
     parser.add_argument("--seed", type=int, default=0, help="of environments and drawn actions (default 0)")
@@ -110,6 +113,13 @@ def _parser() -> Parser:
 def _check(options: argparse.Namespace) -> None:
     if options.episodes < 1:
         raise Mistake(f"--episodes {options.episodes}: it must be 1 or more")
+    if options.best and options.epoch is not None:
+        raise Mistake("--best is one policy and --epoch names others: leave out either")
+    if options.best and not _directory(options.run).best_policy.is_file():
+        raise Mistake(
+            f"--best: {options.run} has kept no best policy: Experiment.callbacks = [@KeepBestPolicy()] keeps one from "
+            "the first validation on"
+        )
     if options.temperature is not None and options.greedy:
         raise Mistake("--greedy draws no actions, and --temperature is of those that are drawn: leave out either")
     if options.temperature is not None and not options.temperature > 0:
@@ -123,7 +133,7 @@ def _epochs(run: Path, words: Sequence[str] | None) -> list[int | None]:
     """The epochs that --epoch names, in order, each once; [None] is the latest policy."""
     if words is None:
         return [None]
-    kept = RunDirectory(run.resolve().parent, run.resolve().name).policy_epochs()
+    kept = _directory(run).policy_epochs()
     if "all" in words:
         if len(words) > 1:
             raise Mistake("--epoch all: name no other epochs beside it")
@@ -149,7 +159,7 @@ def _evaluate(
     with in_one_line():
         return evaluate_policy(
             spec,
-            load_policy_weights(spec, latest_weights(options.run, epoch)),
+            load_policy_weights(spec, _weights(options, epoch)),
             experiment.make_val_env,
             options.episodes,
             options.seed + TEST_SEEDS,
@@ -159,6 +169,15 @@ def _evaluate(
             write=_writer(experiment, options.save_trajectories, subfolder),
             env_processes=env_processes(experiment),
         )
+
+
+def _weights(options: argparse.Namespace, epoch: int | None) -> Path:
+    """The file that is evaluated."""
+    return _directory(options.run).best_policy if options.best else latest_weights(options.run, epoch)
+
+
+def _directory(run: Path) -> RunDirectory:
+    return RunDirectory(run.resolve().parent, run.resolve().name)
 
 
 def _writer(experiment: Experiment, folder: Path | None, subfolder: str) -> Callable[[Trajectory], None] | None:
@@ -178,7 +197,7 @@ def _draw(experiment: Experiment, spec: AgentSpec, options: argparse.Namespace, 
     from amago_ray.rollout.evaluate import load_policy_weights, record_gif
 
     with in_one_line():
-        weights = load_policy_weights(spec, latest_weights(options.run, epoch))
+        weights = load_policy_weights(spec, _weights(options, epoch))
         how = (options.seed + TEST_SEEDS, not options.greedy, options.temperature)
         print(record_gif(spec, weights, experiment.make_val_env, options.gif, *how))
 

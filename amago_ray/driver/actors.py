@@ -184,11 +184,11 @@ class LearnerActor:
         """Two results, so that the driver can wait for the small one and never fetch the other."""
         return self._learner.publish(version), version
 
-    def snapshot(self) -> None:
-        self._learner.snapshot()
+    def snapshot(self, number: int) -> None:
+        self._learner.snapshot(number)
 
-    def write_state(self, folder: str, policy: str) -> None:
-        self._learner.write_state(folder, policy)
+    def write_state(self, folder: str, policy: str, number: int) -> None:
+        self._learner.write_state(folder, policy, number)
 
     def load_state(self, folder: str) -> None:
         self._learner.load_state(folder)

@@ -119,13 +119,13 @@ class LearnerGroup:
         self.insist(lambda: self._topology.load_agent(path))
         self._base_policy = path
 
-    def snapshot(self) -> None:
-        """Let every learner copy its state as it is now."""
-        self.insist(self._topology.snapshot)
+    def snapshot(self, epoch: int) -> None:
+        """Let every learner copy its state as it is now, at the end of `epoch`."""
+        self.insist(lambda: self._topology.snapshot(epoch))
 
-    def write_state(self, folder: Path, policy: Path) -> list[RemoteCall[None]]:
-        """Let every learner write its share of the newest snapshot; `saved` then says that all is complete."""
-        return self._topology.write_state(folder, policy)
+    def write_state(self, folder: Path, policy: Path, epoch: int) -> list[RemoteCall[None]]:
+        """Let every learner write its share of that snapshot; `saved` then says that all is complete."""
+        return self._topology.write_state(folder, policy, epoch)
 
     def saved(self, epoch: int) -> None:
         """The training state of `epoch` is complete: a new group begins with it."""

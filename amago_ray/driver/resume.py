@@ -110,14 +110,22 @@ def open_folder(
     state: dict[str, Any],
     say: Callable[[str], None],
 ) -> None:
-    """Make the run's folder, in place of an earlier run's unless this one goes on with it, from `state`."""
+    """Make the run's folder, in place of an earlier run's unless this one goes on with it, from `state`.
+
+    Raises ValueError, naming the setting, where it cannot be written. Nothing is left then of a run that would begin.
+    """
     if not state and is_begun(settings, directory):
         directory.remove()
         shutil.rmtree(replay_folder(settings), ignore_errors=True)
-    directory.stopped.unlink(missing_ok=True)
-    create_folder(settings, directory, layout)
-    if settings.replay_durable:
-        record_spaces(replay_folder(settings), layout)
+    try:
+        directory.stopped.unlink(missing_ok=True)
+        create_folder(settings, directory, layout)
+        if settings.replay_durable:
+            record_spaces(replay_folder(settings), layout)
+    except OSError as error:
+        if not state:
+            directory.remove()
+        raise directory.not_writable(error) from error
     if state:
         _deal_to_shards(settings, state, say)
 

@@ -376,7 +376,7 @@ class Ring:
 
         next_collected: the epoch that is collected next; None while workers are at work, which then have no state.
         """
-        self.learners.snapshot()
+        self.learners.snapshot(self.progress.epoch)
         return {
             "weight_version": self._weight_version,
             "batches": self.learners.batches,

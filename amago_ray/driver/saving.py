@@ -106,7 +106,7 @@ class Saving:
             return
         self._ring.hold(cut.run_state, unless_held=True)
         policy = self._directory.policy_epoch(cut.epoch)
-        self._under_way = cut, folder, self._ring.learners.write_state(folder, policy)
+        self._under_way = cut, folder, self._ring.learners.write_state(folder, policy, cut.epoch)
 
     def _now_and_then(self) -> None:
         self.poll()

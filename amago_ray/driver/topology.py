@@ -249,14 +249,14 @@ class Topology:
         _learner_result(RemoteCall[int](done, "learner 0"), timeout_s)
         return RemoteCall(weights, "learner 0")
 
-    def snapshot(self) -> None:
+    def snapshot(self, number: int) -> None:
         """Let every learner copy its state as it is now. Raises LearnerDied."""
-        self._on_learners(lambda learner: learner.snapshot.remote())
+        self._on_learners(lambda learner: learner.snapshot.remote(number))
 
-    def write_state(self, folder: Path, policy: Path) -> list[RemoteCall[None]]:
-        """Let every learner write its share of the newest snapshot, and the first one the agent's weights."""
+    def write_state(self, folder: Path, policy: Path, number: int) -> list[RemoteCall[None]]:
+        """Let every learner write its share of snapshot `number`, and the first one the agent's weights."""
         return [
-            RemoteCall(a.write_state.remote(str(folder), str(policy)), f"learner {i}")
+            RemoteCall(a.write_state.remote(str(folder), str(policy), number), f"learner {i}")
             for i, a in enumerate(self._learners)
         ]
 

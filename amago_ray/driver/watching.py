@@ -13,6 +13,7 @@ from typing import Any
 from amago_ray.agent import AgentSpec
 from amago_ray.atomic_files import write_atomically
 from amago_ray.driver.plan import TEST_SEEDS
+from amago_ray.driver.ray_metrics import RayMetricsSink
 from amago_ray.driver.ring import Ring
 from amago_ray.driver.schedule import EpochResult
 from amago_ray.envs.makers import MakeEnv
@@ -48,6 +49,8 @@ def sinks(settings: ExperimentSettings, run_dir: Path, state: Mapping[str, Any])
     if settings.log_to_tensorboard:
         collects = settings.train_timesteps_per_epoch > 0 and mixture_of(settings.dataset).learns_from_replay
         found.append(TensorboardSink(run_dir, "total_frames" if collects else "gradient_steps"))
+    if settings.log_to_ray:
+        found.append(RayMetricsSink(settings.run_name, run_dir))
     return found
 
 

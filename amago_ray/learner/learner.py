@@ -104,6 +104,7 @@ class Learner:
         optimizer = self.agent.init_optimizer(config.learning_rate, config.l2_coeff)
         self._rank = rank
         self._snapshot: Snapshot | None = None
+        self._snapshot_number = 0
         self._writing = threading.Lock()  # the newest snapshot
         self._configured = [{"lr": g["lr"], "weight_decay": g.get("weight_decay", 0.0)} for g in optimizer.param_groups]
         warmup = max(config.lr_warmup_steps, 1)
@@ -254,9 +255,13 @@ class Learner:
         """Batches done so far; safe to ask from another thread while `train` runs."""
         return self.batches_done
 
-    def snapshot(self) -> None:
-        """Copy everything that `load_state` needs to host memory; `write_state` writes it, while `train` goes on."""
+    def snapshot(self, number: int = 0) -> None:
+        """Copy everything that `load_state` needs to host memory; `write_state` writes it, while `train` goes on.
+
+        number: by which `write_state` asks for it. It takes the place of the one before.
+        """
         self._check_finite()
+        self._snapshot_number = number
         free = [] if self._snapshot is None or self._writing.locked() else self._snapshot.buffers
         self._snapshot = Snapshot.of(
             self.agent,
@@ -268,14 +273,16 @@ class Learner:
             free,
         )
 
-    def write_state(self, folder: str, policy: str | None = None) -> None:
-        """Write the newest snapshot into an existing folder, and its agent's weights into the file `policy`.
+    def write_state(self, folder: str, policy: str | None = None, number: int = 0) -> None:
+        """Write snapshot `number` into an existing folder, and its agent's weights into the file `policy`.
 
-        Safe to call from another thread while `train` runs. Raises OSError where the disk is full, for example.
+        Safe to call from another thread while `train` runs. Raises OSError where the disk is full, for example, or
+        where another snapshot has been made since.
         """
         with self._writing:
             snapshot = self._snapshot
-            assert snapshot is not None, "snapshot() comes first"
+            if snapshot is None or number != self._snapshot_number:
+                raise OSError(f"{folder}: the learner has moved on before it was written")
             try:
                 snapshot.write(Path(folder), self._rank)
                 if policy is not None and self._accelerator.is_main_process:

@@ -51,6 +51,17 @@ def test_the_run_may_come_last(run: Path, capsys: pytest.CaptureFixture[str]) ->
         assert "required: RUN" in capsys.readouterr().err
 
 
+def test_the_best_policy_is_evaluated(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = run / "ckpts" / "best" / "policy.pt"
+    best.parent.mkdir()
+    (run / "ckpts" / "policy_weights" / "policy_epoch_2.pt").rename(best)
+    assert evaluate(run, "--best", "--episodes", "12") == evaluate(run, "--episodes", "12") == 0
+    of_best, of_latest = capsys.readouterr().out.split("Total Episodes")[1:]
+    assert of_best != of_latest
+    assert evaluate(run, "--best", "--epoch", "0") == 2
+    assert "--best is one policy and --epoch names others" in capsys.readouterr().err
+
+
 def test_temperature_tends_to_the_mode(run: Path, tmp_path: Path) -> None:
     taken = {}
     for name, words in {

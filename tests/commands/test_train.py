@@ -73,7 +73,7 @@ def test_help_of_the_other_commands(command: str, capsys: pytest.CaptureFixture[
 def test_training_ends_with_a_comparison(trained: tuple[Path, str]) -> None:
     run, out = trained
     assert f"The run is in {run}" in out
-    assert re.search(r"epoch 1/2 .*\nepoch 2/2 ", out), out
+    assert re.search(r"epoch 1/2 .*\n(epoch 2: .*\n)?epoch 2/2 ", out), out
     assert re.search(r"Final test over 2\d\d rollouts, without exploration:\n\s+trained\s+random\n", out), out
     assert re.search(r"mean return +-?\d\.\d\d +-?\d\.\d\d\n", out), out
 

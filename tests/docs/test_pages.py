@@ -14,6 +14,7 @@ from typing import Any
 
 import gin
 import pytest
+from acting_cases import SETTINGS as SMALL_NETWORKS
 from acting_cases import make_run
 from conftest import TESTS
 
@@ -72,7 +73,7 @@ def test_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     exec("\n".join(blocks("python", PAGES[page])), {})
 
 
-@pytest.mark.usefixtures("ray_instance", "tiny_networks", "shared_processes")
+@pytest.mark.usefixtures("ray_instance", "shared_processes")
 @pytest.mark.parametrize("page", TRAINING)
 def test_runs_train_and_leave_a_policy(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -82,7 +83,7 @@ def test_runs_train_and_leave_a_policy(page: str, tmp_path: Path, monkeypatch: p
     gin.clear_config()
     bindings = [f"Experiment.{name} = {value}" for name, value in SMALL.items()]
     for block in blocks("python", PAGES[page]):
-        config.load([], [*bindings, *(f"Experiment.{setting}" for setting in SMALL_UNLESS_GIVEN)])
+        config.load([], [*SMALL_NETWORKS, *bindings, *(f"Experiment.{setting}" for setting in SMALL_UNLESS_GIVEN)])
         code = block
         for name, value in SMALL.items():
             code = re.sub(rf"\b{name}=\d+", f"{name}={value}", code)

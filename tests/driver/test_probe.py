@@ -182,7 +182,7 @@ def test_settings_that_are_right_pass(right: dict[str, Any]) -> None:
         ({"force_reset_train_envs_every": 0}, "force_reset_train_envs_every=0: it must be an integer of 1 or more"),
         ({"test_episodes": -1}, "test_episodes=-1: it must be an integer of 0 or more"),
         ({"test_max_timesteps": 0}, "test_max_timesteps=0: it must be an integer of 1 or more"),
-        ({"env_mode": "async"}, "env_mode='async': use one of 'sync', 'processes'"),
+        ({"env_mode": "threads"}, "env_mode='threads': use one of 'sync', 'processes', 'async', 'already_vectorized'"),
         ({"env_timeout_s": 2.0}, "env_timeout_s=2.0: in a worker's own process .* set env_mode='processes'"),
         ({"env_max_rollouts": 5}, "env_max_rollouts=5: in a worker's own process"),
         ({"env_double_buffer": True}, "env_double_buffer=True: in a worker's own process"),

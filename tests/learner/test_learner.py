@@ -350,6 +350,8 @@ def test_what_is_written_is_the_moment_of_the_snapshot(tmp_path: Path) -> None:
         for batch in batches[3:] + batches:
             learner.update(batch)
         if not any(first.iterdir()):
+            with pytest.raises(OSError, match="the learner has moved on before it was written"):
+                learner.write_state(str(first), number=1)
             learner.write_state(str(first), str(tmp_path / "policy.pt"))
             expected = {name: value.clone() for name, value in learner.agent.state_dict().items()}
             learner.snapshot()

@@ -575,7 +575,7 @@ def test_a_worker_goes_on_from_its_state_as_it_would_have() -> None:
     resumed.worker.load_state_dict(state, epoch=0)
     for resets in (1, 1, 2):
         both = [run.worker.collect(60, resets) for run in (going_on, resumed)]
-        reports = [replace(report, act_s=0.0, step_s=0.0, total_s=0.0) for report in both]
+        reports = [replace(report, act_s=0.0, step_s=0.0, idle_s=0.0, total_s=0.0) for report in both]
         assert reports[0] == reports[1] and reports[0].episodes
     assert_same_trajectories(resumed.written, going_on.written[stored:])
     assert len({t.id for t in going_on.written}) == len(going_on.written)

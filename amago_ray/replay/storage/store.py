@@ -285,9 +285,10 @@ class TrajectoryStore:
     def hold(self, segment: int | None) -> None:
         """Keep evicted trajectories in their files from `segment` on, so that a mark there can be gone back to.
 
-        As long as they take up less than a quarter of the capacity: the disk must not fill over it.
+        As long as they take up less than a quarter of the capacity: the disk must not fill over it. Nothing is kept in
+        memory, which cannot be gone back to.
         """
-        self._held = segment
+        self._held = None if self.config.folder is None else segment
         self._delete_dead_segments()
 
     def _check_fits(self, packed: PackedTrajectories) -> None:

@@ -27,7 +27,7 @@ export function glance(runs) {
       make("td", { title: run.bound?.why || "" }, run.bound?.name || "–"));
   });
   const numbers = [2, 3, 4, 5, 6, 7, 8];
-  return make("div", { class: "card scroll" }, make("table", { id: "glance" },
+  return make("div", { class: "card scroll glance" }, make("table", { id: "glance" },
     make("thead", {}, make("tr", {}, ...head.map((each, i) => make("th", { class: numbers.includes(i) ? "number" : "" }, each)))),
     make("tbody", {}, ...rows)));
 }
