@@ -82,7 +82,8 @@ class Schedule(ABC):
         """
         started, together = time.monotonic(), self.together
         result = self._run(epoch, last)
-        result.bound = time_by_resource(result.collected, result.learned, time.monotonic() - started, together)
+        if result.collected is not None or result.learned is not None:
+            result.bound = time_by_resource(result.collected, result.learned, time.monotonic() - started, together)
         if epoch > 0 and bound_of(result.bound) != self._bound:
             self._bound = bound_of(result.bound)
             self._ring.say(f"epoch {epoch + 1}: {in_words(result.bound)}")

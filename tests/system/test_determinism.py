@@ -42,7 +42,7 @@ def test_the_same_seed_gives_the_same_metrics(make_experiment: Callable[..., Any
     first, second, *others = logged
     sections = [row["section"] for row in first]
     assert sections.count("collect") == sections.count("train") == 3 and sections.count("val") == 2
-    assert all(len(row) > 5 for row in first)
+    assert all(len(row) > 5 for row in first if row["section"] != "time"), "that section is of the clock alone"
     for a, b in zip(first, second, strict=True):
         assert a == b
     for other in others:
