@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -111,8 +112,11 @@ def test_a_trial_with_a_bug_fails_and_says_why(
 
 def learner_pid() -> int:
     """Of the learner that was started last; those of other tests wait for another experiment."""
-    family = psutil.Process().children(recursive=True)
-    learners = [process for process in family if process.cmdline()[:1] == ["ray::LearnerActor"]]
+    learners = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # one that has just ended
+            if process.cmdline()[:1] == ["ray::LearnerActor"]:
+                learners.append(process)
     return max(learners, key=lambda process: process.create_time()).pid
 
 
