@@ -38,9 +38,9 @@ HEAD = """\
 Of every run the *last* policy plays the rollouts of a test, without exploration; a seed's score is its mean return.
 **Ours** is the mean of the seeds' scores, and beside it the interquartile mean of the same (of fewer than four seeds
 nothing is trimmed) and the 95 % interval of the mean (percentile bootstrap over seeds, `scipy.stats.bootstrap`). **At
-or above** says whether the mean reaches the published number to the digits that it is given to; **better** is who is by
-more than our interval: where that contains the published number, nobody is. Settings were chosen with other seeds than
-those shown.
+or above** says whether the mean reaches the published number to the digits that it is given to, one decimal at least;
+**better** is who is by more than our interval: where that contains the published number, nobody is. Settings were chosen
+with other seeds than those shown. A game's maximum is what any published number is at most.
 
 """
 
@@ -123,7 +123,7 @@ def page(known: Mapping[str, Task], folder: Path = RESULTS) -> str:
 
 
 def _row(task: Task, ours: Summary, recorded: Sequence[Run]) -> str:
-    number, digits = task.published, max(task.published.digits, 1)
+    number, digits = task.published, task.published.digits
     cells = [
         task.title,
         f"**{ours.mean:.{digits + 1}f}**",
@@ -140,7 +140,7 @@ def _row(task: Task, ours: Summary, recorded: Sequence[Run]) -> str:
 
 
 def _details(task: Task, ours: Summary, recorded: Sequence[Run]) -> list[str]:
-    digits = max(task.published.digits, 1) + 1
+    digits = task.published.digits + 1
     first = recorded[0]
     scores = ", ".join(f"{run.score:.{digits}f} (seed {run.seed})" for run in recorded)
     minutes = ", ".join(f"{run.wall_s / 60:.1f}" for run in recorded)

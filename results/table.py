@@ -29,8 +29,8 @@ class Published:
 
     @property
     def digits(self) -> int:
-        """Decimals that the number is given to."""
-        return len(repr(self.value).partition(".")[2].rstrip("0"))
+        """Decimals that the number is given to; one at least, so that 0.8 is not a success rate of 1."""
+        return max(len(repr(self.value).partition(".")[2].rstrip("0")), 1)
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,13 @@ def test_verdicts(scores: tuple[float, ...], reaches: bool, who: str) -> None:
     assert report.better(TASK, ours) == who
 
 
+@pytest.mark.parametrize(("last", "reaches"), [(0.48, False), (0.98, True)])
+def test_most_of_a_success_rate_is_not_the_whole_of_it(last: float, reaches: bool) -> None:
+    success = replace(TASK, published=replace(PUBLISHED, value=1.0))
+    ours = report.summarize([run_of(seed, score) for seed, score in enumerate((1.0, 1.0, last))])
+    assert report.at_or_above(success, ours) is reaches
+
+
 def test_page_of_some_data(tmp_path: Path) -> None:
     (tmp_path / "game").mkdir()
     for seed, score in enumerate((6.9, 7.1)):
