@@ -39,8 +39,8 @@ Of every run the *last* policy plays the rollouts of a test, without exploration
 **Ours** is the mean of the seeds' scores, and beside it the interquartile mean of the same (of fewer than four seeds
 nothing is trimmed) and the 95 % interval of the mean (percentile bootstrap over seeds, `scipy.stats.bootstrap`). **At
 or above** says whether the mean reaches the published number to the digits that it is given to, one decimal at least;
-**better** is who is by more than our interval: where that contains the published number, nobody is. Settings were chosen
-with other seeds than those shown. A game's maximum is what any published number is at most.
+**better** is who is by more than our interval: where that contains the published number, nobody is. Settings were
+chosen with other seeds than those shown. A game's maximum is what any published number is at most.
 
 """
 
@@ -179,10 +179,10 @@ def _draw(shown: Sequence[tuple[Task, Sequence[Run]]], out: Path) -> None:
     rows = -(-len(panels) // columns)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(PANEL_IN[0] * columns, PANEL_IN[1] * rows), dpi=DPI, layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).flat
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axis, panel in zip(axes, panels):
             _panel(axis, *panel)
-        for axis in list(axes)[len(panels) :]:
+        for axis in axes[len(panels) :]:
             axis.remove()
         figure.savefig(out, format="png", facecolor="white")
 
