@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     subprocess.run(wheel, check=True)
     (built,) = folder.glob("amago_ray-*.whl")
     shutil.rmtree(source)
-    subprocess.run([*pip, f"{built}[envs]"], check=True)
+    subprocess.run([*pip, f"{built}[board,envs]"], check=True)
     yield folder / "env" / "bin"
     shutil.rmtree(folder)  # gigabytes
 
@@ -62,13 +63,27 @@ def run(installed: Path, folder: Path, *command: str) -> str:
 def test_the_commands_of_the_readme(installed: Path, tmp_path: Path) -> None:
     """As they are printed there, but for budgets and widths."""
     commands = [shlex.split(line) for line in re.findall(r"^    (amago-ray .*)$", README, re.MULTILINE)]
-    assert [command[1] for command in commands] == ["--config", "status", "plot"]
+    assert [command[1] for command in commands] == ["--config", "status", "plot", "board"]
     train, *others = commands
     small = [word for binding in SMALL for word in ("--set", binding)]
     assert "Final test over 4 rollouts" in run(installed, tmp_path, *train, *small)
-    for command in others:
+    for command in others[:-1]:
         run(installed, tmp_path, *command)
+    _look_at_the_board(installed, tmp_path, *others[-1])
     assert (tmp_path / "runs" / "tmaze50" / "curves.png").is_file()
+
+
+def _look_at_the_board(installed: Path, folder: Path, *command: str) -> None:
+    """With the files that its pages are made of, which lie in the wheel."""
+    board = [installed / command[0], *command[1:], "--port", "0"]
+    with subprocess.Popen(board, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            url = next(found.group() for line in process.stdout if (found := re.search(r"http://[\w.:]+", line)))
+            with urllib.request.urlopen(f"{url}/static/board.js", timeout=60) as answer:
+                assert answer.status == 200
+        finally:
+            process.terminate()
 
 
 def test_the_demo_by_its_name(installed: Path, tmp_path: Path) -> None:
