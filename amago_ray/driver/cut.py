@@ -24,21 +24,34 @@ class CutTaker:
         self._held = False
 
     def take(self, resets: int | None) -> dict[str, Any]:
-        """What all are now. Who does not answer is missing; what asks for work finds out why.
+        """What all are now. A worker that does not answer is missing; what asks it for work finds out why.
 
+        Shards that are away are waited for: there are marks of all of them, or, where one does not come back, none.
         resets: as in the workers' next calls of `collect`; None while they are at work, which then have no state.
         """
-        workers = {}
+        workers: dict[str, Any] = {}
         if resets is not None:
-            workers = self._answers({w: self._topology.pause(w, resets) for w in self._liveness.here})
-        marks = self._answers(dict(enumerate(self._topology.mark_shards())))  # of what a pause stored, too
+            calls = {w: self._topology.pause(w, resets) for w in self._liveness.here}
+            workers = self._answers(calls, time.monotonic() + self._timeout_s)
+        marks = self._marks()  # of what a pause stored, too
         return {"workers": workers} | ({"marks": marks} if marks else {})
 
-    def _answers(self, calls: dict[int, RemoteCall[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    def _marks(self) -> dict[str, dict[str, Any]]:
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            calls = dict(enumerate(self._topology.mark_shards()))
+            marks = self._answers(calls, deadline)
+            if len(marks) == len(calls):
+                return marks
+            if time.monotonic() > deadline:
+                return {}
+            time.sleep(RETRY_INTERVAL_S)  # Ray restarts it
+
+    def _answers(self, calls: dict[int, RemoteCall[dict[str, Any]]], deadline: float) -> dict[str, dict[str, Any]]:
         answers = {}
         for who, call in calls.items():
             with contextlib.suppress(ProcessDied, CallTimeout):
-                answers[str(who)] = call.result(self._timeout_s)
+                answers[str(who)] = call.result(max(deadline - time.monotonic(), 0.0))
         return answers
 
     def hold(self, cut: Mapping[str, Any], unless_held: bool = False) -> None:

@@ -46,15 +46,23 @@ def check_same_weights(saved: Mapping[str, list[int]], now: Mapping[str, list[in
 def _deal_to_shards(settings: ExperimentSettings, state: dict[str, Any], say: Callable[[str], None]) -> None:
     """Where a run goes on with another number of shards, deal out what it has stored; `state` then says where it is.
 
-    A folder that only the shards' own machines see is left to them. Raises StorageError, Corrupt.
+    A folder that only the shards' own machines see is left to them. Raises ValueError where some shards are not there,
+    StorageError, Corrupt.
     """
     folder, wanted, epoch = replay_folder(settings), settings.num_replay_shards, state["progress"]["epoch"]
     dealing.finish(folder)
+    if not shard_folders(folder) and len(state.get("marks", ())) != wanted:
+        state.pop("marks", None)  # nothing is here that could be dealt out, nor taken back to them
     if "marks" not in state or not shard_folders(folder):
         return
     state["marks"] = marks = dealing.marks_since(folder, epoch, state["marks"])
     if len(marks) == wanted:
         return
+    if len(marks) != len(shard_folders(folder)):
+        raise ValueError(
+            f"Experiment.num_replay_shards={wanted}: the run was saved with {len(marks)} replay shards, and {folder} "
+            f"holds {len(shard_folders(folder))}; resume it with num_replay_shards={len(marks)}"
+        )
     num = sum(mark["end"] - mark["first"] for mark in marks.values())
     say(f"dealing {num:,} trajectories of {len(marks)} replay shards out over {wanted}")
     config = StoreConfig(compressed=tuple(settings.replay_compression))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,10 +81,11 @@ class Saving:
             with self._preemption:
                 yield
         except Preempted:
+            deadline = time.monotonic() + self._settings.preemption_grace_s
             self.finish(self._settings.preemption_grace_s, tell_only=True)
             if self._newest is not None and self._newest.epoch not in self._directory.saved_epochs():
                 self._start()
-                self.finish(self._settings.preemption_grace_s, tell_only=True)
+                self.finish(max(deadline - time.monotonic(), 0.0), tell_only=True)
             saved = self._directory.saved_epochs()
             what = f"epoch {saved[-1] + 1} is saved" if saved else "no epoch was finished"
             self._ring.say(f"told to end (SIGTERM): {what}, --resume auto goes on from there (exit status {RESUMABLE})")

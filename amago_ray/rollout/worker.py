@@ -27,11 +27,7 @@ from amago_ray.rollout.statistics import EpisodeStatistics
 from amago_ray.specs import ActionSpec
 
 WHOLE_ROLLOUTS = 1 << 62  # a traj_save_len that cuts none
-EVALUATED, RESET, RESUMED = (
-    1,
-    2,
-    3,
-)  # what random streams are made anew for; never 0, which a seed ends in as in nothing
+EVALUATED, RESET, RESUMED = 1, 2, 3  # why random streams begin anew; not 0, which ends a seed as if it were not there
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from driver.test_ring import BATCHES, DIED, ENVS, EPOCHS, STEPS, Run, assert_all_was_done, no_time_passes  # noqa: F401
-from fake_topology import FakeTopology
+from fake_topology import FakeCall, FakeTopology
 
 from amago_ray.driver.preemption import RESUMABLE, Preempted
 
@@ -39,10 +40,15 @@ def test_a_run_that_goes_on_asks_for_what_is_left_and_nothing_twice(tmp_path: Pa
     assert commits[0] == commits[1] + commits[2]
 
 
-def test_workers_that_are_away_have_no_state_and_shards_that_are_away_no_mark(tmp_path: Path) -> None:
+def test_workers_that_are_away_have_no_state_and_shards_that_are_away_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state with the marks of some shards alone would be one that the others' data are not part of."""
+    monkeypatch.setattr("amago_ray.driver.cut.RETRY_INTERVAL_S", 0.0)
     run = Run(tmp_path, "alternate", FakeTopology(script={("pause", 1): DIED, ("mark", 0): DIED})).start().learn(1)
     state = run.directory.load_run_state(0)
-    assert state["workers"] == {"0": {"worker": 0}} and "marks" not in state
+    assert state["workers"] == {"0": {"worker": 0}} and list(state["marks"]) == ["0"]
+    assert run.topology.count("mark") == 2
     again = run.resume(FakeTopology()).learn()
     assert again.progress.gradient_steps == EPOCHS * BATCHES
 
@@ -126,3 +132,19 @@ def test_a_process_that_is_told_to_end_saves_what_is_finished(tmp_path: Path) ->
         "told to end (SIGTERM): epoch 1 is saved, --resume auto goes on from there (exit status 75)"
     )
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_shard_that_does_not_come_back_leaves_a_state_without_marks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amago_ray.driver.cut.RETRY_INTERVAL_S", 0.0)
+
+    class OneOfTwo(FakeTopology):
+        def mark_shards(self) -> list[Any]:
+            return [*super().mark_shards(), FakeCall(DIED)]
+
+    run = Run(tmp_path, "alternate", OneOfTwo(), call_timeout_s=0.05).start()
+    run.schedule.run_epoch(0, last=True)
+    run.progress.epoch = 0
+    run.saving.now()
+    assert "marks" not in run.directory.load_run_state(0) and run.directory.saved_epochs() == [0]

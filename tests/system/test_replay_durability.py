@@ -71,6 +71,15 @@ def test_a_resumed_run_has_what_was_stored(make_experiment: Callable[..., Any]) 
     assert {incarnation for _, incarnation, _ in after} == {0}, "workers go on under their names"
     resumed.close()
 
+    again = make_experiment(replay_durable=False, ckpt_interval=1)
+    again.start(overwrite=True)
+    again.learn(until=1)
+    again.close()
+    fewer = make_experiment(replay_durable=False, num_replay_shards=1)
+    fewer.start(resume=True)
+    assert stored_ids(fewer) == [] and fewer.progress.epoch == 0, "what was kept nowhere is not looked for"
+    fewer.close()
+
     again = make_experiment()
     again.start(overwrite=True)
     assert stored_ids(again) == []

@@ -113,6 +113,9 @@ def finish(folder: Path) -> None:
     dealt = folder / FINISHED
     if not dealt.is_dir():
         return
+    if not (dealt / MARKS).exists():  # all but this is done
+        dealt.rmdir()
+        return
     num_shards = len(json.loads((dealt / MARKS).read_text())["marks"])
     for shard in shard_folders(dealt):
         shutil.rmtree(folder / shard.name, ignore_errors=True)

@@ -71,7 +71,8 @@ def test_everything_is_there_once_in_its_place(tmp_path: Path, before: int, afte
 
 def test_killed_while_it_is_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At every step of it, the next process brings it to its end; before, all that was there is there."""
-    rename, steps = Path.rename, 0
+    rename, rmdir = Path.rename, Path.rmdir
+    finished = []
 
     class Killed(BaseException):
         pass
@@ -85,18 +86,26 @@ def test_killed_while_it_is_put_in_place(tmp_path: Path, monkeypatch: pytest.Mon
 
         return replacement
 
-    for allowed in range(5):
+    def no_rmdir(self: Path) -> None:
+        if self.name == dealing.FINISHED:
+            raise Killed
+        rmdir(self)
+
+    for allowed in range(7):  # the last but one is killed when all is in place but for the empty folder
         folder = tmp_path / str(allowed)
         marks = filled(folder, 2)
         made = dealing.deal_anew(folder, 3, marks, StoreConfig())
         with monkeypatch.context() as patch:
             patch.setattr(Path, "rename", renames_until([allowed]))
+            if allowed == 5:
+                patch.setattr(Path, "rmdir", no_rmdir)
             try:
                 dealing.put_in_place(folder, 7, made)
-                steps = allowed
+                finished.append(allowed)
             except Killed:
                 pass
         dealing.finish(folder)
+        assert not (folder / dealing.FINISHED).exists()
         if dealing.marks_since(folder, 7, marks) == marks:  # the old ones are whole
             made = dealing.deal_anew(folder, 3, marks, StoreConfig())
             dealing.put_in_place(folder, 7, made)
@@ -104,4 +113,4 @@ def test_killed_while_it_is_put_in_place(tmp_path: Path, monkeypatch: pytest.Mon
         assert len(stored_ids(shards)) == WORKERS * SEQUENCES
         for shard in shards:
             shard.close()
-    assert steps >= 0
+    assert finished == [6]
