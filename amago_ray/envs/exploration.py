@@ -72,16 +72,31 @@ class _EpsilonSchedule(ExplorationWrapper):
     Integer actions: uniform with probability eps. Continuous actions: a + eps * N(0, 1), clipped to [-1, 1].
     randomize_eps: scale eps by a factor drawn from [0, 1) for each rollout. Environments draw from streams of their
     own: that one of them begins a rollout more, because it broke down, changes nothing for the others.
+    hold_steps: what is drawn (whether to explore and by which action; the noise) is drawn anew at a step with
+    probability 1 / hold_steps, and where a rollout begins. So eps stays the part of the steps that explore, and what
+    they do lasts: an action drawn at every step undoes what the last one did, and reaches nothing that is far
+    (temporally extended eps-greedy, Dabney et al., arXiv 2006.01782).
     """
 
     def __init__(
-        self, num_envs: int, action_spec: ActionSpec, seed: int, steps_anneal: int, randomize_eps: bool
+        self,
+        num_envs: int,
+        action_spec: ActionSpec,
+        seed: int,
+        steps_anneal: int,
+        randomize_eps: bool,
+        hold_steps: float = 1.0,
     ) -> None:
         super().__init__(num_envs, action_spec, seed)
         if steps_anneal < 1:
             raise ValueError(f"steps_anneal={steps_anneal}: it must be at least 1")
+        if not hold_steps >= 1.0:
+            raise ValueError(f"hold_steps={hold_steps}: it must be at least 1, which holds nothing")
         self.steps_anneal = steps_anneal
         self.randomize_eps = randomize_eps
+        self.hold_steps = hold_steps
+        self._held: dict[str, np.ndarray] = {}
+        self._stale = np.ones(num_envs, bool)  # what is held there ends with this step
         self._factor = np.ones(num_envs)
         streams = np.random.SeedSequence(seed).spawn(num_envs if randomize_eps else 0)
         self._factor_rngs = [np.random.default_rng(stream) for stream in streams]
@@ -96,6 +111,7 @@ class _EpsilonSchedule(ExplorationWrapper):
         return start + (end - start) * np.minimum(self.steps / self.steps_anneal, 1.0)
 
     def begin(self, fresh: np.ndarray) -> None:
+        self._stale |= fresh
         if self.randomize_eps:
             for row in np.flatnonzero(fresh).tolist():
                 self._factor[row] = self._factor_rngs[row].random()
@@ -103,24 +119,53 @@ class _EpsilonSchedule(ExplorationWrapper):
     def explore(self, actions: np.ndarray, time_idx: np.ndarray) -> np.ndarray:
         self._eps = self.schedule(time_idx) * self._factor
         eps = self._eps.reshape(-1, *[1] * (actions.ndim - 1))
+        anew = self._anew()
         if self.action_spec.kind == "continuous":
-            noise = eps * self.rng.standard_normal(actions.shape)
-            return np.clip(actions + noise, -1.0, 1.0).astype(actions.dtype)
+            noise = self._hold("noise", self.rng.standard_normal(actions.shape), anew)
+            return np.clip(actions + eps * noise, -1.0, 1.0).astype(actions.dtype)
         uniform = sample_actions(self.action_spec, self.num_envs, self.rng, self.legal)
-        return np.where(self.rng.random(eps.shape) < eps, uniform, actions).astype(actions.dtype, copy=False)
+        uniform = self._hold("action", uniform, anew)
+        chance = self._hold("chance", self.rng.random(eps.shape), anew)
+        return np.where(chance < eps, uniform, actions).astype(actions.dtype, copy=False)
+
+    def _anew(self) -> np.ndarray | None:
+        """(N,) where this step draws anew; None is everywhere."""
+        if self.hold_steps == 1.0:
+            return None
+        anew = self._stale | (self.rng.random(self.num_envs) < 1.0 / self.hold_steps)
+        self._stale[:] = False
+        return anew
+
+    def _hold(self, name: str, drawn: np.ndarray, anew: np.ndarray | None) -> np.ndarray:
+        """`drawn` where it is `anew`, what was drawn before elsewhere."""
+        if anew is None:
+            return drawn
+        if name in self._held:
+            drawn = np.where(anew.reshape(-1, *[1] * (drawn.ndim - 1)), drawn, self._held[name])
+        self._held[name] = drawn
+        return drawn
 
     def metrics(self) -> dict[str, float]:
         return {"eps": float(self._eps.mean())}
 
     def state_dict(self) -> dict[str, Any]:
         streams = [rng.bit_generator.state for rng in self._factor_rngs]
-        return {**super().state_dict(), "factor": self._factor.tolist(), "factor_rngs": streams}
+        held = {name: drawn.tolist() for name, drawn in self._held.items()}
+        return {
+            **super().state_dict(),
+            "factor": self._factor.tolist(),
+            "factor_rngs": streams,
+            "held": held,
+            "stale": self._stale.tolist(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._factor[:] = state["factor"]
         for rng, stream in zip(self._factor_rngs, state["factor_rngs"], strict=True):
             rng.bit_generator.state = stream
+        self._held = {name: np.array(drawn) for name, drawn in state["held"].items()}
+        self._stale[:] = state["stale"]
 
 
 @gin.configurable
@@ -128,7 +173,9 @@ class EpsilonGreedy(_EpsilonSchedule):
     """Explores by an eps that falls linearly from `eps_start` to `eps_end`.
 
     steps_anneal: steps of one environment that the fall takes. randomize_eps: scale eps by a factor drawn from [0, 1)
-    for each rollout, so that the environments of a worker explore by different amounts.
+    for each rollout, so that the environments of a worker explore by different amounts. hold_steps: for how many
+    steps, on average, an exploratory action or noise is held (at least 1, which draws at every step): more reaches
+    what is far, such as the top of the hill that a car has to swing up to (arXiv 2006.01782).
     """
 
     def __init__(
@@ -140,8 +187,9 @@ class EpsilonGreedy(_EpsilonSchedule):
         eps_end: float = 0.05,
         steps_anneal: int = 1_000_000,
         randomize_eps: bool = True,
+        hold_steps: float = 1.0,
     ) -> None:
-        super().__init__(num_envs, action_spec, seed, steps_anneal, randomize_eps)
+        super().__init__(num_envs, action_spec, seed, steps_anneal, randomize_eps, hold_steps)
         _check_fractions(eps_start=eps_start, eps_end=eps_end)
         self.eps_start, self.eps_end = eps_start, eps_end
 
@@ -155,7 +203,7 @@ class BilevelEpsilonGreedy(_EpsilonSchedule):
 
     rollout_horizon: steps over which it falls within a rollout. At a rollout's first step eps falls from
     `eps_start_start` to `eps_start_end` over training; at the horizon and after from `eps_end_start` to `eps_end_end`.
-    steps_anneal, randomize_eps: as in `EpsilonGreedy`.
+    steps_anneal, randomize_eps, hold_steps: as in `EpsilonGreedy`.
     """
 
     def __init__(
@@ -170,8 +218,9 @@ class BilevelEpsilonGreedy(_EpsilonSchedule):
         eps_end_end: float = 0.01,
         steps_anneal: int = 1_000_000,
         randomize_eps: bool = True,
+        hold_steps: float = 1.0,
     ) -> None:
-        super().__init__(num_envs, action_spec, seed, steps_anneal, randomize_eps)
+        super().__init__(num_envs, action_spec, seed, steps_anneal, randomize_eps, hold_steps)
         _check_fractions(
             eps_start_start=eps_start_start,
             eps_start_end=eps_start_end,
@@ -196,7 +245,8 @@ class TMazeExploration(EpsilonGreedy):
 
     A corridor whose steps are all chosen at random is hardly ever passed; the cue and the junction need exploring.
     horizon: steps of a rollout. start_window, end_window: eps is 0.5 / horizon at the steps t with
-    start_window < t < horizon - end_window. eps_start, eps_end, steps_anneal, randomize_eps: as in `EpsilonGreedy`.
+    start_window < t < horizon - end_window. eps_start, eps_end, steps_anneal, randomize_eps, hold_steps: as in
+    `EpsilonGreedy`.
     """
 
     def __init__(
@@ -211,8 +261,9 @@ class TMazeExploration(EpsilonGreedy):
         eps_end: float = 0.01,
         steps_anneal: int = 100_000,
         randomize_eps: bool = False,
+        hold_steps: float = 1.0,
     ) -> None:
-        super().__init__(num_envs, action_spec, seed, eps_start, eps_end, steps_anneal, randomize_eps)
+        super().__init__(num_envs, action_spec, seed, eps_start, eps_end, steps_anneal, randomize_eps, hold_steps)
         if horizon < 1:
             raise ValueError(f"horizon={horizon}: it must be at least 1")
         for name, window in (("start_window", start_window), ("end_window", end_window)):

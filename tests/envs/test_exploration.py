@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import gin
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -100,18 +101,20 @@ def test_no_epsilon_no_change(kind: str) -> None:
     np.testing.assert_array_equal(explore(actions, np.zeros(6)), actions)
 
 
+@pytest.mark.parametrize("hold_steps", [1.0, 5.0])
 @pytest.mark.parametrize("kind", list(SPACES))
-def test_a_loaded_state_goes_on_identically(kind: str) -> None:
+def test_a_loaded_state_goes_on_identically(kind: str, hold_steps: float) -> None:
     spec = action_spec(SPACES[kind])
 
     def run(explore: ExplorationWrapper, num: int) -> list[list]:
         taken = []
         for step in range(num):
-            explore.begin(np.arange(4) == step % 4)
+            explore.begin(np.arange(4) == step % 9)
             taken.append(explore(np.zeros((4, *spec.shape), spec.dtype), np.full(4, step)).tolist())
         return taken
 
-    first, second = (BilevelEpsilonGreedy(4, spec, seed, rollout_horizon=20, steps_anneal=50) for seed in (0, 1))
+    settings = {"rollout_horizon": 20, "steps_anneal": 50, "hold_steps": hold_steps}
+    first, second = (BilevelEpsilonGreedy(4, spec, seed, **settings) for seed in (0, 1))
     run(first, 7)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert second.steps.tolist() == [7] * 4
@@ -125,6 +128,7 @@ def test_a_loaded_state_goes_on_identically(kind: str) -> None:
     [
         (EpsilonGreedy, {"eps_start": 1.5}),
         (EpsilonGreedy, {"steps_anneal": 0}),
+        (EpsilonGreedy, {"hold_steps": 0.5}),
         (BilevelEpsilonGreedy, {"rollout_horizon": 0}),
         (BilevelEpsilonGreedy, {"rollout_horizon": 5, "eps_end_end": -0.1}),
     ],
@@ -152,3 +156,50 @@ def test_in_the_corridor_of_a_t_maze_hardly_anything_is_explored() -> None:
     assert [eps_at(wide, 0, time_idx) for time_idx in (2, 3, 8, 9)] == [1.0, 0.05, 0.05, 1.0]
     with pytest.raises(ValueError, match="horizon=0"):
         TMazeExploration(1, DISCRETE, seed=0, horizon=0)
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_held_choices_last_as_long_as_asked_and_explore_as_often(kind: str) -> None:
+    spec, steps, num_envs, hold = action_spec(SPACES[kind]), 4000, 8, 10.0
+    explore = EpsilonGreedy(num_envs, spec, seed=3, eps_start=0.4, eps_end=0.4, randomize_eps=False, hold_steps=hold)
+    policy = np.zeros((num_envs, *spec.shape), spec.dtype)
+    taken = np.stack([explore(policy, np.full(num_envs, step)) for step in range(steps)])
+    flat = taken.reshape(steps, num_envs, -1)
+    changes = (flat[1:] != flat[:-1]).any(-1).mean()
+    if kind == "continuous":
+        assert changes == pytest.approx(1 / hold, rel=0.05)
+        assert np.abs(flat).mean() == pytest.approx(0.4 * np.sqrt(2 / np.pi), rel=0.05)  # |0.4 N(0, 1)|
+    else:
+        drawn = EpsilonGreedy(num_envs, spec, seed=4, eps_start=0.4, eps_end=0.4, randomize_eps=False)
+        free = np.stack([drawn(policy, np.full(num_envs, step)) for step in range(steps)]).reshape(steps, num_envs, -1)
+        assert (flat != 0).mean() == pytest.approx((free != 0).mean(), rel=0.1)
+        assert changes == pytest.approx((free[1:] != free[:-1]).any(-1).mean() / hold, rel=0.1)
+
+
+def test_nothing_is_held_over_the_end_of_a_rollout() -> None:
+    explore = EpsilonGreedy(2, DISCRETE, seed=0, eps_end=1.0, randomize_eps=False, hold_steps=1e9)
+    policy, idx = np.zeros(2, np.int64), np.zeros(2, np.int64)
+    explore.begin(np.array([True, True]))
+    first = explore(policy, idx)
+    seen = set()
+    for _ in range(50):
+        assert explore(policy, idx)[1] == first[1]
+        explore.begin(np.array([True, False]))
+        seen.add(int(explore(policy, idx)[0]))
+    assert len(seen) == 5
+
+
+def test_far_hill_is_reached_by_noise_that_lasts() -> None:
+    """MountainCarContinuous with a policy that does nothing: independent noise never reaches the top."""
+    reached = {}
+    for hold in (1.0, 30.0):
+        envs = gymnasium.make_vec("MountainCarContinuous-v0", num_envs=20, vectorization_mode="sync")
+        explore = EpsilonGreedy(20, action_spec(envs.single_action_space), 0, randomize_eps=False, hold_steps=hold)
+        envs.reset(seed=0)
+        explore.begin(np.ones(20, bool))
+        tops = 0
+        for step in range(999):
+            _, _, terminated, _, _ = envs.step(explore(np.zeros((20, 1), np.float32), np.full(20, step)))
+            tops += int(terminated.sum())
+        reached[hold] = tops
+    assert reached[1.0] == 0 and reached[30.0] >= 5
