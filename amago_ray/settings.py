@@ -277,6 +277,12 @@ class ExperimentSettings:
 
     learning_rate: float = setting(1e-4, "of AdamW", positive)
     lr_warmup_steps: int = setting(500, "updates over which the learning rate rises linearly", whole_number(0))
+    lr_end_factor: float = setting(
+        1.0,
+        """what is left of the learning rate at the last update of the last epoch: it falls linearly from the end of the
+        warm-up on; 1 keeps it. Less lets a policy settle at the end of a short run""",
+        fraction,
+    )
     grad_clip: float = setting(1.0, "largest norm of the gradient", positive)
     l2_coeff: float = setting(1e-3, "AdamW's weight decay", not_negative)
     mixed_precision: MixedPrecision = setting(

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -39,6 +40,7 @@ LEAST_LOSS_SCALE = 2.0**-14  # of fp16: it has been halved 30 times, after as ma
 class LearnerConfig:
     """Settings of one learner; see `Experiment` for their meaning.
 
+    last_update: of the run, where the learning rate has come to lr_end_factor of itself.
     device: "cpu", or "cuda" for the GPU in sight. packed: lay sequences end to end in place of padding them.
     micro_batch_size: sequences that go through the networks at a time; None for all of a batch.
     activation_checkpointing: compute again in the backward pass what networks would else keep for it.
@@ -48,6 +50,8 @@ class LearnerConfig:
     learning_rate: float = 1e-4
     l2_coeff: float = 1e-3
     lr_warmup_steps: int = 500
+    lr_end_factor: float = 1.0
+    last_update: int = 0
     grad_clip: float = 1.0
     batches_per_update: int = 1
     mixed_precision: MixedPrecision = "no"
@@ -56,6 +60,14 @@ class LearnerConfig:
     packed: bool = False
     micro_batch_size: int | None = None
     activation_checkpointing: bool = False
+
+
+def learning_rate_factor(config: LearnerConfig, step: int) -> float:
+    """What update number `step` (from 0) multiplies the learning rate by: linear up, then linear down."""
+    if step < config.lr_warmup_steps:
+        return (step + 1) / config.lr_warmup_steps
+    fallen = (step - config.lr_warmup_steps) / max(config.last_update - config.lr_warmup_steps, 1)
+    return 1.0 - (1.0 - config.lr_end_factor) * min(fallen, 1.0)
 
 
 class BatchSource(Protocol):
@@ -107,8 +119,7 @@ class Learner:
         self._snapshot_number = 0
         self._writing = threading.Lock()  # the newest snapshot
         self._configured = [{"lr": g["lr"], "weight_decay": g.get("weight_decay", 0.0)} for g in optimizer.param_groups]
-        warmup = max(config.lr_warmup_steps, 1)
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(learning_rate_factor, config))
         self._model, self._optimizer = self._accelerator.prepare(self.agent, optimizer)
         self._trainable = self.agent.trainable_params
         self._priority: torch.Tensor | None = None  # (B,) of the last batch, where it was drawn by priority

@@ -78,3 +78,11 @@ def test_environments_run_where_the_settings_say() -> None:
     assert {rollout.env_processes for rollout in (*plan.rollout, *plan.validation)} == {EnvProcesses(3.0, None, False)}
     settings = ExperimentSettings("run", Counting, 8, make_val_env=Counting)
     assert {rollout.env_processes for rollout in make_plan(settings, SPEC, CLUSTER).rollout} == {None}
+
+
+def test_the_learning_rate_falls_over_all_updates_of_the_run() -> None:
+    settings = ExperimentSettings(
+        "r", Counting, 8, make_val_env=Counting, epochs=7, train_batches_per_epoch=10, batches_per_update=2, lr_end_factor=0.1
+    )
+    learner = make_plan(settings, SPEC, CLUSTER).learner
+    assert (learner.last_update, learner.lr_end_factor) == (35, 0.1)

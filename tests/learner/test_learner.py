@@ -80,6 +80,9 @@ def make_learner(
     learning_rate: float = 1e-3,
     l2_coeff: float = 1e-3,
     action_mask_key: str | None = None,
+    lr_warmup_steps: int = 1,
+    lr_end_factor: float = 1.0,
+    last_update: int = 0,
     **settings: object,
 ) -> Learner:
     agent_type, critic_type = AGENTS[agent]
@@ -88,7 +91,9 @@ def make_learner(
     config = LearnerConfig(
         learning_rate=learning_rate,
         l2_coeff=l2_coeff,
-        lr_warmup_steps=1,
+        lr_warmup_steps=lr_warmup_steps,
+        lr_end_factor=lr_end_factor,
+        last_update=last_update,
         mixed_precision=precision,
         batches_per_update=batches_per_update,
     )
@@ -144,6 +149,24 @@ def test_an_agent_s_own_optimiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     other.load_state(str(tmp_path))
     assert settings(other) == [(1e-4, 0.5), (1e-3, 0.0)]
     assert other._schedule.get_last_lr() == [1e-4, 1e-3] and other.updates_done == 1
+
+
+@pytest.mark.parametrize(
+    ("warmup", "end", "last", "factors"),
+    [
+        (4, 0.2, 8, [0.25, 0.5, 0.75, 1, 1, 0.8, 0.6, 0.4, 0.2, 0.2]),
+        (2, 1.0, 4, [0.5, 1, 1, 1, 1, 1, 1]),
+        (0, 0.0, 2, [1, 0.5, 0, 0]),
+        (3, 0.5, 2, [1 / 3, 2 / 3, 1, 1, 0.5]),
+    ],
+)
+def test_the_learning_rate_rises_and_falls_linearly(warmup: int, end: float, last: int, factors: list[float]) -> None:
+    learner = make_learner(learning_rate=0.5, lr_warmup_steps=warmup, lr_end_factor=end, last_update=last)
+    rates = []
+    for _ in factors:
+        rates.append(learner._optimizer.param_groups[0]["lr"])
+        learner.update(prepared_batch("discrete"))
+    np.testing.assert_allclose(rates, [0.5 * factor for factor in factors], atol=1e-12)
 
 
 # --- waiting for the device ------------------------------------------------------------------------------------------
