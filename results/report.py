@@ -1,7 +1,7 @@
-"""Write docs/results.md, docs/results.png and the picture of every task from what is recorded in results/.
+"""Write docs/results.md, its pictures and the README's table from what is recorded in results/.
 
 python -m results.report            write them
-python -m results.report --check    say whether docs/results.md is what the data say
+python -m results.report --check    say whether docs/results.md and README.md are what the data say
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 PAGE = ROOT / "docs" / "results.md"
 PICTURE = ROOT / "docs" / "results.png"
+README = ROOT / "README.md"
+MARKS = ("<!-- written by results.report -->\n", "<!-- up to here -->\n")  # around the README's table
 RESAMPLES = 9999
 PANELS_PER_ROW = 3  # panels in a row of the picture
 PANEL_IN = (3.4, 2.5)
@@ -139,6 +141,25 @@ def _row(task: Task, ours: Summary, recorded: Sequence[Run]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def readme(known: Mapping[str, Task], text: str, folder: Path = RESULTS) -> str:
+    """The README, whose text is `text`, with the table that the data give between its two marks."""
+    lines = ["| task | ours | published | frames, ours and theirs |", "|---|--:|--:|--:|"]
+    reached = shown = 0
+    for task in known.values():
+        if not (recorded := runs(task.name, folder)):
+            continue
+        ours, number = summarize(recorded), task.published
+        mean = f"{ours.mean:.{number.digits + 1}f}"
+        shown, reached = shown + 1, reached + at_or_above(task, ours)
+        mean = f"**{mean}**" if at_or_above(task, ours) else mean
+        frames = f"{EngFormatter(sep='', places=0)(max(run.frames for run in recorded))}, {number.frames}"
+        lines.append(f"| {task.title} | {mean} | {number.by} [{number.value:g}]({number.url}) | {frames} |")
+    before, _, rest = text.partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    told = f"{reached} of {shown} tasks are at or above the published number (bold); three seeds each."
+    return before + MARKS[0] + "\n".join(lines) + f"\n\n{told}\n" + MARKS[1] + after
+
+
 def _details(task: Task, ours: Summary, recorded: Sequence[Run]) -> list[str]:
     digits = task.published.digits + 1
     first = recorded[0]
@@ -159,9 +180,10 @@ def _details(task: Task, ours: Summary, recorded: Sequence[Run]) -> list[str]:
 
 
 def write(known: Mapping[str, Task] | None = None) -> None:
-    """Write the page, its picture, and the picture of every task that has runs."""
+    """Write the page, its picture, the picture of every task that has runs, and the README's table."""
     known = tasks() if known is None else known
     PAGE.write_text(page(known), encoding="utf-8")
+    README.write_text(readme(known, README.read_text(encoding="utf-8")), encoding="utf-8")
     shown = [(task, recorded) for task in known.values() if (recorded := runs(task.name))]
     for task, recorded in shown:
         _draw([(task, recorded)], RESULTS / task.name / "curves.png")
@@ -217,12 +239,15 @@ def _near_top(axes: Axes, value: float) -> bool:
 def main() -> None:
     """Write the page and the pictures, or compare the page."""
     parser = argparse.ArgumentParser(
-        prog="python -m results.report", description="write docs/results.md and its pictures from results/"
+        prog="python -m results.report",
+        description="write docs/results.md, its pictures and the README's table from results/",
     )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where docs/results.md differs")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a page differs")
     if parser.parse_args().check:
-        if PAGE.read_text(encoding="utf-8") != page(tasks()):
-            raise SystemExit("docs/results.md is not what the data say: python -m results.report")
+        text = README.read_text(encoding="utf-8")
+        for path, expected in ((PAGE, page(tasks())), (README, readme(tasks(), text))):
+            if path.read_text(encoding="utf-8") != expected:
+                raise SystemExit(f"{path.relative_to(ROOT)} is not what the data say: python -m results.report")
         return
     write()
 

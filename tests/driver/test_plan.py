@@ -82,7 +82,14 @@ def test_environments_run_where_the_settings_say() -> None:
 
 def test_the_learning_rate_falls_over_all_updates_of_the_run() -> None:
     settings = ExperimentSettings(
-        "r", Counting, 8, make_val_env=Counting, epochs=7, train_batches_per_epoch=10, batches_per_update=2, lr_end_factor=0.1
+        "r",
+        Counting,
+        8,
+        make_val_env=Counting,
+        epochs=7,
+        train_batches_per_epoch=10,
+        batches_per_update=2,
+        lr_end_factor=0.1,
     )
     learner = make_plan(settings, SPEC, CLUSTER).learner
     assert (learner.last_update, learner.lr_end_factor) == (35, 0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,6 +28,26 @@ def run_of(seed: int, score: float) -> Run:
 
 def test_the_page_is_what_the_data_say() -> None:
     assert report.PAGE.read_text(encoding="utf-8") == report.page(tasks())
+
+
+def test_the_readme_s_table_is_what_the_data_say() -> None:
+    text = report.README.read_text(encoding="utf-8")
+    assert report.readme(tasks(), text) == text
+    assert f"{report.MARKS[1]}" in text and len(re.findall(r"^\| .*\(https://", text, re.MULTILINE)) >= 5
+
+
+def test_the_readme_s_table(tmp_path: Path) -> None:
+    below = replace(TASK, name="other", title="Another", published=replace(PUBLISHED, value=9.0))
+    for task in (TASK, below):
+        (tmp_path / task.name).mkdir()
+        run = run_of(0, 6.75)
+        (tmp_path / task.name / "seed_0.json").write_text(json.dumps(asdict(run)), encoding="utf-8")
+    text = f"before\n{report.MARKS[0]}stale\n{report.MARKS[1]}after\n"
+    written = report.readme({"game": TASK, "other": below, "unknown": replace(TASK, name="none")}, text, tmp_path)
+    assert written.startswith("before\n") and written.endswith("after\n") and "stale" not in written
+    assert "| A game | **6.75** | Theirs [6.7](https://example.org) | 100, 1M |\n| Another | 6.75 |" in written
+    assert "1 of 2 tasks are at or above" in written
+    assert report.readme({"game": TASK, "other": below}, written, tmp_path) == written
 
 
 def test_what_is_recorded_belongs_to_the_table() -> None:
