@@ -41,6 +41,12 @@ EXPECTED: dict[str, tuple[list[str], set[str], set[str], set[str]]] = {
         {"updates_per_s", "train_updates_per_s", "plain_updates_per_s", "speedup", "bfloat16_updates_per_s"}
         | {"float32_updates_per_s", "bfloat16_speedup"},
     ),
+    "update_profile": (
+        [],
+        {"size"},
+        {"ms", "runs", "matrix products", "elementwise"},
+        {"updates_per_s", "packed"},
+    ),
     "long_context": (
         ["--threads", "1", "--only", "64", "--figure", "long_context.png"],
         {"batch_size", "width", "window"},
@@ -260,3 +266,20 @@ def test_learners_of_both_precisions_share_a_process(learner: ModuleType, agent:
     # A fresh critic's loss is that of a uniform guess, and may round to the same number in both; the gradient does not.
     torch.testing.assert_close(logs[1]["Critic Loss"], logs[0]["Critic Loss"], rtol=0.05, atol=0.0)
     assert logs[0]["Gradient Norm"] != logs[1]["Gradient Norm"]
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [
+        ("aten::addmm", "matrix products"),
+        ("aten::add_", "elementwise"),
+        ("aten::_fused_adamw_", "optimiser"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
+        ("aten::native_layer_norm_backward", "reductions, norms"),
+        ("aten::index_select", "copies"),
+        ("AddmmBackward0", "python and bookkeeping"),
+    ],
+)
+def test_operations_are_sorted_by_kind(monkeypatch: pytest.MonkeyPatch, operation: str, kind: str) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    assert importlib.import_module("update_profile").kind_of(operation) == kind
