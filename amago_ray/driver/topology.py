@@ -56,7 +56,9 @@ class Spawner:
         """A process that holds a `role` made of `args`, and its name in Ray: unique, or empty where it has none."""
         name = uuid.uuid4().hex if named else ""
         remote: Any = ray.remote(role)
-        return remote.options(**options, **({"name": name} if named else {})).remote(*args), name
+        options = options | ({"name": name} if named else {})
+        # Ray would keep a note of each of the last 100,000 calls, and of these there are hundreds in a second.
+        return remote.options(**options, enable_task_events=False).remote(*args), name
 
     def end(self, actor: Any) -> None:
         ray.kill(actor)
