@@ -24,6 +24,7 @@ from amago_ray.driver.liveness import Liveness
 from amago_ray.driver.placement import SHARD, WORKER, place
 from amago_ray.driver.plan import Plan
 from amago_ray.driver.remote import RemoteCall
+from amago_ray.driver.shard_news import ShardNews
 from amago_ray.driver.topology import START_TIMEOUT_S, Topology
 from amago_ray.messages import EvaluationReport, ReplayReport, Weights
 from amago_ray.pending import CallTimeout, ProcessDied
@@ -73,8 +74,7 @@ class Ring:
         self._commits = 0
         self._cuts = CutTaker(topology, self._liveness, settings.call_timeout_s, self.say)
         self._validations = 0
-        self._shard_lives: dict[int, int] = {}
-        self._damage_told: dict[int, set[str]] = {}
+        self._news = ShardNews(self.say)
         self.replay: list[ReplayReport] = []  # of the newest commit
 
     def start(self, cluster: Cluster, state: dict[str, Any]) -> None:
@@ -110,7 +110,7 @@ class Ring:
         self._commits, self._validations = state["commits"], state["validations"]
         if "marks" in state:
             self.replay = self._cuts.rewind(state["marks"])
-            self._shard_lives = {report.shard: report.life for report in self.replay}
+            self._news.expect(self.replay)
         else:  # of another run
             self.commit()
         stored, found = sum(state["replay"].values()), sum(report.trajectories for report in self.replay)
@@ -266,7 +266,7 @@ class Ring:
                 raise ProcessDied(f"no replay shard has answered for {self._settings.call_timeout_s:g} s")
             time.sleep(SHARD_RETRY_INTERVAL_S)  # Ray restarts them
         self.replay = reports
-        self._tell_what_happened_to_shards()
+        self._news.tell(reports)
         return reports
 
     def _commit_once(self) -> list[ReplayReport]:
@@ -285,18 +285,6 @@ class Ring:
             else:
                 self._failures.recovered(SHARD, shard)
         return reports
-
-    def _tell_what_happened_to_shards(self) -> None:
-        for report in self.replay:
-            if self._shard_lives.setdefault(report.shard, report.life) != report.life:
-                kept = f"it has its {report.restored:,} trajectories" if report.restored else "what it held is lost"
-                self.say(f"replay shard {report.shard} died and Ray restarted it: {kept}")
-                self._shard_lives[report.shard] = report.life
-            told = self._damage_told.setdefault(report.shard, set())
-            for damage in report.damage:
-                if damage not in told:
-                    self.say(f"replay shard {report.shard}: {damage}")
-                    told.add(damage)
 
     def publish(self) -> None:
         """Broadcast the learners' weights; workers fetch them with their next call."""

@@ -18,6 +18,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from amago_ray.atomic_files import is_full
+
 REDRAW_INTERVAL_S = 0.25
 SPARK_WIDTH = 30  # characters; what the bars' column has room for on 80 columns
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -112,14 +114,14 @@ class Display:
         if self._live is not None:
             self._redraw()
         elif self._enabled:
-            print(self._line(news), flush=True)
+            _print(self._line(news))
 
     def message(self, text: str) -> None:
         """Print a line that stays, above the panel."""
         if self._live is not None:
             self._live.console.print(Text(text))
         elif self._enabled:
-            print(text, flush=True)
+            _print(text)
 
     def _redraw(self) -> None:
         if self._live is not None and time.monotonic() - self._drawn_at >= REDRAW_INTERVAL_S:
@@ -206,6 +208,15 @@ class Display:
         bars = ((self._collected, self._collect_total), (self._learned, self._learn_total))
         parts = [min(done / total, 1.0) for done, total in bars if total > 0]
         return self._epoch + (sum(parts) / len(parts) if parts else 0.0)
+
+
+def _print(text: str) -> None:
+    """A line of output. Where that goes into a file and the disk is full, it comes with a later line."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        if not is_full(error):
+            raise
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
