@@ -6,6 +6,7 @@ import math
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import ray
 import torch
 import yaml
-from ray._private.state import available_resources_per_node  # there is no public way to ask what is free on each node
+from ray._private.state import available_resources_per_node, state  # what is free, and which nodes leave: not public
 from ray.util.placement_group import get_current_placement_group
 
 from amago_ray.driver.placement import Cluster, Node, Resources
@@ -90,6 +91,18 @@ def survey() -> Cluster:
     )
     more = tuple(growth(nodes, _launched()))
     return Cluster(int(sum(node.total.cpus for node in (*nodes, *more))), nodes, more)
+
+
+def leaving_nodes() -> dict[str, float | None]:
+    """Ids of the nodes that are about to be taken away, and in how many seconds, where that is known."""
+    deadlines_ms = state.get_draining_nodes()
+    return {node: max(at / 1000 - time.time(), 0.0) if at else None for node, at in deadlines_ms.items()}
+
+
+def node_of(actor_id: str) -> str:
+    """Id of the node that an actor runs on; empty where it is on none."""
+    actor = state.actor_table(actor_id)
+    return actor["Address"]["NodeID"] if actor.get("State") == "ALIVE" else ""
 
 
 def growth(nodes: Sequence[Node], launched: Mapping[str, Any]) -> Iterator[Node]:

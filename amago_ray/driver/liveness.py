@@ -134,6 +134,10 @@ class Liveness:
         self._killed.add(worker)
         return True
 
+    def moves(self, worker: int) -> None:
+        """The caller kills this worker, for no fault of its own."""
+        self._killed.add(worker)
+
     def forgive(self) -> None:
         """The driver itself was busy for a while: nobody was away for that."""
         self._somebody_at = time.monotonic()

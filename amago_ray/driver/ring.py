@@ -20,6 +20,7 @@ from amago_ray.driver.failures import Decision, FailurePolicy
 from amago_ray.driver.jobs import CollectJob, LearnJob, run_jobs
 from amago_ray.driver.learner_group import LearnerGroup
 from amago_ray.driver.learning import Learning
+from amago_ray.driver.leaving import Leaving
 from amago_ray.driver.liveness import Liveness
 from amago_ray.driver.placement import SHARD, WORKER, place
 from amago_ray.driver.plan import Plan
@@ -72,6 +73,7 @@ class Ring:
         self._weights: RemoteCall[Weights] | None = None
         self._weight_version = 0
         self._commits = 0
+        self.leaving = Leaving(topology, self._liveness, self.say)
         self._cuts = CutTaker(topology, self._liveness, settings.call_timeout_s, self.say)
         self._validations = 0
         self._news = ShardNews(self.say)
@@ -249,6 +251,7 @@ class Ring:
             named = (("collecting", collection), ("learning", learning))
             busy = [name for name, job in named if job is not None and not job.finished]
             self.display.update(status=" and ".join(busy) or "publishing weights")
+            self.leaving.look()
             self.check()
 
         run_jobs(jobs, tick)

@@ -62,7 +62,7 @@ class Saving:
         """Take a cut; where it is due, start to write it. What was written meanwhile is completed."""
         self.poll()
         self._take_cut()
-        if due or self._owed:
+        if due or self._owed or self._ring.leaving.saves():
             self._start()
         self._tell()
 
