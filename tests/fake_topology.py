@@ -11,7 +11,7 @@ from typing import Any
 from amago_ray.driver.cores import Cores
 from amago_ray.driver.placement import LEARNER, SHARD, WORKER, Resources, Role
 from amago_ray.driver.topology import LearnerDied
-from amago_ray.messages import LearnReport, ReplayReport, RolloutReport
+from amago_ray.messages import EvaluationReport, LearnReport, ReplayReport, RolloutReport
 from amago_ray.pending import CallTimeout, ProcessDied
 
 Script = dict[tuple[str, int], Exception]  # (kind of call, how many of that kind came before) -> how it ends
@@ -102,6 +102,9 @@ class FakeTopology:
 
     def load_worker(self, worker: int, state: Any, epoch: int) -> Any:
         return self._call("load_worker", (worker, state, epoch), lambda: None)
+
+    def validate(self, worker: int, share: int, weights: Any, assignment: Any, part: int) -> Any:
+        return self._call("validate", (worker, share), lambda: EvaluationReport(part, {}, 0, True, 0))
 
     def restart_worker(self, worker: int) -> None:
         self.log.append(("restart worker", worker))

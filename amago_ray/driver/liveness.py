@@ -38,6 +38,7 @@ class Liveness:
         self._not_before: dict[int, float] = {}
         self._seen: set[int] = set()
         self._killed: set[int] = set()
+        self._last_words = ""  # why a worker was not up when it was asked last
         self._somebody_at = time.monotonic()
         self.num_workers = num_workers
 
@@ -63,7 +64,7 @@ class Liveness:
                 break
             if waited > timeout_s:
                 if not self.here:
-                    raise ProcessDied(f"no rollout worker came up within {timeout_s:g} s")
+                    raise ProcessDied(f"no rollout worker came up within {timeout_s:g} s{self._last_words}")
                 break
             time.sleep(0.05)  # between two looks at who is up
         self.forgive()
@@ -85,7 +86,9 @@ class Liveness:
         if self.here:
             self._somebody_at = now
         elif now - self._somebody_at > self._timeout_s:
-            raise ProcessDied(f"no rollout worker has been up for {self._timeout_s:g} s (call_timeout_s)")
+            raise ProcessDied(
+                f"no rollout worker has been up for {self._timeout_s:g} s (call_timeout_s){self._last_words}"
+            )
 
     def _take_answers(self, quiet: bool) -> None:
         for worker, ping in list(self._pings.items()):
@@ -94,7 +97,8 @@ class Liveness:
             del self._pings[worker]
             try:
                 ping.result()
-            except ProcessDied:
+            except ProcessDied as death:
+                self._last_words = f"; the last to go was {death}"
                 self._not_before[worker] = time.monotonic() + RETRY_INTERVAL_S
                 continue
             if not quiet:

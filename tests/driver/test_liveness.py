@@ -75,6 +75,13 @@ def test_a_run_waits_for_those_that_are_just_starting() -> None:
     assert workers.liveness.here == [0, 1] and workers.said == []
 
 
+def test_why_nobody_comes_up_is_told() -> None:
+    workers = Workers(1)
+    workers.pings[0].answer = ProcessDied("rollout worker 0: killed by signal 11")
+    with pytest.raises(ProcessDied, match="came up within 0.1 s; the last to go was rollout worker 0: killed by sig"):
+        workers.liveness.wait_for(certain={0}, likely={0}, timeout_s=0.1, grace_s=0)
+
+
 def test_nobody_comes_up() -> None:
     with pytest.raises(ProcessDied, match="no rollout worker came up within 0.1 s"):
         Workers(2).liveness.wait_for(certain={0}, likely={0}, timeout_s=0.1, grace_s=0)

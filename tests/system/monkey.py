@@ -263,7 +263,7 @@ def one_by_one(prey: Prey, seed: int) -> Deeds:
 
 
 def _fill_for_a_while(prey: Prey, kind: str, pid: int) -> None:
-    """Until the run has said so; a driver, whose words go to that disk, too, until two epochs have passed."""
+    """Until the run has said so; a driver, whose words go there, too, until two epochs have passed."""
     before, policy = prey.words_ever.count(REFUSED), prey.run / "ckpts" / "latest" / "policy.pt"
     set_full(pid, True)
     for _ in range(2 if kind == "driver" else 0):
