@@ -38,6 +38,7 @@ class Liveness:
         self._not_before: dict[int, float] = {}
         self._seen: set[int] = set()
         self._killed: set[int] = set()
+        self._told: set[int] = set()  # died before they had ever been up
         self._last_words = ""  # why a worker was not up when it was asked last
         self._somebody_at = time.monotonic()
         self.num_workers = num_workers
@@ -99,6 +100,9 @@ class Liveness:
                 ping.result()
             except ProcessDied as death:
                 self._last_words = f"; the last to go was {death}"
+                if worker not in self._seen | self._told:
+                    self._told.add(worker)
+                    self._message(f"rollout worker {worker} died before it was ready; Ray restarts it ({death})")
                 self._not_before[worker] = time.monotonic() + RETRY_INTERVAL_S
                 continue
             if not quiet:

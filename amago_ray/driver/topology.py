@@ -168,7 +168,7 @@ class Topology:
     def ping(self, worker: int) -> RemoteCall:
         """Answered when a worker is up: it has found a node, has its environments and is ready for work."""
         actor: Any = self._workers[worker]
-        return RemoteCall(actor.prepare.remote(), f"rollout worker {worker}")
+        return RemoteCall(actor.prepare.remote(), f"rollout worker {worker}", role=RolloutActor)
 
     def pause(self, worker: int, resets: int) -> RemoteCall[dict[str, Any]]:
         """Ask a worker what it would go on from. resets: as in its next call of `collect`."""
