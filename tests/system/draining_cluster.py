@@ -40,14 +40,12 @@ def main(folder: str) -> None:
         experiment.learn()
         at_work(experiment, 2)
         after = [node_of(worker) for worker in topology._workers]
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     rows = read_metrics(experiment.directory.root)
     seen = {
         "before": before,
         "after": after,
         "first": first.node_id,
         "second": second.node_id,
-        "first is there": first.node_id in alive,
         "frames": [row["total_frames"] for row in rows if row["section"] == "collect"],
     }
     ray.shutdown()

@@ -43,9 +43,11 @@ def test_workers_join_as_nodes_come_and_leave_as_they_go(tmp_path: Path) -> None
 
 
 @pytest.mark.timeout(1200)
-def test_workers_leave_a_node_that_is_drained_while_it_is_there(tmp_path: Path) -> None:
+def test_workers_leave_a_node_that_is_drained_and_do_not_wait_for_its_end(tmp_path: Path) -> None:
+    """Which Ray brings about as soon as nobody is left there."""
     out, seen = run_script("draining_cluster.py", tmp_path)
     assert set(seen["before"]) == {seen["first"]} and set(seen["after"]) == {seen["second"]}
-    assert seen["first is there"], "they did not wait for its end"
-    assert out.count("moves: its node is to be taken away in 3") == 2 and "died" not in out
+    assert out.count("moves: its node is to be taken away in 3") == 2 and "died" not in out, (
+        "long before its hour is over"
+    )
     assert seen["frames"] == [6 * 24 * (epoch + 1) for epoch in range(5)], "every epoch has all of its timesteps"
