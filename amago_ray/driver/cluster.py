@@ -32,7 +32,7 @@ def connect(address: str | None, cpus_needed: Callable[[Cluster], float]) -> tup
     address: None takes RAY_ADDRESS where it is set (a submitted job) and "local" otherwise.
     cpus_needed: by a run on a machine of that size. A local Ray is told that it has so many, so that a run with more
         processes than cores still starts.
-    Raises ValueError when there is no cluster at `address`.
+    Raises ValueError when there is no cluster at `address`, or none starts here.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if ray.is_initialized():
@@ -41,7 +41,7 @@ def connect(address: str | None, cpus_needed: Callable[[Cluster], float]) -> tup
     if address == "local":
         machine = this_machine()
         options |= {"num_cpus": max(machine.cpus, math.ceil(cpus_needed(machine))), "include_dashboard": False}
-        ray.init(address="local", **options)
+        _start(options)
         # What was promised to Ray above the machine's own cores must not be planned with.
         return replace(survey(), cpus=machine.cpus, local=True), True
     try:
@@ -51,6 +51,15 @@ def connect(address: str | None, cpus_needed: Callable[[Cluster], float]) -> tup
         address = re.sub(r"[^/@]*@", "...@", address)  # it may come from the environment, with a password
         raise ValueError(f"Experiment.ray_address={address!r}: no Ray cluster answers there ({error})") from error
     return survey(), True
+
+
+def _start(options: Mapping[str, Any]) -> None:
+    """Raises ValueError where Ray does not start on this machine."""
+    try:
+        ray.init(address="local", **options)
+    except Exception as error:  # Ray's own are nothing more exact
+        why = str(error).strip().split("\n", 1)[0]
+        raise ValueError(f"Ray did not start on this machine ({why}); is it very busy, or short of memory?") from error
 
 
 def _check_answers(address: str) -> None:

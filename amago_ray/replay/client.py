@@ -129,7 +129,7 @@ class ReplayWriter:
                 self._away_since = self._away_since or time.monotonic()
                 raise ShardAway(str(silent)) from silent
             except (ProcessDied, StorageError) as error:
-                full = isinstance(error, StorageError)
+                full = error.strerror if isinstance(error, StorageError) else ""
                 if isinstance(error, StorageError) and (not error.is_full or self._kept_bytes > MAX_KEPT_BYTES):
                     raise
                 now = time.monotonic()
@@ -141,7 +141,7 @@ class ReplayWriter:
                 self._in_flight[0] = shard, packed, pending
                 if is_over:
                     away = f"replay shard {shard} has been away for {now - since:.0f} s ({error})"
-                    raise ShardAway(str(error.args[-1]) if full else away) from error
+                    raise ShardAway(full or away) from error
         self._away_since = None
         self._in_flight.popleft()
         self.wait_s += time.monotonic() - started

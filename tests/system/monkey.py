@@ -202,9 +202,12 @@ def hunt(prey: Prey, seconds: float, interval_s: float, seed: int) -> Deeds:
         if kind == "driver":
             prey.kill_driver()
             deeds.counts["driver SIGKILL"] += 1
+            epochs = len(prey.rows("train"))
             prey.start()
             wait_until(prey.is_whole, "the run does not come back", WAIT_S)
             deeds.recovery_s["driver"].append(time.monotonic() - now)
+            # On a machine that is busy, a start may take longer than the time until the next time the driver is killed.
+            wait_until(lambda n=epochs: len(prey.rows("train")) > n, "no epoch after the driver was killed", WAIT_S)
             away.clear()
         elif kind == "disk":
             writer = rng.choice(WRITERS)
