@@ -64,7 +64,7 @@ class Ring:
         self.progress, self.display = progress, display
         self._failures = FailurePolicy()
         self._liveness = Liveness(
-            topology.ping, topology.num_workers, self._failures, settings.call_timeout_s, self.say
+            topology.ping, topology.num_workers, self._failures, settings.call_timeout_s, self.say, START_TIMEOUT_S
         )
         self.learners = LearnerGroup(
             topology, self._failures, directory, self.say, forgive=self._liveness.forgive, catch_up=self._catch_up

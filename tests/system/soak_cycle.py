@@ -18,6 +18,7 @@ from system.processes import wait_until
 SMALL_BUFFER = (
     "Experiment.replay_capacity_gb = 0.01",  # full soon: evicting and freeing is part of it
     "Experiment.ckpt_interval = 20",
+    "Experiment.call_timeout_s = 600.0",  # nobody is to be restarted because the machine is busy
     "Experiment.train_timesteps_per_epoch = 200",
     "Experiment.train_batches_per_epoch = 30",
 )
@@ -47,6 +48,7 @@ def test_soak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         wait_until(lambda: prey.is_whole() and (prey.run / "metrics.jsonl").exists(), "the run does not start", 300)
         started = time.monotonic()
         while (at := time.monotonic() - started) < seconds:
+            assert prey.process.poll() is None, prey.words
             look(prey, samples, at)
             on_disk.append((at, sum(1 for path in (prey.run / "replay").rglob("*") if path.is_file())))
             time.sleep(5)
