@@ -21,6 +21,7 @@ from ray.util.placement_group import get_current_placement_group
 from amago_ray.driver.placement import Cluster, Node, Resources
 
 CONNECT_TIMEOUT_S = 10.0
+START_ATTEMPTS = 3
 LAUNCHED = Path("~/ray_bootstrap_config.yaml")
 
 
@@ -54,12 +55,18 @@ def connect(address: str | None, cpus_needed: Callable[[Cluster], float]) -> tup
 
 
 def _start(options: Mapping[str, Any]) -> None:
-    """Raises ValueError where Ray does not start on this machine."""
-    try:
-        ray.init(address="local", **options)
-    except Exception as error:  # Ray's own are nothing more exact
-        why = str(error).strip().split("\n", 1)[0]
-        raise ValueError(f"Ray did not start on this machine ({why}); is it very busy, or short of memory?") from error
+    """Raises ValueError where Ray does not start on this machine, which it gives half a minute at a time."""
+    for left in reversed(range(START_ATTEMPTS)):
+        try:
+            ray.init(address="local", **options)
+            return
+        except Exception as error:  # Ray's own are nothing more exact
+            ray.shutdown()
+            if not left:
+                why = str(error).strip().split("\n", 1)[0]
+                raise ValueError(
+                    f"Ray did not start on this machine ({why}); is it very busy, or short of memory?"
+                ) from error
 
 
 def _check_answers(address: str) -> None:
