@@ -146,9 +146,7 @@ def run_script(folder: Path, schedule: str, moment: float | None) -> int:
     return rows()
 
 
-@pytest.mark.skipif(
-    "KILLS" not in os.environ, reason="starts Ray again after each kill, which takes minutes: make chaos"
-)
+@pytest.mark.skipif("KILLS" not in os.environ, reason="it starts Ray again after each kill: see make chaos")
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_run_that_is_killed_again_and_again_is_the_run_that_never_was(
