@@ -42,8 +42,9 @@ test-cluster: .venv/.installed  ## try cluster/local.yaml on machines made of na
 test-wheel: .venv/.installed  ## install a wheel into a clean environment and train from there (minutes)
 	$(BIN)/python -m pytest -q --timeout 3000 tests/system/wheel_cycle.py
 
-chaos: .venv/.installed  ## kill and freeze a run's processes for twenty minutes (CHAOS_S=...) and check what is left
+chaos: .venv/.installed  ## kill, freeze and starve a run of disk for twenty minutes (CHAOS_S=...); check what is left
 	$(BIN)/python -m pytest -q tests/system/chaos_cycle.py
+	KILLS=10 $(BIN)/python -m pytest -q tests/system/test_determinism.py -k killed
 
 soak: .venv/.installed  ## watch memory and open files of a run for an hour (SOAK_S=...)
 	$(BIN)/python -m pytest -q tests/system/soak_cycle.py

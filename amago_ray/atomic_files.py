@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, of one's share of it, of a limit on one file
+
+
+def is_full(error: OSError) -> bool:
+    """Whether there was no room for what was to be written, so that it may be tried again later."""
+    return error.errno in FULL
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -19,6 +28,59 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     finally:
         temporary.unlink(missing_ok=True)  # there only if writing failed
     _sync(path.parent)
+
+
+class LineFile:
+    """An append-only file whose lines are there whole or not at all; those without room just now wait for it.
+
+    A line that waits goes before every later one. keep: begin after the whole lines that are there, else with none.
+    """
+
+    def __init__(self, path: Path, keep: bool = True):
+        self._path = path
+        self._waiting: deque[tuple[bytes, Callable[[], None] | None]] = deque()
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        os.ftruncate(self._fd, len(whole_lines(path)) if keep else 0)
+
+    def append(self, line: bytes, then: Callable[[], None] | None = None) -> OSError | None:
+        """Write a line, which ends with a line end. Returns why it waits where there is no room.
+
+        then: called once it is in the file. Raises OSError for other faults of the disk.
+        """
+        self._waiting.append((line, then))
+        try:
+            self.settle()
+        except OSError as error:
+            if not is_full(error):
+                raise
+            return error
+        return None
+
+    def settle(self) -> None:
+        """Write what waits. Raises OSError, naming the file, where it has to go on waiting."""
+        while self._waiting:
+            line, then = self._waiting[0]
+            size = os.fstat(self._fd).st_size
+            try:
+                written = os.write(self._fd, line)
+            except OSError as error:
+                raise OSError(error.errno, f"{self._path}: {error.strerror}") from error
+            if written < len(line):  # a part of it had room
+                os.ftruncate(self._fd, size)
+                raise OSError(errno.ENOSPC, f"{self._path}: {os.strerror(errno.ENOSPC)}")
+            self._waiting.popleft()
+            if then is not None:
+                then()
+
+    def close(self) -> None:
+        """Nothing can be written after it."""
+        os.close(self._fd)
+
+
+def whole_lines(path: Path) -> bytes:
+    """A file up to its last line end."""
+    content = path.read_bytes()
+    return content[: content.rfind(b"\n") + 1]
 
 
 def read_text(path: Path) -> str:

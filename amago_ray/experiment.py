@@ -17,7 +17,6 @@ from typing import Any
 import gin
 
 from amago_ray import config
-from amago_ray.atomic_files import write_atomically
 from amago_ray.driver.cluster import connect, disconnect
 from amago_ray.driver.evaluation import shares_of_a_test
 from amago_ray.driver.overview import overview
@@ -115,7 +114,8 @@ class Experiment(ExperimentSettings):
             )
             run = partial(what_to_resume, self.progress, self.agent_spec, self._layout, self._watching)
             on_checkpoint = partial(self._watching.call, "on_checkpoint")
-            self._saving = Saving(self, self._ring, self._schedule, self.directory, run, on_checkpoint)
+            settle = self._watching.settle
+            self._saving = Saving(self, self._ring, self._schedule, self.directory, run, on_checkpoint, settle)
         except BaseException:
             self.close()
             raise
@@ -166,12 +166,12 @@ class Experiment(ExperimentSettings):
                     summary |= watching.validation(ring.validate().summary())
                 self._display.finish_epoch(summary)
                 if self.always_save_latest or epoch + 1 == self.epochs:
-                    write_atomically(self.directory.latest_policy, ring.learners.save_policy)
+                    saving.policy(must=epoch + 1 == self.epochs)
                 saving.after_epoch(due=self.is_due(epoch, self.ckpt_interval))
                 watching.call("after_epoch")
             if watching.stop_reason is not None and self.progress.epoch >= 0:
                 self._display.message(f"stopped after epoch {self.progress.epoch + 1}: {watching.stop_reason}")
-                write_atomically(self.directory.latest_policy, ring.learners.save_policy)
+                saving.policy(must=True)
                 saving.now()
             saving.finish()
             if watching.stop_reason is not None or self.progress.epoch + 1 >= self.epochs:

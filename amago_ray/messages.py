@@ -213,7 +213,7 @@ class ReplayReport:
     """What one shard holds, and what it has done since it started.
 
     life: another number after every start. restored: trajectories that it found stored when it started.
-    damage: stored data that it found broken, in words.
+    damage: stored data that it found broken, in words. full: why it cannot show what it stored, where the disk is full.
     """
 
     shard: int
@@ -227,6 +227,7 @@ class ReplayReport:
     sampled: int
     restored: int = 0
     damage: tuple[str, ...] = ()
+    full: str = ""
 
 
 @dataclass(frozen=True)

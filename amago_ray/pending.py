@@ -17,7 +17,7 @@ class ProcessDied(RuntimeError):
 
 
 class ShardAway(ProcessDied):
-    """A replay shard has been gone for too long; the process that says so is well, and keeps what it had for it."""
+    """A replay shard has been gone, or its disk full, for too long; who says so is well, and keeps what it had."""
 
 
 class CallTimeout(RuntimeError):

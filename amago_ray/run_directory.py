@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from amago_ray.atomic_files import _sync, read_json, write_atomically
+from amago_ray.atomic_files import LineFile, _sync, read_json, write_atomically
 
 RUN_STATE = "run_state.json"
 OF_ONE_FOLDER = ("marks", "workers", "ahead")  # in a run state: what another run's data and processes do not have
@@ -43,6 +43,7 @@ class RunDirectory:
         self.policy_weights = self.root / "ckpts" / "policy_weights"
         self.events = self.root / "events.jsonl"  # what became of processes
         self._lock = self.root.with_name(f".{run_name}.lock")  # beside the folder, which may be removed
+        self._notes: LineFile | None = None
         self.stopped = self.root / "stopped.json"  # of a run that a callback has ended, and why
 
     def check_writable(self) -> None:
@@ -113,8 +114,9 @@ class RunDirectory:
         epoch: the newest finished one, from 0; -1 before the first.
         """
         row = json.dumps({"time": round(time.time(), 3), "epoch": epoch, "text": text})
-        with open(self.events, "a", encoding="utf-8") as file:
-            file.write(row + "\n")
+        if self._notes is None or not self.events.exists():
+            self._notes = LineFile(self.events)
+        self._notes.append(row.encode() + b"\n")  # where there is no room, it comes with a later one
 
     def policy_epoch(self, epoch: int) -> Path:
         return self.policy_weights / f"policy_epoch_{epoch}.pt"

@@ -159,40 +159,45 @@ def shared_processes(process_pool: ProcessPool, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("amago_ray.driver.topology.spawner", process_pool)
 
 
+def small_settings(folder: Path) -> dict[str, Any]:
+    """Settings of an experiment of seconds in `folder`."""
+    from amago_ray.envs.builtin import Counting
+    from amago_ray.nets.traj_encoders import GRUTrajEncoder
+
+    return {
+        "run_name": "run",
+        "ckpt_base_dir": folder,
+        "make_train_env": partial(Counting, 6),
+        "traj_encoder_type": GRUTrajEncoder,
+        "max_seq_len": 8,
+        "parallel_actors": 4,
+        "train_timesteps_per_epoch": 24,
+        "train_batches_per_epoch": 6,
+        "batch_size": 4,
+        "epochs": 3,
+        "val_interval": 2,
+        "ckpt_interval": 2,
+        "lr_warmup_steps": 100,
+        "log_interval": 2,
+        "replay_capacity_gb": 0.02,
+        "num_rollout_workers": 2,
+        "num_replay_shards": 2,
+        "learner_cpus": 1,
+        "schedule": "alternate",
+        "call_timeout_s": 60.0,
+        "verbose": False,
+    }
+
+
 @pytest.fixture
 def make_experiment(ray_instance: None, tiny_networks: None, tmp_path: Path) -> Iterator[Callable[..., Experiment]]:
     """Makes experiments of seconds, in `tmp_path`, and closes them after the test."""
     from amago_ray import Experiment
-    from amago_ray.envs.builtin import Counting
-    from amago_ray.nets.traj_encoders import GRUTrajEncoder
 
     made: list[Experiment] = []
 
     def make(**changes: Any) -> Experiment:
-        settings: dict[str, Any] = {
-            "run_name": "run",
-            "ckpt_base_dir": tmp_path,
-            "make_train_env": partial(Counting, 6),
-            "traj_encoder_type": GRUTrajEncoder,
-            "max_seq_len": 8,
-            "parallel_actors": 4,
-            "train_timesteps_per_epoch": 24,
-            "train_batches_per_epoch": 6,
-            "batch_size": 4,
-            "epochs": 3,
-            "val_interval": 2,
-            "ckpt_interval": 2,
-            "lr_warmup_steps": 100,
-            "log_interval": 2,
-            "replay_capacity_gb": 0.02,
-            "num_rollout_workers": 2,
-            "num_replay_shards": 2,
-            "learner_cpus": 1,
-            "schedule": "alternate",
-            "call_timeout_s": 60.0,
-            "verbose": False,
-        }
-        experiment = Experiment(**(settings | changes))
+        experiment = Experiment(**(small_settings(tmp_path) | changes))
         made.append(experiment)
         return experiment
 

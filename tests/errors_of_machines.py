@@ -175,7 +175,9 @@ MACHINES = (
     ),
     Case("two runs in one folder at a time", _two_at_once, ("this run is at work already", "another run_name")),
     Case("a disk that is full at the start", _disk_full, ("ckpt_base_dir=", "No space left on device")),
-    Case("a disk that is full after an epoch", _disk_full_later, ("metrics.jsonl", "is the disk full?"), began=True),
+    Case(
+        "a disk that is full after an epoch", _disk_full_later, ("metrics.jsonl", "No space left on device"), began=True
+    ),
     Case(
         "a learner that runs out of memory",
         training_with(OutOfMemoryTopology),

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from amago_ray.driver.cores import Cores
-from amago_ray.driver.placement import WORKER, Resources, Role
+from amago_ray.driver.placement import LEARNER, SHARD, WORKER, Resources, Role
 from amago_ray.driver.topology import LearnerDied
-from amago_ray.messages import LearnReport, ReplayReport, RolloutReport
+from amago_ray.messages import EvaluationReport, LearnReport, ReplayReport, RolloutReport
 from amago_ray.pending import CallTimeout, ProcessDied
 
 Script = dict[tuple[str, int], Exception]  # (kind of call, how many of that kind came before) -> how it ends
@@ -61,6 +61,7 @@ class FakeTopology:
             roles=(Role(WORKER, num_workers, Resources(1.0), {}),),
         )
         self.published: list[int] = []
+        self.leaving: dict[str, float | None] = {}
 
     def _call(self, kind: str, detail: Any, answer: Callable[[], Any]) -> FakeCall:
         number = self._came.get(kind, 0)
@@ -71,6 +72,15 @@ class FakeTopology:
 
     def count(self, kind: str) -> int:
         return self._came.get(kind, 0)
+
+    # nodes: one for each process, named as it is
+
+    def leaving_nodes(self) -> dict[str, float | None]:
+        return self.leaving
+
+    def nodes_of_processes(self) -> dict[tuple[str, int], str]:
+        processes = [*((WORKER, i) for i in range(self.num_workers)), (SHARD, 0), (LEARNER, 0)]
+        return {(role, i): f"{role} {i}" for role, i in processes}
 
     # workers
 
@@ -92,6 +102,9 @@ class FakeTopology:
 
     def load_worker(self, worker: int, state: Any, epoch: int) -> Any:
         return self._call("load_worker", (worker, state, epoch), lambda: None)
+
+    def validate(self, worker: int, share: int, weights: Any, assignment: Any, part: int) -> Any:
+        return self._call("validate", (worker, share), lambda: EvaluationReport(part, {}, 0, True, 0))
 
     def restart_worker(self, worker: int) -> None:
         self.log.append(("restart worker", worker))

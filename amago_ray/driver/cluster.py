@@ -6,6 +6,7 @@ import math
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import Any
 import ray
 import torch
 import yaml
-from ray._private.state import available_resources_per_node  # there is no public way to ask what is free on each node
+from ray._private.state import available_resources_per_node, state  # what is free, and which nodes leave: not public
 from ray.util.placement_group import get_current_placement_group
 
 from amago_ray.driver.placement import Cluster, Node, Resources
 
 CONNECT_TIMEOUT_S = 10.0
+START_ATTEMPTS = 3
 LAUNCHED = Path("~/ray_bootstrap_config.yaml")
 
 
@@ -31,7 +33,7 @@ def connect(address: str | None, cpus_needed: Callable[[Cluster], float]) -> tup
     address: None takes RAY_ADDRESS where it is set (a submitted job) and "local" otherwise.
     cpus_needed: by a run on a machine of that size. A local Ray is told that it has so many, so that a run with more
         processes than cores still starts.
-    Raises ValueError when there is no cluster at `address`.
+    Raises ValueError when there is no cluster at `address`, or none starts here.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if ray.is_initialized():
@@ -40,7 +42,7 @@ def connect(address: str | None, cpus_needed: Callable[[Cluster], float]) -> tup
     if address == "local":
         machine = this_machine()
         options |= {"num_cpus": max(machine.cpus, math.ceil(cpus_needed(machine))), "include_dashboard": False}
-        ray.init(address="local", **options)
+        _start(options)
         # What was promised to Ray above the machine's own cores must not be planned with.
         return replace(survey(), cpus=machine.cpus, local=True), True
     try:
@@ -50,6 +52,21 @@ def connect(address: str | None, cpus_needed: Callable[[Cluster], float]) -> tup
         address = re.sub(r"[^/@]*@", "...@", address)  # it may come from the environment, with a password
         raise ValueError(f"Experiment.ray_address={address!r}: no Ray cluster answers there ({error})") from error
     return survey(), True
+
+
+def _start(options: Mapping[str, Any]) -> None:
+    """Raises ValueError where Ray does not start on this machine, which it gives half a minute at a time."""
+    for left in reversed(range(START_ATTEMPTS)):
+        try:
+            ray.init(address="local", **options)
+            return
+        except Exception as error:  # Ray's own are nothing more exact
+            ray.shutdown()
+            if not left:
+                why = str(error).strip().split("\n", 1)[0]
+                raise ValueError(
+                    f"Ray did not start on this machine ({why}); is it very busy, or short of memory?"
+                ) from error
 
 
 def _check_answers(address: str) -> None:
@@ -90,6 +107,18 @@ def survey() -> Cluster:
     )
     more = tuple(growth(nodes, _launched()))
     return Cluster(int(sum(node.total.cpus for node in (*nodes, *more))), nodes, more)
+
+
+def leaving_nodes() -> dict[str, float | None]:
+    """Ids of the nodes that are about to be taken away, and in how many seconds, where that is known."""
+    deadlines_ms = state.get_draining_nodes()
+    return {node: max(at / 1000 - time.time(), 0.0) if at else None for node, at in deadlines_ms.items()}
+
+
+def node_of(actor_id: str) -> str:
+    """Id of the node that an actor runs on; empty where it is on none."""
+    actor = state.actor_table(actor_id)
+    return actor["Address"]["NodeID"] if actor.get("State") == "ALIVE" else ""
 
 
 def growth(nodes: Sequence[Node], launched: Mapping[str, Any]) -> Iterator[Node]:

@@ -132,6 +132,7 @@ class Collection:
         self._started = time.monotonic()
         self.summary = CollectSummary()
         self._chunk_limit: int | None = None
+        self._kept_for: dict[int, str] = {}  # why a worker keeps what it finished
 
     @property
     def finished(self) -> bool:
@@ -204,8 +205,9 @@ class Collection:
             self.summary.worker_deaths += self._liveness.lost(worker, death)
             return
         self._liveness.worked(worker)
-        if report.shard_away:
+        if report.shard_away and report.shard_away not in self._kept_for.values():
             self._message(f"rollout worker {worker} keeps what it finished: {report.shard_away}")
+        self._kept_for[worker] = report.shard_away
         self.summary.add(report)
         self.summary.wall_s = time.monotonic() - self._started
         num_envs = self._topology.num_envs(worker)

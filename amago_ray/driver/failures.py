@@ -58,6 +58,16 @@ CONSEQUENCES: tuple[tuple[str, str, str], ...] = (
         "their unfinished trajectories",
     ),
     (
+        "nothing yet, but Ray was told that a machine goes (`ray drain-node`, a spot notice)",
+        "its workers move at once; where learners or shards are on it, the next epoch is saved",
+        "unfinished trajectories",
+    ),
+    (
+        "the disk: it is full",
+        "what was refused waits in memory and is tried again: trajectories, rows, training states; told in a line",
+        "what waits in a process that dies meanwhile; with 256 MB of it in one worker the run ends, resumable",
+    ),
+    (
         "a replay shard, or one that is silent",
         "Ray restarts it, and it reads its files again; meanwhile sampling goes on over the rest with the right "
         "probabilities",

@@ -17,7 +17,8 @@ class Liveness:
     """Keeps apart the workers that are up from those that are away: restarting, or waiting for a node.
 
     ping: asks a worker; answered when it is up. num_workers: in all, away until `wait_for` or `look` finds them up.
-    failures: says how often one may die. timeout_s: with no worker up for longer, there is nobody left to do the work.
+    failures: says how often one may die. timeout_s: after which a call counts as silent. start_timeout_s: that a
+    process may take to start; with no worker up for longer than both, there is nobody left to do the work.
 
         liveness.look()                       # now and then: who has come up?
         if liveness.is_here(worker): ...      # then it may be called
@@ -32,12 +33,16 @@ class Liveness:
         failures: FailurePolicy,
         timeout_s: float,
         message: Callable[[str], None],
+        start_timeout_s: float = 0.0,
     ):
         self._ping, self._failures, self._timeout_s, self._message = ping, failures, timeout_s, message
+        self._absence_s = max(timeout_s, start_timeout_s)
         self._pings: dict[int, RemoteCall] = {worker: ping(worker) for worker in range(num_workers)}
         self._not_before: dict[int, float] = {}
         self._seen: set[int] = set()
         self._killed: set[int] = set()
+        self._told: set[int] = set()  # died before they had ever been up
+        self._last_words = ""  # why a worker was not up when it was asked last
         self._somebody_at = time.monotonic()
         self.num_workers = num_workers
 
@@ -63,7 +68,7 @@ class Liveness:
                 break
             if waited > timeout_s:
                 if not self.here:
-                    raise ProcessDied(f"no rollout worker came up within {timeout_s:g} s")
+                    raise ProcessDied(f"no rollout worker came up within {timeout_s:g} s{self._last_words}")
                 break
             time.sleep(0.05)  # between two looks at who is up
         self.forgive()
@@ -84,8 +89,8 @@ class Liveness:
         self._take_answers(quiet=False)
         if self.here:
             self._somebody_at = now
-        elif now - self._somebody_at > self._timeout_s:
-            raise ProcessDied(f"no rollout worker has been up for {self._timeout_s:g} s (call_timeout_s)")
+        elif now - self._somebody_at > self._absence_s:
+            raise ProcessDied(f"no rollout worker has been up for {self._absence_s:g} s{self._last_words}")
 
     def _take_answers(self, quiet: bool) -> None:
         for worker, ping in list(self._pings.items()):
@@ -94,7 +99,11 @@ class Liveness:
             del self._pings[worker]
             try:
                 ping.result()
-            except ProcessDied:
+            except ProcessDied as death:
+                self._last_words = f"; the last to go was {death}"
+                if worker not in self._seen | self._told:
+                    self._told.add(worker)
+                    self._message(f"rollout worker {worker} died before it was ready; Ray restarts it ({death})")
                 self._not_before[worker] = time.monotonic() + RETRY_INTERVAL_S
                 continue
             if not quiet:
@@ -133,6 +142,10 @@ class Liveness:
         self._message(f"{silent}: restarting it")
         self._killed.add(worker)
         return True
+
+    def moves(self, worker: int) -> None:
+        """The caller kills this worker, for no fault of its own."""
+        self._killed.add(worker)
 
     def forgive(self) -> None:
         """The driver itself was busy for a while: nobody was away for that."""

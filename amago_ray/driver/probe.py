@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -12,6 +12,7 @@ from amago_ray import config
 from amago_ray.agent import Agent
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.config import nearest
+from amago_ray.driver.time_limit import time_limit
 from amago_ray.envs.makers import check_env, env_spaces
 from amago_ray.envs.pool import MAX_FAILURES_IN_A_ROW
 from amago_ray.nets.mixed_encoder import default_tstep_encoder
@@ -92,13 +93,15 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
     """Try the environments, the networks and the exploration once, here, where errors are easy to read.
 
     Returns how to build the agent. Raises what the environments raise, and ValueError where validation environments
-    have other spaces than training environments.
+    have other spaces than training environments, or one takes longer than `call_timeout_s`.
     """
     mask, processes = settings.action_mask_key, env_processes(settings)
-    obs_spec, action_spec, _ = check_env(settings.make_train_env, action_mask_key=mask, processes=processes)
+    with _in_time(settings, "make_train_env"):
+        obs_spec, action_spec, _ = check_env(settings.make_train_env, action_mask_key=mask, processes=processes)
     if settings.make_val_env is not settings.make_train_env:
         like = env_spaces(settings.make_train_env)
-        check_env(settings.make_val_env, action_mask_key=mask, like=like, processes=processes)
+        with _in_time(settings, "make_val_env"):
+            check_env(settings.make_val_env, action_mask_key=mask, like=like, processes=processes)
     _check_compression(settings.replay_compression, obs_spec)
     spec = AgentSpec(
         obs_spec=obs_spec,
@@ -123,6 +126,15 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
         _check_forward(agent, obs_spec, action_spec)
         agent.init_optimizer(settings.learning_rate, settings.l2_coeff)
     return spec
+
+
+def _in_time(settings: ExperimentSettings, name: str) -> AbstractContextManager[None]:
+    limit_s = settings.call_timeout_s
+    return time_limit(
+        limit_s,
+        f"Experiment.{name}: an environment was not built, reset and stepped within call_timeout_s={limit_s:g} s; does "
+        "it wait for something that is not there? Raise call_timeout_s if it only takes long",
+    )
 
 
 def check_data(settings: ExperimentSettings) -> RowLayout:

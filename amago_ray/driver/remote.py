@@ -11,6 +11,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 
 from amago_ray import config
+from amago_ray.driver.last_words import last_words
 from amago_ray.messages import SampledSequences
 from amago_ray.pending import CallTimeout, Pending, ProcessDied
 from amago_ray.replay.sampling.sources import Available
@@ -20,11 +21,14 @@ T = TypeVar("T")
 
 
 class RemoteCall(Generic[T]):
-    """A `Pending` over one Ray object reference. `what` names it in errors."""
+    """A `Pending` over one Ray object reference. `what` names it in errors.
 
-    def __init__(self, ref: ray.ObjectRef, what: str):
+    role: of the process that is asked, whose last words an error is to give; None for an error without.
+    """
+
+    def __init__(self, ref: ray.ObjectRef, what: str, role: type | None = None):
         self.ref = ref
-        self._what = what
+        self._what, self._role = what, role
 
     def done(self) -> bool:
         return bool(ray.wait([self.ref], timeout=0, fetch_local=False)[0])
@@ -36,7 +40,8 @@ class RemoteCall(Generic[T]):
             raise CallTimeout(f"{self._what} did not answer within {timeout_s:g} s") from error
         # A dead actor, one that is restarting ("unavailable"), its node, or an object that went down with it.
         except (RayActorError, WorkerCrashedError, ObjectLostError) as error:
-            raise ProcessDied(f"{self._what}: {_first_line(error)}") from error
+            said = last_words(self._role) if self._role is not None else ""
+            raise ProcessDied(f"{self._what}: {said or _first_line(error)}") from error
         except RayTaskError as error:
             if isinstance(error.cause, (ProcessDied, CallTimeout)):
                 raise error.cause from error

@@ -20,10 +20,12 @@ from amago_ray.driver.failures import Decision, FailurePolicy
 from amago_ray.driver.jobs import CollectJob, LearnJob, run_jobs
 from amago_ray.driver.learner_group import LearnerGroup
 from amago_ray.driver.learning import Learning
+from amago_ray.driver.leaving import Leaving
 from amago_ray.driver.liveness import Liveness
 from amago_ray.driver.placement import SHARD, WORKER, place
 from amago_ray.driver.plan import Plan
 from amago_ray.driver.remote import RemoteCall
+from amago_ray.driver.shard_news import ShardNews
 from amago_ray.driver.topology import START_TIMEOUT_S, Topology
 from amago_ray.messages import EvaluationReport, ReplayReport, Weights
 from amago_ray.pending import CallTimeout, ProcessDied
@@ -62,7 +64,7 @@ class Ring:
         self.progress, self.display = progress, display
         self._failures = FailurePolicy()
         self._liveness = Liveness(
-            topology.ping, topology.num_workers, self._failures, settings.call_timeout_s, self.say
+            topology.ping, topology.num_workers, self._failures, settings.call_timeout_s, self.say, START_TIMEOUT_S
         )
         self.learners = LearnerGroup(
             topology, self._failures, directory, self.say, forgive=self._liveness.forgive, catch_up=self._catch_up
@@ -71,10 +73,10 @@ class Ring:
         self._weights: RemoteCall[Weights] | None = None
         self._weight_version = 0
         self._commits = 0
+        self.leaving = Leaving(topology, self._liveness, self.say)
         self._cuts = CutTaker(topology, self._liveness, settings.call_timeout_s, self.say)
         self._validations = 0
-        self._shard_lives: dict[int, int] = {}
-        self._damage_told: dict[int, set[str]] = {}
+        self._news = ShardNews(self.say)
         self.replay: list[ReplayReport] = []  # of the newest commit
 
     def start(self, cluster: Cluster, state: dict[str, Any]) -> None:
@@ -110,7 +112,7 @@ class Ring:
         self._commits, self._validations = state["commits"], state["validations"]
         if "marks" in state:
             self.replay = self._cuts.rewind(state["marks"])
-            self._shard_lives = {report.shard: report.life for report in self.replay}
+            self._news.expect(self.replay)
         else:  # of another run
             self.commit()
         stored, found = sum(state["replay"].values()), sum(report.trajectories for report in self.replay)
@@ -249,6 +251,7 @@ class Ring:
             named = (("collecting", collection), ("learning", learning))
             busy = [name for name, job in named if job is not None and not job.finished]
             self.display.update(status=" and ".join(busy) or "publishing weights")
+            self.leaving.look()
             self.check()
 
         run_jobs(jobs, tick)
@@ -266,7 +269,7 @@ class Ring:
                 raise ProcessDied(f"no replay shard has answered for {self._settings.call_timeout_s:g} s")
             time.sleep(SHARD_RETRY_INTERVAL_S)  # Ray restarts them
         self.replay = reports
-        self._tell_what_happened_to_shards()
+        self._news.tell(reports)
         return reports
 
     def _commit_once(self) -> list[ReplayReport]:
@@ -285,18 +288,6 @@ class Ring:
             else:
                 self._failures.recovered(SHARD, shard)
         return reports
-
-    def _tell_what_happened_to_shards(self) -> None:
-        for report in self.replay:
-            if self._shard_lives.setdefault(report.shard, report.life) != report.life:
-                kept = f"it has its {report.restored:,} trajectories" if report.restored else "what it held is lost"
-                self.say(f"replay shard {report.shard} died and Ray restarted it: {kept}")
-                self._shard_lives[report.shard] = report.life
-            told = self._damage_told.setdefault(report.shard, set())
-            for damage in report.damage:
-                if damage not in told:
-                    self.say(f"replay shard {report.shard}: {damage}")
-                    told.add(damage)
 
     def publish(self) -> None:
         """Broadcast the learners' weights; workers fetch them with their next call."""

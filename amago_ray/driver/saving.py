@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amago_ray.atomic_files import write_atomically
 from amago_ray.driver.preemption import RESUMABLE, Preempted, Preemption
 from amago_ray.driver.remote import RemoteCall
 from amago_ray.driver.ring import Ring
@@ -35,6 +36,7 @@ class Saving:
     """Takes a cut after every epoch and writes those that are due. Until one is whole, the older ones stay as they are.
 
     describe: what a training state says of the run, beside its processes. saved: told when one is complete.
+    settle: sees to it that what the run has logged so far is in its file; raises OSError where it cannot be.
     """
 
     def __init__(
@@ -45,9 +47,10 @@ class Saving:
         directory: RunDirectory,
         describe: Callable[[], dict[str, Any]],
         saved: Callable[[], None],
+        settle: Callable[[], None],
     ):
         self._settings, self._ring, self._schedule, self._directory = settings, ring, schedule, directory
-        self._describe, self._saved = describe, saved
+        self._describe, self._saved, self._settle = describe, saved, settle
         self._preemption = Preemption()
         ring.check = self._now_and_then
         self._newest: Cut | None = None
@@ -59,7 +62,7 @@ class Saving:
         """Take a cut; where it is due, start to write it. What was written meanwhile is completed."""
         self.poll()
         self._take_cut()
-        if due or self._owed:
+        if due or self._owed or self._ring.leaving.saves():
             self._start()
         self._tell()
 
@@ -73,6 +76,18 @@ class Saving:
             self._take_cut()
         self._start()
         self.finish()
+
+    def policy(self, must: bool) -> None:
+        """Write the weights as they are into latest/policy.pt.
+
+        Raises OSError where they cannot be written and must; else the user is told, and the next epoch tries again.
+        """
+        try:
+            write_atomically(self._directory.latest_policy, self._ring.learners.save_policy)
+        except OSError as error:
+            if must:
+                raise
+            self._ring.say(f"{self._directory.latest_policy} could not be written ({error}); it is as it was")
 
     @contextmanager
     def before_leaving(self) -> Iterator[None]:
@@ -141,6 +156,7 @@ class Saving:
         try:
             for call in calls:
                 call.result(timeout_s)
+            self._settle()  # a run that goes on from here does not log again what was before
             self._directory.complete_training_state(cut.epoch, cut.run_state)
         except (OSError, ProcessDied, CallTimeout) as error:
             shutil.rmtree(folder, ignore_errors=True)

@@ -19,7 +19,8 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from amago_ray.driver.actors import LearnerActor, RolloutActor
-from amago_ray.driver.placement import Role
+from amago_ray.driver.cluster import leaving_nodes, node_of
+from amago_ray.driver.placement import LEARNER, SHARD, WORKER, Role
 from amago_ray.driver.plan import Plan
 from amago_ray.driver.remote import RemoteCall
 from amago_ray.driver.shard_actor import ShardActor
@@ -56,7 +57,9 @@ class Spawner:
         """A process that holds a `role` made of `args`, and its name in Ray: unique, or empty where it has none."""
         name = uuid.uuid4().hex if named else ""
         remote: Any = ray.remote(role)
-        return remote.options(**options, **({"name": name} if named else {})).remote(*args), name
+        options = options | ({"name": name} if named else {})
+        # Ray would keep three kilobytes of each of the last 100,000 calls.
+        return remote.options(**options, enable_task_events=False).remote(*args), name
 
     def end(self, actor: Any) -> None:
         ray.kill(actor)
@@ -139,6 +142,20 @@ class Topology:
         """Options that put a process into its bundle of the placement group."""
         return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, self._first_bundle + index)}
 
+    # ---------------------------------------------------------------- nodes
+
+    def leaving_nodes(self) -> dict[str, float | None]:
+        """Ids of the nodes that are about to be taken away, and in how many seconds, where that is known."""
+        return leaving_nodes()
+
+    def nodes_of_processes(self) -> dict[tuple[str, int], str]:
+        """Id of the node of each process that is up, by its role and number."""
+        roles: tuple[tuple[str, list[Any]], ...] = (
+            (WORKER, self._workers), (SHARD, self._shards), (LEARNER, self._learners)
+        )  # fmt: skip
+        found = {(role, i): node_of(a._actor_id.hex()) for role, actors in roles for i, a in enumerate(actors)}
+        return {process: node for process, node in found.items() if node}
+
     # ---------------------------------------------------------------- rollout workers
 
     @property
@@ -151,7 +168,7 @@ class Topology:
     def ping(self, worker: int) -> RemoteCall:
         """Answered when a worker is up: it has found a node, has its environments and is ready for work."""
         actor: Any = self._workers[worker]
-        return RemoteCall(actor.prepare.remote(), f"rollout worker {worker}")
+        return RemoteCall(actor.prepare.remote(), f"rollout worker {worker}", role=RolloutActor)
 
     def pause(self, worker: int, resets: int) -> RemoteCall[dict[str, Any]]:
         """Ask a worker what it would go on from. resets: as in its next call of `collect`."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from amago_ray.agent import AgentSpec
-from amago_ray.atomic_files import write_atomically
+from amago_ray.atomic_files import is_full, write_atomically
 from amago_ray.driver.plan import TEST_SEEDS
 from amago_ray.driver.ray_metrics import RayMetricsSink
 from amago_ray.driver.ring import Ring
@@ -124,9 +124,17 @@ class LiveView(RunView):
 class Watching:
     """Writes down what an epoch did and calls back: what `Experiment.learn` tells of each epoch."""
 
-    def __init__(self, metrics: MetricsLog, view: LiveView, callbacks: Sequence[Callback], progress: Progress):
+    def __init__(
+        self,
+        metrics: MetricsLog,
+        view: LiveView,
+        callbacks: Sequence[Callback],
+        progress: Progress,
+        say: Callable[[str], None],
+    ):
         self._metrics, self._view, self._callbacks, self._progress = metrics, view, callbacks, progress
-        self._begun = False
+        self._say = say
+        self._begun = self._rows_wait = False
 
     @property
     def newest(self) -> dict[str, float]:
@@ -158,7 +166,7 @@ class Watching:
                 progress.add_frames(result.collected.frames_by_env)
             if section == "train" and result.learned is not None:
                 progress.gradient_steps = result.learned.total_updates
-            self._metrics.log(section, values, progress)
+            self._log(section, values)
         if result.collected is not None:
             self.call("after_collection")
         if result.learned is not None:
@@ -172,9 +180,19 @@ class Watching:
 
     def validation(self, summary: Mapping[str, float]) -> dict[str, float]:
         """Log and tell what a validation gave; returns what the display shows of it."""
-        self._metrics.log("val", summary, self._progress)
+        self._log("val", summary)
         self.call("after_validation")
         return {"val_return": summary.get(AVERAGE_RETURN, float("nan"))}
+
+    def _log(self, section: str, values: Mapping[str, float]) -> None:
+        waits = self._metrics.log(section, values, self._progress)
+        if waits is not None and not self._rows_wait:
+            self._say(f"what an epoch has come to is written when there is room: {waits}")
+        self._rows_wait = waits is not None
+
+    def settle(self) -> None:
+        """Write what waits for room on the disk. Raises OSError where there is none: nothing of that may be lost."""
+        self._metrics.settle()
 
     def end(self) -> None:
         """All epochs are done, or the run was stopped, which its folder says then."""
@@ -187,8 +205,13 @@ class Watching:
     def call(self, place: str) -> None:
         """Call all callbacks at a place of the epoch, in their order. An exception of one says whose it is."""
         for callback in self._callbacks:
-            with _named(callback, place, self._progress.epoch):
-                getattr(callback, place)(self._view)
+            try:
+                with _named(callback, place, self._progress.epoch):
+                    getattr(callback, place)(self._view)
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                self._say(f"the callback {callback!r} has no room for what it writes in {place}: {error}")
 
     def rewind(self, epoch: int) -> None:
         """Drop what was logged of later epochs."""
@@ -229,4 +252,4 @@ def watch(
     if state:
         metrics.rewind(ring.progress.epoch)
     view = LiveView(settings, directory, agent_spec, ring, metrics, evaluate)
-    return Watching(metrics, view, callbacks, ring.progress)
+    return Watching(metrics, view, callbacks, ring.progress, ring.say)

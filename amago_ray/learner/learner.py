@@ -27,7 +27,7 @@ from amago_ray.atomic_files import write_atomically
 from amago_ray.learner.batches import Prefetcher, training_batch
 from amago_ray.learner.precision import MixedPrecision, precision_on
 from amago_ray.learner.provenance import NonFiniteUpdate, describe, origin
-from amago_ray.learner.snapshot import Snapshot, set_random_states
+from amago_ray.learner.snapshot import Snapshot, save, set_random_states
 from amago_ray.messages import Batch, LearnReport, Weights
 from amago_ray.nets.recomputation import held_statistics, recomputing
 
@@ -297,7 +297,7 @@ class Learner:
             try:
                 snapshot.write(Path(folder), self._rank)
                 if policy is not None and self._accelerator.is_main_process:
-                    write_atomically(Path(policy), lambda path: torch.save(snapshot.model, path))
+                    write_atomically(Path(policy), lambda path: save(snapshot.model, path))
             except Exception as error:  # of several libraries' kinds, where the disk is full for one
                 raise OSError(f"{folder}: {str(error).splitlines()[0]}") from error
 
@@ -334,9 +334,9 @@ class Learner:
         self.batches_done, self.updates_done, self.weight_version = saved.counters
 
     def save_agent(self, path: str) -> None:
-        """All weights of the agent as a plain PyTorch file (a state dict on the CPU)."""
+        """All weights of the agent as a plain PyTorch file (a state dict on the CPU). Raises OSError."""
         self._check_finite()
-        torch.save({name: value.cpu() for name, value in self.agent.state_dict().items()}, path)
+        save({name: value.cpu() for name, value in self.agent.state_dict().items()}, path)
 
     def load_agent(self, path: str) -> None:
         """Start from weights that `save_agent` wrote. Raises RuntimeError when they are of another architecture."""

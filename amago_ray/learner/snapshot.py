@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import load, save
+from accelerate.utils import load
+from accelerate.utils import save as save_tensors
 from safetensors.torch import load_file
 from torch import nn
 
@@ -70,17 +71,17 @@ class Snapshot:
 
     def write(self, folder: Path, rank: int) -> None:
         """Write this process's share into an existing folder: everything from rank 0, random states from all."""
-        torch.save(self.rng, folder / rng_file(rank))
+        save(self.rng, folder / rng_file(rank))
         if self.gradients:
-            torch.save(self.gradients, folder / gradients_file(rank))
+            save(self.gradients, folder / gradients_file(rank))
         if rank:
             return
-        save(self.model, folder / MODEL, safe_serialization=True)
-        torch.save(self.optimizer, folder / OPTIMIZER)
-        torch.save(self.schedule, folder / SCHEDULE)
+        save_tensors(self.model, folder / MODEL, safe_serialization=True)
+        save(self.optimizer, folder / OPTIMIZER)
+        save(self.schedule, folder / SCHEDULE)
         if self.scaler is not None:
-            torch.save(self.scaler, folder / SCALER)
-        torch.save(torch.tensor(self.counters), folder / COUNTERS)
+            save(self.scaler, folder / SCALER)
+        save(torch.tensor(self.counters), folder / COUNTERS)
 
     @staticmethod
     def read(folder: Path, rank: int) -> Snapshot:
@@ -121,6 +122,12 @@ class Copies:
             free = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
         self.made.append(free.copy_(tensor, non_blocking=True))
         return free
+
+
+def save(what: Any, path: Path | str) -> None:
+    """As `torch.save` does. Raises OSError where the disk is full, which PyTorch's own writer puts into riddles."""
+    with open(path, "wb") as file:
+        torch.save(what, file)
 
 
 def rng_file(rank: int) -> str:

@@ -15,9 +15,12 @@ from amago_ray.messages import Batch, SampledSequences, Trajectory
 from amago_ray.pending import CallTimeout, Pending, ProcessDied, Ready, ShardAway
 from amago_ray.replay.sampling.sources import Available, ReplayEmpty
 from amago_ray.replay.shard import BUFFER, ReplayShard
+from amago_ray.replay.storage.segments import StorageError
 from amago_ray.replay.storage.trajectory_pack import PackedTrajectories, pack
 
 RETRY_INTERVAL_S = 0.2
+FULL_PATIENCE_S = 5.0  # a disk that is full stays so until somebody does something about it
+MAX_KEPT_BYTES = 256 << 20  # of what a full disk refuses: what waits for it is in memory
 REQUEST_BYTES = 16 << 20
 IN_FLIGHT_BYTES = 512 << 20
 BUCKETS = 8  # batches of one request whose sequences are sorted by length
@@ -68,8 +71,9 @@ class ReplayWriter:
 
     message_bytes: trajectories are gathered up to this size before they are sent.
     max_in_flight: unacknowledged messages beyond which `write` waits (back-pressure).
-    timeout_s: how long a dead shard may stay away before `flush` raises ShardAway. Nothing is forgotten then: `write`
-        goes on gathering without waiting, and each `flush` tries again.
+    timeout_s: how long a dead shard may stay away before `flush` raises ShardAway; one whose disk is full is given
+        FULL_PATIENCE_S. Nothing is forgotten then: `write` goes on gathering without waiting, and each `flush` tries
+        again. Raises StorageError for other faults of the disk, and where more than MAX_KEPT_BYTES wait for room.
     """
 
     def __init__(
@@ -124,18 +128,28 @@ class ReplayWriter:
                 # It may be at work still: the message stays in flight, and the next flush looks for its answer again.
                 self._away_since = self._away_since or time.monotonic()
                 raise ShardAway(str(silent)) from silent
-            except ProcessDied as death:
+            except (ProcessDied, StorageError) as error:
+                full = error.strerror if isinstance(error, StorageError) else ""
+                if isinstance(error, StorageError) and (not error.is_full or self._kept_bytes > MAX_KEPT_BYTES):
+                    raise
                 now = time.monotonic()
                 since = self._away_since = self._away_since or now
-                if now - since <= self._timeout_s:
+                is_over = now - since > (FULL_PATIENCE_S if full else self._timeout_s)
+                if not is_over:
                     time.sleep(RETRY_INTERVAL_S)  # a restarting shard refuses calls; there is nothing to wait on
                 pending = self._shards[shard].push(packed)
                 self._in_flight[0] = shard, packed, pending
-                if now - since > self._timeout_s:
-                    raise ShardAway(f"replay shard {shard} has been away for {now - since:.0f} s ({death})") from death
+                if is_over:
+                    away = f"replay shard {shard} has been away for {now - since:.0f} s ({error})"
+                    raise ShardAway(full or away) from error
         self._away_since = None
         self._in_flight.popleft()
         self.wait_s += time.monotonic() - started
+
+    @property
+    def _kept_bytes(self) -> int:
+        """Of what is gathered and not sent."""
+        return sum(self._gathered_bytes)
 
 
 def request_size(batch_bytes: int, least_batches: int = 1) -> tuple[int, int]:

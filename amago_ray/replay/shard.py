@@ -15,6 +15,7 @@ from amago_ray.replay.sampling.selection import Selection, SelectionConfig
 from amago_ray.replay.sampling.slices import PaddedSampling, check_padded_sampling
 from amago_ray.replay.sampling.sources import Available, BufferSource, Changed, ReplayEmpty, SliceConfig, Source
 from amago_ray.replay.storage.folders import shard_folder
+from amago_ray.replay.storage.segments import StorageError
 from amago_ray.replay.storage.store import Mark, StoreConfig, TrajectoryStore
 from amago_ray.replay.storage.trajectory_pack import PackedTrajectories
 
@@ -90,10 +91,18 @@ class ReplayShard:
         """Make all that was pushed visible, ordered by identity, and evict beyond capacity.
 
         number: of the commit, the same on all shards; ages are counted in commits. The next one by default.
+        Where the disk has no room for it, the report says so, and the next commit shows what this one would have.
+        Raises StorageError for other faults of the disk.
         """
-        self.store.commit(number)
+        full = ""
+        try:
+            self.store.commit(number)
+        except StorageError as error:
+            if not error.is_full:
+                raise
+            full = error.strerror or str(error)
         self.selection.table_changed(self.store.commits)
-        return self.report()
+        return replace(self.report(), full=full)
 
     def available(self) -> tuple[Available, ...]:
         """What each source can sample now; the totals are this shard's weight among the shards."""

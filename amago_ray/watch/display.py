@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
@@ -18,7 +19,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from amago_ray.atomic_files import is_full
+
 REDRAW_INTERVAL_S = 0.25
+MAX_UNSAID = 1000  # lines that wait for room on the disk
 SPARK_WIDTH = 30  # characters; what the bars' column has room for on 80 columns
 SPARKS = "▁▂▃▄▅▆▇█"
 COLLECT_STYLE, LEARN_STYLE, RUN_STYLE = "cyan", "magenta", "green"
@@ -43,6 +47,7 @@ class Display:
         self._epochs = epochs
         self._enabled = enabled
         self._live: Live | None = None
+        self._unsaid: deque[str] = deque(maxlen=MAX_UNSAID)
         self._drawn_at = -math.inf
         self._started_at = self._epoch_started_at = time.monotonic()
         self._first_epoch: int | None = None  # above 0 in a resumed run
@@ -112,14 +117,25 @@ class Display:
         if self._live is not None:
             self._redraw()
         elif self._enabled:
-            print(self._line(news), flush=True)
+            self._print(self._line(news))
 
     def message(self, text: str) -> None:
         """Print a line that stays, above the panel."""
         if self._live is not None:
             self._live.console.print(Text(text))
         elif self._enabled:
-            print(text, flush=True)
+            self._print(text)
+
+    def _print(self, line: str) -> None:
+        """Print a line. Where output goes into a file and the disk is full, it comes with a later one."""
+        self._unsaid.append(line)
+        try:
+            print("\n".join(self._unsaid), flush=True)
+        except OSError as error:  # and what was to be written is gone
+            if not is_full(error):
+                raise
+        else:
+            self._unsaid.clear()
 
     def _redraw(self) -> None:
         if self._live is not None and time.monotonic() - self._drawn_at >= REDRAW_INTERVAL_S:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from amago_ray.atomic_files import LineFile, whole_lines
 from amago_ray.messages import EpisodeResult
 from amago_ray.watch.sinks import MetricsSink
 
@@ -55,6 +56,8 @@ class Progress:
 class MetricsLog:
     """Append rows to `{run_dir}/metrics.jsonl`: a killed process loses at most the row that it was writing.
 
+    Where the disk is full, rows wait for room, and `settle` says so.
+
     resume: go on with the rows that are there, less a torn last line; False starts an empty file.
     sinks: other places that each row goes to, once it is in the file.
     newest: the last value of everything that this log has written, "<section>/<name>" -> value, NaN where it
@@ -66,24 +69,30 @@ class MetricsLog:
         self._path = run_dir / METRICS_FILE
         self._sinks = sinks
         self.newest: dict[str, float] = {}
-        self._fd = _open_append(self._path)
-        os.ftruncate(self._fd, len(_whole_lines(self._path)) if resume else 0)
+        self._file = LineFile(self._path, keep=resume)
 
     @property
     def to_resume(self) -> dict[str, Any]:
         """What a training state keeps of where the rows go."""
         return {name: value for sink in self._sinks for name, value in sink.to_resume.items()}
 
-    def log(self, section: str, values: Mapping[str, float], progress: Progress) -> None:
-        """Write one row: the section, the x-axes, and each value as "<section>/<name>", null where it is not finite."""
+    def log(self, section: str, values: Mapping[str, float], progress: Progress) -> OSError | None:
+        """Write one row: the section, the x-axes, and each value as "<section>/<name>", null where it is not finite.
+
+        Returns why it waits, where there is no room for it. Raises OSError for other faults of the disk.
+        """
         metrics = {f"{section}/{name}": _finite(value) for name, value in values.items()}
         row = {"section": section, **_axes(progress), **metrics}
-        line = _encode(row)
-        if os.write(self._fd, line) != len(line):  # one write per row; a short one means that the disk is full
-            raise OSError(f"{self._path}: the row was cut short; is the disk full?")
         self.newest |= {name: math.nan if value is None else value for name, value in metrics.items()}
+        return self._file.append(_encode(row), then=lambda: self._to_sinks(row))
+
+    def _to_sinks(self, row: Mapping[str, Any]) -> None:
         for sink in self._sinks:
             sink.log(*_for_sinks(row))
+
+    def settle(self) -> None:
+        """Write the rows that wait for room. Raises OSError where they have to go on waiting."""
+        self._file.settle()
 
     def log_video(self, name: str, path: Path, progress: Progress) -> None:
         """Show an animated GIF wherever rows go beside the file."""
@@ -92,6 +101,7 @@ class MetricsLog:
 
     def rewind(self, epoch: int) -> None:
         """Drop the rows of epochs past `epoch`, which a resumed run will write again. All or nothing."""
+        self.settle()
         rows = read_metrics(self._path.parent)
         kept = [row for row in rows if row["epoch"] <= epoch]
         dropped = [row for row in rows if row["epoch"] > epoch]
@@ -103,12 +113,12 @@ class MetricsLog:
         for sink in self._sinks:  # before the rows are gone from the file: killed here, a run does this again
             sink.rewind([_for_sinks(row) for row in kept], [_for_sinks(row) for row in dropped])
         os.replace(temporary, self._path)
-        os.close(self._fd)  # the old file's
-        self._fd = _open_append(self._path)
+        self._file.close()  # the old one
+        self._file = LineFile(self._path)
 
     def close(self) -> None:
         """Close the file and the other places. Nothing can be logged after it."""
-        os.close(self._fd)
+        self._file.close()
         for sink in self._sinks:
             sink.close()
 
@@ -160,7 +170,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     Raises FileNotFoundError if the run has no metrics file, ValueError, naming the line, where one is no row.
     """
     path = run_dir / METRICS_FILE
-    return [_decode(line, path, number) for number, line in enumerate(_whole_lines(path).splitlines(), start=1)]
+    return [_decode(line, path, number) for number, line in enumerate(whole_lines(path).splitlines(), start=1)]
 
 
 def _decode(line: bytes, path: Path, number: int) -> dict[str, Any]:
@@ -183,16 +193,6 @@ def finite_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: finite_json(each) for name, each in value.items()}
     return [finite_json(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-def _open_append(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-
-
-def _whole_lines(path: Path) -> bytes:
-    """The file up to its last line end."""
-    content = path.read_bytes()
-    return content[: content.rfind(b"\n") + 1]
 
 
 def _encode(row: Mapping[str, Any]) -> bytes:

@@ -30,10 +30,10 @@ class Ping:
 
 
 class Workers:
-    def __init__(self, num: int, timeout_s: float = 60.0):
+    def __init__(self, num: int, timeout_s: float = 60.0, start_timeout_s: float = 0.0):
         self.pings: dict[int, Ping] = {}
         self.said: list[str] = []
-        self.liveness = Liveness(self.ping, num, FailurePolicy(), timeout_s, self.said.append)
+        self.liveness = Liveness(self.ping, num, FailurePolicy(), timeout_s, self.said.append, start_timeout_s)
 
     def ping(self, worker: int) -> Any:
         self.pings[worker] = Ping()
@@ -73,6 +73,27 @@ def test_a_run_waits_for_those_that_are_just_starting() -> None:
     workers.liveness.wait_for(certain={0, 1}, likely={0, 1}, timeout_s=30, grace_s=0)
     late.join()
     assert workers.liveness.here == [0, 1] and workers.said == []
+
+
+def test_a_worker_that_starts_has_the_time_that_a_start_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine, workers that were silent for a short `timeout_s` take longer than that to come back."""
+    workers = Workers(1, timeout_s=15.0, start_timeout_s=300.0)
+    workers.come_up(0)
+    workers.liveness.look()
+    workers.liveness.lost(0, ProcessDied("killed for its silence"))
+    now = liveness.time.monotonic()
+    monkeypatch.setattr(liveness.time, "monotonic", lambda: now + 299)
+    workers.liveness.look()
+    monkeypatch.setattr(liveness.time, "monotonic", lambda: now + 301)
+    with pytest.raises(ProcessDied, match="no rollout worker has been up for 300 s"):
+        workers.liveness.look()
+
+
+def test_why_nobody_comes_up_is_told() -> None:
+    workers = Workers(1)
+    workers.pings[0].answer = ProcessDied("rollout worker 0: killed by signal 11")
+    with pytest.raises(ProcessDied, match="came up within 0.1 s; the last to go was rollout worker 0: killed by sig"):
+        workers.liveness.wait_for(certain={0}, likely={0}, timeout_s=0.1, grace_s=0)
 
 
 def test_nobody_comes_up() -> None:

@@ -16,7 +16,6 @@ from amago_ray.driver.saving import Saving
 from amago_ray.driver.schedule import make_schedule
 from amago_ray.driver.topology import LearnerDied
 from amago_ray.envs.builtin import Counting
-from amago_ray.messages import ReplayReport
 from amago_ray.pending import CallTimeout, ProcessDied
 from amago_ray.run_directory import RunDirectory
 from amago_ray.settings import ExperimentSettings
@@ -63,10 +62,17 @@ class Run:
         self.ring = Ring(self.settings, any_topology, self.directory, self.progress, display)
         self.schedule = make_schedule(self.settings, self.ring)
         self.saved: list[int] = []
-        self.saving = Saving(self.settings, self.ring, self.schedule, self.directory, self.describe, self.on_saved)
+        self.room = True  # for what the run logs
+        self.saving = Saving(
+            self.settings, self.ring, self.schedule, self.directory, self.describe, self.on_saved, self.settle
+        )
 
     def describe(self) -> dict[str, Any]:
         return {"progress": self.progress.to_dict()}
+
+    def settle(self) -> None:
+        if not self.room:
+            raise OSError("metrics.jsonl: No space left on device")
 
     def on_saved(self) -> None:
         self.saved.append(self.progress.epoch)
@@ -258,20 +264,6 @@ def test_a_driver_that_was_asleep_looks_at_the_answer_before_the_clock(tmp_path:
     learning._heard -= 100.0
     learning.poll_progress()
     assert topology.count("start_learners") == 1 and learning.done == BATCHES
-
-
-def test_damage_that_a_restarted_shard_finds_is_told(tmp_path: Path) -> None:
-    """Each piece once, whichever life of the shard has found it."""
-    run = Run(tmp_path, "alternate", FakeTopology()).start()
-    reports = [
-        ReplayReport(0, life, 1, 1, 0, 0, 0, 0, 0, restored=1, damage=damage)
-        for life, damage in ((1, ("a is torn",)), (1, ("a is torn",)), (2, ("b is torn",)), (2, ("b is torn", "c is")))
-    ]
-    for report in reports:
-        run.ring.replay = [report]
-        run.ring._tell_what_happened_to_shards()
-    told = [line for line in run.said if "torn" in line or "c is" in line]
-    assert told == ["replay shard 0: a is torn", "replay shard 0: b is torn", "replay shard 0: c is"]
 
 
 def test_a_learner_that_dies_while_a_policy_is_loaded_is_replaced(tmp_path: Path) -> None:

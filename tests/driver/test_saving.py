@@ -13,6 +13,8 @@ from fake_topology import FakeCall, FakeTopology
 
 from amago_ray.driver.preemption import RESUMABLE, Preempted
 
+FULL = OSError(28, "No space left on device")
+
 
 @pytest.mark.parametrize("schedule", ["alternate", "overlap"])
 @pytest.mark.parametrize("epochs", [1, 2])
@@ -65,6 +67,36 @@ def test_a_state_that_cannot_be_written_is_tried_again(tmp_path: Path, failure: 
     (line,) = [line for line in run.said if "could not be written" in line]
     assert line.startswith(f"the training state of epoch 1 could not be written ({failure}); older ones are whole")
     assert not list(run.directory.training_states.glob(".*")), "the failed one is removed"
+
+
+def test_a_state_waits_for_the_rows_of_its_epoch(tmp_path: Path) -> None:
+    """A run that went on from it would never log them again."""
+    run = Run(tmp_path, "alternate", FakeTopology()).start()
+    run.room = False
+    for epoch in range(2):
+        run.schedule.run_epoch(epoch, last=False)
+        run.progress.epoch = epoch
+        run.saving.after_epoch(due=epoch == 0)
+    run.saving.finish(tell_only=True)
+    assert run.directory.saved_epochs() == []
+    refused = [line for line in run.said if "could not be written (metrics.jsonl: No space left on device)" in line]
+    assert len(refused) == 2, "the second epoch tries again"
+    run.room = True
+    run.saving.now()
+    assert run.directory.saved_epochs() == [1]
+
+
+def test_a_policy_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    run = Run(tmp_path, "alternate", FakeTopology(script={("save_agent", 1): FULL, ("save_agent", 2): FULL})).start()
+    run.saving.policy(must=False)
+    before = run.directory.latest_policy.read_text()
+    run.topology.batches += 1
+    run.saving.policy(must=False)
+    assert run.directory.latest_policy.read_text() == before and "No space left" in run.said[-1]
+    with pytest.raises(OSError, match="No space left"):
+        run.saving.policy(must=True)
+    run.saving.policy(must=True)
+    assert run.directory.latest_policy.read_text() != before
 
 
 def test_what_somebody_asks_for_raises(tmp_path: Path) -> None:

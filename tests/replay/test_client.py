@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
@@ -16,6 +17,7 @@ from amago_ray.replay import client
 from amago_ray.replay.client import LocalShard, ReplayReader, ReplayWriter
 from amago_ray.replay.sampling.sources import ReplayEmpty
 from amago_ray.replay.shard import ReplayShard
+from amago_ray.replay.storage.segments import StorageError
 from amago_ray.replay.storage.trajectory_pack import PackedTrajectories, pack
 
 
@@ -102,6 +104,47 @@ def test_messages_are_gathered_up_to_their_size() -> None:
     writer.flush()
     assert shard.pushes == 3  # there was nothing to send
     assert commit([shard.shard]) == [(0, 0, i) for i in range(7)]
+
+
+FULL = StorageError(errno.ENOSPC, "cannot write to the segment: No space left on device")
+
+
+def test_what_a_full_disk_refuses_is_kept_and_stored_when_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once each; those before and after are none the worse, and who flushes hears of it in the disk's own words."""
+    monkeypatch.setattr(client, "FULL_PATIENCE_S", -1.0)
+    shard = FaultyShard(*make_shards(1), faults=[None, FULL, FULL, FULL])
+    writer = ReplayWriter([shard], message_bytes=SIZE, max_in_flight=1)
+    for sequence in range(3):
+        writer.write(trajectory(sequence))
+    for _ in range(2):
+        with pytest.raises(ShardAway, match="^[^(]*No space left on device$"):
+            writer.flush()
+        assert commit([shard.shard]) == [(0, 0, 0)]
+    writer.write(trajectory(3))
+    writer.flush()
+    assert commit([shard.shard]) == [(0, 0, i) for i in range(4)]
+
+
+def test_a_disk_that_is_full_for_a_moment_only_holds_the_writer_up() -> None:
+    shard = FaultyShard(*make_shards(1), faults=[FULL, FULL])
+    writer = ReplayWriter([shard])
+    writer.write(trajectory(0))
+    writer.flush()
+    assert commit([shard.shard]) == [(0, 0, 0)] and shard.pushes == 3
+
+
+def test_other_faults_of_the_disk_and_too_much_that_waits_for_room_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = StorageError(errno.EIO, "cannot write to the segment: Input/output error")
+    writer = ReplayWriter([FaultyShard(*make_shards(1), faults=[broken])])
+    writer.write(trajectory(0))
+    with pytest.raises(StorageError, match="Input/output"):
+        writer.flush()
+    monkeypatch.setattr(client, "FULL_PATIENCE_S", -1.0)
+    monkeypatch.setattr(client, "MAX_KEPT_BYTES", 3 * SIZE)
+    writer = ReplayWriter([FaultyShard(*make_shards(1), faults=[FULL] * 10)], message_bytes=SIZE, max_in_flight=1)
+    with pytest.raises(StorageError, match="No space left"):
+        for sequence in range(10):
+            writer.write(trajectory(sequence))
 
 
 @pytest.mark.parametrize("max_in_flight", [1, 2, 5])

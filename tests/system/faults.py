@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import gin
 import gymnasium as gym
+import ray
 
 from amago_ray.agent.actor_critic import Agent, AgentLoss
 from amago_ray.agent.policy import TrainingBatch
@@ -65,6 +67,16 @@ class HangsInStep(gym.Wrapper):
         if taken_order(self._order, mine_only=True):
             threading.Event().wait()
         return self.env.step(action)
+
+
+class EndsItsProcess(gym.Wrapper):
+    """Counting that ends the process which builds it, saying why; not `healthy_in`, nor one that is restarted."""
+
+    def __init__(self, healthy_in: int):
+        super().__init__(Counting(6))
+        if os.getpid() != healthy_in and not ray.get_runtime_context().was_current_actor_reconstructed:
+            print("no licence for this simulator", file=sys.stderr, flush=True)
+            os._exit(3)
 
 
 class RaisesNowAndThen(gym.Wrapper):

@@ -44,20 +44,16 @@ def wait_until_gone(actors: list[Any]) -> None:
     wait_until(are, f"{len(actors)} processes of a lost node still answer", 120)
 
 
-def main(folder: str) -> None:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    learning = cluster.add_node(num_cpus=1, labels={"pool": "learner"})
-    first = cluster.add_node(num_cpus=1, labels={"pool": "rollout"})
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+def small_experiment(folder: str, workers: int) -> Experiment:
     config.load([], TINY_NETWORKS)
-    experiment = Experiment(
+    return Experiment(
         run_name="grows",
         ckpt_base_dir=folder,
         make_train_env=Counting,
         traj_encoder_type=GRUTrajEncoder,
         max_seq_len=8,
         parallel_actors=6,
-        num_rollout_workers=WORKERS,
+        num_rollout_workers=workers,
         num_replay_shards=2,
         train_timesteps_per_epoch=24,
         train_batches_per_epoch=4,
@@ -70,23 +66,34 @@ def main(folder: str) -> None:
         learner_device="cpu",
         call_timeout_s=60.0,
     )
+
+
+def at_work(experiment: Experiment, num: int) -> int:
+    """Wait until so many workers are up."""
+    presence = experiment._ring._liveness
+
+    def are() -> bool:
+        presence.look()
+        return len(presence.here) == num
+
+    wait_until(are, f"{num} workers are not at work", 120)
+    return len(presence.here)
+
+
+def main(folder: str) -> None:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    learning = cluster.add_node(num_cpus=1, labels={"pool": "learner"})
+    first = cluster.add_node(num_cpus=1, labels={"pool": "rollout"})
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    experiment = small_experiment(folder, WORKERS)
     seen: dict[str, Any] = {"here": []}
     with experiment:
         experiment.start()
-        topology, presence = experiment._ring._topology, experiment._ring._liveness
-
-        def at_work(num: int) -> None:
-            def are() -> bool:
-                presence.look()
-                return len(presence.here) == num
-
-            wait_until(are, f"{num} workers are not at work", 120)
-            seen["here"].append(len(presence.here))
-
-        at_work(1)
+        topology = experiment._ring._topology
+        seen["here"].append(at_work(experiment, 1))
         experiment.learn(until=1)
         second = cluster.add_node(num_cpus=2, labels={"pool": "rollout"})
-        at_work(WORKERS)
+        seen["here"].append(at_work(experiment, WORKERS))
         experiment.learn(until=2)
         seen["nodes"] = {
             "learner": [node_of(learner) for learner in topology._learners],
@@ -98,7 +105,7 @@ def main(folder: str) -> None:
         cluster.remove_node(second, allow_graceful=False)
         wait_until_gone(lost)
         experiment.learn(until=4)
-        at_work(1)
+        seen["here"].append(at_work(experiment, 1))
         cluster.add_node(num_cpus=1, labels={"pool": "learner"})
         cluster.remove_node(learning, allow_graceful=False)
         wait_until_gone(topology._learners)

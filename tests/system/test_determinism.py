@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
-from dataset_cases import play
+from conftest import TESTS
+from system.killed_run import EPOCHS, SCHEDULES, repeatable
+from system.processes import assert_gone, wait_until
 
-from amago_ray.envs.builtin import Counting
-from amago_ray.envs.exploration import EpsilonGreedy
-from amago_ray.replay.readers import EpisodeDataset
+from amago_ray.run_directory import RunDirectory
 from amago_ray.watch.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("shared_processes")
@@ -80,23 +86,12 @@ def run_until_cut(experiment: Any, moment: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("schedule", ["alternate", "overlap", "offline"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_run_that_is_cut_again_and_again_is_the_run_that_never_was(
     make_experiment: Callable[..., Any], schedule: str
 ) -> None:
     """Weights and rows are equal bit for bit; where environments are reset with every epoch, which this asks for."""
-    settings: dict[str, Any] = {
-        "epochs": 8,
-        "ckpt_interval": 1,
-        "val_interval": 3,
-        "force_reset_train_envs_every": 1,
-        "exploration_wrapper_type": EpsilonGreedy,
-        "stagger_traj_file_lengths": True,
-        "traj_save_len": 4,
-        "schedule": schedule,
-    }
-    if schedule == "offline":
-        settings |= {"schedule": "alternate", "dataset": EpisodeDataset(play(Counting(6), lambda observation: 1, 4))}
+    settings = repeatable(schedule)
     whole = make_experiment(run_name="whole", **settings)
     assert run_until_cut(whole, 1 << 30)
     rng = np.random.default_rng(3)
@@ -104,7 +99,67 @@ def test_a_run_that_is_cut_again_and_again_is_the_run_that_never_was(
     while not run_until_cut(cut := make_experiment(run_name="cut", **settings), int(rng.integers(1, 12))):
         cuts += 1
     assert cuts >= 3
-    assert rows_without_clock(cut.directory.root) == rows_without_clock(whole.directory.root)
-    for epoch in range(8):
-        one, other = (torch.load(run.directory.policy_epoch(epoch), weights_only=True) for run in (whole, cut))
-        assert all(torch.equal(value, other[name]) for name, value in one.items()), epoch
+    assert_same_run(cut.directory, whole.directory)
+
+
+def assert_same_run(one: RunDirectory, other: RunDirectory) -> None:
+    """Weights after every epoch, and rows."""
+    assert rows_without_clock(one.root) == rows_without_clock(other.root)
+    for epoch in range(EPOCHS):
+        first, second = (torch.load(run.policy_epoch(epoch), weights_only=True) for run in (one, other))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(value, second[name]) for name, value in first.items()), epoch
+
+
+def run_script(folder: Path, schedule: str, moment: float | None) -> int:
+    """Begin the run of `killed_run.py`, or go on with it, and SIGKILL it and all of its processes at a moment.
+
+    moment: a number of rows, and a part of the time until the next one; None lets it come to its end.
+    Returns how many rows there were then.
+    """
+    metrics, log = folder / "killed" / "metrics.jsonl", folder / "log"
+
+    def rows() -> int:
+        return metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
+
+    with open(log, "ab") as out:
+        run = subprocess.Popen(
+            [sys.executable, str(TESTS / "system" / "killed_run.py"), str(folder), schedule],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    family = [psutil.Process(run.pid)]
+    try:
+        if moment is None:
+            assert run.wait(600) == 0, log.read_text()[-3000:]
+            return rows()
+        wait_until(lambda: rows() >= int(moment) or run.poll() is not None, "the run stands still", 600)
+        time.sleep(moment % 1 * 0.3)  # a part of what is tried: nothing is waited for
+        family += family[0].children(recursive=True)
+    finally:
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        run.wait()
+    assert_gone(process.pid for process in family)
+    return rows()
+
+
+@pytest.mark.skipif("KILLS" not in os.environ, reason="it starts Ray again after each kill: see make chaos")
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_run_that_is_killed_again_and_again_is_the_run_that_never_was(
+    make_experiment: Callable[..., Any], tmp_path: Path, schedule: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGKILL of the driver and all of its processes, KILLS times (`make chaos` takes ten)."""
+    whole = make_experiment(run_name="whole", **repeatable(schedule))
+    whole.learn()
+    whole.close()
+    kills, rows = int(os.environ["KILLS"]), len(read_metrics(whole.directory.root))
+    moments = np.random.default_rng(SCHEDULES.index(schedule)).uniform(0, rows, kills)
+    killed = [run_script(tmp_path, schedule, float(moment)) for moment in moments]
+    run_script(tmp_path, schedule, None)
+    with capsys.disabled():
+        print(f"\n{schedule}: killed after {killed} of {rows} rows")
+    assert_same_run(RunDirectory(tmp_path, "killed"), whole.directory)

@@ -14,7 +14,15 @@ from typing import Any
 import psutil
 import pytest
 from conftest import TESTS, TINY_NETWORKS
-from system.faults import BuggyAgent, FaultyAgent, HangsInStep, KillsInStep, RaisesNowAndThen, give_order
+from system.faults import (
+    BuggyAgent,
+    EndsItsProcess,
+    FaultyAgent,
+    HangsInStep,
+    KillsInStep,
+    RaisesNowAndThen,
+    give_order,
+)
 from system.processes import assert_gone, pids_of, wait_until
 
 from amago_ray import config
@@ -241,3 +249,15 @@ def test_a_killed_run_is_resumed_by_the_same_command(tmp_path: Path) -> None:
     rows = read_metrics(tmp_path / "killed")
     assert [row["epoch"] for row in rows if row["section"] == "collect"] == list(range(epochs))
     assert [row["gradient_steps"] for row in rows if row["section"] == "train"] == [4 * (e + 1) for e in range(epochs)]
+
+
+def test_why_a_worker_dies_before_it_is_ready_is_told(
+    make_experiment: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An environment that ends the process which builds it, but not the driver's: once, then it is well."""
+    experiment = make_experiment(
+        make_train_env=partial(EndsItsProcess, os.getpid()), num_rollout_workers=1, num_replay_shards=1, verbose=True
+    )
+    finish(experiment)
+    out = capsys.readouterr().out
+    assert "rollout worker 0 died before it was ready; Ray restarts it (rollout worker 0: no licence for this" in out

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import re
+import sys
 import time
 from contextlib import redirect_stdout
 
@@ -108,3 +110,28 @@ def test_sparkline_spans_the_whole_history() -> None:
     assert sparkline([3.0, 3.0], 8) == "▅▅"
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
     assert sparkline(list(range(1000)), 8) == "▁▂▃▄▅▆▇█"
+
+
+def test_what_is_said_while_the_disk_is_full_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard output is a file in many a job, on the disk that the run itself fills."""
+
+    class File(io.StringIO):
+        full = False
+
+        def flush(self) -> None:
+            if self.full:
+                self.truncate(self.seek(self.whole))
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self.whole = self.tell()
+
+    file = File()
+    monkeypatch.setattr(sys, "stdout", file)
+    display = Display("run", 3, enabled=True)
+    display.message("one")
+    file.full = True
+    display.message("two")
+    display.finish_epoch({"return": 1.0})
+    file.full = False
+    display.message("four")
+    assert file.getvalue().splitlines()[:2] == ["one", "two"] and "epoch 1/3" in file.getvalue()
+    assert file.getvalue().splitlines()[3:] == ["four"]

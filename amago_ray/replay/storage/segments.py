@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from amago_ray.atomic_files import is_full
 from amago_ray.replay.storage import records
 from amago_ray.replay.storage.records import Corrupt, Entry, Record, Schema
 
@@ -27,6 +28,11 @@ MAX_BUFFERS = 512  # of one gathering write; the system allows 1024
 
 class StorageError(OSError):
     """The disk could not store or give back data; the message names the file and the reason."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there was no room for it, so that it may be tried again later."""
+        return is_full(self)
 
 
 class Segment(ABC):
@@ -181,7 +187,7 @@ class FileSegment(Segment):
 
     def _storage_error(self, what: str, error: OSError) -> StorageError:
         hint = ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             hint = "; free some space, or lower Experiment.replay_capacity_gb"
         elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             hint = "; set Experiment.replay_dir to a folder that can be written to"

@@ -160,13 +160,21 @@ def test_a_full_disk_is_told_and_nothing_else_is_lost(
     (shard,) = make_shards(1, folder=tmp_path, segment_bytes=segment_bytes)
     with monkeypatch.context() as patch:
         full(patch, code)
-        for call in (lambda: shard.push(pack([trajectory(50)])), shard.commit):
+        for call in (lambda: shard.push(pack([trajectory(50)])), shard.store.commit):
             with pytest.raises(StorageError, match=rf"cannot write to the replay segment .*{hint}") as caught:
                 call()
             assert caught.value.errno == code and str(tmp_path) in str(caught.value)
         assert_same_trajectories(healthy(shard), SENT)
     assert shard.push(pack([trajectory(50)])) == 1  # there is space again
-    shard.commit()
+    with monkeypatch.context() as patch:
+        full(patch, code)
+        if code == errno.ENOSPC:
+            assert "No space left" in shard.commit().full
+        else:
+            with pytest.raises(StorageError, match="Input/output"):
+                shard.commit()
+        assert_same_trajectories(healthy(shard), SENT)
+    assert shard.commit().full == ""
     shard.close()
     (shard,) = make_shards(1, folder=tmp_path, segment_bytes=segment_bytes)
     assert_same_trajectories(stored_trajectories(shard), [*SENT, trajectory(50)])

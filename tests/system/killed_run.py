@@ -1,0 +1,46 @@
+"""A run that tests kill, as a script: `killed_run.py FOLDER SCHEDULE` begins it, or goes on with it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from conftest import TINY_NETWORKS, small_settings
+from dataset_cases import play
+
+from amago_ray import Experiment, config
+from amago_ray.envs.builtin import Counting
+from amago_ray.envs.exploration import EpsilonGreedy
+from amago_ray.replay.readers import EpisodeDataset
+
+SCHEDULES = ("alternate", "overlap", "offline")
+EPOCHS = 8
+
+
+def repeatable(schedule: str) -> dict[str, Any]:
+    """Settings with which a run that is cut, and goes on, is the same to the bit; "offline" learns from data alone."""
+    settings: dict[str, Any] = {
+        "epochs": EPOCHS,
+        "ckpt_interval": 1,
+        "val_interval": 3,
+        "force_reset_train_envs_every": 1,
+        "exploration_wrapper_type": EpsilonGreedy,
+        "stagger_traj_file_lengths": True,
+        "traj_save_len": 4,
+        "schedule": schedule,
+    }
+    if schedule == "offline":
+        settings |= {"schedule": "alternate", "dataset": EpisodeDataset(play(Counting(6), lambda observation: 1, 4))}
+    return settings
+
+
+def main(folder: str, schedule: str) -> None:
+    config.load([], TINY_NETWORKS)
+    with Experiment(**(small_settings(Path(folder)) | repeatable(schedule) | {"run_name": "killed"})) as experiment:
+        experiment.start(resume="auto")
+        experiment.learn()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

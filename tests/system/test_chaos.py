@@ -1,0 +1,22 @@
+"""A run whose processes are killed and frozen, and whose disk is full for a while: a short form of `make chaos`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from system.monkey import WANTED, WRITERS, Prey, end_and_check, one_by_one
+
+
+@pytest.mark.timeout(3600)  # a minute and a half on a quiet machine
+def test_a_run_gets_over_everything_once(tmp_path: Path) -> None:
+    prey = Prey(tmp_path, epochs=100_000)
+    try:
+        deeds = one_by_one(prey, seed=2)
+        report = end_and_check(prey, deeds)
+    finally:
+        if prey.process.poll() is None:
+            prey.kill_driver()
+    kinds = {*WANTED, "driver"}
+    assert {deed.split()[0] for deed in report["deeds"]} == kinds and sum(report["deeds"].values()) >= 8
+    assert report["a full disk was told"] >= len(WRITERS) and report["trajectories"] > 0
