@@ -61,6 +61,7 @@ class Liveness:
         """
         started = time.monotonic()
         while True:
+            self._ask_again()
             self._take_answers(quiet=True)
             waited = time.monotonic() - started
             wanted = {*certain, *(likely if waited < grace_s else ())}
@@ -82,15 +83,18 @@ class Liveness:
     def look(self) -> None:
         """Find out who came up since the last look. Raises ProcessDied when nobody has been up for too long."""
         now = time.monotonic()
-        for worker, moment in list(self._not_before.items()):
-            if now >= moment:
-                del self._not_before[worker]
-                self._pings[worker] = self._ping(worker)
+        self._ask_again()
         self._take_answers(quiet=False)
         if self.here:
             self._somebody_at = now
         elif now - self._somebody_at > self._absence_s:
             raise ProcessDied(f"no rollout worker has been up for {self._absence_s:g} s{self._last_words}")
+
+    def _ask_again(self) -> None:
+        for worker, moment in list(self._not_before.items()):
+            if time.monotonic() >= moment:
+                del self._not_before[worker]
+                self._pings[worker] = self._ping(worker)
 
     def _take_answers(self, quiet: bool) -> None:
         for worker, ping in list(self._pings.items()):

@@ -49,6 +49,24 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(liveness, "RETRY_INTERVAL_S", 0.0)
 
 
+def test_a_worker_that_dies_while_a_run_starts_is_asked_again() -> None:
+    workers = Workers(1)
+    first = workers.pings[0]
+    first.answer = ProcessDied("rollout worker 0: out of memory")
+
+    def ping(worker: int) -> Ping:
+        answer = Ping()
+        answer.answer = True
+        return answer
+
+    workers.liveness._ping = ping  # the next is answered
+    workers.liveness.wait_for(certain={0}, likely={0}, timeout_s=5, grace_s=5)
+    assert workers.liveness.here == [0]
+    assert workers.said == [
+        "rollout worker 0 died before it was ready; Ray restarts it (rollout worker 0: out of memory)"
+    ]
+
+
 def test_a_run_begins_with_those_that_have_room_and_the_others_join_later() -> None:
     workers = Workers(3)
     workers.come_up(0, 1)

@@ -14,7 +14,6 @@ from typing import Any
 
 import gin
 import gymnasium as gym
-import ray
 
 from amago_ray.agent.actor_critic import Agent, AgentLoss
 from amago_ray.agent.policy import TrainingBatch
@@ -70,11 +69,15 @@ class HangsInStep(gym.Wrapper):
 
 
 class EndsItsProcess(gym.Wrapper):
-    """Counting that ends the process which builds it, saying why; not `healthy_in`, nor one that is restarted."""
+    """Counting that ends the process which builds it, saying why, the first time; not `healthy_in`.
 
-    def __init__(self, healthy_in: int):
+    died: a file that is there once it has.
+    """
+
+    def __init__(self, healthy_in: int, died: Path):
         super().__init__(Counting(6))
-        if os.getpid() != healthy_in and not ray.get_runtime_context().was_current_actor_reconstructed:
+        if os.getpid() != healthy_in and not died.exists():
+            died.touch()
             print("no licence for this simulator", file=sys.stderr, flush=True)
             os._exit(3)
 

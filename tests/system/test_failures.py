@@ -252,11 +252,14 @@ def test_a_killed_run_is_resumed_by_the_same_command(tmp_path: Path) -> None:
 
 
 def test_why_a_worker_dies_before_it_is_ready_is_told(
-    make_experiment: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+    make_experiment: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An environment that ends the process which builds it, but not the driver's: once, then it is well."""
     experiment = make_experiment(
-        make_train_env=partial(EndsItsProcess, os.getpid()), num_rollout_workers=1, num_replay_shards=1, verbose=True
+        make_train_env=partial(EndsItsProcess, os.getpid(), tmp_path / "died"),
+        num_rollout_workers=1,
+        num_replay_shards=1,
+        verbose=True,
     )
     finish(experiment)
     out = capsys.readouterr().out
