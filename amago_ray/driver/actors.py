@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ class RolloutActor:
         config.restore(plan.gin_config)
         self._plan, self._worker = plan, worker
         self._incarnation = plan.incarnation
-        if ray.get_runtime_context().was_current_actor_reconstructed:
+        with warnings.catch_warnings(action="ignore"):  # Ray's own, of how it finds that out
+            restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        if restarted:
             self._incarnation = time.time_ns()  # Ray does not say how often it restarted this actor; time never repeats
         self._writer = ReplayWriter(find_shards(shard_names))
         self._training: Worker | None = None

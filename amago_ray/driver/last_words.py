@@ -19,8 +19,9 @@ def last_words(role: type) -> str:
         return ""
     files = [path for path in Path(node.get_logs_dir_path()).glob("worker-*.err") if path.stat().st_size]
     for path in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        if f":actor_name:{role.__name__}\n" in (text := path.read_text(errors="replace")[-MAX_BYTES:]):
-            return words(text)
+        text = path.read_text(errors="replace")[-MAX_BYTES:]
+        if f":actor_name:{role.__name__}\n" in text and (said := words(text)):
+            return said
     return ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection
 
@@ -11,6 +12,7 @@ from amago_ray.driver.remote import RemoteCall
 from amago_ray.pending import CallTimeout, ProcessDied
 
 RETRY_INTERVAL_S = 0.5
+LAST_WORDS_S = 0.5  # that they may take to get into the file they are read from
 
 
 class Liveness:
@@ -41,7 +43,7 @@ class Liveness:
         self._not_before: dict[int, float] = {}
         self._seen: set[int] = set()
         self._killed: set[int] = set()
-        self._told: set[int] = set()  # died before they had ever been up
+        self._unready: dict[int, tuple[float, RemoteCall]] = {}  # died before it was up: when to tell
         self._last_words = ""  # why a worker was not up when it was asked last
         self._somebody_at = time.monotonic()
         self.num_workers = num_workers
@@ -105,15 +107,25 @@ class Liveness:
                 ping.result()
             except ProcessDied as death:
                 self._last_words = f"; the last to go was {death}"
-                if worker not in self._seen | self._told:
-                    self._told.add(worker)
-                    self._message(f"rollout worker {worker} died before it was ready; Ray restarts it ({death})")
+                if worker not in self._seen:
+                    self._unready.setdefault(worker, (time.monotonic() + LAST_WORDS_S, ping))
                 self._not_before[worker] = time.monotonic() + RETRY_INTERVAL_S
                 continue
             if not quiet:
                 news = "is back" if worker in self._seen else "has a node now and joins"
                 self._message(f"rollout worker {worker} {news}: {len(self.here)} of {self.num_workers} at work")
             self._seen.add(worker)
+        self._tell_of_the_unready()
+
+    def _tell_of_the_unready(self) -> None:
+        for worker, (moment, ping) in self._unready.items():
+            if time.monotonic() < moment:
+                continue
+            try:
+                ping.result()
+            except ProcessDied as death:
+                self._message(f"rollout worker {worker} died before it was ready; Ray restarts it ({death})")
+            self._unready[worker] = math.inf, ping
 
     def lost(self, worker: int, death: ProcessDied) -> bool:
         """A call to this worker ended with `death`. Returns whether that is news.

@@ -47,6 +47,7 @@ class Workers:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(liveness, "RETRY_INTERVAL_S", 0.0)
+    monkeypatch.setattr(liveness, "LAST_WORDS_S", 0.0)
 
 
 def test_a_worker_that_dies_while_a_run_starts_is_asked_again() -> None:
