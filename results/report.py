@@ -215,13 +215,12 @@ def _panel(axes: Axes, task: Task, recorded: Sequence[Run], against: str) -> Non
         axes.plot(x, run.curve["return"], color=colour, linewidth=1.4, label=f"seed {run.seed}")
         axes.plot(x[-1:], [run.score], color=colour, marker="D", markersize=5, markeredgecolor="white", zorder=4)
     axes.axhline(task.published.value, color=INK, linewidth=1, linestyle="--")
-    axes.annotate(
-        f"{task.published.by} {task.published.value:g}",
-        (0.01, task.published.value),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, -2 if _near_top(axes, task.published.value) else 2),
-        textcoords="offset points",
-        va="top" if _near_top(axes, task.published.value) else "bottom",
+    axes.text(
+        0.98,
+        0.04,
+        f"dashed: {task.published.by} {task.published.value:g}",
+        transform=axes.transAxes,
+        ha="right",
         fontsize=7.5,
         color=INK,
     )
@@ -229,11 +228,6 @@ def _panel(axes: Axes, task: Task, recorded: Sequence[Run], against: str) -> Non
     axes.set_xlabel("environment frames" if against == "frames" else "minutes", color=FAINT)
     if against == "frames":
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-
-
-def _near_top(axes: Axes, value: float) -> bool:
-    low, high = axes.get_ylim()
-    return (value - low) / (high - low) > 0.5
 
 
 def main() -> None:
