@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from amago_ray import Experiment, config
 from amago_ray.envs.builtin import Counting
 from amago_ray.envs.exploration import EpsilonGreedy
 from amago_ray.replay.readers import EpisodeDataset
+from amago_ray.watch.callbacks import Callback, RunView
 
 SCHEDULES = ("alternate", "overlap", "offline")
 EPOCHS = 8
@@ -35,9 +37,18 @@ def repeatable(schedule: str) -> dict[str, Any]:
     return settings
 
 
+class Pause(Callback):
+    """Lets an epoch take as long as one that does more, so that moments lie within the run and not behind it."""
+
+    def after_epoch(self, view: RunView) -> None:
+        time.sleep(0.4)  # what is tried: nothing is waited for
+
+
 def main(folder: str, schedule: str) -> None:
     config.load([], TINY_NETWORKS)
-    with Experiment(**(small_settings(Path(folder)) | repeatable(schedule) | {"run_name": "killed"})) as experiment:
+    with Experiment(
+        **(small_settings(Path(folder)) | repeatable(schedule) | {"run_name": "killed", "callbacks": [Pause]})
+    ) as experiment:
         experiment.start(resume="auto")
         experiment.learn()
 

@@ -135,7 +135,7 @@ def run_script(folder: Path, schedule: str, moment: float | None) -> int:
             assert run.wait(600) == 0, log.read_text()[-3000:]
             return rows()
         wait_until(lambda: rows() >= int(moment) or run.poll() is not None, "the run stands still", 600)
-        time.sleep(moment % 1 * 0.3)  # a part of what is tried: nothing is waited for
+        time.sleep(moment % 1 * 0.4)  # a part of what is tried: nothing is waited for
         family += family[0].children(recursive=True)
     finally:
         for process in family:
@@ -157,7 +157,7 @@ def test_a_run_that_is_killed_again_and_again_is_the_run_that_never_was(
     whole.close()
     kills, rows = int(os.environ.get("KILLS", "1")), len(read_metrics(whole.directory.root))
     moments = np.random.default_rng(SCHEDULES.index(schedule)).uniform(0, rows, kills)
-    killed = [run_script(tmp_path, schedule, float(moment)) for moment in moments]
+    killed = [run_script(tmp_path, schedule, float(moment)) for moment in sorted(moments)]
     run_script(tmp_path, schedule, None)
     with capsys.disabled():
         print(f"\n{schedule}: killed after {killed} of {rows} rows")
