@@ -21,7 +21,8 @@ def test_a_ray_that_does_not_start_is_tried_again_and_told(monkeypatch: pytest.M
             raise Exception("The current node timed out during startup.\nAnd more.")
 
     monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests share one with this process ...
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # ... which is not to be ended
     monkeypatch.setattr(cluster, "survey", lambda: cluster.this_machine())
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if failures < START_ATTEMPTS:

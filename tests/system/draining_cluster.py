@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 from system.growing_cluster import at_work, node_of, small_experiment
+from system.processes import wait_until
 
 from amago_ray.watch.metrics import read_metrics
 
@@ -22,6 +23,13 @@ def drain(cluster: Cluster, node: Any) -> None:
     words = ["--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"]
     command = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", cluster.address, *words]
     subprocess.run([*command, "--deadline-remaining-seconds", "3600"], check=True, timeout=300)
+
+
+def has_looked(experiment: Any) -> bool:
+    """Whether the driver, which looks every five seconds, has found what is to move."""
+    leaving = experiment._ring.leaving
+    leaving.look()
+    return bool(leaving._known)
 
 
 def main(folder: str) -> None:
@@ -37,6 +45,7 @@ def main(folder: str) -> None:
         second = cluster.add_node(num_cpus=2, labels={"pool": "rollout"})
         experiment.learn(until=1)
         drain(cluster, first)
+        wait_until(lambda: has_looked(experiment), "nobody sees that the node is drained")
         experiment.learn()
         at_work(experiment, 2)
         after = [node_of(worker) for worker in topology._workers]
