@@ -114,7 +114,10 @@ class RunDirectory:
         epoch: the newest finished one, from 0; -1 before the first.
         """
         row = json.dumps({"time": round(time.time(), 3), "epoch": epoch, "text": text})
-        if self._notes is None or not self.events.exists():
+        if self._notes is not None and not self.events.exists():  # a folder that was begun anew
+            self._notes.close()
+            self._notes = None
+        if self._notes is None:
             self._notes = LineFile(self.events)
         self._notes.append(row.encode() + b"\n")  # where there is no room, it comes with a later one
 

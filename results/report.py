@@ -144,19 +144,20 @@ def _row(task: Task, ours: Summary, recorded: Sequence[Run]) -> str:
 def readme(known: Mapping[str, Task], text: str, folder: Path = RESULTS) -> str:
     """The README, whose text is `text`, with the table that the data give between its two marks."""
     lines = ["| task | ours | published | frames, ours and theirs |", "|---|--:|--:|--:|"]
-    reached = shown = 0
+    reached, seeds = 0, []
     for task in known.values():
         if not (recorded := runs(task.name, folder)):
             continue
         ours, number = summarize(recorded), task.published
+        seeds.append(len(recorded))
         mean = f"{ours.mean:.{number.digits + 1}f}"
-        shown, reached = shown + 1, reached + at_or_above(task, ours)
+        reached += at_or_above(task, ours)
         mean = f"**{mean}**" if at_or_above(task, ours) else mean
         frames = f"{EngFormatter(sep='', places=0)(max(run.frames for run in recorded))}, {number.frames}"
         lines.append(f"| {task.title} | {mean} | {number.by} [{number.value:g}]({number.url}) | {frames} |")
     before, _, rest = text.partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
-    told = f"{reached} of {shown} tasks are at or above the published number (bold); three seeds each."
+    told = f"{reached} of {len(seeds)} tasks are at or above the published number (bold); seeds of each: {min(seeds)}."
     return before + MARKS[0] + "\n".join(lines) + f"\n\n{told}\n" + MARKS[1] + after
 
 
