@@ -111,12 +111,13 @@ class Prey:
         """Of the run's processes, by kind."""
         found: dict[str, list[int]] = {kind: [] for kind in TITLES}
         for child in self.family():
-            for kind, title in TITLES.items():
-                try:
-                    if child.cmdline()[:1] and child.cmdline()[0].startswith(title):
-                        found[kind].append(child.pid)
-                except psutil.Error:
-                    continue
+            try:
+                title = "".join(child.cmdline()[:1])  # empty where the process has just ended
+            except psutil.Error:
+                continue
+            for kind, start in TITLES.items():
+                if title.startswith(start):
+                    found[kind].append(child.pid)
         return found
 
     def family(self) -> list[psutil.Process]:
