@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import gin
 import pytest
+import torch
 
 from amago_ray import config
 
@@ -47,6 +48,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if room in ("system", "benchmarks") or {"ray_instance", "make_experiment"} & set(
             getattr(item, "fixturenames", ())
         ):
+            item.add_marker(pytest.mark.processes)
+        if room == "gpu" and torch.cuda.is_available():  # accelerate asks a command for the GPU's name, and compilers run
             item.add_marker(pytest.mark.processes)
         if room == "learning":
             item.add_marker(pytest.mark.learning)
