@@ -18,6 +18,7 @@ from amago_ray.config import nearest
 from amago_ray.config.value_types import hints_of, objection
 from amago_ray.envs.exploration import EpsilonGreedy, ExplorationWrapper
 from amago_ray.envs.makers import EnvProcesses, MakeEnv
+from amago_ray.learner.graphed import CudaGraphs
 from amago_ray.learner.precision import MixedPrecision
 from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import TstepEncoder
@@ -302,6 +303,14 @@ class ExperimentSettings:
         False,
         """compute layers anew in the backward pass in place of keeping what they computed: less memory, a third more
         work""",
+    )
+
+    cuda_graphs: CudaGraphs = setting(
+        "auto",
+        """start the launches of an update together, on a GPU: several times as fast for small networks. "auto": where
+        all modules of the agent are this package's or PyTorch's, and batches are padded and whole; "always": with
+        modules of your own too, whose Python then runs in the first updates alone""",
+        one_of(CudaGraphs),
     )
 
     exploration_wrapper_type: Callable[..., ExplorationWrapper] | None = setting(

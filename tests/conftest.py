@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             getattr(item, "fixturenames", ())
         ):
             item.add_marker(pytest.mark.processes)
-        if room == "gpu" and torch.cuda.is_available():  # accelerate asks a command for the GPU's name, and compilers run
+        if room == "gpu" and torch.cuda.is_available():  # accelerate asks a command for its name
             item.add_marker(pytest.mark.processes)
         if room == "learning":
             item.add_marker(pytest.mark.learning)

@@ -182,7 +182,8 @@ class Agent(nn.Module):
         if self.uses_critics:
             target_BLG = self.td_target(real.next_state, batch) if batch.target is None else batch.target
             if self.training and batch.target is None:
-                self.popart.update(target_BLG.unsqueeze(-1))
+                counted = batch.counted
+                self.popart.update(target_BLG.unsqueeze(-1), None if counted is None else counted[..., None, None])
             q_out, value_KBLCG1 = self.judge(real)
             critic_BLCG = self.critic_error(q_out, target_BLG)
             if batch.weight is not None:
@@ -212,8 +213,10 @@ class Agent(nn.Module):
         if batch.weight is not None:
             weight_1N = batch.real(batch.weight.unsqueeze(1).expand_as(batch.mask))
             x = x * weight_1N.view(*weight_1N.shape, *[1] * (x.dim() - 2))
-        mask_BL = counts(batch)
-        mean = losses.masked_mean(x, None if mask_BL is None else batch.real(mask_BL))
+        mask_BL, counted_1N = counts(batch), batch.counted
+        if mask_BL is not None:
+            counted_1N = batch.real(mask_BL if counted_1N is None else mask_BL & batch.mask)
+        mean = losses.masked_mean(x, counted_1N)
         return mean if batch.whole is None else mean * share(batch, batch.whole, counts)
 
     def priority(self, critic_BLCG: Tensor, batch: TrainingBatch) -> Tensor:
@@ -314,7 +317,7 @@ class Agent(nn.Module):
         obs = {name: batch.after(x) for name, x in self.policy.actor_obs(batch.obs).items()}
         dist = actor(next_BLD, obs, self.policy.legal_actions(batch.obs, batch.after))
         action_KBLGA = self.draw(dist, self.num_actions_td, differentiable=False)
-        members_BLSG = self.td_ensemble(*next_BLD.shape[:2])
+        members_BLSG = self.td_ensemble(*next_BLD.shape[:2]) if batch.critics is None else batch.critics
         prepared = self.target_critics.prepare(next_BLD)
         q_KBLSG1 = self.target_critics.values_of(members_BLSG, prepared, action_KBLGA, read=self.scalars)
         q_BLSG = self.returns(q_KBLSG1).mean(dim=0).squeeze(-1)

@@ -35,6 +35,9 @@ class TrainingBatch:
     real_rows: (N,) int64, where `mask` is true in a flat view of (B, L). Found from `mask` when it is not given, which
         on a GPU waits for the device.
     weight: (B,) of each sequence in the loss; None for equal ones. Where it is given, the loss comes with priorities.
+    every_row: actor and critics compute on the padding too, N = B x L, so that no shape depends on the lengths; what is
+        in it counts for nothing all the same. critics: (1, N, S, G) int64, which ones each TD target reduces over;
+        None where they are still to be drawn.
     pieces: the same sequences, some at a time (see `micro_batches`). whole, target: of a piece that is ready for the
         loss, the batch that it is a piece of, and its TD targets (1, N, G), None where they are still to be made.
     """
@@ -49,6 +52,8 @@ class TrainingBatch:
     real_rows: Tensor | None = None
     weight: Tensor | None = None
     packing: Packing | None = None
+    every_row: bool = False
+    critics: Tensor | None = None
     pieces: tuple[TrainingBatch, ...] = ()
     whole: TrainingBatch | None = None
     target: Tensor | None = None
@@ -59,8 +64,13 @@ class TrainingBatch:
 
     @property
     def num_real(self) -> int:
-        """N."""
+        """How many transitions are real."""
         return len(self._real_rows)
+
+    @property
+    def counted(self) -> Tensor | None:
+        """(1, N) bool, which of the rows that `real` hands out are real ones; None for all of them."""
+        return self.mask.flatten().unsqueeze(0) if self.every_row else None
 
     def before(self, x: Tensor) -> Tensor:
         """Of timesteps x, (B, L+1, ...) or packed, those that real transitions start from, as (1, N, ...)."""
@@ -71,11 +81,15 @@ class TrainingBatch:
         return self.real(x[:, 1:]) if self.packing is None else x[:, self.packing.start_N + 1]
 
     def real(self, x_BL: Tensor) -> Tensor:
-        """The real transitions of x (B, L, ...), as (1, N, ...)."""
-        return x_BL.flatten(0, 1)[self._real_rows].unsqueeze(0)
+        """The real transitions of x (B, L, ...), as (1, N, ...); with `every_row` all of them."""
+        x_N = x_BL.flatten(0, 1)
+        return (x_N if self.every_row else x_N[self._real_rows]).unsqueeze(0)
 
     def padded(self, x_1N: Tensor, fill: float = 0.0) -> Tensor:
         """The inverse of `real`, with `fill` in the padding."""
+        if self.every_row:
+            x_BL = x_1N.squeeze(0).unflatten(0, self.mask.shape)
+            return torch.where(self.mask.view(*self.mask.shape, *[1] * (x_BL.dim() - 2)), x_BL, fill)
         flat = x_1N.new_full((self.mask.numel(), *x_1N.shape[2:]), fill)
         return flat.index_copy(0, self._real_rows, x_1N.squeeze(0)).unflatten(0, self.mask.shape)
 

@@ -157,6 +157,7 @@ def make_plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Clus
             packed=x.batch_layout == "packed",
             micro_batch_size=x.micro_batch_size,
             activation_checkpointing=x.activation_checkpointing,
+            cuda_graphs=x.cuda_graphs,
             seed=x.seed,
         ),
         num_learners=x.num_learners,

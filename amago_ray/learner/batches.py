@@ -45,15 +45,17 @@ def training_batch(
     device: torch.device,
     packed: bool = False,
     micro_batch_size: int | None = None,
+    longest: int | None = None,
 ) -> TrainingBatch:
     """Move to the device in the stored dtypes, and make rl2, one-hots and masks there.
 
     Sequences are padded to the longest, or, if `packed`, what belongs to timesteps is laid end to end.
     micro_batch_size: sequences of a piece, where the batch has more of them; None for no pieces.
+    longest: transitions to pad to, in place of those of the longest sequence.
     """
     # Pinned memory makes the copies asynchronous, so that they overlap with the update that is running.
     pin = device.type == "cuda"
-    longest = int(batch.lengths.max())
+    longest = int(batch.lengths.max()) if longest is None else longest
     row = np.arange(longest + 1)
     real = row[:longest] < batch.lengths[:, None]
     packing = Packing.of(batch.lengths + 1, device) if packed else None

@@ -25,6 +25,7 @@ from amago_ray.agent.spec import AgentSpec
 from amago_ray.agent.transitions import AgentLoss
 from amago_ray.atomic_files import write_atomically
 from amago_ray.learner.batches import Prefetcher, training_batch
+from amago_ray.learner.graphed import LENGTHS, CudaGraphs, CudaRecorder, Gradients, GraphedGradients, is_recordable
 from amago_ray.learner.precision import MixedPrecision, precision_on
 from amago_ray.learner.provenance import NonFiniteUpdate, describe, origin
 from amago_ray.learner.snapshot import Snapshot, save, set_random_states
@@ -44,6 +45,7 @@ class LearnerConfig:
     device: "cpu", or "cuda" for the GPU in sight. packed: lay sequences end to end in place of padding them.
     micro_batch_size: sequences that go through the networks at a time; None for all of a batch.
     activation_checkpointing: compute again in the backward pass what networks would else keep for it.
+    cuda_graphs: start the launches of an update together (see `graphed`); "auto": where that can do no harm.
     """
 
     device: str = "cpu"
@@ -60,6 +62,7 @@ class LearnerConfig:
     packed: bool = False
     micro_batch_size: int | None = None
     activation_checkpointing: bool = False
+    cuda_graphs: CudaGraphs = "auto"
 
 
 def learning_rate_factor(config: LearnerConfig, step: int) -> float:
@@ -122,6 +125,10 @@ class Learner:
         self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(learning_rate_factor, config))
         self._model, self._optimizer = self._accelerator.prepare(self.agent, optimizer)
         self._trainable = self.agent.trainable_params
+        self._graphed: GraphedGradients | None = None
+        if self.device.type == "cuda" and world_size == 1 and is_recordable(config, self.agent):
+            self._graphed = GraphedGradients(self._gradients, self.agent, CudaRecorder())
+        self._max_seq_len = agent_spec.max_seq_len
         self._priority: torch.Tensor | None = None  # (B,) of the last batch, where it was drawn by priority
         self._gradient_norm: torch.Tensor | None = None  # before clipping, of the last optimiser step
         self._bad_batch = self._no_batch()  # number of the first whose update was not finite, or -1: on the device
@@ -140,12 +147,8 @@ class Learner:
         staleness, padding = [], []
         judged: list[tuple[Batch, torch.Tensor]] = []
 
-        def prepare(batch: Batch) -> TrainingBatch:
-            x = self.config
-            return training_batch(batch, self._action_spec, self.device, x.packed, x.micro_batch_size)
-
         self._model.train()
-        with Prefetcher(self._batches.batches(num_batches, first, mixture), prepare) as prefetched:
+        with Prefetcher(self._batches.batches(num_batches, first, mixture), self.prepare) as prefetched:
             for batch, tensors in prefetched:
                 log = self.batches_done % self.config.log_interval == 0
                 self._recent.append((self.batches_done, origin(batch)))
@@ -160,7 +163,7 @@ class Learner:
                 if log:
                     logged.append(metrics)
                     staleness.append(self.weight_version - batch.gather("weight_version").mean())
-                    padding.append(0.0 if self.config.packed else 1.0 - batch.lengths.mean() / batch.lengths.max())
+                    padding.append(0.0 if self.config.packed else 1.0 - batch.lengths.mean() / tensors.mask.shape[1])
         self._check_finite()
         self._hand_on_priorities(judged)
         report = fetch_means(logged)
@@ -178,31 +181,51 @@ class Learner:
             total_s=time.perf_counter() - started,
         )
 
+    def prepare(self, batch: Batch) -> TrainingBatch:
+        """What `update` takes, on the device. Safe to call from another thread."""
+        x, longest = self.config, None
+        if self._graphed is not None:  # so few lengths that each has its graph
+            step = -(-self._max_seq_len // LENGTHS)
+            longest = min(-(-int(batch.lengths.max()) // step) * step, self._max_seq_len)
+        return training_batch(batch, self._action_spec, self.device, x.packed, x.micro_batch_size, longest)
+
     def update(self, batch: TrainingBatch, log: bool = False) -> dict[str, torch.Tensor]:
         """One batch forward and backward, and an optimiser step if it completes one. Never waits for the device."""
         accelerator = self._accelerator
         with accelerator.accumulate(self._model):
-            with accelerator.autocast():
-                pieces = ready(self.agent, batch)
-            losses = []
-            for number, piece in enumerate(pieces, 1):
-                # A group's learners hand on the gradient of the whole alone.
-                with nullcontext() if number == len(pieces) else accelerator.no_sync(self._model):
-                    losses.append(self._backward(piece, log))
-            if accelerator.sync_gradients:
-                self._gradient_norm = accelerator.clip_grad_norm_(self._trainable, self.config.grad_clip)
+            if self._graphed is None or log:
+                done = self._gradients(batch, log)
+            else:
+                done = self._graphed(batch)
+            if done.norm is not None:
+                self._gradient_norm = done.norm
                 if accelerator.scaler is None:
-                    self._hold_back(self._gradient_norm)
+                    self._hold_back(done.norm)
             self._optimizer.step()
-            self._optimizer.zero_grad()
+            self._optimizer.zero_grad(set_to_none=self._graphed is None)
             if accelerator.sync_gradients:
                 self._schedule.step()
                 self.agent.update_targets()
                 self.updates_done += 1
-        metrics, self._priority = joined(batch, pieces, losses)
+        self._priority = done.priority
         if log and self._gradient_norm is not None:
-            metrics["Gradient Norm"] = self._gradient_norm
-        return metrics
+            done.metrics["Gradient Norm"] = self._gradient_norm
+        return done.metrics
+
+    def _gradients(self, batch: TrainingBatch, log: bool = False) -> Gradients:
+        """Add the gradient of a batch to what is there, and clip it if that completes a step."""
+        accelerator = self._accelerator
+        with accelerator.autocast():
+            pieces = ready(self.agent, batch)
+        losses = []
+        for number, piece in enumerate(pieces, 1):
+            # A group's learners hand on the gradient of the whole alone.
+            with nullcontext() if number == len(pieces) else accelerator.no_sync(self._model):
+                losses.append(self._backward(piece, log))
+        norm = None
+        if accelerator.sync_gradients:
+            norm = accelerator.clip_grad_norm_(self._trainable, self.config.grad_clip)
+        return Gradients(*joined(batch, pieces, losses), norm)
 
     def _backward(self, piece: TrainingBatch, log: bool) -> AgentLoss:
         """Add the gradient of a batch, or of a piece of one, to what is there. The loss comes back without its graph.
@@ -274,8 +297,10 @@ class Learner:
         self._check_finite()
         self._snapshot_number = number
         free = [] if self._snapshot is None or self._writing.locked() else self._snapshot.buffers
+        gradients = {name: p.grad for name, p in self.agent.named_parameters() if p.grad is not None}
         self._snapshot = Snapshot.of(
             self.agent,
+            {} if self._graphed is not None else gradients,  # theirs are zeros between updates
             self._optimizer,
             self._schedule,
             self._accelerator.scaler,

@@ -40,6 +40,7 @@ class Snapshot:
     @staticmethod
     def of(
         agent: nn.Module,
+        gradients: Mapping[str, torch.Tensor],
         optimizer: Any,
         schedule: Any,
         scaler: Any | None,
@@ -47,15 +48,15 @@ class Snapshot:
         counters: tuple[int, ...],
         buffers: list[torch.Tensor],
     ) -> Snapshot:
-        """Copy everything now. batches: that the optimiser has seen, of an update under way included.
+        """Copy everything now.
 
+        gradients: of an update under way. batches: that the optimiser has seen, of an update under way included.
         buffers: of a snapshot that is not needed any more; memory that is already there is faster to copy to.
         """
         copies = Copies(buffers)
         model = copies.of(agent.state_dict())
         state = copies.of(optimizer.state_dict())
-        under_way = {name: p.grad for name, p in agent.named_parameters() if p.grad is not None}
-        gradients = copies.of(under_way)
+        under_way = copies.of(gradients)
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # copies from a device are under way until then
         return Snapshot(
@@ -63,7 +64,7 @@ class Snapshot:
             state,
             dict(schedule.state_dict()),
             None if scaler is None else dict(scaler.state_dict()),
-            gradients,
+            under_way,
             random_states(batches),
             counters,
             copies.made,

@@ -166,7 +166,7 @@ class CriticEnsemble(nn.Module):
     @torch.no_grad()
     def values_of(
         self,
-        members_BLSG: np.ndarray,
+        members_BLSG: np.ndarray | Tensor,
         prepared: Tensor,
         action_KBLGA: Tensor,
         read: Callable[[Tensor], Tensor] = lambda outputs: outputs,
@@ -175,15 +175,17 @@ class CriticEnsemble(nn.Module):
 
         On a CPU critics with action input compute nothing for states and gammas that they are not asked about, and
         `read` sees their outputs as (C, K, R, O). A GPU is done with all before it would have the rows' numbers.
-        members_BLSG: int64, on the host: which ones, perhaps some repeatedly.
+        members_BLSG: int64, which ones, perhaps some repeatedly: on the host, or on the device, and then all are asked.
         """
         another_network = type(self).values is not CriticEnsemble.values  # then all are asked, by that method
-        if not self.action_input or prepared.is_cuda or another_network:
+        there = members_BLSG if isinstance(members_BLSG, Tensor) else None
+        if not self.action_input or prepared.is_cuda or another_network or there is not None:
             q_KBLCGO = self.values(prepared, action_KBLGA, frozen=True, read=read)
-            return q_KBLCGO.take_along_dim(on_device(members_BLSG, q_KBLCGO.device)[None, ..., None], dim=3)
+            there = on_device(np.asarray(members_BLSG), q_KBLCGO.device) if there is None else there
+            return q_KBLCGO.take_along_dim(there[None, ..., None], dim=3)
         B, L = prepared.shape[:2]
         prepared_NCH, action_KNGA = prepared.flatten(0, 1), action_KBLGA.flatten(1, 2)
-        members_NSG = members_BLSG.reshape(B * L, *members_BLSG.shape[2:])
+        members_NSG = np.asarray(members_BLSG).reshape(B * L, *members_BLSG.shape[2:])
         size = self._part_size(prepared_NCH, action_KNGA)
         parts = zip(
             (members_NSG[i : i + size] for i in range(0, B * L, size)),

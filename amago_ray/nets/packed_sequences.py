@@ -18,11 +18,16 @@ from torch import Tensor
 def on_device(values: np.ndarray, device: torch.device | str) -> Tensor:
     """An array of the host as a tensor on the device. The host does not wait for the copy.
 
-    On a CPU it is no copy: both share their memory.
+    On a CPU it is no copy: both share their memory. Raises RuntimeError while a CUDA graph is recorded, which would
+    copy the same numbers for ever.
     """
     tensor = torch.from_numpy(values)
+    if torch.device(device).type != "cuda":
+        return tensor
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("numbers of the host in an update that is recorded as a CUDA graph")
     # Only a copy from page-locked memory is asynchronous.
-    return tensor.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)

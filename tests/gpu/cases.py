@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from agent_cases import ACTION_SPECS, OBS_SPEC, L, actor, bin_critics, critics, ff, gru, make_batch, tformer
+from agent_cases import ACTION_SPECS, LENGTHS, OBS_SPEC, L, actor, bin_critics, critics, ff, gru, make_batch, tformer
 from agent_cases import tstep_encoder as ff_tstep
 from torch.utils._pytree import tree_map
 
 from amago_ray.agent import Agent, MultiTaskAgent
 from amago_ray.agent.policy import TrainingBatch
 from amago_ray.agent.spec import AgentSpec
+from amago_ray.learner.graphed import Gradients
 from amago_ray.learner.learner import Learner, LearnerConfig
 from amago_ray.nets.traj_encoders import MambaTrajEncoder
 from amago_ray.specs import ObsSpec
@@ -75,3 +77,26 @@ def to(batch: TrainingBatch, device: torch.device | str) -> TrainingBatch:
     """The batch on a device; packings stay where they are."""
     fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     return TrainingBatch(**tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, fields))
+
+
+class PlainRecorder:
+    """A CPU's: calls the function again, and puts what it returns where it was. recorded: how often it was asked to."""
+
+    def __init__(self) -> None:
+        self.recorded = 0
+
+    def warm_up(self, function: Callable[[], Gradients]) -> Gradients:
+        return function()
+
+    def record(self, function: Callable[[], Gradients]) -> tuple[Callable[[], None], Gradients]:
+        self.recorded += 1
+        norm = torch.empty(())
+        result = Gradients({}, torch.empty(len(LENGTHS)), norm)
+
+        def replay() -> None:
+            done = function()
+            norm.copy_(done.norm)
+            if done.priority is not None:
+                result.priority.copy_(done.priority)
+
+        return replay, result

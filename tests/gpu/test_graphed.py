@@ -1,0 +1,258 @@
+"""Updates that are recorded compute what those do that are not: on a GPU as CUDA graphs, on a CPU called again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from agent_cases import LENGTHS, OBS_SPEC, L, every_critic, make_batch, tformer
+from gpu.cases import AGENTS, ENCODERS, PlainRecorder, agent_spec, make_learner, on_devices, to
+from gpu.test_on_devices import draw_nothing, forget_accelerator
+from torch import Tensor, nn
+
+from amago_ray.agent.policy import TrainingBatch
+from amago_ray.agent.spec import AgentSpec
+from amago_ray.learner.graphed import MAX_GRAPHS, CudaRecorder, Gradients, GraphedGradients, is_recordable
+from amago_ray.learner.learner import Learner, LearnerConfig
+from amago_ray.learner.provenance import NonFiniteUpdate
+from amago_ray.nets.tstep_encoders import FFTstepEncoder
+from amago_ray.specs import ArraySpec
+
+NEAR = {"cpu": 1e-5, "cuda": 2e-3}
+UPDATES = 9  # the first is logged, and two lengths take turns: each is warmed up, recorded, and replayed
+
+
+@pytest.fixture(autouse=True)
+def exact_products() -> Iterator[None]:
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def recording(spec: AgentSpec, device: str, recorder: Any = None, **config: Any) -> Learner:
+    forget_accelerator()
+    torch.manual_seed(0)
+    learner = make_learner(spec, device, cuda_graphs="never", **config)
+    recorder = recorder or (CudaRecorder() if device == "cuda" else PlainRecorder())
+    learner._graphed = GraphedGradients(learner._gradients, learner.agent, recorder)
+    return learner
+
+
+def plain(spec: AgentSpec, device: str, **config: Any) -> Learner:
+    forget_accelerator()
+    torch.manual_seed(0)
+    return make_learner(spec, device, cuda_graphs="never", **config)
+
+
+def batch_of(kind: str, seed: int, length: int = L, weighted: bool = False) -> TrainingBatch:
+    """One whose sequences are no longer than `length`, padded to it."""
+    batch = make_batch(kind, seed)
+    cut = {name: getattr(batch, name)[:, :length] for name in ("actions", "rewards", "terminated", "mask")}
+    cut |= {name: getattr(batch, name)[:, : length + 1] for name in ("rl2", "time_idx")}
+    cut["obs"] = {name: x[:, : length + 1] for name, x in batch.obs.items()}
+    weight = torch.rand(len(LENGTHS)) + 0.5 if weighted else None
+    rows = cut["mask"].flatten().nonzero().squeeze(1)
+    return dataclasses.replace(batch, **cut, real_rows=rows, weight=weight)
+
+
+def assert_equal_learners(actual: Learner, expected: Learner, rtol: float) -> None:
+    given = expected.agent.state_dict()
+    for name, value in actual.agent.state_dict().items():
+        torch.testing.assert_close(
+            value.float(), given[name].float(), rtol=rtol, atol=rtol, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@on_devices
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_the_same_weights_after_many_updates(agent: str, encoder: str, kind: str, device: str) -> None:
+    """Of batches of several lengths, with priorities, statistics of values and inputs, and target networks."""
+    spec = agent_spec(agent, kind, ENCODERS[encoder], partial(FFTstepEncoder, n_layers=1, d_hidden=16, d_output=12))
+    learners = recording(spec, device), plain(spec, device)
+    learners[1].agent.load_state_dict(learners[0].agent.state_dict())
+    for learner in learners:
+        draw_nothing(learner.agent)
+    for number in range(UPDATES):
+        batch = batch_of(kind, seed=number, length=(L, 5)[number % 2], weighted=True)
+        priorities = []
+        for learner in learners:
+            learner.update(to(batch, device), log=number == 0)
+            priorities.append(learner._priority)
+        torch.testing.assert_close(*priorities, rtol=NEAR[device], atol=NEAR[device])
+        norms = [learner._gradient_norm.clone() for learner in learners]
+        torch.testing.assert_close(*norms, rtol=NEAR[device], atol=NEAR[device])
+    assert_equal_learners(*learners, rtol=NEAR[device])
+    graphed = learners[0]._graphed
+    assert graphed is not None and not graphed.failed and len(graphed._recordings) == 2
+    assert learners[0].updates_done == UPDATES
+
+
+@on_devices
+def test_what_is_drawn_at_random_is_drawn_anew(device: str) -> None:
+    """Dropout, sampled actions and the critics of targets: no two replays on one batch have the same gradient."""
+    encoder = partial(tformer, dropout_ff=0.3, dropout_emb=0.3)
+    learner = recording(agent_spec(kind="continuous", encoder=encoder), device, grad_clip=1e9)
+    assert learner._graphed is not None
+    batch, norms = to(batch_of("continuous", 0), device), []
+    for _ in range(8):
+        norms.append(float(learner._graphed(batch).norm))
+        learner._optimizer.zero_grad(set_to_none=False)
+    assert len(set(norms)) == len(norms)
+
+
+@on_devices
+def test_a_replay_never_waits(device: str) -> None:
+    learner = recording(agent_spec(), device)
+    batches = [to(batch_of("discrete", seed), device) for seed in range(4)]
+    for batch in batches[:3]:
+        learner.update(batch)
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        learner.update(batches[3])
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert learner.updates_done == 4
+
+
+@on_devices
+def test_a_learner_goes_on_from_a_state_with_its_recordings(tmp_path: Any, device: str) -> None:
+    """Tensors stay in their places when weights are loaded, and no gradients are saved that are none."""
+    spec = agent_spec()
+    one, other = recording(spec, device), plain(spec, device)
+    other.agent.load_state_dict(one.agent.state_dict())
+    for learner in (one, other):
+        draw_nothing(learner.agent)
+        for number in range(3):
+            learner.update(to(batch_of("discrete", number), device))
+    one.save_state(str(tmp_path))
+    assert not list(tmp_path.glob("gradients*"))
+    for learner in (one, other):
+        learner.load_state(str(tmp_path))
+        for number in range(3, 6):
+            learner.update(to(batch_of("discrete", number), device))
+    assert_equal_learners(one, other, rtol=NEAR[device])
+
+
+@on_devices
+def test_a_loss_that_is_no_number_is_not_made(device: str) -> None:
+    learner = recording(agent_spec(), device)
+    for number in range(3):
+        learner.update(to(batch_of("discrete", number), device))
+    before = {name: x.clone() for name, x in learner.agent.policy.named_parameters()}
+    bad = batch_of("discrete", 3)
+    learner.update(to(dataclasses.replace(bad, rewards=bad.rewards.masked_fill(bad.mask, torch.inf)), device))
+    with pytest.raises(NonFiniteUpdate, match="overflows or is not a number"):
+        learner._check_finite()
+    for name, value in learner.agent.policy.named_parameters():
+        assert torch.equal(value, before[name]), name
+
+
+class Refusing(PlainRecorder):
+    def record(self, function: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+
+def test_a_recording_that_fails_is_told_once_and_updates_go_on() -> None:
+    spec = agent_spec()
+    learners = recording(spec, "cpu", Refusing()), plain(spec, "cpu")
+    learners[1].agent.load_state_dict(learners[0].agent.state_dict())
+    for learner in learners:
+        draw_nothing(learner.agent)
+    with pytest.warns(UserWarning, match="go on without CUDA graphs: operation not permitted") as told:
+        for number in range(5):
+            for learner in learners:
+                learner.update(batch_of("discrete", number))
+    assert len([w for w in told if "CUDA graphs" in str(w.message)]) == 1 and "and more" not in str(told[0].message)
+    assert_equal_learners(*learners, rtol=1e-5)
+
+
+def test_only_so_many_shapes_are_recorded() -> None:
+    recorder = PlainRecorder()
+    graphed = GraphedGradients(lambda batch: Gradients({}, None, torch.ones(())), agent_spec().build(), recorder)
+    for _ in range(3):
+        for size in range(1, MAX_GRAPHS + 4):
+            batch = batch_of("discrete", 0)
+            obs = {"x": torch.zeros(size, 3)}
+            graphed(dataclasses.replace(batch, obs=obs))
+    assert recorder.recorded == len(graphed._recordings) == MAX_GRAPHS
+
+
+def test_lengths_of_batches_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = dataclasses.replace(agent_spec(), max_seq_len=100)
+    learner = recording(spec, "cpu")
+    seen: dict[int, int] = {}
+    monkeypatch.setattr("amago_ray.learner.learner.training_batch", lambda *args: args[-1])
+
+    class Drawn:
+        def __init__(self, longest: int):
+            self.lengths = torch.tensor([1, longest]).numpy()
+
+    for longest in range(1, 101):
+        seen[longest] = learner.prepare(Drawn(longest))  # type: ignore[arg-type, assignment]
+        assert longest <= seen[longest] <= min(longest + 12, 100)
+    assert len(set(seen.values())) == 8
+    learner._graphed = None
+    assert learner.prepare(Drawn(7)) is None  # type: ignore[arg-type]
+
+
+class OwnEncoder(FFTstepEncoder):
+    """As a user writes one."""
+
+
+@pytest.mark.parametrize(
+    ("config", "recordable"),
+    [
+        ({}, True),
+        ({"cuda_graphs": "never"}, False),
+        ({"packed": True}, False),
+        ({"micro_batch_size": 2}, False),
+        ({"activation_checkpointing": True}, False),
+        ({"batches_per_update": 2}, False),
+        ({"mixed_precision": "fp16"}, False),
+        ({"mixed_precision": "bf16", "cuda_graphs": "always"}, True),
+    ],
+)
+def test_what_can_be_recorded(config: dict[str, Any], recordable: bool) -> None:
+    assert is_recordable(LearnerConfig(**config), agent_spec().build()) == recordable
+
+
+def test_code_of_others_is_recorded_on_demand() -> None:
+    own = agent_spec(tstep_encoder=partial(OwnEncoder, n_layers=1, d_hidden=16, d_output=12)).build()
+    filtered = agent_spec(fbc_filter_func=lambda advantage: advantage.sigmoid()).build()
+    hooked = agent_spec().build()
+    hooked.extra = nn.Linear(2, 2)
+    assert is_recordable(LearnerConfig(), hooked)
+    for agent in (own, filtered):
+        assert not is_recordable(LearnerConfig(), agent)
+        assert is_recordable(LearnerConfig(cuda_graphs="always"), agent)
+    masked = agent_spec(obs_spec={**OBS_SPEC, "legal": ArraySpec((4,), "int8")}, action_mask_key="legal").build()
+    assert not is_recordable(LearnerConfig(cuda_graphs="always"), masked)
+
+
+def test_padding_counts_for_nothing_where_heads_compute_on_it() -> None:
+    """Whatever is in it: loss, gradient and statistics."""
+    from agent_cases import build, fill_padding
+
+    results: list[tuple[Tensor, ...]] = []
+    for value, every_row in ((0.0, False), (0.0, True), (7.0, True)):
+        agent = build("continuous").train()
+        draw_nothing(agent)
+        agent.td_ensemble = partial(every_critic, agent)  # type: ignore[method-assign]
+        batch = dataclasses.replace(fill_padding(make_batch("continuous"), value), every_row=every_row)
+        loss = agent(batch).loss
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in agent.parameters() if p.grad is not None])
+        results.append((loss.detach(), gradient, agent.popart.mu, agent.popart.variance))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
