@@ -313,6 +313,13 @@ class ExperimentSettings:
         one_of(CudaGraphs),
     )
 
+    compile: bool = setting(
+        False,
+        """put the layers of Transformers through PyTorch's compiler, which fuses what lies between matrix products: for
+        large ones in bf16 on a GPU, with batch_layout "padded"; it takes some seconds for each of at most eight lengths
+        of batches""",
+    )
+
     exploration_wrapper_type: Callable[..., ExplorationWrapper] | None = setting(
         EpsilonGreedy, "how training environments are explored; None for not at all"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import replace
+from functools import cache
 from itertools import cycle, product
 from typing import Any
 
@@ -20,9 +20,9 @@ from graphed_acting import GraphedActing
 from learner import filled_shard
 from measure import Column, Row, Table
 
-from amago_ray.agent.policy import Policy, TrainingBatch
-from amago_ray.learner.batches import training_batch
+from amago_ray.agent.policy import Policy
 from amago_ray.learner.learner import Learner, LearnerConfig
+from amago_ray.messages import Batch
 from amago_ray.replay.client import LocalShard, ReplayReader
 
 # Dense rates that makers name, in FLOP/s: of bfloat16 with float32 sums, and of float32 without TF32.
@@ -34,12 +34,15 @@ PEAKS = {
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16}
 NUM_PREPARED = 3
 ENVIRONMENTS = (64, 512)
-HOW = {  # how the largest size fits into less memory
-    "": {},
+HOW: dict[str, dict[str, Any]] = {
+    "launch by launch": {"cuda_graphs": "never"},
+    "one graph": {},
+    "one graph, compiled": {"compile": True},
     "packed": {"packed": True},
     "recomputed": {"activation_checkpointing": True},
     "in 4 pieces": {"micro_batch_size": 8},
 }
+EVERYWHERE = ("launch by launch", "one graph")  # the rest where it is for: large, or half precision
 
 
 def transformer(layers: int, width: int, batch_size: int, max_seq_len: int) -> Size:
@@ -80,6 +83,7 @@ TABLES = (
             Column("shape", "batch x length"),
             Column("precision", "precision"),
             Column("how", "how"),
+            Column("graph_kind", "recorded"),
             Column("parameters", "parameters", ",d"),
             Column("updates_per_s", "updates/s", ".2f"),
             Column("flops_per_update", "GFLOP per update", ",.1f", scale=1e9),
@@ -124,27 +128,35 @@ def never_waits(update: Callable[[], object], device: str) -> str:
     return "never"
 
 
-def measure_update(name: str, size: Size, precision: str, how: str, options: argparse.Namespace, rate: float) -> Row:
-    """Utilisation = floating-point operations of an update x updates/s / rate. Operations are the model's: those that
-    are done again where activations are recomputed, and pieces are encoded twice, do not count."""
-    device, action_spec = options.device, ACTIONS["discrete"]
+def learner_and_batches(size: Size, **config: Any) -> tuple[Learner, list[Batch]]:
     AcceleratorState._reset_state()  # accelerate holds a process to one precision
-    spec = configured_spec(size, "Transformer", action_spec)
-    reader = ReplayReader([LocalShard(filled_shard(size, action_spec, 100))], size.batch_size, seed=0)
-    config = LearnerConfig(device=device, mixed_precision=precision, **HOW[how])  # type: ignore[arg-type]
-    learner = Learner(config, spec, reader)
+    spec = configured_spec(size, "Transformer", ACTIONS["discrete"])
+    reader = ReplayReader([LocalShard(filled_shard(size, ACTIONS["discrete"], 100))], size.batch_size, seed=0)
+    return Learner(LearnerConfig(**config), spec, reader), list(reader.batches(NUM_PREPARED, 0))
 
-    def prepared(config: LearnerConfig) -> list[TrainingBatch]:
-        batches = reader.batches(NUM_PREPARED, 0)
-        layout = config.packed, config.micro_batch_size
-        return [training_batch(batch, action_spec, learner.device, *layout) for batch in batches]
 
-    batches, whole = prepared(config), prepared(replace(config, micro_batch_size=None))
-    ready = cycle(batches)
+@cache
+def flops_per_update(size: Size, device: str, packed: bool) -> float:
+    """Of the model, launched operation by operation on what is real and the padding to the longest sequence."""
+    learner, drawn = learner_and_batches(size, device=device, cuda_graphs="never", packed=packed)
+    batches = [learner.prepare(batch) for batch in drawn]
+    return measure.count_flops(lambda: [learner.update(batch) for batch in batches]) / len(batches)
+
+
+def measure_update(name: str, size: Size, precision: str, how: str, options: argparse.Namespace, rate: float) -> Row:
+    """Utilisation = operations of an update x updates/s / rate. Operations are the model's: those that
+    are done again where activations are recomputed, on more padding, and where pieces are encoded twice do not count."""
+    device = options.device
+    flops = flops_per_update(size, device, how == "packed")
+    learner, drawn = learner_and_batches(size, device=device, mixed_precision=precision, **HOW[how])
+    ready = cycle([learner.prepare(batch) for batch in drawn])
 
     def update() -> None:
         learner.update(next(ready))
 
+    for _ in range(3 * NUM_PREPARED):  # compiled, warmed up, recorded
+        update()
+    graphed = learner._graphed
     calls = measure.calls_within(update, 0.05 if options.small else 0.4, device)
     timing = measure.interleaved(
         {"": lambda: [update() for _ in range(calls)]},
@@ -153,14 +165,17 @@ def measure_update(name: str, size: Size, precision: str, how: str, options: arg
         device=device,
     )[""].divided(calls)
     waits, peak = never_waits(update, device), measure.peak_bytes(update, device)
-    learner.config = replace(config, activation_checkpointing=False)
-    flops = measure.count_flops(lambda: [learner.update(batch) for batch in whole]) / len(whole)
+    if graphed is not None and not graphed.failed:
+        torch.cuda.empty_cache()  # all but what recordings hold for their intermediate results
+        peak = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     maker = peak_rate(device, precision)
+    measure.say(f"{timing.spread(1)['median']:.2f} updates/s")
     return {
         "size": name,
         "shape": f"{size.batch_size} x {size.max_seq_len}",
         "precision": str(PRECISIONS[precision]).removeprefix("torch."),
         "how": how,
+        "graph_kind": "-" if graphed is None else "failed" if graphed.failed else f"{len(graphed._recordings)} graphs",
         "parameters": sum(p.numel() for p in learner.agent.parameters() if p.requires_grad),
         "updates_per_s": timing.spread(1),
         "flops_per_update": flops,
@@ -218,8 +233,11 @@ def run(options: argparse.Namespace) -> tuple[Row, list[Row]]:
     rates = {p: measure.fastest_product(options.device, dtype, options.small)[1] for p, dtype in PRECISIONS.items()}
     updates, acting = [], []
     for (name, size), precision in product(sizes.items(), PRECISIONS):
-        for how in HOW if (name, precision) == ("12 x 1024", "bf16") else ("",):
-            if options.only in f"{name} {precision} {how}":
+        large, half = name == "12 x 1024", precision == "bf16"
+        for how in HOW if large and half else [*EVERYWHERE, "one graph, compiled"] if half else EVERYWHERE:
+            if options.small and HOW[how].get("compile"):
+                continue  # a CPU's compiler takes minutes
+            if options.only in f"update {name} {precision} {how}":
                 measure.say(f"update {name} {precision} {how}")
                 updates.append(measure_update(name, size, precision, how, options, rates[precision]))
     for encoder, num_envs in product(("GRU", "Transformer"), ENVIRONMENTS):

@@ -158,6 +158,7 @@ def make_plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Clus
             micro_batch_size=x.micro_batch_size,
             activation_checkpointing=x.activation_checkpointing,
             cuda_graphs=x.cuda_graphs,
+            compile=x.compile,
             seed=x.seed,
         ),
         num_learners=x.num_learners,

@@ -31,6 +31,7 @@ from amago_ray.learner.provenance import NonFiniteUpdate, describe, origin
 from amago_ray.learner.snapshot import Snapshot, save, set_random_states
 from amago_ray.messages import Batch, LearnReport, Weights
 from amago_ray.nets.recomputation import held_statistics, recomputing
+from amago_ray.nets.transformer import Transformer
 
 PRIORITY_BATCHES = 10  # whose priorities go back to replay together
 LARGEST_LOSS = 1e24  # squared errors of 1e12 of the scaled returns: what a number that stands for infinity gives
@@ -46,6 +47,7 @@ class LearnerConfig:
     micro_batch_size: sequences that go through the networks at a time; None for all of a batch.
     activation_checkpointing: compute again in the backward pass what networks would else keep for it.
     cuda_graphs: start the launches of an update together (see `graphed`); "auto": where that can do no harm.
+    compile: put the layers of Transformers through PyTorch's compiler.
     """
 
     device: str = "cpu"
@@ -63,6 +65,7 @@ class LearnerConfig:
     micro_batch_size: int | None = None
     activation_checkpointing: bool = False
     cuda_graphs: CudaGraphs = "auto"
+    compile: bool = False
 
 
 def learning_rate_factor(config: LearnerConfig, step: int) -> float:
@@ -116,6 +119,10 @@ class Learner:
             raise ValueError(f"LearnerConfig.device={config.device!r}: there is none in sight, only {self.device.type}")
         set_seed(config.seed + rank)
         self.agent: Agent = agent_spec.build().train()
+        if config.compile:
+            for module in self.agent.modules():
+                if isinstance(module, Transformer):
+                    module.compile_layers()
         optimizer = self.agent.init_optimizer(config.learning_rate, config.l2_coeff)
         self._rank = rank
         self._snapshot: Snapshot | None = None
@@ -184,7 +191,7 @@ class Learner:
     def prepare(self, batch: Batch) -> TrainingBatch:
         """What `update` takes, on the device. Safe to call from another thread."""
         x, longest = self.config, None
-        if self._graphed is not None:  # so few lengths that each has its graph
+        if self._graphed is not None or x.compile:  # so few lengths that each has its own graph, or code
             step = -(-self._max_seq_len // LENGTHS)
             longest = min(-(-int(batch.lengths.max()) // step) * step, self._max_seq_len)
         return training_batch(batch, self._action_spec, self.device, x.packed, x.micro_batch_size, longest)

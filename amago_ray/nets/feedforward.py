@@ -176,7 +176,16 @@ class Normalization(nn.Module):
         self.norm = NORMALIZATIONS[method](d)
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.norm, nn.LayerNorm) and x.dtype.itemsize < 4:
+            return self._in_half_precision(x, self.norm)
         return self.norm(x)
+
+    @staticmethod
+    def _in_half_precision(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """As it comes, where autocast would copy it to float32 and leave it there: sums are float32 all the same."""
+        with torch.autocast(x.device.type, enabled=False):
+            weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+            return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
 @gin.configurable

@@ -9,6 +9,7 @@ Shape letters: B sequences (or environments), L timesteps, S cache slots, H head
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -35,6 +36,7 @@ class SigmaReparam(nn.Module):
 
     u and v start as the true singular vectors and follow W by one power iteration per training step.
 
+    iterates: whether a training step of this layer makes that iteration itself; else whoever has it calls `iterate`.
     fast_init: W and b start as those of `nn.Linear`, u and v as random unit vectors, which needs no singular value
         decomposition; sigma, and with it the scale of the layer, is then right only after some training steps.
     """
@@ -44,6 +46,7 @@ class SigmaReparam(nn.Module):
 
     def __init__(self, d_in: int, d_out: int, bias: bool = True, fast_init: bool = False):
         super().__init__()
+        self.iterates = True
         self.weight = nn.Parameter(torch.empty(d_out, d_in))
         self.bias = nn.Parameter(torch.zeros(d_out)) if bias else None
         self.gamma = nn.Parameter(torch.ones(1))
@@ -86,7 +89,7 @@ class SigmaReparam(nn.Module):
         self.v.copy_(F.normalize(self.u @ weight, dim=0))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and not statistics_are_held():
+        if self.iterates and self.training and not statistics_are_held():
             self.iterate()
         # Copies, because the next power iteration writes into the buffers before backward may have read them.
         u, v = (self.u.clone(), self.v.clone()) if self.training else (self.u, self.v)
@@ -97,6 +100,7 @@ class SigmaReparam(nn.Module):
 
 
 Linear = SigmaReparam | nn.Linear
+COMPILED_SHAPES = 64  # that the compiler keeps code for
 
 
 def sinusoid(time_idx: Tensor, d_model: int) -> Tensor:
@@ -159,7 +163,7 @@ class AttentionLayer(nn.Module):
             heads_BHLK = self.attention.sequence(q, k, v, self.dropout_attn if self.training else 0.0)
         else:
             heads_BHLK = self.attention.cached(q, *cache.write(k, v), cache.age_BS, cache.index_BS)
-        heads_BLD = (heads_BHLK * self.head_scaler).transpose(1, 2).reshape(B, L, D)
+        heads_BLD = (heads_BHLK * self.head_scaler.to(heads_BHLK.dtype)).transpose(1, 2).reshape(B, L, D)
         return self.out_projection(heads_BLD if packing is None else packing.pack(heads_BLD))
 
 
@@ -194,6 +198,11 @@ class TransformerLayer(nn.Module):
         x_BLD = x_BLD + self.norm2(self.attention_layer(self.norm1(x_BLD), rope, cache, packing))
         hidden = self.norm4(self.activation(self.ff1(self.norm3(x_BLD))))
         return x_BLD + self.dropout_ff(self.ff2(hidden))
+
+
+def _whole_sequences(layer: nn.Module, x_BLD: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+    """What is compiled, once for all layers."""
+    return layer(x_BLD, rope, None, None)
 
 
 class Transformer(nn.Module):
@@ -257,6 +266,11 @@ class Transformer(nn.Module):
         )
         self.norm = Normalization(norm, d_model)
         self._step_weights: Kept[list[LayerWeights]] = Kept()
+        self._compiled_layer: Callable[..., Tensor] | None = None
+        # All at once and ahead of the layers, so that these are functions of their input and nothing else.
+        self._reparametrised = [x for x in self.layers.modules() if isinstance(x, SigmaReparam)]
+        for reparametrised in self._reparametrised:
+            reparametrised.iterates = False
 
     def initial_cache(self, num_envs: int, num_slots: int) -> KeyValueCache:
         """An empty cache on this module's device, in its dtype. num_slots: more than the attention has sinks."""
@@ -292,10 +306,34 @@ class Transformer(nn.Module):
                 time_idx_BL if packing is None else packing.pad(time_idx_BL), self.d_model // self.n_heads
             )
         x_BLD = self.dropout_emb(x_BLD)
+        if self.training and not statistics_are_held():
+            for reparametrised in self._reparametrised:
+                reparametrised.iterate()
         steps: Sequence[TracedCacheStep | None] = [None] * len(self.layers) if cache is None else cache.steps()
         for layer, step in zip(self.layers, steps, strict=True):
-            x_BLD = recomputed(layer, x_BLD, rope, step, packing)
+            if self._compiled_layer is not None and cache is None and packing is None and torch.is_grad_enabled():
+                x_BLD = recomputed(self._compiled, layer, x_BLD, rope)
+            else:
+                x_BLD = recomputed(layer, x_BLD, rope, step, packing)
         return self.norm(x_BLD)
+
+    def compile_layers(self) -> None:
+        """From here on, put layers through PyTorch's compiler where they see whole sequences with gradient.
+
+        It fuses what lies between matrix products. Each length and precision takes it some seconds, once for all
+        layers; where it fails there is one warning, and layers are computed as they were.
+        """
+        torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, COMPILED_SHAPES)
+        self._compiled_layer = torch.compile(_whole_sequences, dynamic=False)
+
+    def _compiled(self, layer: nn.Module, x_BLD: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        assert self._compiled_layer is not None
+        try:
+            return self._compiled_layer(layer, x_BLD, rope)
+        except Exception as error:  # of whatever kind a compiler ends with
+            warnings.warn(f"layers are not compiled: {str(error).strip().splitlines()[0]}", stacklevel=2)
+            self._compiled_layer = None
+            return layer(x_BLD, rope, None, None)
 
     def train(self, mode: bool = True) -> Transformer:
         self._step_weights.forget()

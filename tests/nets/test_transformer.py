@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gin
 import numpy as np
@@ -382,3 +384,43 @@ def test_folded_weights_follow_what_they_are_made_of() -> None:
     unfolded = layer(x)  # where gradients are wanted nothing is kept
     assert unfolded.requires_grad
     torch.testing.assert_close(unfolded - layer.bias, 2 * (other(x) - other.bias))
+
+
+@pytest.mark.processes
+def test_compiled_layers_compute_what_they_did() -> None:
+    """Forward, gradient, and the power iterations of their weights; acting and evaluation are not compiled."""
+    torch.manual_seed(0)
+    whole = Transformer(12, 32, 48, 2, 2, CausalAttention(), dropout_emb=0.0, dropout_ff=0.0, pos_emb="rope").train()
+    compiled = copy.deepcopy(whole)
+    compiled.compile_layers()
+    x, time_idx = torch.randn(3, 6, 12), torch.arange(6).expand(3, -1)
+    results = []
+    for transformer in (whole, compiled):
+        for _ in range(2):
+            transformer.zero_grad()
+            y = transformer(x, time_idx)
+            y.square().mean().backward()
+        gradient = torch.cat([p.grad.flatten() for p in transformer.parameters() if p.grad is not None])
+        results.append((y.detach(), gradient, transformer.layers[1].ff2.u.clone()))
+    assert compiled._compiled_layer is not None
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    copied = copy.deepcopy(compiled).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(copied(x, time_idx), compiled.eval()(x, time_idx))
+
+
+def test_a_compiler_that_fails_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any) -> Tensor:
+        raise RuntimeError("\nno C++ compiler found\nhere")
+
+    transformer = Transformer(12, 32, 48, 2, 2, CausalAttention(), dropout_emb=0.0, dropout_ff=0.0).train()
+    x, time_idx = torch.randn(3, 6, 12), torch.arange(6).expand(3, -1)
+    other = copy.deepcopy(transformer)
+    transformer.compile_layers()
+    transformer._compiled_layer = fails
+    with pytest.warns(UserWarning, match="layers are not compiled: no C\\+\\+ compiler found") as told:
+        y = transformer(x, time_idx)
+        transformer(x, time_idx)
+    assert len(told) == 1
+    torch.testing.assert_close(y, other(x, time_idx))
