@@ -83,7 +83,7 @@ TABLES = (
             Column("shape", "batch x length"),
             Column("precision", "precision"),
             Column("how", "how"),
-            Column("graph_kind", "recorded"),
+            Column("num_graphs", "graphs"),
             Column("parameters", "parameters", ",d"),
             Column("updates_per_s", "updates/s", ".2f"),
             Column("flops_per_update", "GFLOP per update", ",.1f", scale=1e9),
@@ -144,8 +144,8 @@ def flops_per_update(size: Size, device: str, packed: bool) -> float:
 
 
 def measure_update(name: str, size: Size, precision: str, how: str, options: argparse.Namespace, rate: float) -> Row:
-    """Utilisation = operations of an update x updates/s / rate. Operations are the model's: those that
-    are done again where activations are recomputed, on more padding, and where pieces are encoded twice do not count."""
+    """Utilisation = operations of an update x updates/s / rate. Operations are the model's: those that are done again
+    where activations are recomputed, on more padding, and where pieces are encoded twice do not count."""
     device = options.device
     flops = flops_per_update(size, device, how == "packed")
     learner, drawn = learner_and_batches(size, device=device, mixed_precision=precision, **HOW[how])
@@ -175,7 +175,7 @@ def measure_update(name: str, size: Size, precision: str, how: str, options: arg
         "shape": f"{size.batch_size} x {size.max_seq_len}",
         "precision": str(PRECISIONS[precision]).removeprefix("torch."),
         "how": how,
-        "graph_kind": "-" if graphed is None else "failed" if graphed.failed else f"{len(graphed._recordings)} graphs",
+        "num_graphs": None if graphed is None else len(graphed._recordings),
         "parameters": sum(p.numel() for p in learner.agent.parameters() if p.requires_grad),
         "updates_per_s": timing.spread(1),
         "flops_per_update": flops,
