@@ -24,11 +24,13 @@ demo: .venv/.installed  ## train MetaFrozenLake on Ray, two minutes on two cores
 	$(BIN)/python -m amago_ray.train --config configs/meta_frozen_lake.gin --overwrite
 	$(BIN)/amago-ray plot runs/meta_frozen_lake
 
+# What starts no process runs beside more of its kind, one on each core; the rest has them all to itself.
 test: .venv/.installed  ## run all tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 -m "not processes"
+	$(BIN)/python -m pytest -q -m processes
 
 test-fast: .venv/.installed  ## run what starts no process and trains nothing, in a minute or two
-	$(BIN)/python -m pytest -q -m "not processes and not learning"
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 -m "not processes and not learning"
 
 test-sweeps: .venv/.installed  ## run whole hyperparameter sweeps, killed and resumed (minutes)
 	$(BIN)/python -m pytest -q tests/system/sweep_cycle.py

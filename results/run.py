@@ -27,7 +27,7 @@ from amago_ray.driver.probe import probe
 from amago_ray.rollout.evaluate import evaluate_policy, load_policy_weights
 from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
 from results import in_process, report
-from results.table import ROOT, Run, Task, tasks
+from results.table import ROOT, Run, Task, tasks, trained_by
 
 RUNS = ROOT / "runs"
 
@@ -36,17 +36,20 @@ def main() -> None:
     """Train the seeds, test and record each, and write the page anew."""
     options = _parser().parse_args()
     known = tasks()
-    if options.task not in known:
+    served, commit = trained_by(options.task, known), revision()
+    if not served:
         raise SystemExit(f"{options.task} is no task of results/tasks.toml: {', '.join(known)}")
-    task, commit = known[options.task], revision()
     torch.set_num_threads(1)  # the networks are small
     for seed in options.seeds:
-        trained = in_process.parser().parse_args(task.arguments(seed))
+        trained = in_process.parser().parse_args(served[0].arguments(seed))
         in_process.train(load_experiment([ROOT / file for file in trained.config], trained.set))
-        run = record(task, seed, commit)
-        run.path.parent.mkdir(exist_ok=True)
-        run.path.write_text(json.dumps(asdict(run), indent=1) + "\n", encoding="utf-8")
-        print(f"{task.name} seed {seed}: {run.score:.3f} after {run.frames:,} frames, {run.wall_s:.0f} s", flush=True)
+        for task in served:
+            run = record(task, seed, commit)
+            run.path.parent.mkdir(exist_ok=True)
+            run.path.write_text(json.dumps(asdict(run), indent=1) + "\n", encoding="utf-8")
+            print(
+                f"{task.name} seed {seed}: {run.score:.3f} after {run.frames:,} frames, {run.wall_s:.0f} s", flush=True
+            )
     report.write()
 
 
@@ -54,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m results.run", description="run a task of results/tasks.toml and record what came of it"
     )
-    parser.add_argument("task", metavar="TASK", help="a name in results/tasks.toml")
+    parser.add_argument("task", metavar="TASK", help="a name in results/tasks.toml, or the run of several")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
     return parser
 
@@ -78,15 +81,15 @@ def record(task: Task, seed: int, commit: str) -> Run:
         frames=frames,
         updates=rows[-1]["gradient_steps"],
         wall_s=round(rows[-1]["wall_s"], 1),
-        curve=_curve(rows),
+        curve=_curve(rows, task.env),
         revision=commit,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=_machine(),
     )
 
 
-def _curve(rows: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
-    key = f"val/{AVERAGE_RETURN}"
+def _curve(rows: Sequence[dict[str, Any]], env: str) -> dict[str, list[float]]:
+    key = f"val/Average Total Return in {env}" if env else f"val/{AVERAGE_RETURN}"
     points = [row for row in rows if row.get(key) is not None]
     return {
         "frames": [row["total_frames"] for row in points],
@@ -113,7 +116,7 @@ def _test(task: Task, seed: int, folder: Path) -> list[float]:
         seed + TEST_SEEDS,
         not task.greedy,
     )
-    return [round(result.total_reward, 4) for result in results]
+    return [round(result.total_reward, 4) for result in results if task.env in ("", result.env_name)]
 
 
 def revision() -> str:

@@ -39,6 +39,8 @@ class Task:
 
     configs: gin files, later ones win. set: gin bindings on top of them. frames: of training, at most.
     episodes: of the test, without exploration; greedy: with the policy's mode. note: what a reader should know.
+    run: the name of the training that it has in common with other tasks; its own by default. env: name of the one
+    environment whose rollouts count; all by default.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Task:
     episodes: int = 200
     greedy: bool = False
     note: str = ""
+    run: str = ""
+    env: str = ""
 
     def arguments(self, seed: int) -> list[str]:
         """Of `results.in_process` or `amago-ray`, for one run."""
@@ -61,7 +65,7 @@ class Task:
         return shlex.join(["python", "-m", "results.in_process", *self.arguments(seed)])
 
     def run_name(self, seed: int) -> str:
-        return f"{self.name}_seed_{seed}"
+        return f"{self.run or self.name}_seed_{seed}"
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,11 @@ def tasks(file: Path = TASKS) -> dict[str, Task]:
     with open(file, "rb") as opened:
         entries = tomllib.load(opened)
     return {name: _task(name, **entry) for name, entry in entries.items()}
+
+
+def trained_by(name: str, known: Mapping[str, Task]) -> list[Task]:
+    """The tasks that one training serves: what is called `name`, or runs under it."""
+    return [task for task in known.values() if name in (task.name, task.run)]
 
 
 def _task(name: str, published: dict[str, Any], **entry: Any) -> Task:

@@ -9,8 +9,10 @@ in the graph; optimiser, schedule and target networks are not, so that they may 
 from __future__ import annotations
 
 import dataclasses
+import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
@@ -70,7 +72,7 @@ class CudaRecorder:
 
     def record(self, function: Callable[[], Gradients]) -> tuple[Callable[[], None], Gradients]:
         graph = torch.cuda.CUDAGraph()
-        # Of this thread alone: another one copies the next batches to the device meanwhile.
+        # Of this thread alone, should another one use the device meanwhile.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             result = function()
         return graph.replay, result
@@ -112,6 +114,10 @@ class Recording:
         priority = self._result.priority
         return dataclasses.replace(self._result, priority=None if priority is None else priority.clone())
 
+    @property
+    def made(self) -> bool:
+        return self._replay is not None
+
     def _function(self) -> Gradients:
         return self._compute(self._batch)
 
@@ -120,13 +126,14 @@ class GraphedGradients:
     """Computes gradients of batches as `compute` does, and those of a shape that it has seen twice by a recording.
 
     Parameters must keep their gradients' tensors: zero them in place. Where a recording fails there is one warning, and
-    `compute` does it from then on.
+    `compute` does it from then on. recording: held while one is made; who else uses the device then should wait for it.
     """
 
     def __init__(self, compute: Compute, agent: Agent, recorder: Recorder):
         self._compute, self._agent, self._recorder = compute, agent, recorder
         self._recordings: dict[object, Recording] = {}
         self.failed = False
+        self.recording = threading.Lock()
 
     def __call__(self, batch: TrainingBatch) -> Gradients:
         shape = tuple((name, x.shape, x.dtype) for name, x in _tensors(batch))
@@ -139,7 +146,8 @@ class GraphedGradients:
             recording = Recording(batch, critics, self._compute, self._recorder)
             self._recordings[shape] = recording
         try:
-            return recording(batch, critics)
+            with nullcontext() if recording.made else self.recording:
+                return recording(batch, critics)
         except RuntimeError as error:
             warnings.warn(f"updates go on without CUDA graphs: {str(error).splitlines()[0]}", stacklevel=2)
             self.failed = True

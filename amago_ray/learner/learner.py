@@ -194,7 +194,8 @@ class Learner:
         if self._graphed is not None or x.compile:  # so few lengths that each has its own graph, or code
             step = -(-self._max_seq_len // LENGTHS)
             longest = min(-(-int(batch.lengths.max()) // step) * step, self._max_seq_len)
-        return training_batch(batch, self._action_spec, self.device, x.packed, x.micro_batch_size, longest)
+        with nullcontext() if self._graphed is None else self._graphed.recording:
+            return training_batch(batch, self._action_spec, self.device, x.packed, x.micro_batch_size, longest)
 
     def update(self, batch: TrainingBatch, log: bool = False) -> dict[str, torch.Tensor]:
         """One batch forward and backward, and an optimiser step if it completes one. Never waits for the device."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from agent_cases import ACTION_SPECS, LENGTHS, OBS_SPEC, L, actor, bin_critics, critics, ff, gru, make_batch, tformer
+from agent_cases import ACTION_SPECS, OBS_SPEC, L, actor, bin_critics, critics, ff, gru, make_batch, tformer
 from agent_cases import tstep_encoder as ff_tstep
 from torch.utils._pytree import tree_map
 
@@ -86,17 +86,18 @@ class PlainRecorder:
         self.recorded = 0
 
     def warm_up(self, function: Callable[[], Gradients]) -> Gradients:
-        return function()
+        self._like = function()
+        return self._like
 
     def record(self, function: Callable[[], Gradients]) -> tuple[Callable[[], None], Gradients]:
         self.recorded += 1
-        norm = torch.empty(())
-        result = Gradients({}, torch.empty(len(LENGTHS)), norm)
+        norm, priority = (None if x is None else torch.empty_like(x) for x in (self._like.norm, self._like.priority))
+        result = Gradients({}, priority, norm)
 
         def replay() -> None:
             done = function()
             norm.copy_(done.norm)
-            if done.priority is not None:
-                result.priority.copy_(done.priority)
+            if priority is not None:
+                priority.copy_(done.priority)
 
         return replay, result

@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from agent_cases import LENGTHS, OBS_SPEC, L, every_critic, make_batch, tformer
 from gpu.cases import AGENTS, ENCODERS, PlainRecorder, agent_spec, make_learner, on_devices, to
 from gpu.test_on_devices import draw_nothing, forget_accelerator
+from small_agents import small_agent_spec
 from torch import Tensor, nn
 
 from amago_ray.agent.policy import TrainingBatch
@@ -19,7 +23,9 @@ from amago_ray.agent.spec import AgentSpec
 from amago_ray.learner.graphed import MAX_GRAPHS, CudaRecorder, Gradients, GraphedGradients, is_recordable
 from amago_ray.learner.learner import Learner, LearnerConfig
 from amago_ray.learner.provenance import NonFiniteUpdate
+from amago_ray.nets.traj_encoders import FFTrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder
+from amago_ray.single_process import SingleProcess
 from amago_ray.specs import ArraySpec
 
 NEAR = {"cpu": 1e-5, "cuda": 2e-3}
@@ -203,6 +209,63 @@ def test_lengths_of_batches_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(set(seen.values())) == 8
     learner._graphed = None
     assert learner.prepare(Drawn(7)) is None  # type: ignore[arg-type]
+
+
+def test_nothing_goes_to_the_device_while_a_recording_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that reads ahead waits: what it copies could else end up in the graph, or spoil it."""
+    held: list[bool] = []
+
+    class Watching(PlainRecorder):
+        def record(self, function: Any) -> Any:
+            held.append(graphed.recording.locked())
+            return super().record(function)
+
+    learner = recording(agent_spec(), "cpu", Watching())
+    graphed = learner._graphed
+    assert graphed is not None
+    for number in range(3):
+        learner.update(batch_of("discrete", number))
+    assert held == [True] and not graphed.recording.locked()
+    monkeypatch.setattr(
+        "amago_ray.learner.learner.training_batch", lambda *given: held.append(graphed.recording.locked())
+    )
+    learner.prepare(SimpleNamespace(lengths=np.array([3])))  # type: ignore[arg-type]
+    assert held == [True, True] and not graphed.recording.locked()
+
+
+class Lucky(gym.Env):
+    """Rollouts of 2 to 9 steps; the reward is the action."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.left = int(self.np_random.integers(2, 10))
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.left -= 1
+        return np.zeros(2, np.float32), float(action), self.left == 0, False, {}
+
+
+def test_a_learner_trains_with_recordings() -> None:
+    """On what is read ahead from replay, of few lengths; priorities, metrics and weights are what they should be."""
+    make_env = Lucky
+    spec = small_agent_spec(make_env, partial(FFTrajEncoder, d_model=8), 8, width=8)
+    ring = SingleProcess(make_env, spec, num_envs=4, batch_size=16)
+    ring.epoch(40, 0)
+    learner = ring.learner
+    learner._graphed = GraphedGradients(learner._gradients, learner.agent, PlainRecorder())
+    before = {name: x.clone() for name, x in learner.agent.named_parameters()}
+    report = learner.train(30)
+    assert report.updates == learner.updates_done == 30
+    assert not learner._graphed.failed and learner._graphed._recordings
+    assert all(np.isfinite(value) for value in report.metrics.values())
+    moved = [
+        name for name, x in learner.agent.named_parameters() if x.requires_grad and not torch.equal(x, before[name])
+    ]
+    assert any(name.startswith("critics") for name in moved) and any(name.startswith("policy") for name in moved)
 
 
 class OwnEncoder(FFTstepEncoder):
