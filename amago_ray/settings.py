@@ -289,7 +289,8 @@ class ExperimentSettings:
     mixed_precision: MixedPrecision = setting(
         "no",
         """of encoders and heads. "auto" is "bf16" on processors and GPUs that have instructions for it, and "no"
-        elsewhere, where it would be emulated""",
+        elsewhere, where it would be emulated. In a Transformer what layers hand on is in it too; weights, losses and
+        statistics stay float32""",
         one_of(MixedPrecision),
     )
     micro_batch_size: int | None = setting(
@@ -307,17 +308,19 @@ class ExperimentSettings:
 
     cuda_graphs: CudaGraphs = setting(
         "auto",
-        """start the launches of an update together, on a GPU: several times as fast for small networks. "auto": where
-        all modules of the agent are this package's or PyTorch's, and batches are padded and whole; "always": with
-        modules of your own too, whose Python then runs in the first updates alone""",
+        """start the launches of an update together, on a GPU: several times as fast for small networks, for more
+        memory. "auto": where all modules of the agent are this package's or PyTorch's; "always": with modules of your
+        own too, whose Python then runs in the first updates alone. Neither does anything with packed layouts, pieces,
+        activation checkpointing, batches_per_update above 1, fp16, action masks, dropout of attention weights or
+        several learners""",
         one_of(CudaGraphs),
     )
 
     compile: bool = setting(
         False,
         """put the layers of Transformers through PyTorch's compiler, which fuses what lies between matrix products: for
-        large ones in bf16 on a GPU, with batch_layout "padded"; it takes some seconds for each of at most eight lengths
-        of batches""",
+        large ones in bf16 on a GPU, where batch_layout is not "packed"; it takes some seconds for each of at most eight
+        lengths of batches""",
     )
 
     exploration_wrapper_type: Callable[..., ExplorationWrapper] | None = setting(

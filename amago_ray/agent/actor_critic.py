@@ -286,7 +286,7 @@ class Agent(nn.Module):
     def extra_loss(self, real: Transitions, batch: TrainingBatch) -> Tensor | None:
         """A scalar to add to the loss; override it, for what `init_extra_networks` made, say. None: nothing.
 
-        A mean over real transitions: of a batch in pieces, each counts by its number of them.
+        A mean over real transitions, as `batch.mean` makes it: of a batch in pieces, each counts by its number of them.
         """
         return None
 

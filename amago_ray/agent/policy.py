@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from amago_ray.agent.losses import masked_mean
 from amago_ray.nets.actors import NO_OBS, ActorHead
 from amago_ray.nets.distributions import ActionDistribution
 from amago_ray.nets.packed_sequences import Packing
@@ -84,6 +85,10 @@ class TrainingBatch:
         """The real transitions of x (B, L, ...), as (1, N, ...); with `every_row` all of them."""
         x_N = x_BL.flatten(0, 1)
         return (x_N if self.every_row else x_N[self._real_rows]).unsqueeze(0)
+
+    def mean(self, x_1N: Tensor) -> Tensor:
+        """Of x (1, N, ...), as `real` hands it out: over what is real."""
+        return masked_mean(x_1N, self.counted)
 
     def padded(self, x_1N: Tensor, fill: float = 0.0) -> Tensor:
         """The inverse of `real`, with `fill` in the padding."""

@@ -14,7 +14,8 @@ from amago_ray.nets.distributions import ActionDistribution
 
 @dataclass(frozen=True)
 class Transitions:
-    """The N real transitions of a batch, as actor and critics see them, laid out as (B, L) = (1, N).
+    """The N real transitions of a batch, as actor and critics see them, laid out as (B, L) = (1, N); with
+    `TrainingBatch.every_row` those of the padding are among them.
 
     state, next_state: (1, N, D) before and after each, the latter without gradient. taken: (1, N, A) action vectors.
     dist: the policy's distributions of batch shape (1, N, G).

@@ -42,6 +42,8 @@ def _advice(plan: Plan, rank: int, error: Exception) -> str:
         ways.append("set mixed_precision='bf16'")
     if not plan.learner.packed:
         ways.append("set batch_layout='packed'")
+    if plan.learner.device == "cuda" and plan.learner.cuda_graphs != "never":
+        ways.append("set cuda_graphs='never'")
     ways.append("take smaller networks")
     where = "the memory of its GPU" if plan.learner.device == "cuda" else "memory"
     how = f" (it tried to allocate {wanted[1]})" if wanted else ""

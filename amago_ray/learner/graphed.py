@@ -3,7 +3,7 @@
 A graph replays launches that were recorded once, with the tensors that they read and write in their places. So there is
 one for each shape of batch, which `training_batch` keeps few by padding to multiples; heads compute on the padding too
 (`TrainingBatch.every_row`), what the host draws is handed in, and gradients are added to tensors that stay. Clipping is
-in the graph; optimiser, schedule and target networks are not, so that they may be anything.
+in the graph; optimiser, schedule and target networks are not.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import dataclasses
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from functools import partial
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from amago_ray.agent import Agent
 from amago_ray.agent.policy import TrainingBatch
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 CudaGraphs = Literal["auto", "always", "never"]
 LENGTHS = 8  # of padded batches, at most, that recordings are made for
 MAX_GRAPHS = 16  # shapes of batches; others are computed launch by launch
+NEUTRAL = {"builtins.", "typing.", "abc."}
+OUTSIDE = ("optimizer_type",)  # what an agent is given and no graph holds
 KNOWN = ("amago_ray.", "torch.")  # whose modules keep nothing in Python that changes from update to update
 
 
@@ -46,6 +49,10 @@ class Gradients:
 Compute = Callable[[TrainingBatch], Gradients]
 
 
+class CannotRecord(RuntimeError):
+    """An update did what cannot be recorded: the error that it met."""
+
+
 class Recorder(Protocol):
     """How launches are recorded."""
 
@@ -53,7 +60,10 @@ class Recorder(Protocol):
         """Call it once, so that libraries allocate what they keep."""
 
     def record(self, function: Callable[[], Gradients]) -> tuple[Callable[[], None], Gradients]:
-        """What does again on the device what `function` does, and where its results are then. Nothing is done yet."""
+        """What does again on the device what `function` does, and where its results are then. Nothing is done yet.
+
+        Raises CannotRecord.
+        """
 
 
 class CudaRecorder:
@@ -71,10 +81,14 @@ class CudaRecorder:
         return result
 
     def record(self, function: Callable[[], Gradients]) -> tuple[Callable[[], None], Gradients]:
-        graph = torch.cuda.CUDAGraph()
-        # Of this thread alone, should another one use the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            result = function()
+        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            # Of this thread alone, should another one use the device meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                result = function()
+        except RuntimeError as error:
+            torch.cuda.set_stream(here)  # PyTorch stays on its own where a recording is spoiled
+            raise CannotRecord(error.__context__ or error) from error
         return graph.replay, result
 
 
@@ -97,26 +111,31 @@ class Recording:
         )
         self._replay: Callable[[], None] | None = None
         self._result: Gradients | None = None
-        self._warm = False
 
-    def __call__(self, batch: TrainingBatch, critics: Tensor) -> Gradients:
-        for (_, place), (_, value) in zip(_tensors(self._batch), _tensors(batch), strict=True):
-            place.copy_(value)
-        assert self._batch.critics is not None
-        self._batch.critics.copy_(critics)
-        if not self._warm:
-            self._warm = True
-            return self._recorder.warm_up(self._function)
-        if self._replay is None:
-            self._replay, self._result = self._recorder.record(self._function)
-        self._replay()
-        assert self._result is not None
-        priority = self._result.priority
-        return dataclasses.replace(self._result, priority=None if priority is None else priority.clone())
+    def warm_up(self, batch: TrainingBatch, critics: Tensor) -> Gradients:
+        self._put(batch, critics)
+        return self._recorder.warm_up(self._function)
 
     @property
     def made(self) -> bool:
         return self._replay is not None
+
+    def make(self) -> None:
+        """Raises CannotRecord."""
+        self._replay, self._result = self._recorder.record(self._function)
+
+    def replay(self, batch: TrainingBatch, critics: Tensor) -> Gradients:
+        assert self._replay is not None and self._result is not None
+        self._put(batch, critics)
+        self._replay()
+        priority = self._result.priority
+        return dataclasses.replace(self._result, priority=None if priority is None else priority.clone())
+
+    def _put(self, batch: TrainingBatch, critics: Tensor) -> None:
+        for (_, place), (_, value) in zip(_tensors(self._batch), _tensors(batch), strict=True):
+            place.copy_(value)
+        assert self._batch.critics is not None
+        self._batch.critics.copy_(critics)
 
     def _function(self) -> Gradients:
         return self._compute(self._batch)
@@ -125,13 +144,15 @@ class Recording:
 class GraphedGradients:
     """Computes gradients of batches as `compute` does, and those of a shape that it has seen twice by a recording.
 
-    Parameters must keep their gradients' tensors: zero them in place. Where a recording fails there is one warning, and
-    `compute` does it from then on. recording: held while one is made; who else uses the device then should wait for it.
+    A recording writes into the tensors that are the parameters' gradients when it is made: zero them in place. Where
+    they are others, as after an optimiser that puts its own there, or where a recording fails, there is one warning,
+    and `compute` does it from then on. recording: held while one is made; who else uses the device should wait for it.
     """
 
     def __init__(self, compute: Compute, agent: Agent, recorder: Recorder):
         self._compute, self._agent, self._recorder = compute, agent, recorder
         self._recordings: dict[object, Recording] = {}
+        self._gradients: list[Tensor | None] = []
         self.failed = False
         self.recording = threading.Lock()
 
@@ -145,16 +166,28 @@ class GraphedGradients:
         if recording is None:
             recording = Recording(batch, critics, self._compute, self._recorder)
             self._recordings[shape] = recording
-        try:
-            with nullcontext() if recording.made else self.recording:
-                return recording(batch, critics)
-        except RuntimeError as error:
-            warnings.warn(f"updates go on without CUDA graphs: {str(error).splitlines()[0]}", stacklevel=2)
-            self.failed = True
-            self._recordings.clear()
-            for parameter in self._agent.parameters():
-                parameter.grad = None  # what was begun is no gradient
-            return self._compute(batch)
+            return recording.warm_up(batch, critics)
+        now = [parameter.grad for parameter in self._agent.parameters()]
+        if self._gradients and any(a is not b for a, b in zip(now, self._gradients, strict=True)):
+            return self._without(batch, "the optimiser replaces gradients")
+        if not recording.made:
+            try:
+                with self.recording:
+                    recording.make()
+            except CannotRecord as error:
+                return self._without(batch, str(error).strip().splitlines()[0])
+            self._gradients = now
+        return recording.replay(batch, critics)
+
+    def _without(self, batch: TrainingBatch, why: str) -> Gradients:
+        """Give recordings up."""
+        warnings.warn(f"updates go on without CUDA graphs: {why}", stacklevel=3)
+        self.failed = True
+        self._recordings.clear()
+        self._gradients = []
+        for parameter in self._agent.parameters():
+            parameter.grad = None  # what was recorded there is none
+        return self._compute(batch)
 
 
 def _tensors(batch: TrainingBatch) -> Iterator[tuple[str, Tensor]]:
@@ -171,18 +204,30 @@ def is_recordable(config: LearnerConfig, agent: Agent) -> bool:
     """Whether updates of this agent may be recorded; with "auto", whether they may without anybody having looked.
 
     Not where shapes or the number of launches depend on the data (packed sequences, pieces), where part of the update
-    is left out by what the host sees (fp16), where random states are read (activations computed again), nor where a
-    mask of actions says that none is legal in the padding, on which heads compute too.
+    is left out by what the host sees (fp16), where random states are read (activations and dropped attention weights
+    computed again), nor where a mask of actions says that none is legal in the padding, on which heads compute too.
     """
     same_launches = not config.packed and config.micro_batch_size is None and not config.activation_checkpointing
     whole = config.batches_per_update == 1 and config.mixed_precision != "fp16"
-    if config.cuda_graphs == "never" or not same_launches or not whole or agent.policy.action_mask_key is not None:
+    drops_attention = any(getattr(module, "dropout_attn", 0.0) > 0.0 for module in agent.modules())
+    if config.cuda_graphs == "never" or not same_launches or not whole or drops_attention:
         return False
-    return config.cuda_graphs == "always" or _is_known(agent)
+    if agent.policy.action_mask_key is not None:
+        return False
+    return config.cuda_graphs == "always" or all(map(_is_known, agent.modules()))
 
 
-def _is_known(agent: Agent) -> bool:
-    """Whether all of an agent is of this package and of PyTorch: other code may do something in Python each time."""
-    classes = {base for module in agent.modules() for base in type(module).__mro__}
-    modules = {x.__module__ for x in classes} | {getattr(agent.filter, "__module__", "")}
-    return all(name.startswith(KNOWN) or name in ("builtins", "typing", "abc") for name in modules)
+def _is_known(part: object) -> bool:
+    """Whether code is of this package or of PyTorch, and the functions that it was given: other code may do something
+    in Python each time."""
+    if isinstance(part, partial):
+        return all(map(_is_known, (part.func, *part.args, *part.keywords.values())))
+    if isinstance(part, FunctionType | MethodType | type):
+        return f"{part.__module__}.".startswith(KNOWN)
+    bases = {f"{base.__module__}." for base in type(part).__mro__} - NEUTRAL
+    if not any(name.startswith(KNOWN) for name in bases):
+        return True  # a number, a name, a function written in C
+    given = (
+        x for name, x in vars(part).items() if callable(x) and name not in OUTSIDE and not isinstance(x, nn.Module)
+    )
+    return all(name.startswith(KNOWN) for name in bases) and all(map(_is_known, given))

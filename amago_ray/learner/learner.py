@@ -123,6 +123,7 @@ class Learner:
             for module in self.agent.modules():
                 if isinstance(module, Transformer):
                     module.compile_layers()
+        recordable = self._accelerator.device.type == "cuda" and world_size == 1 and is_recordable(config, self.agent)
         optimizer = self.agent.init_optimizer(config.learning_rate, config.l2_coeff)
         self._rank = rank
         self._snapshot: Snapshot | None = None
@@ -133,7 +134,7 @@ class Learner:
         self._model, self._optimizer = self._accelerator.prepare(self.agent, optimizer)
         self._trainable = self.agent.trainable_params
         self._graphed: GraphedGradients | None = None
-        if self.device.type == "cuda" and world_size == 1 and is_recordable(config, self.agent):
+        if recordable:
             self._graphed = GraphedGradients(self._gradients, self.agent, CudaRecorder())
         self._max_seq_len = agent_spec.max_seq_len
         self._priority: torch.Tensor | None = None  # (B,) of the last batch, where it was drawn by priority
@@ -191,14 +192,18 @@ class Learner:
     def prepare(self, batch: Batch) -> TrainingBatch:
         """What `update` takes, on the device. Safe to call from another thread."""
         x, longest = self.config, None
-        if self._graphed is not None or x.compile:  # so few lengths that each has its own graph, or code
+        few = self._graphed is not None or x.compile  # lengths, so that each has its own graph, or code
+        if few and not x.packed:
             step = -(-self._max_seq_len // LENGTHS)
             longest = min(-(-int(batch.lengths.max()) // step) * step, self._max_seq_len)
         with nullcontext() if self._graphed is None else self._graphed.recording:
             return training_batch(batch, self._action_spec, self.device, x.packed, x.micro_batch_size, longest)
 
     def update(self, batch: TrainingBatch, log: bool = False) -> dict[str, torch.Tensor]:
-        """One batch forward and backward, and an optimiser step if it completes one. Never waits for the device."""
+        """One batch forward and backward, and an optimiser step if it completes one.
+
+        Waits for the device at no time but before it is recorded.
+        """
         accelerator = self._accelerator
         with accelerator.accumulate(self._model):
             if self._graphed is None or log:
@@ -210,7 +215,10 @@ class Learner:
                 if accelerator.scaler is None:
                     self._hold_back(done.norm)
             self._optimizer.step()
-            self._optimizer.zero_grad(set_to_none=self._graphed is None)
+            if self._graphed is None:
+                self._optimizer.zero_grad()
+            else:
+                torch._foreach_zero_([p.grad for p in self._trainable if p.grad is not None])
             if accelerator.sync_gradients:
                 self._schedule.step()
                 self.agent.update_targets()

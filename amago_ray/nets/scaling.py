@@ -183,6 +183,10 @@ class InputNorm(RunningMoments):
         self.skip = skip
         self._kept_deviation: Kept[Tensor] = Kept()
 
+    def train(self, mode: bool = True) -> InputNorm:
+        self._kept_deviation.forget()
+        return super().train(mode)
+
     @torch.no_grad()
     def update(self, x: Tensor, mask: Tensor | None = None) -> None:
         """Track x (..., dim) over the timesteps where mask (...) is true."""

@@ -12,17 +12,20 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from agent_cases import LENGTHS, OBS_SPEC, L, every_critic, make_batch, tformer
+from agent_cases import LENGTHS, OBS_SPEC, L, actor, build, every_critic, fill_padding, make_batch, tformer
 from gpu.cases import AGENTS, ENCODERS, PlainRecorder, agent_spec, make_learner, on_devices, to
 from gpu.test_on_devices import draw_nothing, forget_accelerator
 from small_agents import small_agent_spec
 from torch import Tensor, nn
 
+from amago_ray.agent import Agent
+from amago_ray.agent.losses import exp_filter
 from amago_ray.agent.policy import TrainingBatch
 from amago_ray.agent.spec import AgentSpec
-from amago_ray.learner.graphed import MAX_GRAPHS, CudaRecorder, Gradients, GraphedGradients, is_recordable
+from amago_ray.learner.graphed import MAX_GRAPHS, CannotRecord, CudaRecorder, Gradients, GraphedGradients, is_recordable
 from amago_ray.learner.learner import Learner, LearnerConfig
 from amago_ray.learner.provenance import NonFiniteUpdate
+from amago_ray.nets.policy_outputs import TanhGaussian
 from amago_ray.nets.traj_encoders import FFTrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder
 from amago_ray.single_process import SingleProcess
@@ -165,7 +168,7 @@ def test_a_loss_that_is_no_number_is_not_made(device: str) -> None:
 
 class Refusing(PlainRecorder):
     def record(self, function: Any) -> Any:
-        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        raise CannotRecord("operation not permitted when stream is capturing\nand more")
 
 
 def test_a_recording_that_fails_is_told_once_and_updates_go_on() -> None:
@@ -180,6 +183,54 @@ def test_a_recording_that_fails_is_told_once_and_updates_go_on() -> None:
                 learner.update(batch_of("discrete", number))
     assert len([w for w in told if "CUDA graphs" in str(w.message)]) == 1 and "and more" not in str(told[0].message)
     assert_equal_learners(*learners, rtol=1e-5)
+
+
+class Centred(torch.optim.AdamW):
+    """An optimiser that puts tensors of its own in the place of gradients, and knows no `set_to_none`."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.dim() > 1:
+                    parameter.grad = parameter.grad - parameter.grad.mean()
+        return super().step(closure)
+
+    def zero_grad(self) -> None:
+        super().zero_grad()
+
+
+@on_devices
+def test_an_optimiser_that_replaces_gradients_learns_as_it_would(device: str) -> None:
+    spec = agent_spec(optimizer_type=Centred)
+    learners = recording(spec, device), plain(spec, device)
+    learners[1].agent.load_state_dict(learners[0].agent.state_dict())
+    for learner in learners:
+        draw_nothing(learner.agent)
+    with pytest.warns(UserWarning, match="without CUDA graphs: the optimiser replaces gradients"):
+        for number in range(6):
+            for learner in learners:
+                learner.update(to(batch_of("discrete", number), device))
+    assert_equal_learners(*learners, rtol=NEAR[device])
+
+
+class Looking(Agent):
+    """Reads a number of the device in every update, as code that was written on a CPU does."""
+
+    def extra_loss(self, real: Any, batch: TrainingBatch) -> Tensor:
+        return real.state.square().mean() * (1.0 if float(real.state.sum().detach()) > -1e9 else 2.0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_what_cannot_be_recorded_is_computed_as_before() -> None:
+    """With dropout and sampled actions: a spoiled recording leaves neither stream nor random numbers behind."""
+    spec = agent_spec(kind="continuous", encoder=partial(tformer, dropout_ff=0.3))
+    spec = dataclasses.replace(spec, agent_type=partial(Looking, **spec.agent_type.keywords))
+    learner, stream = recording(spec, "cuda"), torch.cuda.current_stream()
+    with pytest.warns(UserWarning, match="without CUDA graphs"):
+        for number in range(6):
+            learner.update(to(batch_of("continuous", number), "cuda"))
+    assert torch.cuda.current_stream() == stream and learner.updates_done == 6
+    learner._check_finite()
 
 
 def test_only_so_many_shapes_are_recorded() -> None:
@@ -292,20 +343,37 @@ def test_what_can_be_recorded(config: dict[str, Any], recordable: bool) -> None:
 def test_code_of_others_is_recorded_on_demand() -> None:
     own = agent_spec(tstep_encoder=partial(OwnEncoder, n_layers=1, d_hidden=16, d_output=12)).build()
     filtered = agent_spec(fbc_filter_func=lambda advantage: advantage.sigmoid()).build()
+    output = partial(TanhGaussian, std_activation=lambda raw, low, high: raw.sigmoid() + low)
+    activated = agent_spec(kind="continuous", actor_type=partial(actor, policy_output_type=output)).build()
     hooked = agent_spec().build()
     hooked.extra = nn.Linear(2, 2)
     assert is_recordable(LearnerConfig(), hooked)
-    for agent in (own, filtered):
+    assert is_recordable(LearnerConfig(), agent_spec(optimizer_type=Centred).build())
+    assert is_recordable(LearnerConfig(), agent_spec(fbc_filter_func=partial(exp_filter, beta=2.0)).build())
+    for agent in (own, filtered, activated):
         assert not is_recordable(LearnerConfig(), agent)
         assert is_recordable(LearnerConfig(cuda_graphs="always"), agent)
+    dropping = agent_spec(encoder=partial(tformer, dropout_attn=0.1)).build()
+    assert not is_recordable(LearnerConfig(cuda_graphs="always"), dropping)
     masked = agent_spec(obs_spec={**OBS_SPEC, "legal": ArraySpec((4,), "int8")}, action_mask_key="legal").build()
     assert not is_recordable(LearnerConfig(cuda_graphs="always"), masked)
 
 
+def test_packed_batches_are_as_long_as_they_are() -> None:
+    """Also for a learner that compiles: there a longer one would put rows where others belong."""
+    ring = SingleProcess(Lucky, small_agent_spec(Lucky, partial(FFTrajEncoder, d_model=8), 64, width=8), num_envs=4)
+    ring.epoch(40, 0)
+    reader, spec = ring.learner._batches, ring.spec
+    learner = Learner(LearnerConfig(compile=True, packed=True), spec, reader)
+    batch = next(iter(reader.batches(1, 0)))
+    prepared = learner.prepare(batch)
+    assert prepared.mask.shape[1] == batch.lengths.max()
+    assert torch.equal(prepared.mask.sum(dim=1), torch.from_numpy(batch.lengths))
+    assert np.isfinite(learner.train(3).metrics["Total Loss"])
+
+
 def test_padding_counts_for_nothing_where_heads_compute_on_it() -> None:
     """Whatever is in it: loss, gradient and statistics."""
-    from agent_cases import build, fill_padding
-
     results: list[tuple[Tensor, ...]] = []
     for value, every_row in ((0.0, False), (0.0, True), (7.0, True)):
         agent = build("continuous").train()
@@ -315,7 +383,8 @@ def test_padding_counts_for_nothing_where_heads_compute_on_it() -> None:
         loss = agent(batch).loss
         loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in agent.parameters() if p.grad is not None])
-        results.append((loss.detach(), gradient, agent.popart.mu, agent.popart.variance))
+        mean = batch.mean(batch.real(batch.rewards))
+        results.append((loss.detach(), gradient, agent.popart.mu, agent.popart.variance, mean))
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
