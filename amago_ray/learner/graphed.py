@@ -167,8 +167,9 @@ class GraphedGradients:
             recording = Recording(batch, critics, self._compute, self._recorder)
             self._recordings[shape] = recording
             return recording.warm_up(batch, critics)
-        now = [parameter.grad for parameter in self._agent.parameters()]
-        if self._gradients and any(a is not b for a, b in zip(now, self._gradients, strict=True)):
+        if self._gradients and any(
+            p.grad is not x for p, x in zip(self._agent.parameters(), self._gradients, strict=True)
+        ):
             return self._without(batch, "the optimiser replaces gradients")
         if not recording.made:
             try:
@@ -176,7 +177,7 @@ class GraphedGradients:
                     recording.make()
             except CannotRecord as error:
                 return self._without(batch, str(error).strip().splitlines()[0])
-            self._gradients = now
+            self._gradients = [parameter.grad for parameter in self._agent.parameters()]
         return recording.replay(batch, critics)
 
     def _without(self, batch: TrainingBatch, why: str) -> Gradients:
