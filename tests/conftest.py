@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what starts processes by where it lies and what it asks for, so that `make test-fast` can leave it out."""
     for item in items:
         room = item.path.relative_to(TESTS).parts[0]
-        if room in ("system", "benchmarks") or {"ray_instance", "make_experiment"} & set(
+        if room in ("system", "benchmarks") or {"ray_instance", "make_experiment", "trained"} & set(
             getattr(item, "fixturenames", ())
         ):
             item.add_marker(pytest.mark.processes)

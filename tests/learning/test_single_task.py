@@ -21,6 +21,8 @@ from amago_ray.single_process import SingleProcess
 from amago_ray.specs import ActionKind
 
 TINY_GRU = partial(GRUTrajEncoder, d_hidden=32, n_layers=1, d_output=32)
+TINY_TRANSFORMER = partial(TformerTrajEncoder, d_model=32, n_heads=2, d_ff=64, n_layers=1, dropout_ff=0, dropout_emb=0)
+TINY_MAMBA = partial(MambaTrajEncoder, d_model=32, n_layers=1)
 
 
 TINY_TWO_HOT = partial(NCriticsTwoHot, n_layers=1, d_hidden=32, output_bins=32, min_return=-5.0, max_return=20.0)
@@ -77,16 +79,13 @@ TMAZE_EPOCHS = 96  # Mamba, the slowest, needed 32 to 68 with six seeds out of s
 
 
 @pytest.mark.parametrize(
-    "traj_encoder_type",
-    [
-        TINY_GRU,
-        partial(TformerTrajEncoder, d_model=32, n_heads=2, d_ff=64, n_layers=1, dropout_ff=0, dropout_emb=0),
-        partial(MambaTrajEncoder, d_model=32, n_layers=1),
-    ],
-    ids=["GRU", "Transformer", "Mamba"],
+    ("traj_encoder_type", "mixed_precision"),
+    [(TINY_GRU, "no"), (TINY_TRANSFORMER, "no"), (TINY_TRANSFORMER, "bf16"), (TINY_MAMBA, "no")],
+    ids=["GRU", "Transformer", "Transformer-bf16", "Mamba"],
+    indirect=["mixed_precision"],
 )
-def test_memory_solves_the_tmaze(traj_encoder_type: Any) -> None:
-    training = tmaze_training(traj_encoder_type)
+def test_memory_solves_the_tmaze(traj_encoder_type: Any, mixed_precision: MixedPrecision) -> None:
+    training = tmaze_training(traj_encoder_type, mixed_precision)
     assert train_until(training, 0.9, TMAZE_EPOCHS, every=4, steps_per_env=2 * (CORRIDOR + 1), batches=50) >= 0.9
 
 
@@ -97,14 +96,14 @@ def test_without_memory_the_tmaze_stays_a_coin_toss() -> None:
     assert 0.35 <= best <= 0.6, "it should reach the junction, and guess there"
 
 
-def tmaze_training(traj_encoder_type: Any) -> SingleProcess:
+def tmaze_training(traj_encoder_type: Any, mixed_precision: MixedPrecision = "no") -> SingleProcess:
     # Both turns must still be tried, in every rollout, when the corridor is long mastered.
     config.load(
         [], [*with_gammas(0.5, 0.7, 0.8), "EpsilonGreedy.eps_end = 0.15", "EpsilonGreedy.randomize_eps = False"]
     )
     make_env = partial(TMaze, CORRIDOR)
     spec = small_agent_spec(make_env, traj_encoder_type, max_seq_len=CORRIDOR + 2, gamma=0.95, tau=0.01)
-    return SingleProcess(make_env, spec, learning_rate=1e-3, steps_anneal=300)
+    return SingleProcess(make_env, spec, learning_rate=1e-3, steps_anneal=300, mixed_precision=mixed_precision)
 
 
 def train_until(
