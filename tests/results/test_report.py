@@ -55,7 +55,8 @@ def test_what_is_recorded_belongs_to_the_table() -> None:
     for folder in (path for path in RESULTS.iterdir() if path.is_dir() and path.name != "__pycache__"):
         for run in runs(folder.name):
             task = known[run.task]
-            assert run.path == folder / f"seed_{run.seed}.json" and len(run.returns) == task.episodes >= 100
+            assert run.path == folder / f"seed_{run.seed}.json" and 100 <= len(run.returns) <= task.episodes
+            assert task.env or len(run.returns) == task.episodes  # one environment has a part of them
             assert run.frames <= task.frames
             on_ray = shlex.join(["amago-ray", *task.arguments(run.seed), "--no-final-test"])
             assert run.command in (task.command(run.seed), on_ray)
