@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -33,14 +32,6 @@ from amago_ray.specs import ArraySpec
 
 NEAR = {"cpu": 1e-5, "cuda": 2e-3}
 UPDATES = 9  # the first is logged, and two lengths take turns: each is warmed up, recorded, and replayed
-
-
-@pytest.fixture(autouse=True)
-def exact_products() -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
 
 
 def recording(spec: AgentSpec, device: str, recorder: Any = None, **config: Any) -> Learner:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,15 +38,6 @@ GOLDEN = (
 # A GPU adds up in other orders, and its libraries choose among algorithms.
 RTOL = {"cpu": 1e-5, "cuda": 2e-3}
 by_encoder = pytest.mark.parametrize("encoder", ENCODERS)
-
-
-@pytest.fixture(autouse=True)
-def exact_products() -> Iterator[None]:
-    """Float32 is float32: no TF32 in convolutions and recurrent networks. (Matrix products have it off already.)"""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
 
 
 def draw_nothing(agent: Agent) -> None:
