@@ -57,7 +57,7 @@ def save(num_parameters: int, repeats: int) -> Row:
     copies, writes, buffers = [], [], []
     for _ in range(repeats + 1):
         started = time.perf_counter()
-        snapshot = Snapshot.of(model, optimizer, schedule, None, 0, (0, 0, 0), buffers)
+        snapshot = Snapshot.of(model, {}, optimizer, schedule, None, 0, (0, 0, 0), buffers)
         copies.append(time.perf_counter() - started)
         buffers = snapshot.buffers
         with tempfile.TemporaryDirectory() as folder:
