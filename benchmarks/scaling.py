@@ -138,6 +138,7 @@ def measure_collecting(sleep_ms: float, workers: int, shards: int, learners: int
             num_rollout_workers=workers,
             num_replay_shards=shards,
             num_learners=learners,
+            learner_device="cpu",  # a group of them on a machine without a GPU says so
             learner_cpus=1,
             schedule="overlap",
             epochs=marks,
