@@ -87,8 +87,9 @@ class CudaRecorder:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 result = function()
         except RuntimeError as error:
-            torch.cuda.set_stream(here)  # PyTorch stays on its own where a recording is spoiled
             raise CannotRecord(error.__context__ or error) from error
+        finally:
+            torch.cuda.set_stream(here)  # PyTorch stays on its own where a recording is spoiled
         return graph.replay, result
 
 

@@ -178,14 +178,13 @@ class CriticEnsemble(nn.Module):
         members_BLSG: int64, which ones, perhaps some repeatedly: on the host, or on the device, and then all are asked.
         """
         another_network = type(self).values is not CriticEnsemble.values  # then all are asked, by that method
-        there = members_BLSG if isinstance(members_BLSG, Tensor) else None
-        if not self.action_input or prepared.is_cuda or another_network or there is not None:
+        if isinstance(members_BLSG, Tensor) or not self.action_input or prepared.is_cuda or another_network:
             q_KBLCGO = self.values(prepared, action_KBLGA, frozen=True, read=read)
-            there = on_device(np.asarray(members_BLSG), q_KBLCGO.device) if there is None else there
+            there = members_BLSG if isinstance(members_BLSG, Tensor) else on_device(members_BLSG, q_KBLCGO.device)
             return q_KBLCGO.take_along_dim(there[None, ..., None], dim=3)
         B, L = prepared.shape[:2]
         prepared_NCH, action_KNGA = prepared.flatten(0, 1), action_KBLGA.flatten(1, 2)
-        members_NSG = np.asarray(members_BLSG).reshape(B * L, *members_BLSG.shape[2:])
+        members_NSG = members_BLSG.reshape(B * L, *members_BLSG.shape[2:])
         size = self._part_size(prepared_NCH, action_KNGA)
         parts = zip(
             (members_NSG[i : i + size] for i in range(0, B * L, size)),

@@ -330,7 +330,7 @@ class Transformer(nn.Module):
         assert self._compiled_layer is not None
         try:
             return self._compiled_layer(layer, x_BLD, rope)
-        except Exception as error:  # of whatever kind a compiler ends with
+        except torch._dynamo.exc.TorchDynamoException as error:  # what the compiler met, and not what the layer did
             warnings.warn(f"layers are not compiled: {str(error).strip().splitlines()[0]}", stacklevel=2)
             self._compiled_layer = None
             return layer(x_BLD, rope, None, None)

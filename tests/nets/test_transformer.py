@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 
 from amago_ray.agent.flat_weights import flatten_state, load_flat_state
 from amago_ray.nets.attention import (
@@ -412,7 +413,10 @@ def test_compiled_layers_compute_what_they_did() -> None:
 
 def test_a_compiler_that_fails_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*args: Any) -> Tensor:
-        raise RuntimeError("\nno C++ compiler found\nhere")
+        raise TorchDynamoException("\nno C++ compiler found\nhere")
+
+    def breaks(*args: Any) -> Tensor:
+        raise torch.OutOfMemoryError("no memory is left")
 
     transformer = Transformer(12, 32, 48, 2, 2, CausalAttention(), dropout_emb=0.0, dropout_ff=0.0).train()
     x, time_idx = torch.randn(3, 6, 12), torch.arange(6).expand(3, -1)
@@ -424,3 +428,6 @@ def test_a_compiler_that_fails_is_told_once(monkeypatch: pytest.MonkeyPatch) -> 
         transformer(x, time_idx)
     assert len(told) == 1
     torch.testing.assert_close(y, other(x, time_idx))
+    other._compiled_layer = breaks
+    with pytest.raises(torch.OutOfMemoryError, match="no memory is left"):
+        other(x, time_idx)
