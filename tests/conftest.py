@@ -130,8 +130,9 @@ class ProcessPool:
             ray.get(actor.__ray_call__.remote(lambda self, args: self.__init__(*args), args), timeout=60)
         else:
             name = uuid.uuid4().hex
-            remote: Any = ray.remote(role)
-            actor = remote.options(num_cpus=0, name=name, max_concurrency=options.get("max_concurrency")).remote(*args)
+            concurrency = {key: value for key, value in options.items() if key == "concurrency_groups"}
+            remote: Any = ray.remote(num_cpus=0, name=name, **concurrency)(role)
+            actor = remote.remote(*args)
         self._busy[actor] = (role, name)
         return actor, name
 

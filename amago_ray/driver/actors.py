@@ -133,7 +133,15 @@ class RolloutActor:
 
 
 class LearnerActor:
-    """A learner process. Built in two steps, because the members of a group must know the first one's address."""
+    """A learner process. Built in two steps, because the members of a group must know the first one's address.
+
+    Everything that computes is called in one and the same thread; `ASIDE` has others. Each thread that computes has its
+    own team of OpenMP threads, and teams that together have more threads than there are cores go to sleep after every
+    operation: a GRU's updates then take half as long again.
+    """
+
+    ASIDE = "aside"  # Ray's concurrency group of what is called while `train` runs
+    CONCURRENCY_GROUPS = {ASIDE: 2}  # to write, and to tell of it
 
     def __init__(self, plan: Plan, rank: int, shard_names: list[str]):
         keep_freed_memory()
@@ -176,10 +184,11 @@ class LearnerActor:
 
     def train(self, num_batches: int, mixture: tuple[float, ...] | None, num_threads: int | None = None) -> LearnReport:
         """num_threads: to compute with, where that is not what the plan says."""
-        torch.set_num_threads(num_threads or self._num_threads)  # a setting of the thread, and calls change threads
+        torch.set_num_threads(num_threads or self._num_threads)
         with naming_what_to_lower(self._plan, self._rank):
             return self._learner.train(num_batches, mixture)
 
+    @ray.method(concurrency_group=ASIDE)
     def progress(self) -> int:
         return self._learner.progress()
 
@@ -190,6 +199,7 @@ class LearnerActor:
     def snapshot(self, number: int) -> None:
         self._learner.snapshot(number)
 
+    @ray.method(concurrency_group=ASIDE)
     def write_state(self, folder: str, policy: str, number: int) -> None:
         self._learner.write_state(folder, policy, number)
 

@@ -56,10 +56,10 @@ class Spawner:
     def start(self, role: type, args: tuple[Any, ...], options: dict[str, Any], named: bool = False) -> tuple[Any, str]:
         """A process that holds a `role` made of `args`, and its name in Ray: unique, or empty where it has none."""
         name = uuid.uuid4().hex if named else ""
-        remote: Any = ray.remote(role)
         options = options | ({"name": name} if named else {})
         # Ray would keep three kilobytes of each of the last 100,000 calls.
-        return remote.options(**options, enable_task_events=False).remote(*args), name
+        remote: Any = ray.remote
+        return remote(**options, enable_task_events=False)(role).remote(*args), name
 
     def end(self, actor: Any) -> None:
         ray.kill(actor)
@@ -128,8 +128,8 @@ class Topology:
         options = {
             "num_cpus": plan.learner_cpus,
             "num_gpus": plan.learner_gpus,
-            "max_concurrency": 3,
-        }  # learning, writing, and telling of it
+            "concurrency_groups": LearnerActor.CONCURRENCY_GROUPS,
+        }
         self._learners = [
             spawner.start(LearnerActor, (plan, i, self._shard_names), options | self._bundle(i))[0]
             for i in range(plan.num_learners)

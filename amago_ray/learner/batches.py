@@ -101,7 +101,8 @@ class Prefetcher:
         with Prefetcher(reader.batches(...), to_device) as prefetched:
             for item in prefetched: ...
 
-    An exception of the iterator is raised at the consumer. wait_s: seconds that the consumer has waited.
+    An exception of the iterator is raised at the consumer. wait_s: seconds that the consumer has waited. The thread
+    computes alone, whatever `torch.set_num_threads` said: a team of its own would put the consumer's to sleep.
     """
 
     _END = object()
@@ -109,12 +110,17 @@ class Prefetcher:
     def __init__(self, source: Iterator[Batch], prepare: Callable[[Batch], TrainingBatch], ahead: int = 2):
         self._source, self._prepare = source, prepare
         self._queue: queue.Queue = queue.Queue(maxsize=ahead)
-        self._stopped = threading.Event()
+        self._stopped, self._alone = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
         self.wait_s = 0.0
 
     def __enter__(self) -> Prefetcher:
+        threads = torch.get_num_threads()
         self._thread.start()
+        self._alone.wait()
+        torch.set_num_threads(
+            threads
+        )  # MKL's is the whole process's, and what threads begin with is the last that was set
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -138,6 +144,9 @@ class Prefetcher:
             yield item
 
     def _run(self) -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # reads it; a thread does so once
+        self._alone.set()
         try:
             for batch in self._source:
                 self._queue.put((batch, self._prepare(batch)))

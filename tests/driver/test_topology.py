@@ -1,14 +1,18 @@
-"""Processes that cannot all be started leave none behind."""
+"""Processes that cannot all be started leave none behind, and a learner computes in one thread."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
 from amago_ray.driver import topology
-from amago_ray.driver.topology import Topology
+from amago_ray.driver.actors import LearnerActor
+from amago_ray.driver.topology import Spawner, Topology
 
 
 class Failing:
@@ -51,3 +55,46 @@ def test_a_start_that_fails_leaves_no_process_and_no_placement_group(monkeypatch
     with pytest.raises(OSError, match="no more processes"):
         Topology(plan)
     assert spawner.running == [] and removed == [group]
+
+
+class ThreadTeller:
+    """In a learner's place: remembers which thread each call came in. `train` lasts until `progress` has been asked."""
+
+    def __init__(self) -> None:
+        self.asked, self.threads = threading.Event(), dict[str, int]()
+
+    def train(self, *args: Any) -> None:
+        assert self.asked.wait(60)
+        self.threads["train"] = threading.get_ident()
+
+    def progress(self) -> None:
+        self.asked.set()
+        self.threads["progress"] = threading.get_ident()
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args: self.threads.update({name: threading.get_ident()})
+
+
+class TellingActor(LearnerActor):
+    def __init__(self) -> None:
+        self._learner: Any = ThreadTeller()
+        self._plan: Any = None
+        self._rank, self._num_threads = 0, 1
+
+
+def test_what_a_learner_computes_is_in_one_thread_and_can_be_asked_about_meanwhile(ray_instance: None) -> None:
+    options = {"num_cpus": 0, "concurrency_groups": LearnerActor.CONCURRENCY_GROUPS}
+    actor, _ = Spawner().start(TellingActor, (), options)
+    try:
+        training = actor.train.remote(1, None)
+        ray.get(actor.progress.remote(), timeout=60)
+        ray.get([training, actor.write_state.remote("", "", 0)], timeout=60)
+        for call in (actor.publish.remote(1), actor.snapshot.remote(1), actor.save_agent.remote(""),
+                     actor.load_agent.remote(""), actor.load_state.remote("")):  # fmt: skip
+            ray.get(call, timeout=60)
+        threads = ray.get(actor.__ray_call__.remote(lambda self: self._learner.threads), timeout=60)
+    finally:
+        ray.kill(actor)
+    aside = {threads.pop(name) for name in ("progress", "write_state")}
+    assert set(threads) == {"train", "publish", "snapshot", "save_agent", "load_agent", "load_state"}
+    assert len(set(threads.values())) == 1 and not aside & set(threads.values())

@@ -175,6 +175,23 @@ def test_a_consumer_that_fails_leaves_no_thread() -> None:
                 raise ValueError("mine")
 
 
+def test_the_thread_computes_alone_and_the_consumer_as_before() -> None:
+    """Its own team of threads would put the consumer's to sleep; what a thread begins with is the last that was set."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    seen: list[int] = []
+    try:
+        with Prefetcher(numbers(2), lambda _: torch.get_num_threads()) as prefetched:
+            assert [threads for _, threads in prefetched] == [1, 1]
+            assert torch.get_num_threads() == 3
+            another = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+            another.start()
+            another.join()
+        assert torch.get_num_threads() == 3 and seen == [3]
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_no_more_is_prepared_ahead_than_asked_for() -> None:
     full = threading.Event()
     prepared: list[int] = []
