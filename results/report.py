@@ -37,7 +37,8 @@ HEAD = """\
 
 ![Learning curves of every task, with the published number](results.png)
 
-Of every run the *last* policy plays the rollouts of a test, without exploration; a seed's score is its mean return.
+Of every run the *last* policy plays the rollouts of a test, without exploration; a seed's score is its mean return,
+or rate of success where that is what is published.
 **Ours** is the mean of the seeds' scores, and beside it the interquartile mean of the same (of fewer than four seeds
 nothing is trimmed) and the 95 % interval of the mean (percentile bootstrap over seeds, `scipy.stats.bootstrap`). **At
 or above** says whether the mean reaches the published number to the digits that it is given to, one decimal at least;

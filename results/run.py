@@ -81,15 +81,15 @@ def record(task: Task, seed: int, commit: str) -> Run:
         frames=frames,
         updates=rows[-1]["gradient_steps"],
         wall_s=round(rows[-1]["wall_s"], 1),
-        curve=_curve(rows, task.env),
+        curve=_curve(rows, task),
         revision=commit,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=_machine(),
     )
 
 
-def _curve(rows: Sequence[dict[str, Any]], env: str) -> dict[str, list[float]]:
-    key = f"val/Average Total Return in {env}" if env else f"val/{AVERAGE_RETURN}"
+def _curve(rows: Sequence[dict[str, Any]], task: Task) -> dict[str, list[float]]:
+    key = f"val/Average {task.metric or 'Total Return'} in {task.env}" if task.env else f"val/{AVERAGE_RETURN}"
     points = [row for row in rows if row.get(key) is not None]
     return {
         "frames": [row["total_frames"] for row in points],
@@ -116,7 +116,8 @@ def _test(task: Task, seed: int, folder: Path) -> list[float]:
         seed + TEST_SEEDS,
         not task.greedy,
     )
-    return [round(result.total_reward, 4) for result in results if task.env in ("", result.env_name)]
+    mine = [result for result in results if task.env in ("", result.env_name)]
+    return [round(result.metrics[task.metric] if task.metric else result.total_reward, 4) for result in mine]
 
 
 def revision() -> str:

@@ -40,7 +40,8 @@ class Task:
     configs: gin files, later ones win. set: gin bindings on top of them. frames: of training, at most.
     episodes: of the test, without exploration; greedy: with the policy's mode. note: what a reader should know.
     run: the name of the training that it has in common with other tasks; its own by default. env: name of the one
-    environment whose rollouts count; all by default.
+    environment whose rollouts count; all by default. metric: what `env` tells of every rollout ("AMAGO_LOG_METRIC ..."
+    in its info) and is published of it, in place of the return.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Task:
     note: str = ""
     run: str = ""
     env: str = ""
+    metric: str = ""
 
     def arguments(self, seed: int) -> list[str]:
         """Of `results.in_process` or `amago-ray`, for one run."""
@@ -72,7 +74,8 @@ class Task:
 class Run:
     """One recorded run.
 
-    returns: of the test's rollouts. curve: "frames", "wall_s" and "return" of validation, (N,) each.
+    returns: of the test's rollouts, or what the task's metric is of each. curve: "frames", "wall_s" and "return", or
+    that metric, of validation, (N,) each.
     command, evaluation: what makes the policy, and what plays the same rollouts of the test again.
     """
 
@@ -91,7 +94,7 @@ class Run:
 
     @property
     def score(self) -> float:
-        """Mean return of the test."""
+        """Mean of the test."""
         return sum(self.returns) / len(self.returns)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,17 @@ def test_a_run_leaves_its_rows_and_is_the_same_again(game: Task) -> None:
     trained(game, seed=3)
     assert rows == rows_of("game_seed_3") and any("train/Total Loss" in row for row in rows)
     assert run.record(game, 3, "abc").returns == recorded.returns
+
+
+def test_a_metric_stands_in_for_the_return(game: Task) -> None:
+    lake = ("Experiment.make_train_env = @MetaFrozenLake", "MetaFrozenLake.size = 2", "MetaFrozenLake.k_episodes = 2")
+    settings = (*lake, "Experiment.max_seq_len = 8")
+    rate = replace(game, set=settings, env="MetaFrozenLake-2x2-k2", metric="Last Attempt Success")
+    trained(rate, seed=0)
+    first = replace(rate, metric="First Attempt Success")
+    rates, firsts, returns = (run.record(task, 0, "abc") for task in (rate, first, replace(rate, metric="")))
+    assert set(rates.returns) <= {0.0, 1.0} and len(rates.curve["return"]) > 0
+    assert [a + b for a, b in zip(rates.returns, firsts.returns, strict=True)] == list(returns.returns)
 
 
 def test_more_frames_than_a_task_has_are_refused(game: Task) -> None:
