@@ -56,6 +56,7 @@ TABLES = (
             Column("learners", "learners"),
             Column("frames_per_s", "frames/s", ",.0f"),
             Column("of_ideal", "of ideal", ".1%"),
+            Column("of_linear", "of one worker's, times workers", ".1%"),
             Column("driver_cores", "driver, cores", ".1%"),
             Column("driver_ms_per_call", "driver, ms per call", ".2f"),
         ),
@@ -123,8 +124,8 @@ def cluster_of(num_cpus: int) -> Iterator[str]:
 
 
 def measure_collecting(sleep_ms: float, workers: int, shards: int, learners: int, options: argparse.Namespace) -> Row:
-    """An experiment of epochs of `options.seconds`; the first warms up."""
-    sleep_s, epochs, marks = sleep_ms / 1000, Epochs(), 2 if options.quick else 4
+    """An experiment of epochs of `options.seconds`; the first warms up, and the last finds its data collected."""
+    sleep_s, epochs, num_epochs = sleep_ms / 1000, Epochs(), 3 if options.quick else 5
     steps = max(int(options.seconds / (sleep_s * ENVS_PER_WORKER)), 4)
     config.load([], SMALL_NETWORKS)
     with tempfile.TemporaryDirectory() as folder:
@@ -142,7 +143,7 @@ def measure_collecting(sleep_ms: float, workers: int, shards: int, learners: int
             learner_device="cpu",  # a group of them on a machine without a GPU says so
             learner_cpus=1,
             schedule="overlap",
-            epochs=marks,
+            epochs=num_epochs,
             train_timesteps_per_epoch=steps,
             train_batches_per_epoch=1 if learners > 1 else 0,
             val_interval=10**6,
@@ -158,7 +159,7 @@ def measure_collecting(sleep_ms: float, workers: int, shards: int, learners: int
         finally:
             experiment.close()
     rates, cores = [], []
-    for before, after in zip(epochs.marks, epochs.marks[1:]):
+    for before, after in zip(epochs.marks[:-2], epochs.marks[1:-1], strict=True):
         wall, cpu, frames = (b - a for a, b in zip(before, after, strict=True))
         rates.append(frames / wall)
         cores.append(cpu / wall)
@@ -248,6 +249,10 @@ def run(options: argparse.Namespace) -> tuple[Row, list[Row]]:
                 failed[name] = str(error).splitlines()[0]
                 measure.say(f"failed: {failed[name]}")
         broadcasts = list(measure_broadcasts(options)) if options.only in BROADCASTS else []
+    alone = {row["sleep_ms"]: row["frames_per_s"]["median"] for row in collecting if row["workers"] == 1}
+    for row in collecting:
+        one = alone.get(row["sleep_ms"])
+        row["of_linear"] = row["frames_per_s"]["median"] / (row["workers"] * one) if one else None
     if collecting:
         draw(collecting, options.figure)
     return {"nodes": NUM_NODES, "failed": failed}, collecting + broadcasts
