@@ -246,7 +246,7 @@ def run(options: argparse.Namespace) -> tuple[Row, list[Row]]:
             try:
                 collecting.append(measure_collecting(*case, options))
             except Exception as error:  # what was measured before took minutes
-                failed[name] = str(error).splitlines()[0]
+                failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
                 measure.say(f"failed: {failed[name]}")
         broadcasts = list(measure_broadcasts(options)) if options.only in BROADCASTS else []
     alone = {row["sleep_ms"]: row["frames_per_s"]["median"] for row in collecting if row["workers"] == 1}

@@ -118,9 +118,8 @@ class Prefetcher:
         threads = torch.get_num_threads()
         self._thread.start()
         self._alone.wait()
-        torch.set_num_threads(
-            threads
-        )  # MKL's is the whole process's, and what threads begin with is the last that was set
+        # The thread has set MKL's number for the whole process, and what threads to come begin with.
+        torch.set_num_threads(threads)
         return self
 
     def __exit__(self, *exc: object) -> None:
