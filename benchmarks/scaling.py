@@ -124,8 +124,8 @@ def cluster_of(num_cpus: int) -> Iterator[str]:
 
 
 def measure_collecting(sleep_ms: float, workers: int, shards: int, learners: int, options: argparse.Namespace) -> Row:
-    """An experiment of epochs of `options.seconds`; the first warms up, and the last finds its data collected."""
-    sleep_s, epochs, num_epochs = sleep_ms / 1000, Epochs(), 3 if options.quick else 5
+    """An experiment of epochs of `options.seconds`: between a first, with validation, and a last, which has its data."""
+    sleep_s, epochs, num_epochs = sleep_ms / 1000, Epochs(), 4 if options.quick else 6
     steps = max(int(options.seconds / (sleep_s * ENVS_PER_WORKER)), 4)
     config.load([], SMALL_NETWORKS)
     with tempfile.TemporaryDirectory() as folder:
@@ -159,7 +159,7 @@ def measure_collecting(sleep_ms: float, workers: int, shards: int, learners: int
         finally:
             experiment.close()
     rates, cores = [], []
-    for before, after in zip(epochs.marks[:-2], epochs.marks[1:-1], strict=True):
+    for before, after in zip(epochs.marks[1:-2], epochs.marks[2:-1], strict=True):
         wall, cpu, frames = (b - a for a, b in zip(before, after, strict=True))
         rates.append(frames / wall)
         cores.append(cpu / wall)
