@@ -124,7 +124,7 @@ def cluster_of(num_cpus: int) -> Iterator[str]:
 
 
 def measure_collecting(sleep_ms: float, workers: int, shards: int, learners: int, options: argparse.Namespace) -> Row:
-    """An experiment of epochs of `options.seconds`: between a first, with validation, and a last, which has its data."""
+    """An experiment of epochs of `options.seconds`: between a first, with validation, and a last that has its data."""
     sleep_s, epochs, num_epochs = sleep_ms / 1000, Epochs(), 4 if options.quick else 6
     steps = max(int(options.seconds / (sleep_s * ENVS_PER_WORKER)), 4)
     config.load([], SMALL_NETWORKS)
