@@ -29,7 +29,7 @@ PICTURE = ROOT / "docs" / "results.png"
 README = ROOT / "README.md"
 MARKS = ("<!-- written by results.report -->\n", "<!-- up to here -->\n")  # around the README's table
 RESAMPLES = 9999
-PANELS_PER_ROW = 3  # panels in a row of the picture
+PANELS_PER_ROW = 4  # panels in a row of the picture
 PANEL_IN = (3.4, 2.5)
 
 HEAD = """\
@@ -154,7 +154,8 @@ def readme(known: Mapping[str, Task], text: str, folder: Path = RESULTS) -> str:
         mean = f"{ours.mean:.{number.digits + 1}f}"
         reached += at_or_above(task, ours)
         mean = f"**{mean}**" if at_or_above(task, ours) else mean
-        frames = f"{EngFormatter(sep='', places=0)(max(run.frames for run in recorded))}, {number.frames}"
+        three_digits = float(f"{max(run.frames for run in recorded):.3g}")
+        frames = f"{EngFormatter(sep='')(three_digits)}, {number.frames}"
         lines.append(f"| {task.title} | {mean} | {number.by} [{number.value:g}]({number.url}) | {frames} |")
     before, _, rest = text.partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
