@@ -373,6 +373,8 @@ def describe(result: Row) -> str:
             text += f" Matrix products in {name}: {result[key] / 1e9:,.0f} GFLOP/s."
     if "memcpy_bytes_per_s" in result:
         text += f" Copying memory: {result['memcpy_bytes_per_s'] / 1e9:.1f} GB/s."
+    for name, error in result.get("failed", {}).items():
+        text += f" Failed: {name} ({error})."
     return text + (" A --quick run: no measure of speed." if result["quick"] else "")
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,9 @@ TABLES = (
 )
 
 
+Mark = tuple[float, float, int]  # wall time, the driver's processor time, frames
+
+
 class Sleeper(gym.Env):
     """Rollouts of 100 steps, each of which takes `sleep_s`; nothing is to be learned."""
 
@@ -97,10 +101,15 @@ class Epochs(Callback):
     """When each epoch ended, by the wall and by the driver's own processor time, and frames by then."""
 
     def __init__(self) -> None:
-        self.marks: list[tuple[float, float, int]] = []
+        self.marks: list[Mark] = []
 
     def after_collection(self, view: RunView) -> None:
         self.marks.append((time.perf_counter(), time.process_time(), view.progress.total_frames))
+
+
+def counted(marks: Sequence[Mark]) -> Iterator[tuple[Mark, Mark]]:
+    """Begin and end of each epoch that counts: a validation follows the first, and the last has its data already."""
+    return pairwise(marks[1:-1])
 
 
 @contextmanager
@@ -124,7 +133,7 @@ def cluster_of(num_cpus: int) -> Iterator[str]:
 
 
 def measure_collecting(sleep_ms: float, workers: int, shards: int, learners: int, options: argparse.Namespace) -> Row:
-    """An experiment of epochs of `options.seconds`: between a first, with validation, and a last that has its data."""
+    """An experiment of epochs of `options.seconds`."""
     sleep_s, epochs, num_epochs = sleep_ms / 1000, Epochs(), 4 if options.quick else 6
     steps = max(int(options.seconds / (sleep_s * ENVS_PER_WORKER)), 4)
     config.load([], SMALL_NETWORKS)
@@ -159,7 +168,7 @@ def measure_collecting(sleep_ms: float, workers: int, shards: int, learners: int
         finally:
             experiment.close()
     rates, cores = [], []
-    for before, after in zip(epochs.marks[1:-2], epochs.marks[2:-1], strict=True):
+    for before, after in counted(epochs.marks):
         wall, cpu, frames = (b - a for a, b in zip(before, after, strict=True))
         rates.append(frames / wall)
         cores.append(cpu / wall)

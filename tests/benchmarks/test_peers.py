@@ -113,5 +113,7 @@ def test_scaling_covers_workers_shards_and_learners(monkeypatch: pytest.MonkeyPa
         | {"frames_per_s": {"median": 190.0 * w, "min": 1.0, "max": 2.0}}
         for w in (1, 2)
     ]
+    marks = [(float(n), 0.0, n) for n in range(6)]
+    assert [(before[2], after[2]) for before, after in scaling.counted(marks)] == [(1, 2), (2, 3), (3, 4)]
     scaling.draw(rows, tmp_path / "scaling.png")
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
