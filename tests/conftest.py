@@ -103,7 +103,8 @@ def ray_instance() -> Iterator[None]:
     import ray
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS.parent), str(TESTS)]))
+        found = filter(None, (str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH")))
+        patch.setenv("PYTHONPATH", os.pathsep.join(found))
         ray.init(
             address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="error",
             object_store_memory=200_000_000,

@@ -16,6 +16,7 @@ REMEDIES: dict[Resource, str] = {
     "learner": "give the learner more cores or a GPU, mixed_precision='auto' or batch_layout='packed'",
     "waiting": "make epochs longer (train_timesteps_per_epoch, train_batches_per_epoch)",
 }
+FASTER_ON_A_GPU = "use mixed_precision='auto', for a Transformer compile=True, or more GPUs (num_learners)"
 
 
 def time_by_resource(
@@ -47,10 +48,11 @@ def bound_of(fractions: dict[Resource, float]) -> Resource:
     return max(fractions, key=lambda resource: fractions[resource])
 
 
-def in_words(fractions: dict[Resource, float]) -> str:
+def in_words(fractions: dict[Resource, float], learner_device: str = "cpu") -> str:
     """What bounds the run and what would change that, in a line."""
     bound = bound_of(fractions)
     rest = ", ".join(f"{r} {x:.0%}" for r, x in fractions.items() if r != bound and x >= 0.005)
     what = "waiting for processes" if bound == "waiting" else f"the {bound}"
     others = f" ({rest})" if rest else ""
-    return f"{what} takes {fractions[bound]:.0%} of the time{others}; to be faster, {REMEDIES[bound]}"
+    remedy = FASTER_ON_A_GPU if bound == "learner" and learner_device == "cuda" else REMEDIES[bound]
+    return f"{what} takes {fractions[bound]:.0%} of the time{others}; to be faster, {remedy}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +21,8 @@ from amago_ray.rollout.worker import RolloutConfig
 from amago_ray.settings import ExperimentSettings, env_processes, replay_folder
 from amago_ray.specs import row_bytes
 
-ROLLOUT_GPU_SHARE = 0.1  # of one GPU, for each worker that acts on a GPU
+ROLLOUT_GPU_SHARE = 0.1  # of one GPU, for each worker that acts on a GPU which no learner has
+SHARED_GPU = 0.5  # of a learner's GPU, for the workers that act on it where there is no other
 # Added to a run's seed, so far apart that runs with neighbouring seeds do not validate where others train.
 VALIDATION_SEEDS, TEST_SEEDS = 1 << 20, 1 << 21
 SHARD_MEMORY_OVERHEAD = 1.1  # free space in segments, on top of a shard's stored bytes
@@ -107,6 +109,7 @@ def make_plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Clus
     rollout_nodes = _selector(x.rollout_nodes, "rollout", cluster, nodes)
     free_cpus = _cpus_for_workers(cluster, nodes, learner_nodes, rollout_nodes, x.num_learners * (x.learner_cpus or 1))
     cores = share_cores(x, device, cluster, free_cpus)
+    learner_gpus, worker_gpus = share_gpus(x.num_learners, device, cores.workers, x.rollout_device, cluster.gpus)
     mixture = mixture_of(x.dataset)
     datasets = mixture.datasets
     return Plan(
@@ -166,9 +169,9 @@ def make_plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Clus
         collects=mixture.learns_from_replay and x.train_timesteps_per_epoch > 0,
         gin_config=config.snapshot(),
         incarnation=incarnation,
-        worker_gpus=ROLLOUT_GPU_SHARE if x.rollout_device == "cuda" else 0.0,
+        worker_gpus=worker_gpus,
         cores=cores,
-        learner_gpus=1.0 if device == "cuda" else 0.0,
+        learner_gpus=learner_gpus,
         learner_nodes=learner_nodes,
         rollout_nodes=rollout_nodes,
     )
@@ -251,3 +254,18 @@ def learner_device(num_learners: int, device: str, gpus: float) -> str:
             f"Experiment.num_learners={num_learners}: each learner needs a GPU of its own and there are {gpus:g}"
         )
     return device
+
+
+def share_gpus(
+    num_learners: int, learner_device: str, num_workers: int, rollout_device: str, gpus: float
+) -> tuple[float, float]:
+    """GPUs of one learner and of one worker. Learners have whole ones, unless workers that act on a GPU find no other:
+    then these have a part of the learners'."""
+    learner = 1.0 if learner_device == "cuda" else 0.0
+    if rollout_device != "cuda":
+        return learner, 0.0
+    left = gpus - num_learners * learner
+    if not learner or left >= ROLLOUT_GPU_SHARE * num_workers:
+        return learner, ROLLOUT_GPU_SHARE
+    share = SHARED_GPU / -(-num_workers // num_learners)
+    return 1.0 - SHARED_GPU, math.floor(share * 1e4) / 1e4  # Ray counts in ten-thousandths

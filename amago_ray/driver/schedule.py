@@ -86,7 +86,8 @@ class Schedule(ABC):
             result.bound = time_by_resource(result.collected, result.learned, time.monotonic() - started, together)
         if epoch > 0 and bound_of(result.bound) != self._bound:
             self._bound = bound_of(result.bound)
-            self._ring.say(f"epoch {epoch + 1}: {in_words(result.bound)}")
+            words = in_words(result.bound, self._ring.plan.learner.device)
+            self._ring.say(f"epoch {epoch + 1}: {words}")
         return result
 
     @abstractmethod

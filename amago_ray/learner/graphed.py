@@ -12,6 +12,7 @@ import dataclasses
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -46,7 +47,10 @@ class Gradients:
     norm: Tensor | None
 
 
-Compute = Callable[[TrainingBatch], Gradients]
+class Compute(Protocol):
+    """How gradients of a batch are computed, and metrics where they are to be logged."""
+
+    def __call__(self, batch: TrainingBatch, log: bool = False) -> Gradients: ...
 
 
 class CannotRecord(RuntimeError):
@@ -57,7 +61,7 @@ class Recorder(Protocol):
     """How launches are recorded."""
 
     def warm_up(self, function: Callable[[], Gradients]) -> Gradients:
-        """Call it once, so that libraries allocate what they keep."""
+        """Call it where recordings are made, without making one: libraries allocate then what they keep."""
 
     def record(self, function: Callable[[], Gradients]) -> tuple[Callable[[], None], Gradients]:
         """What does again on the device what `function` does, and where its results are then. Nothing is done yet.
@@ -67,13 +71,18 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Records CUDA graphs, whose intermediate results share their memory."""
+    """Records CUDA graphs, whose intermediate results share their memory.
+
+    All on one stream: what adds gradients to a parameter runs on the stream of whoever last built a graph of autograd
+    over it, as long as anybody holds on to that, and a recording may not touch another stream.
+    """
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()
 
     def warm_up(self, function: Callable[[], Gradients]) -> Gradients:
-        aside, here = torch.cuda.Stream(), torch.cuda.current_stream()
+        aside, here = self._stream, torch.cuda.current_stream()
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
             result = function()
@@ -84,13 +93,24 @@ class CudaRecorder:
         graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             # Of this thread alone, should another one use the device meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                 result = function()
         except RuntimeError as error:
+            torch.cuda.set_stream(here)
+            self._leave()
             raise CannotRecord(error.__context__ or error) from error
-        finally:
-            torch.cuda.set_stream(here)  # PyTorch stays on its own where a recording is spoiled
         return graph.replay, result
+
+    def _leave(self) -> None:
+        """What PyTorch leaves undone where a recording is spoiled: its allocator stays with the recording's memory, and
+        its random numbers with the recording's offsets, so that the next one is refused."""
+        device = torch.cuda.current_device()
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(device, self._pool)
+        generator = torch.cuda.default_generators[device]
+        fresh = torch.Generator(generator.device)
+        fresh.set_state(generator.get_state())
+        generator.graphsafe_set_state(fresh.graphsafe_get_state())
 
 
 class Recording:
@@ -157,11 +177,15 @@ class GraphedGradients:
         self.failed = False
         self.recording = threading.Lock()
 
+    def launched(self, batch: TrainingBatch, log: bool) -> Gradients:
+        """`compute(batch, log)` without a recording, but where these are made."""
+        return self._recorder.warm_up(lambda: self._compute(batch, log))
+
     def __call__(self, batch: TrainingBatch) -> Gradients:
         shape = tuple((name, x.shape, x.dtype) for name, x in _tensors(batch))
         full = shape not in self._recordings and len(self._recordings) == MAX_GRAPHS
         if self.failed or full or batch.pieces or batch.packing is not None:
-            return self._compute(batch)
+            return self.launched(batch, log=False)
         critics = on_device(self._agent.td_ensemble(1, batch.mask.numel()), batch.mask.device)
         recording = self._recordings.get(shape)
         if recording is None:
@@ -189,7 +213,7 @@ class GraphedGradients:
         self._gradients = []
         for parameter in self._agent.parameters():
             parameter.grad = None  # what was recorded there is none
-        return self._compute(batch)
+        return self.launched(batch, log=False)
 
 
 def _tensors(batch: TrainingBatch) -> Iterator[tuple[str, Tensor]]:

@@ -206,10 +206,10 @@ class Learner:
         """
         accelerator = self._accelerator
         with accelerator.accumulate(self._model):
-            if self._graphed is None or log:
+            if self._graphed is None:
                 done = self._gradients(batch, log)
             else:
-                done = self._graphed(batch)
+                done = self._graphed.launched(batch, log) if log else self._graphed(batch)
             if done.norm is not None:
                 self._gradient_norm = done.norm
                 if accelerator.scaler is None:

@@ -17,7 +17,9 @@ import gin
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from amago_ray.nets.aligned import lacking
 from amago_ray.nets.feedforward import activation as activation_function
 from amago_ray.nets.packed_sequences import on_device
 from amago_ray.nets.recomputation import recomputed
@@ -48,6 +50,10 @@ class EnsembleLinear(nn.Module):
             columns = [x_NI @ weight_I1[:, 0] for x_NI, weight_I1 in zip(x_CNI.unbind(), weight.unbind(), strict=True)]
             out_CN1 = torch.stack(columns).unsqueeze(-1)
             return out_CN1 + bias.to(out_CN1.dtype)
+        more = lacking(weight.shape[2], x_CNI)
+        if more:
+            bias, filled = F.pad(bias.to(x_CNI.dtype), (0, more)), F.pad(weight, (0, more))
+            return torch.baddbmm(bias, x_CNI, filled)[..., : weight.shape[2]]
         return torch.baddbmm(bias.to(x_CNI.dtype), x_CNI, weight)
 
 
@@ -129,8 +135,8 @@ class CriticEnsemble(nn.Module):
         layer = self.inp_layer
         weight_CDH = layer.weight[:, :D]
         # One (N, D) x (D, C H) product: the state is the same for every critic.
-        first = state_BLD.reshape(B * L, D) @ weight_CDH.transpose(0, 1).reshape(D, -1).to(state_BLD.dtype)
-        first = first + layer.bias.flatten()
+        weight_DX = weight_CDH.transpose(0, 1).reshape(D, -1).to(state_BLD.dtype)
+        first = torch.addmm(layer.bias.flatten().to(state_BLD.dtype), state_BLD.reshape(B * L, D), weight_DX)
         if self.action_input:
             return first.view(B, L, len(weight_CDH), -1)
         hidden_CNH = self._activate(first).view(B * L, len(weight_CDH), -1).transpose(0, 1)
@@ -239,6 +245,9 @@ class CriticEnsemble(nn.Module):
         weight_CIH = weight_CIH.detach() if frozen else weight_CIH
         inputs_RI = self._action_inputs(action_KNGA).flatten(0, 2)
         C, _, H = weight_CIH.shape
+        more = lacking(weight_CIH.shape[1], inputs_RI)
+        if more:
+            inputs_RI, weight_CIH = F.pad(inputs_RI, (0, more)), F.pad(weight_CIH, (0, 0, 0, more))
         first_CRH = torch.bmm(inputs_RI.expand(C, -1, -1), weight_CIH.to(inputs_RI.dtype))
         first = first_CRH.view(C, K, N, G, H)
         state_part = prepared_NCH.transpose(0, 1)[:, None, :, None]

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amago_ray.nets.aligned import linear
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
     "gelu": F.gelu,
@@ -216,13 +218,13 @@ class MLP(nn.Module):
 
     def hidden(self, x: Tensor) -> Tensor:
         """The last hidden layer (..., d_hidden): what `out_layer` reads."""
-        x = self._activate(self.in_layer(x))
+        x = self._activate(linear(self.in_layer, x))
         for layer in self.layers:
             x = self._activate(layer(x))
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out_layer(self.hidden(x))
+        return linear(self.out_layer, self.hidden(x))
 
     def _activate(self, x: Tensor) -> Tensor:
         x = self.activation(x)

@@ -44,3 +44,9 @@ def test_it_is_said_in_words_with_what_to_change() -> None:
     words = in_words(time_by_resource(collected(4.0, 16.0), learned(5.0), epoch_s=15.0, together=False))
     assert words.startswith("the environment takes 53% of the time (policy 13%, learner 33%); to be faster, ")
     assert "num_rollout_workers" in words
+
+
+def test_who_has_a_gpu_is_not_told_to_get_one() -> None:
+    fractions = time_by_resource(collected(4.0, 4.0), learned(50.0), epoch_s=60.0, together=False)
+    assert "or a GPU" in in_words(fractions)
+    assert "or a GPU" not in in_words(fractions, "cuda") and "num_learners" in in_words(fractions, "cuda")

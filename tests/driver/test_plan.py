@@ -7,7 +7,7 @@ import pytest
 from amago_ray.agent import Agent
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.driver.placement import Cluster, Node, Resources
-from amago_ray.driver.plan import TEST_SEEDS, longest_piece, make_plan, stagger
+from amago_ray.driver.plan import TEST_SEEDS, longest_piece, make_plan, share_gpus, stagger
 from amago_ray.envs.builtin import Counting
 from amago_ray.envs.makers import EnvProcesses
 from amago_ray.nets.traj_encoders import GRUTrajEncoder
@@ -93,3 +93,24 @@ def test_the_learning_rate_falls_over_all_updates_of_the_run() -> None:
     )
     learner = make_plan(settings, SPEC, CLUSTER).learner
     assert (learner.last_update, learner.lr_end_factor) == (35, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("num_learners", "learner", "workers", "rollout", "gpus", "expected"),
+    [
+        (1, "cpu", 4, "cpu", 0, (0, 0)),
+        (1, "cuda", 4, "cpu", 1, (1, 0)),
+        (1, "cpu", 4, "cuda", 1, (0, 0.1)),
+        (1, "cuda", 4, "cuda", 2, (1, 0.1)),
+        (1, "cuda", 4, "cuda", 1, (0.5, 0.125)),
+        (1, "cuda", 11, "cuda", 2, (0.5, 0.0454)),
+        (2, "cuda", 3, "cuda", 2, (0.5, 0.25)),
+    ],
+)
+def test_who_acts_on_a_gpu_finds_one(
+    num_learners: int, learner: str, workers: int, rollout: str, gpus: float, expected: tuple[float, float]
+) -> None:
+    """Where learners have them all, these give half of theirs away."""
+    each_learner, each_worker = share_gpus(num_learners, learner, workers, rollout, gpus)
+    assert (each_learner, each_worker) == expected
+    assert num_learners * each_learner + workers * each_worker <= gpus or gpus == 0

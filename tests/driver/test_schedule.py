@@ -10,6 +10,7 @@ import pytest
 from amago_ray.driver.collection import CollectSummary
 from amago_ray.driver.cores import Cores
 from amago_ray.driver.schedule import Alternate, Auto, EpochResult, Overlap
+from amago_ray.learner.learner import LearnerConfig
 from amago_ray.messages import LearnReport
 
 
@@ -27,7 +28,8 @@ def chosen_after_epochs(
     said: list[str] = []
     monkeypatch.setattr(Alternate, "_run", epoch)
     monkeypatch.setattr(Overlap, "_run", epoch)
-    ring: Any = SimpleNamespace(plan=SimpleNamespace(cores=Cores(2, 2, machine)), say=said.append)
+    plan = SimpleNamespace(cores=Cores(2, 2, machine), learner=LearnerConfig())
+    ring: Any = SimpleNamespace(plan=plan, say=said.append)
     schedule = Auto(ring)
     for number in range(5):
         schedule.run_epoch(number, last=False)

@@ -190,6 +190,27 @@ class Centred(torch.optim.AdamW):
         super().zero_grad()
 
 
+class HoldsOn(Agent):
+    """Keeps what one update built, as a user's own metric may: autograd's graph over all parameters stays alive."""
+
+    held: Tensor | None = None
+
+    def extra_loss(self, real: Any, batch: TrainingBatch) -> Tensor | None:
+        if self.held is None:
+            self.held = real.state.mean() + real.dist.probs.mean()
+        return None
+
+
+@on_devices
+@pytest.mark.parametrize("logged", [False, True])
+def test_who_holds_on_to_an_update_prevents_no_recording(logged: bool, device: str) -> None:
+    learner = recording(dataclasses.replace(agent_spec(), agent_type=HoldsOn), device)
+    for number in range(4):
+        learner.update(to(batch_of("discrete", number), device), log=logged and number == 0)
+    assert learner._graphed is not None and not learner._graphed.failed
+    assert any(made.made for made in learner._graphed._recordings.values())
+
+
 @on_devices
 def test_an_optimiser_that_replaces_gradients_learns_as_it_would(device: str) -> None:
     spec = agent_spec(optimizer_type=Centred)
@@ -226,7 +247,9 @@ def test_what_cannot_be_recorded_is_computed_as_before() -> None:
 
 def test_only_so_many_shapes_are_recorded() -> None:
     recorder = PlainRecorder()
-    graphed = GraphedGradients(lambda batch: Gradients({}, None, torch.ones(())), agent_spec().build(), recorder)
+    graphed = GraphedGradients(
+        lambda batch, log=False: Gradients({}, None, torch.ones(())), agent_spec().build(), recorder
+    )
     for _ in range(3):
         for size in range(1, MAX_GRAPHS + 4):
             batch = batch_of("discrete", 0)
@@ -291,15 +314,21 @@ class Lucky(gym.Env):
         return np.zeros(2, np.float32), float(action), self.left == 0, False, {}
 
 
-def test_a_learner_trains_with_recordings() -> None:
+@on_devices
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_learner_trains_with_recordings(device: str, precision: str) -> None:
     """On what is read ahead from replay, of few lengths; priorities, metrics and weights are what they should be."""
+    forget_accelerator()
     make_env = Lucky
     spec = small_agent_spec(make_env, partial(FFTrajEncoder, d_model=8), 8, width=8)
     ring = SingleProcess(make_env, spec, num_envs=4, batch_size=16)
     ring.epoch(40, 0)
-    learner = ring.learner
-    learner._graphed = GraphedGradients(learner._gradients, learner.agent, PlainRecorder())
-    before = {name: x.clone() for name, x in learner.agent.named_parameters()}
+    forget_accelerator()
+    config = LearnerConfig(device=device, mixed_precision=precision, lr_warmup_steps=20)
+    learner = Learner(config, spec, ring.learner._batches)
+    recorder = CudaRecorder() if device == "cuda" else PlainRecorder()
+    learner._graphed = GraphedGradients(learner._gradients, learner.agent, recorder)
+    before = {name: x.detach().clone() for name, x in learner.agent.named_parameters()}
     report = learner.train(30)
     assert report.updates == learner.updates_done == 30
     assert not learner._graphed.failed and learner._graphed._recordings
