@@ -105,7 +105,7 @@ class CudaRecorder:
         """What PyTorch leaves undone where a recording is spoiled: its allocator stays with the recording's memory, and
         its random numbers with the recording's offsets, so that the next one is refused."""
         device = torch.cuda.current_device()
-        with suppress(RuntimeError):
+        with suppress(RuntimeError, AttributeError):  # no public name of PyTorch's
             torch._C._cuda_endAllocateToPool(device, self._pool)
         generator = torch.cuda.default_generators[device]
         fresh = torch.Generator(generator.device)
