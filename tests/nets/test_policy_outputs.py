@@ -268,3 +268,59 @@ def test_families_without_illegal_actions(family: type[PolicyOutput], spec: Acti
     policy = family(spec)
     with pytest.raises(ValueError, match=f"{family.__name__} cannot leave out illegal actions"):
         policy.masked(torch.zeros(1, policy.num_params), torch.ones(1, spec.vector_size, dtype=torch.bool))
+
+
+CATEGORIES = {
+    Discrete: ActionSpec("discrete", (), "int64", 3, (3,)),
+    Multidiscrete: ActionSpec("multidiscrete", (2,), "int64", 6, (3, 3)),
+}
+
+
+@pytest.mark.parametrize("family", CATEGORIES)
+def test_a_gradient_that_leads_back_changes_no_number(family: type[Discrete] | type[Multidiscrete]) -> None:
+    spec = CATEGORIES[family]
+    logits = 6 * torch.randn(50, spec.vector_size, generator=torch.Generator().manual_seed(0))
+    legal = torch.rand(50, spec.vector_size, generator=torch.Generator().manual_seed(1)) < 0.7
+    plain, inward = family(spec), family(spec, inward_gradient=True)
+    action = plain(logits).mode
+    for expected, actual in (
+        (plain(logits), inward(logits)),
+        (plain.masked(logits, legal), inward.masked(logits, legal)),
+    ):
+        assert torch.equal(actual.log_prob(action), expected.log_prob(action))
+        assert torch.equal(actual.mean, expected.mean)
+
+
+def test_between_the_bounds_both_gradients_are_the_same() -> None:
+    spec = CATEGORIES[Discrete]
+    logits = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    gradients = [
+        torch.autograd.grad(family(logits).log_prob(torch.eye(3)[0]).sum(), logits)[0]
+        for family in (Discrete(spec), Discrete(spec, inward_gradient=True))
+    ]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("cloning", [False, True])
+def test_an_action_that_fell_to_the_floor_comes_back_once_it_is_worth_it(cloning: bool) -> None:
+    """As the second arm does in a state where the first one has been chosen for long, and pays no more."""
+    chosen = {}
+    for inward in (False, True):
+        family = Discrete(CATEGORIES[Discrete], inward_gradient=inward)
+        logits = torch.tensor([8.0, 0.0, 0.0], requires_grad=True)
+        optimizer = torch.optim.Adam([logits], lr=0.1)
+        for _ in range(300):
+            dist = family(logits)
+            loss = -dist.log_prob(torch.eye(3)[1]).sum() if cloning else -(dist.mean * torch.eye(3)[1]).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        chosen[inward] = int(family(logits).probs.argmax())
+    assert chosen == {False: 0, True: 1}
+
+
+def test_what_is_out_of_bounds_is_led_no_farther() -> None:
+    family = Discrete(CATEGORIES[Discrete], inward_gradient=True)
+    logits = torch.tensor([9.0, 0.0, 0.0], requires_grad=True)
+    (gradient,) = torch.autograd.grad(-family(logits).log_prob(torch.eye(3)[0]).sum(), logits)
+    assert torch.equal(gradient, torch.zeros(3))
