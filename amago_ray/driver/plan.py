@@ -22,7 +22,7 @@ from amago_ray.settings import ExperimentSettings, env_processes, replay_folder
 from amago_ray.specs import row_bytes
 
 ROLLOUT_GPU_SHARE = 0.1  # of one GPU, for each worker that acts on a GPU which no learner has
-SHARED_GPU = 0.5  # of a learner's GPU, for the workers that act on it where there is no other
+SHARED_GPU = 0.5  # of the only learner's GPU, for the workers that act on it where they find no other
 # Added to a run's seed, so far apart that runs with neighbouring seeds do not validate where others train.
 VALIDATION_SEEDS, TEST_SEEDS = 1 << 20, 1 << 21
 SHARD_MEMORY_OVERHEAD = 1.1  # free space in segments, on top of a shard's stored bytes
@@ -259,13 +259,15 @@ def learner_device(num_learners: int, device: str, gpus: float) -> str:
 def share_gpus(
     num_learners: int, learner_device: str, num_workers: int, rollout_device: str, gpus: float
 ) -> tuple[float, float]:
-    """GPUs of one learner and of one worker. Learners have whole ones, unless workers that act on a GPU find no other:
-    then these have a part of the learners'."""
+    """GPUs of one learner and of one worker; gpus: of the whole cluster.
+
+    Learners have whole ones. Where workers that act on a GPU find none beside it, a learner alone gives a part away;
+    several do not, since Ray could then put two of them on one GPU.
+    """
     learner = 1.0 if learner_device == "cuda" else 0.0
     if rollout_device != "cuda":
         return learner, 0.0
     left = gpus - num_learners * learner
-    if not learner or left >= ROLLOUT_GPU_SHARE * num_workers:
+    if not learner or num_learners > 1 or left >= ROLLOUT_GPU_SHARE * num_workers:
         return learner, ROLLOUT_GPU_SHARE
-    share = SHARED_GPU / -(-num_workers // num_learners)
-    return 1.0 - SHARED_GPU, math.floor(share * 1e4) / 1e4  # Ray counts in ten-thousandths
+    return 1.0 - SHARED_GPU, math.floor(SHARED_GPU / num_workers * 1e4) / 1e4  # Ray counts in ten-thousandths

@@ -90,25 +90,27 @@ class _TowardsBounds(torch.autograd.Function):
     """Logits as they are, whose gradient is 0 where following it would take a probability farther out of its bounds."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, probs: Tensor, low: float, high: float) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, low: float, high: float) -> Tensor:
+        probs = logits.softmax(dim=-1)
         ctx.save_for_backward(probs < low, probs > high)
         return logits.view_as(logits)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         below, above = ctx.saved_tensors
-        return gradient.masked_fill((below & (gradient > 0)) | (above & (gradient < 0)), 0.0), None, None, None
+        return gradient.masked_fill((below & (gradient > 0)) | (above & (gradient < 0)), 0.0), None, None
 
 
 class _Categorical(PolicyOutput):
-    """What `Discrete` and `Multidiscrete` share: one output per category, probabilities kept away from 0 and 1.
+    """What `Discrete` and `Multidiscrete` share: one output per category, probabilities kept away from 0 and 1."""
 
-    clip_prob_low, clip_prob_high: the least and the largest probability, before they are made to sum to one.
-    inward_gradient: what has been clipped takes a gradient that leads it back. Without (AMAGO's way) an action that has
-        fallen to `clip_prob_low` takes none, and stays there in that state whatever it turns out to be worth.
-    """
-
-    def __init__(self, action_spec: ActionSpec, clip_prob_low: float, clip_prob_high: float, inward_gradient: bool):
+    def __init__(
+        self,
+        action_spec: ActionSpec,
+        clip_prob_low: float = 0.001,
+        clip_prob_high: float = 0.99,
+        inward_gradient: bool = False,
+    ):
         super().__init__(action_spec)
         if not 0.0 < clip_prob_low < clip_prob_high <= 1.0:
             raise ValueError(
@@ -128,23 +130,18 @@ class _Categorical(PolicyOutput):
         if legal is not None:
             legal = _legal_or_all(legal)
             logits = logits.masked_fill(~legal, -torch.inf)
-        soft = logits.softmax(dim=-1)
-        probs = self._clip(soft, legal)
         if self.inward_gradient and torch.is_grad_enabled():
-            logits = _TowardsBounds.apply(logits, soft.detach(), self.clip_prob_low, self.clip_prob_high)
-            total = self._bounded(soft.detach(), legal).sum(dim=-1, keepdim=True)
-            passed = logits.softmax(dim=-1) / total
-            probs = probs.detach() + (passed - passed.detach())
-        return OneHotDistribution(probs, self.relaxation_temperature)
+            logits = _TowardsBounds.apply(logits, self.clip_prob_low, self.clip_prob_high)
+        return OneHotDistribution(self._clip(logits.softmax(dim=-1), legal), self.relaxation_temperature)
 
     def _clip(self, probs: Tensor, legal: Tensor | None = None) -> Tensor:
         """Clipped, 0 where illegal, and summing to one again; the normaliser takes no gradient."""
-        probs = self._bounded(probs, legal)
-        return probs / probs.detach().sum(dim=-1, keepdim=True)
-
-    def _bounded(self, probs: Tensor, legal: Tensor | None) -> Tensor:
-        probs = probs.clamp(self.clip_prob_low, self.clip_prob_high)
-        return probs if legal is None else torch.where(legal, probs, 0.0)
+        bounded = probs.clamp(self.clip_prob_low, self.clip_prob_high)
+        if legal is not None:
+            bounded = torch.where(legal, bounded, 0.0)
+        if self.inward_gradient:  # these very numbers, with the gradient of what was not clipped
+            bounded = bounded.detach() + (probs - probs.detach())
+        return bounded / bounded.detach().sum(dim=-1, keepdim=True)
 
     def _soften(self, one_hot: Tensor, legal: Tensor | None) -> Tensor:
         """A one-hot that was taken, which makes it legal, clipped as the policy's own probabilities are."""
@@ -159,21 +156,13 @@ def _legal_or_all(legal: Tensor) -> Tensor:
 class Discrete(_Categorical):
     """One categorical over logits (..., A), clipped to [clip_prob_low, clip_prob_high] and renormalised.
 
-    inward_gradient: an action whose probability has fallen to `clip_prob_low` takes a gradient that raises it again;
-        without, as in AMAGO, it takes none, and is never chosen there again whatever it turns out to be worth.
+    inward_gradient: an action whose probability has fallen to `clip_prob_low` takes a gradient that raises it again,
+        and one at `clip_prob_high` one that lowers it. Without, as in AMAGO, what is clipped takes none: such an action
+        stays where it is in that state, whatever it turns out to be worth.
     """
 
     kinds = ("discrete",)
     is_discrete = True
-
-    def __init__(
-        self,
-        action_spec: ActionSpec,
-        clip_prob_low: float = 0.001,
-        clip_prob_high: float = 0.99,
-        inward_gradient: bool = False,
-    ):
-        super().__init__(action_spec, clip_prob_low, clip_prob_high, inward_gradient)
 
     def forward(self, params: Tensor) -> OneHotDistribution:
         return self._categorical(params)
@@ -188,18 +177,9 @@ class Discrete(_Categorical):
 
 @gin.configurable
 class Multidiscrete(_Categorical):
-    """Independent categoricals, each as in `Discrete`; their logits lie end to end."""
+    """Independent categoricals, each as in `Discrete`, with its settings; their logits lie end to end."""
 
     kinds = ("multidiscrete",)
-
-    def __init__(
-        self,
-        action_spec: ActionSpec,
-        clip_prob_low: float = 0.001,
-        clip_prob_high: float = 0.99,
-        inward_gradient: bool = False,
-    ):
-        super().__init__(action_spec, clip_prob_low, clip_prob_high, inward_gradient)
 
     def forward(self, params: Tensor) -> MultiOneHotDistribution:
         return MultiOneHotDistribution([self._categorical(part) for part in self._parts(params)])

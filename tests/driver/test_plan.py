@@ -104,13 +104,19 @@ def test_the_learning_rate_falls_over_all_updates_of_the_run() -> None:
         (1, "cuda", 4, "cuda", 2, (1, 0.1)),
         (1, "cuda", 4, "cuda", 1, (0.5, 0.125)),
         (1, "cuda", 11, "cuda", 2, (0.5, 0.0454)),
-        (2, "cuda", 3, "cuda", 2, (0.5, 0.25)),
+        (2, "cuda", 3, "cuda", 3, (1, 0.1)),
     ],
 )
 def test_who_acts_on_a_gpu_finds_one(
     num_learners: int, learner: str, workers: int, rollout: str, gpus: float, expected: tuple[float, float]
 ) -> None:
-    """Where learners have them all, these give half of theirs away."""
+    """Where a learner has the only one, it gives half of it away."""
     each_learner, each_worker = share_gpus(num_learners, learner, workers, rollout, gpus)
     assert (each_learner, each_worker) == expected
-    assert num_learners * each_learner + workers * each_worker <= gpus or gpus == 0
+    assert num_learners * each_learner + workers * each_worker <= gpus
+
+
+def test_several_learners_share_their_gpus_with_nobody() -> None:
+    """Two halves could come to lie on one GPU; the plan is then refused, since it does not fit."""
+    each_learner, each_worker = share_gpus(2, "cuda", 3, "cuda", 2)
+    assert each_learner == 1 and 2 * each_learner + 3 * each_worker > 2

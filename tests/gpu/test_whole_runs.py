@@ -33,7 +33,8 @@ SMALL = [f"TformerTrajEncoder.{size}" for size in ("d_model = 16", "n_heads = 2"
 )
 def test_a_run_learns_saves_and_goes_on(make_experiment: Callable[..., Any], settings: dict[str, Any]) -> None:
     config.load([], SMALL)
-    settings |= {"learner_device": "cuda", "traj_encoder_type": TformerTrajEncoder, "train_batches_per_epoch": 12}
+    on_gpu = {"learner_device": "cuda", "traj_encoder_type": TformerTrajEncoder, "train_batches_per_epoch": 12}
+    settings = on_gpu | settings
     with make_experiment(epochs=2, **settings) as experiment:
         experiment.learn()
     with make_experiment(epochs=4, **settings) as experiment:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -67,7 +70,14 @@ def test_critics(kind: str, request: pytest.FixtureRequest) -> None:
     assert_same(Judge(), state, request)
 
 
-def test_only_half_precision_on_a_gpu_cares() -> None:
+def test_only_half_precision_on_a_gpu_cares(monkeypatch: pytest.MonkeyPatch) -> None:
+    there: Any = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
+    assert [aligned.lacking(width, there) for width in (1, 5, 8, 35)] == [7, 3, 0, 5]
+    there.dtype = torch.float32
+    assert aligned.lacking(5, there) == 0
+    monkeypatch.setattr(aligned, "is_autocast_enabled", {"cuda": True}.get)
+    assert aligned.lacking(5, there) == 3
+    monkeypatch.undo()
     x = torch.zeros(2, 5)
     assert aligned.lacking(5, x) == aligned.lacking(5, x.bfloat16()) == 0
     with torch.autocast("cpu", torch.bfloat16):

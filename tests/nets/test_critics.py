@@ -180,3 +180,14 @@ def test_the_width_of_gaussian_labels_is_a_setting() -> None:
 def test_how_outputs_are_read_is_no_setting_of_plain_critics() -> None:
     with pytest.raises(ValueError, match="num_outputs"):
         gin.parse_config("NCritics.num_outputs = 3")
+
+
+@by_kind
+def test_under_autocast_hidden_layers_are_in_half_precision(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first on, whatever the dtype of its bias: what is float32 there makes all that follows so."""
+    critics, (state, action) = build_critics(kind), inputs(kind)
+    seen, activate = [], critics._activate
+    monkeypatch.setattr(critics, "_activate", lambda x: seen.append(x.dtype) or activate(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        values = critics.values(critics.prepare(state.bfloat16()), action)
+    assert set(seen) == {torch.bfloat16} and values.dtype == torch.float32
