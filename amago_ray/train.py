@@ -6,11 +6,13 @@ Without a command's name it trains; every command is a file of `commands/`.
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 
-from amago_ray.commands.command_line import DEBUG, Mistake
+from amago_ray.commands.command_line import DEBUG, Mistake, nobody_reads
 from amago_ray.config import nearest
 
 # The word of the command line -> its module of `commands`, with a function run(arguments) -> exit status.
@@ -33,7 +35,8 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status, 2 for a mistake of the user, which ends in one line on stderr.
 
-    `--debug` shows the stack above that line.
+    `--debug` shows the stack above that line. When the reader of its output goes away, as `head` does, it ends with
+    141, as what a shell runs does; in silence, but for a training, which says how to go on.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = "train"
@@ -43,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         name = COMMANDS[arguments.pop(0)]
     try:
-        return importlib.import_module(f"amago_ray.commands.{name}").run(arguments)
+        status = _run(name, arguments)
+        sys.stdout.flush()  # what cannot be written is known here, and not at the interpreter's end
+        return status
     except Mistake as mistake:
         if DEBUG in arguments and mistake.__cause__ is not None:
             traceback.print_exception(mistake.__cause__)
@@ -52,7 +57,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         advice = f"; {interrupt}" if str(interrupt) else ""
         print(f"\namago-ray: stopped{advice}", file=sys.stderr)
+        if isinstance(interrupt.__cause__, BrokenPipeError):
+            return _unread()
         return 130
+    except BrokenPipeError:
+        if not nobody_reads():
+            raise
+        return _unread()
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
+    try:
+        return importlib.import_module(f"amago_ray.commands.{name}").run(arguments)
+    except SystemExit as end:  # of --help
+        return int(end.code or 0)
+
+
+def _unread() -> int:
+    """Let go of what nobody reads, or the interpreter stumbles over it once more as it ends; the exit status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 if __name__ == "__main__":

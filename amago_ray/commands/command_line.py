@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
+import select
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +57,8 @@ def in_one_line() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, EnvFailure, OSError, ImportError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError) and nobody_reads():
+            raise
         raise Mistake(config.explain(error)) from error
     except RuntimeError as error:
         if MISSING_VALUE.search(str(error)) is None:
@@ -67,16 +72,31 @@ def while_it_trains() -> Iterator[None]:
     try:
         yield
     except (CannotGoOn, OSError) as error:
+        if isinstance(error, BrokenPipeError) and nobody_reads():
+            raise
         raise Mistake(config.explain(error)) from error
 
 
 @contextmanager
 def when_interrupted(advice: Callable[[], str]) -> Iterator[None]:
-    """Ctrl-C within says how to go on, which is known only when it comes."""
+    """Ctrl-C within, or an output that nobody reads any more, says how to go on, which is known only when it comes."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(advice()) from interrupt
+    except BrokenPipeError as error:
+        raise KeyboardInterrupt(f"nobody reads its output; {advice()}") from error
+
+
+def nobody_reads() -> bool:
+    """Whether standard output is a pipe whose reader has gone, as that of `amago-ray configs | head` does."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except io.UnsupportedOperation:  # another stream stands in for it, as a test's
+        return False
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def settings_options(required: bool = True) -> argparse.ArgumentParser:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,14 @@ from conftest import TINY_NETWORKS
 
 from amago_ray import Experiment, train
 from amago_ray.commands import train as train_command
-from amago_ray.commands.command_line import Mistake, bindings_of, in_one_line, load_experiment, short_name_options
+from amago_ray.commands.command_line import (
+    Mistake,
+    bindings_of,
+    in_one_line,
+    load_experiment,
+    short_name_options,
+    while_it_trains,
+)
 from amago_ray.commands.train import trials_of
 from amago_ray.driver.probe import check_data
 from amago_ray.driver.resume import create_folder
@@ -100,6 +112,62 @@ def test_ctrl_c_in_plot_advises_nothing(capsys: pytest.CaptureFixture[str], monk
     monkeypatch.setattr("amago_ray.commands.plot.plot_runs", interrupt)
     assert train.main(["plot", "runs/a"]) == 130
     assert capsys.readouterr().err == "\namago-ray: stopped\n"
+
+
+@contextmanager
+def unread_output(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Standard output is a pipe whose reader has gone, as that of `amago-ray ... | head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        yield
+
+
+@pytest.mark.parametrize("arguments", [["configs"], ["settings"], ["--help"], ["plot", "--help"]])
+def test_a_reader_that_goes_away_ends_a_command_in_silence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    with unread_output(monkeypatch):
+        assert train.main(arguments) == 141
+    assert capsys.readouterr().err == ""
+
+
+def test_a_training_whose_reader_goes_away_says_how_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train_a_little(experiment: Experiment, *_: Any, **__: Any) -> None:
+        create_folder(experiment, experiment.directory, check_data(experiment))
+        with while_it_trains():
+            print("epoch 1", flush=True)
+
+    monkeypatch.setattr(train_command, "train", train_a_little)
+    with unread_output(monkeypatch):
+        assert train.main(["--config", write_config(tmp_path)]) == 141
+    expected = "nobody reads its output; nothing was trained yet"
+    assert capsys.readouterr().err == f"\namago-ray: stopped; {expected}\n"
+
+
+def test_another_broken_pipe_is_told_as_any_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        with while_it_trains():
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe", "an environment's")
+
+    monkeypatch.setattr(train_command, "train", fail)
+    assert train.main(["--config", write_config(tmp_path)]) == 2
+    assert "an environment's" in capsys.readouterr().err
+
+
+@pytest.mark.processes
+def test_nothing_is_left_to_say_at_the_interpreters_end() -> None:
+    command = Path(sys.executable).with_name("amago-ray")
+    with subprocess.Popen([command, "configs"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 def test_short_names_win_over_files_and_lose_to_set(tmp_path: Path) -> None:
