@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
-import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
-
-import numpy as np
+from typing import Any, Literal
 
 from amago_ray.agent import Agent
-from amago_ray.config import nearest
+from amago_ray.config.value_checks import (
+    Check,
+    folder_name,
+    fraction,
+    not_negative,
+    one_of,
+    positive,
+    subclass_of,
+    whole_number,
+)
 from amago_ray.config.value_types import hints_of, objection
 from amago_ray.envs.exploration import EpsilonGreedy, ExplorationWrapper
 from amago_ray.envs.makers import EnvProcesses, MakeEnv
@@ -36,68 +42,6 @@ EnvMode = Literal["sync", "processes", "async", "already_vectorized"]  # the las
 WandbMode = Literal["online", "offline"]
 
 MOST_PROCESSES = 10_000  # of one kind
-LONGEST_NAME = 200  # of a run, in bytes: file systems take 255, and a training state's name is longer
-
-Check = Callable[[Any], str | None]  # what a value must be, where it is not
-
-
-def whole_number(minimum: int, or_float: bool = False, maximum: int | None = None) -> Check:
-    """Integers from `minimum` on, up to `maximum` if there is one. or_float: such as 1e10 too."""
-
-    def check(value: Any) -> str | None:
-        whole = isinstance(value, (int, np.integer)) or (or_float and isinstance(value, float) and value.is_integer())
-        fits = whole and not isinstance(value, bool) and value >= minimum
-        if maximum is not None:
-            fits = fits and value <= maximum
-            return None if fits else f"it must be an integer of {minimum} or more, and of {maximum:,} at most"
-        return None if fits else f"it must be an integer of {minimum} or more"
-
-    return check
-
-
-def positive(value: Any) -> str | None:
-    """Finite numbers above 0."""
-    return None if _is_number(value) and value > 0 else "it must be a number above 0"
-
-
-def not_negative(value: Any) -> str | None:
-    """Finite numbers from 0 on."""
-    return None if _is_number(value) and value >= 0 else "it must be a number of 0 or more"
-
-
-def fraction(value: Any) -> str | None:
-    """Numbers from 0 to 1."""
-    return None if _is_number(value) and 0 <= value <= 1 else "it must be a number in [0, 1]"
-
-
-def _is_number(value: Any) -> bool:
-    """Whether it is one that can be counted with: no truth value, nothing infinite, and within the range of floats."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
-        return False
-    return bool(-sys.float_info.max <= value <= sys.float_info.max)
-
-
-def one_of(choices: Any) -> Check:
-    """The members of a Literal type."""
-    known = get_args(choices)
-
-    def check(value: Any) -> str | None:
-        return None if value in known else f"use one of {', '.join(map(repr, known))}"
-
-    return check
-
-
-def subclass_of(base: type) -> Check:
-    """Classes below `base`. Raises TypeError itself, naming the nearest of those that there are."""
-
-    def check(value: Any) -> str | None:
-        if isinstance(value, type) and issubclass(value, base):
-            return None
-        known = sorted(set(_subclasses(base)))
-        hint = nearest(value, known) if isinstance(value, str) else f"; known: {', '.join(known)}"
-        raise TypeError(f"it must be a subclass of {base.__name__}{hint}")
-
-    return check
 
 
 def list_of_callbacks(value: Any) -> str | None:
@@ -106,23 +50,6 @@ def list_of_callbacks(value: Any) -> str | None:
         issubclass(each, Callback) if isinstance(each, type) else isinstance(each, Callback) for each in value
     )
     return None if of_kind else "it is a list of objects of subclasses of Callback, such as [KeepBestPolicy()]"
-
-
-def _subclasses(base: type) -> Iterator[str]:
-    if not getattr(base, "__abstractmethods__", None):
-        yield base.__name__
-    child: type
-    for child in base.__subclasses__():
-        yield from _subclasses(child)
-
-
-def folder_name(value: Any) -> str | None:
-    """Text that names one folder, of which files in it are named too, and that can be shown in one line."""
-    if not isinstance(value, str) or value in ("", ".", "..") or "/" in value or not value.isprintable():
-        return "it names a folder, so it takes text without '/' and without line ends"
-    if len(value.encode(errors="surrogatepass")) > LONGEST_NAME:
-        return f"it names a folder, so it takes at most {LONGEST_NAME} bytes"
-    return None
 
 
 def setting(default: Any, meaning: str, check: Check | None = None, optional: bool = False) -> Any:

@@ -34,7 +34,7 @@ from amago_ray.envs.saved_spaces import read_spaces
 from amago_ray.envs.spaces import ActionConverter, ObsConverter
 from amago_ray.nets.actions import stored_action
 from amago_ray.nets.mixed_encoder import default_tstep_encoder
-from amago_ray.rollout.worker import TorchRandomStream
+from amago_ray.rollout.random_stream import TorchRandomStream
 from amago_ray.run_directory import RunDirectory
 
 AGENT_SETTINGS = (

@@ -21,13 +21,13 @@ from ray.util.placement_group import get_current_placement_group
 
 from amago_ray import config
 from amago_ray.config import nearest
+from amago_ray.config.value_checks import folder_name
 from amago_ray.driver.cluster import connect, disconnect, survey
 from amago_ray.driver.placement import Cluster, Role, check_fits, place
 from amago_ray.driver.plan import make_plan
 from amago_ray.driver.probe import probe
 from amago_ray.driver.topology import bundles
 from amago_ray.experiment import Experiment
-from amago_ray.settings import folder_name
 from amago_ray.tune.population import Population
 from amago_ray.tune.results import SWEEP_FILE, SweepResults, Trial, show
 from amago_ray.tune.sweep import Sweep, binding, domain

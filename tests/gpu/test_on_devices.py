@@ -26,7 +26,7 @@ from amago_ray.learner.learner import Learner
 from amago_ray.nets.distributions import ActionDistribution
 from amago_ray.nets.mamba import Mamba, cuda_kernels, kernels_for
 from amago_ray.nets.packed_sequences import Packing
-from amago_ray.rollout.worker import TorchRandomStream
+from amago_ray.rollout.random_stream import TorchRandomStream
 
 GOLDEN = (
     "agent_continuous_ff",

@@ -39,7 +39,8 @@ from amago_ray.pending import ShardAway
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
 from amago_ray.replay.storage.trajectory_pack import pack
 from amago_ray.rollout.assignment import Assignment, assign, in_order
-from amago_ray.rollout.worker import EVALUATED, RESET, RESUMED, PreviousStep, TorchRandomStream, env_seed
+from amago_ray.rollout.random_stream import TorchRandomStream
+from amago_ray.rollout.worker import EVALUATED, RESET, RESUMED, PreviousStep, env_seed
 from amago_ray.specs import ActionKind
 
 KINDS = get_args(ActionKind)
