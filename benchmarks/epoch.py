@@ -1,7 +1,8 @@
 """Seconds of a whole epoch, collecting and learning, as a run on Ray takes them and as a bare loop does.
 
 The work: 12 copies of MetaFrozenLake 3x3 with 10 attempts, 300 steps in each, then 30 updates of 24 sequences of 90
-transitions; encoders of width 128 with 3 layers, heads as they come. The run is an `Experiment` with its default
+transitions; encoders of width 128 with 3 layers, heads as they come; in float32 and, where the processor has
+instructions for it, with updates in mixed bfloat16. The run is an `Experiment` with its default
 processes. The bare loop below is one process that acts with one thread and learns with all: the same networks, losses
 and optimiser, environments stepped at once, rollouts in a list, batches out of that list; no exploration, statistics,
 checks, priorities or metrics, and nothing is ever sent, stored, evicted or saved.
@@ -10,6 +11,7 @@ checks, priorities or metrics, and nothing is ever sent, stored, evicted or save
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import tempfile
 import time
@@ -30,6 +32,7 @@ from amago_ray.envs.makers import check_env
 from amago_ray.envs.together import step_together
 from amago_ray.experiment import Experiment
 from amago_ray.learner.learner import Learner, LearnerConfig
+from amago_ray.learner.precision import MixedPrecision, precision_on
 from amago_ray.messages import Batch
 
 NUM_ENVS = 12
@@ -56,6 +59,7 @@ TABLES = (
         "An epoch of 3,600 frames and 30 updates, in seconds: a run on Ray and the bare loop",
         (
             Column("policy", "policy"),
+            Column("precision", "precision"),
             Column("run_s", "run", ".2f"),
             Column("bare_s", "bare loop", ".2f"),
             Column("ratio", "bare loop / run", ".2f"),
@@ -66,6 +70,7 @@ TABLES = (
         "Its two halves, medians",
         (
             Column("policy", "policy"),
+            Column("precision", "precision"),
             Column("frames_per_s", "run: frames/s", ",.0f"),
             Column("updates_per_s", "updates/s", ".2f"),
             Column("bare_frames_per_s", "bare loop: frames/s", ",.0f"),
@@ -88,9 +93,9 @@ class NoReplay:
 class BareLoop:
     """Acting, remembering and learning, written straight down."""
 
-    def __init__(self, spec: AgentSpec, threads: int, steps: int, updates: int):
+    def __init__(self, spec: AgentSpec, precision: MixedPrecision, threads: int, steps: int, updates: int):
         self.threads, self.steps, self.updates = threads, steps, updates
-        self.learner = Learner(LearnerConfig(), spec, NoReplay())
+        self.learner = Learner(LearnerConfig(mixed_precision=precision), spec, NoReplay())
         self.policy = spec.build().policy.eval()
         self.envs = [LAKE() for _ in range(NUM_ENVS)]
         together = step_together(self.envs)
@@ -159,7 +164,9 @@ class BareLoop:
         self.act_s, self.learn_s = collected - started, time.perf_counter() - collected
 
 
-def experiment(encoder: str, folder: str, spec: AgentSpec, steps: int, updates: int) -> Experiment:
+def experiment(
+    encoder: str, precision: MixedPrecision, folder: str, spec: AgentSpec, steps: int, updates: int
+) -> Experiment:
     """A run of the same work, as it comes."""
     return Experiment(
         run_name=encoder,
@@ -173,6 +180,7 @@ def experiment(encoder: str, folder: str, spec: AgentSpec, steps: int, updates: 
         train_timesteps_per_epoch=steps,
         train_batches_per_epoch=updates,
         batch_size=SIZE.batch_size,
+        mixed_precision=precision,
         schedule="alternate",
         epochs=10_000,
         val_interval=10_000,
@@ -183,12 +191,15 @@ def experiment(encoder: str, folder: str, spec: AgentSpec, steps: int, updates: 
     )
 
 
-def measure_case(encoder: str, options: argparse.Namespace) -> Row:
+def measure_case(encoder: str, precision: MixedPrecision, options: argparse.Namespace) -> Row:
     obs_spec, action_spec, _ = check_env(LAKE)
     spec = configured_spec(SIZE, encoder, action_spec, obs_spec)
     steps, updates = (QUICK_STEPS, QUICK_UPDATES) if options.quick else (STEPS, UPDATES)
-    bare = BareLoop(spec, options.threads, steps, updates)
-    with tempfile.TemporaryDirectory() as folder, experiment(encoder, folder, spec, steps, updates) as run:
+    bare = BareLoop(spec, precision, options.threads, steps, updates)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        experiment(encoder, precision, folder, spec, steps, updates) as run,
+    ):
         metrics: list[dict[str, float]] = []
         halves: list[tuple[float, float]] = []
 
@@ -206,6 +217,7 @@ def measure_case(encoder: str, options: argparse.Namespace) -> Row:
     bare_frames, bare_updates = np.median(np.array(halves[1:]), axis=0).tolist()
     return {
         "policy": encoder,
+        "precision": {"no": "float32", "bf16": "bfloat16"}[precision],
         "runs": len(timings["run"].seconds),
         **{f"{name}_s": seconds(timing) for name, timing in timings.items()},
         "ratio": measure.ratio(timings["bare"], timings["run"]),
@@ -225,10 +237,11 @@ RATES = ("collect/Frames per Second", "train/Updates per Second")
 
 def run(options: argparse.Namespace) -> tuple[Row, list[Row]]:
     encoders = [name for name in ("GRU", "Transformer") if options.only in name and name in ENCODERS]
+    precisions: tuple[MixedPrecision, ...] = tuple(dict.fromkeys(("no", precision_on("cpu", "auto"))))
     rows = []
-    for encoder in encoders[:1] if options.quick else encoders:
-        measure.say(encoder)
-        rows.append(measure_case(encoder, options))
+    for encoder, precision in list(itertools.product(encoders, precisions))[: 1 if options.quick else None]:
+        measure.say(f"{encoder} {precision}")
+        rows.append(measure_case(encoder, precision, options))
     return {"learner_threads": options.threads}, rows
 
 

@@ -30,9 +30,9 @@ class TMaze(gym.Env[NDArray[np.float32], np.int64]):
     Passive: the start cell shows the cue. Active: an oracle cell one step to the left of the start shows it, and the
     agent has to go there first. No other cell shows it. A step that does not move the agent right costs `penalty`,
     except the turn at the junction, which ends the rollout (terminated) with reward 1 if it is the way that the cue
-    said, and 0 if it is the other. The rollout is truncated when only the shortest path fits: after corridor_length + 1
-    steps, active after corridor_length + 3. The best return is therefore 1 (passive), or 1 + penalty (active, for the
-    step to the oracle), and without memory of the cue no policy expects more than 1/2.
+    said, and 0 if it is the other. The rollout terminates, too, when only the shortest path has fitted: after
+    corridor_length + 1 steps, active after corridor_length + 3. The best return is therefore 1 (passive), or
+    1 + penalty (active, for the step to the oracle), and without memory of the cue no policy expects more than 1/2.
 
     Actions: 0 left, 1 down, 2 right, 3 up; a move into a wall leaves the agent where it is.
     Observation, float32 (3,): 1 at the start cell and else 0; 1 at the junction and else 0; the cue, 1 for up and -1
@@ -101,10 +101,10 @@ class TMaze(gym.Env[NDArray[np.float32], np.int64]):
             reward = self.penalty
             if action == LEFT and self._x > 0:
                 self._x -= 1
-        terminated = self._turn is not None
-        truncated = self._steps == self.horizon and not terminated
-        info = {"AMAGO_LOG_METRIC Success": float(self._turn == self._goal)} if terminated or truncated else {}
-        return self._observe(), reward, terminated, truncated, info
+        # The deadline is part of the task: a truncation would have critics hope for a turn that comes after it.
+        terminated = self._turn is not None or self._steps == self.horizon
+        info = {"AMAGO_LOG_METRIC Success": float(self._turn == self._goal)} if terminated else {}
+        return self._observe(), reward, terminated, False, info
 
     @staticmethod
     def together(envs: Sequence[TMaze]) -> TMazesTogether | None:
@@ -154,11 +154,11 @@ class TMazesTogether(Together):
         rewards = np.where(goes_on | turns, success, env.penalty).astype(np.float32)
         self._x += goes_on
         self._x -= (actions == LEFT) & (self._x > 0)
-        truncated = (self._steps == env.horizon) & ~turns
+        terminated = turns | (self._steps == env.horizon)
         obs = np.zeros((len(rewards), 3), np.float32)
         obs[:, 0] = self._x == env._start
         obs[:, 1] = (self._x == env._junction) & ~turns
         obs[:, 2] = np.where(self._x == env._oracle, np.where(self._goal == UP, 1, -1), 0)
-        finished = np.flatnonzero(turns | truncated).tolist()
+        finished = np.flatnonzero(terminated).tolist()
         infos = {row: {"AMAGO_LOG_METRIC Success": float(success[row])} for row in finished}
-        return StepTogether(obs, rewards, turns, truncated, infos)
+        return StepTogether(obs, rewards, terminated, np.zeros(len(obs), bool), infos)

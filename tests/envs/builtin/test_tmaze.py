@@ -54,7 +54,7 @@ def test_every_step_not_moving_right_costs_the_penalty() -> None:
     env, _ = with_cue(1, corridor_length=5, penalty=-0.25)
     steps = play(env, [LEFT, UP, DOWN, RIGHT, LEFT, RIGHT])
     assert [reward for _, reward, *_ in steps] == [-0.25, -0.25, -0.25, 0, -0.25, 0]
-    assert steps[-1][2:] == (False, True, {"AMAGO_LOG_METRIC Success": 0.0})
+    assert steps[-1][2:] == (True, False, {"AMAGO_LOG_METRIC Success": 0.0})
     assert [o[2] for o, *_ in steps] == [1, 1, 1, 0, 1, 0]
     env, _ = with_cue(1, corridor_length=2, active=True, penalty=-0.25)
     steps = play(env, [RIGHT, RIGHT, RIGHT, LEFT])
@@ -85,11 +85,14 @@ def test_active_cue_is_one_step_to_the_left(cue: int) -> None:
 
 
 @pytest.mark.parametrize("active", [False, True])
-def test_truncated_at_the_horizon(active: bool) -> None:
+def test_a_deadline_that_is_the_task_terminates(active: bool) -> None:
+    """A truncation is bootstrapped from: one step from the junction, a wasted step would seem to cost nothing."""
     env = TMaze(4, active=active)
     env.reset(seed=0)
     steps = play(env, [LEFT] * env.horizon)
-    assert [truncated for _, _, _, truncated, _ in steps] == [False] * (env.horizon - 1) + [True]
+    assert [terminated for _, _, terminated, _, _ in steps] == [False] * (env.horizon - 1) + [True]
+    assert not any(truncated for _, _, _, truncated, _ in steps)
+    assert steps[-1][4] == {"AMAGO_LOG_METRIC Success": 0.0}
     assert sum(reward for _, reward, *_ in steps) == pytest.approx(-1.0)
 
 
