@@ -8,6 +8,8 @@ from typing import Any
 import gin
 import gymnasium as gym
 
+from amago_ray.envs.builtin.arguments import check_flag
+from amago_ray.envs.deadline import DeadlineTerminates
 from amago_ray.envs.suites.extras import require
 from amago_ray.envs.suites.shared_spaces import share_spaces
 from amago_ray.envs.tasks import Entry
@@ -32,25 +34,32 @@ EASY_GAMES: tuple[str, ...] = (
 
 
 @gin.configurable
-def popgym_games(env_ids: Sequence[str] = EASY_GAMES) -> list[Entry]:
+def popgym_games(env_ids: Sequence[str] = EASY_GAMES, truncated_is_done: bool = True) -> list[Entry]:
     """For `make_train_env`: these games, which take turns and share their spaces (see `share_spaces`).
 
-    Raises ModuleNotFoundError without the package popgym, ValueError for a game whose actions cannot be counted.
+    truncated_is_done: see `make_popgym`. Raises ModuleNotFoundError without the package popgym, ValueError for a game
+    whose actions cannot be counted.
     Source: "multi-domain POPGym" of Grigsby et al. 2024, AMAGO-2, arXiv 2411.11188.
     """
     if not env_ids:
         raise ValueError(f"popgym_games.env_ids={list(env_ids)!r}: it must name at least one game")
     require("popgym", EXTRA)
-    return share_spaces([(make_popgym, {"env_id": env_id}) for env_id in env_ids])
+    return share_spaces(
+        [(make_popgym, {"env_id": env_id, "truncated_is_done": truncated_is_done}) for env_id in env_ids]
+    )
 
 
 @gin.configurable
-def make_popgym(env_id: str = "popgym-RepeatPreviousEasy-v0", **kwargs: Any) -> gym.Env:
-    """One game of POPGym by its gymnasium id, as it comes.
+def make_popgym(env_id: str = "popgym-RepeatPreviousEasy-v0", truncated_is_done: bool = True, **kwargs: Any) -> gym.Env:
+    """One game of POPGym by its gymnasium id.
 
+    truncated_is_done: a game that is over because its turns are used up terminates, as in the paper, whose version had
+        no truncation yet, and as in AMAGO; False leaves the truncation, from whose last state values go on.
     kwargs: as for `gymnasium.make`. Raises ModuleNotFoundError without the package popgym.
     Source: Morad et al. 2023, arXiv 2303.01859.
     """
     require("popgym", EXTRA)
+    check_flag("truncated_is_done", truncated_is_done)
     # gymnasium's checker objects to the one `info` that some games return at every step, which nobody changes here.
-    return gym.make(env_id, **{"disable_env_checker": True, **kwargs})
+    game = gym.make(env_id, **{"disable_env_checker": True, **kwargs})
+    return DeadlineTerminates(game) if truncated_is_done else game

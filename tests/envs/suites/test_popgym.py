@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gymnasium as gym
+import numpy as np
 import popgym  # noqa: F401 (registers its ids)
 import pytest
 
@@ -39,6 +40,32 @@ def test_a_game_runs_as_it_comes(env_id: str) -> None:
     env = make_popgym(env_id)
     assert sum(spec.num_features for spec in obs_spec.values()) == gym.spaces.flatdim(env.observation_space)
     assert action_spec.vector_size == gym.spaces.flatdim(env.action_space)
+
+
+@pytest.mark.parametrize(
+    ("settings", "ends"),
+    [({}, (True, False)), ({"truncated_is_done": True}, (True, False)), ({"truncated_is_done": False}, (False, True))],
+)
+def test_a_game_whose_turns_are_used_up(settings: dict[str, bool], ends: tuple[bool, bool]) -> None:
+    """14 turns, as many as there are squares without a mine."""
+    env = make_popgym("popgym-MineSweeperEasy-v0", **settings)
+    env.reset(seed=0)
+    board = env.unwrapped.hidden_grid  # type: ignore[attr-defined]
+    free = np.argwhere(board == 0)[0]
+    steps = [env.step(free) for _ in range(14)]
+    assert [step[2] or step[3] for step in steps] == [False] * 13 + [True]
+    assert steps[-1][2:4] == ends
+
+
+@pytest.mark.parametrize("env_id", [name for name in IDS if name.endswith("Easy-v0")])
+def test_every_game_ends_by_terminating(env_id: str) -> None:
+    env = make_popgym(env_id)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    over = False
+    while not over:
+        *_, over, truncated, _ = env.step(env.action_space.sample())
+        assert not truncated
 
 
 def test_easy_games_in_one_run() -> None:
