@@ -69,8 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(name: str, arguments: Sequence[str]) -> int:
     try:
         return importlib.import_module(f"amago_ray.commands.{name}").run(arguments)
-    except SystemExit as end:  # of --help
-        return int(end.code or 0)
+    except SystemExit:  # of --help
+        sys.stdout.flush()
+        raise
 
 
 def _unread() -> int:
