@@ -7,6 +7,7 @@ from typing import Any
 
 import gin
 import gymnasium as gym
+from gymnasium.wrappers import TimeAwareObservation, TimeLimit
 
 from amago_ray.envs.builtin.arguments import check_flag
 from amago_ray.envs.deadline import DeadlineTerminates
@@ -50,16 +51,32 @@ def popgym_games(env_ids: Sequence[str] = EASY_GAMES, truncated_is_done: bool = 
 
 
 @gin.configurable
-def make_popgym(env_id: str = "popgym-RepeatPreviousEasy-v0", truncated_is_done: bool = True, **kwargs: Any) -> gym.Env:
+def make_popgym(
+    env_id: str = "popgym-RepeatPreviousEasy-v0", truncated_is_done: bool = True, timer: bool = False, **kwargs: Any
+) -> gym.Env:
     """One game of POPGym by its gymnasium id.
 
     truncated_is_done: a game that is over because its turns are used up terminates, as in the paper, whose version had
         no truncation yet, and as in AMAGO; False leaves the truncation, from whose last state values go on.
-    kwargs: as for `gymnasium.make`. Raises ModuleNotFoundError without the package popgym.
+    timer: observations become a Dict of the game's own, "obs", and of "time", the part of its turns that are used up. A
+        value that ends with them depends on their number, which a GRU would have to learn to count; AMAGO had one.
+    kwargs: as for `gymnasium.make`.
+
+    Raises ModuleNotFoundError without the package popgym, ValueError for the timer of a game without a number of turns.
     Source: Morad et al. 2023, arXiv 2303.01859.
     """
     require("popgym", EXTRA)
     check_flag("truncated_is_done", truncated_is_done)
     # gymnasium's checker objects to the one `info` that some games return at every step, which nobody changes here.
     game = gym.make(env_id, **{"disable_env_checker": True, **kwargs})
+    if check_flag("timer", timer):
+        game = TimeAwareObservation(TimeLimit(game, _turns(game)), flatten=False, normalize_time=True)
     return DeadlineTerminates(game) if truncated_is_done else game
+
+
+def _turns(game: gym.Env) -> int:
+    """After how many turns `game` is over."""
+    for name in ("max_episode_length", "episode_length"):
+        if hasattr(game.unwrapped, name):
+            return int(getattr(game.unwrapped, name))
+    raise ValueError(f"make_popgym.timer=True: {game} has no number of turns; leave it out")

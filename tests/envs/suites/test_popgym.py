@@ -57,6 +57,20 @@ def test_a_game_whose_turns_are_used_up(settings: dict[str, bool], ends: tuple[b
     assert steps[-1][2:4] == ends
 
 
+def test_a_timer_tells_the_part_of_the_turns_that_are_used_up() -> None:
+    env = make_popgym("popgym-MineSweeperEasy-v0", timer=True)
+    observation, _ = env.reset(seed=0)
+    times = [observation["time"].item()]
+    free = np.argwhere(env.unwrapped.hidden_grid == 0)[0]  # type: ignore[attr-defined]
+    over = False
+    while not over:
+        observation, _, over, _, _ = env.step(free)
+        times.append(observation["time"].item())
+    assert times == pytest.approx([turn / 14 for turn in range(15)])
+    with pytest.raises(ValueError, match="make_popgym.timer=True: .*HigherLower.* has no number of turns"):
+        make_popgym("popgym-HigherLowerEasy-v0", timer=True)
+
+
 @pytest.mark.parametrize("env_id", [name for name in IDS if name.endswith("Easy-v0")])
 def test_every_game_ends_by_terminating(env_id: str) -> None:
     env = make_popgym(env_id)
