@@ -21,6 +21,7 @@ from typing import Any
 import measure
 import numpy as np
 import torch
+from accelerate.state import AcceleratorState
 from agents import ENCODERS, Size, configured_spec
 from measure import Column, Row, Table, Timing
 
@@ -95,6 +96,7 @@ class BareLoop:
 
     def __init__(self, spec: AgentSpec, precision: MixedPrecision, threads: int, steps: int, updates: int):
         self.threads, self.steps, self.updates = threads, steps, updates
+        AcceleratorState._reset_state()  # accelerate holds a process to one precision
         self.learner = Learner(LearnerConfig(mixed_precision=precision), spec, NoReplay())
         self.policy = spec.build().policy.eval()
         self.envs = [LAKE() for _ in range(NUM_ENVS)]

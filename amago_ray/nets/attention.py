@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import gin
 import torch
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 UNLIMITED = 1 << 40  # timesteps of a window that nothing falls out of
+WIDE_HEAD = 64
 BLOCK = 128  # queries that share one computation: enough to fill a device, few enough that BLOCK x L weights are small
 
 
@@ -34,6 +36,20 @@ def has_fused_kernel(q_BHLK: Tensor, dropout_p: float) -> bool:
     if q_BHLK.is_cuda:
         return q_BHLK.dtype != torch.float64 and q_BHLK.shape[-1] % 8 == 0
     return dropout_p == 0.0
+
+
+def scaled_dot_product_attention(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False
+) -> Tensor:
+    """PyTorch's, but for narrow heads in half precision on CPU: with a gradient, these are computed in float32.
+
+    Forward and backward in bfloat16 take 1.6 to 2.7 times as long there for heads of 16 and 32, 0.8 to 0.9 for 64.
+    """
+    settings: dict[str, Any] = {"attn_mask": attn_mask, "dropout_p": dropout_p, "is_causal": is_causal}
+    if q.device.type == "cpu" and q.dtype.itemsize < 4 and q.shape[-1] < WIDE_HEAD and q.requires_grad:
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **settings).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, **settings)
 
 
 class Attention(nn.Module, ABC):
@@ -84,7 +100,7 @@ class Attention(nn.Module, ABC):
     def _everything(self, q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
         """`sequence` where everything in the past is visible."""
         if self._fused(q, dropout_p):
-            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
+            return scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
         return self._by_blocks(q, k, v, dropout_p)
 
     def _by_blocks(
@@ -129,7 +145,7 @@ class Attention(nn.Module, ABC):
         visible = self.visible(age, index)
         mask = age >= 0 if visible is None else (age >= 0) & visible
         if not self.rescores:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
+            return scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
         logits = q @ k.transpose(-1, -2)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = self.rescore(logits / math.sqrt(q.shape[-1]), index)
@@ -176,7 +192,7 @@ class SlidingWindowAttention(Attention):
         """
         length, window, sinks = q.shape[2], self.window_size, self.num_sinks
         early = window + sinks
-        early_out = F.scaled_dot_product_attention(
+        early_out = scaled_dot_product_attention(
             q[:, :, :early], k[:, :, :early], v[:, :, :early], dropout_p=dropout_p, is_causal=True
         )
         late = length - early
@@ -197,7 +213,7 @@ class SlidingWindowAttention(Attention):
         query = torch.arange(window - 1, window - 1 + block, device=q.device).unsqueeze(1)
         age = query - torch.arange(block + window - 1, device=q.device)
         mask_CJ = F.pad((age >= 0) & (age < window), (sinks, 0), value=True)
-        late_out = F.scaled_dot_product_attention(
+        late_out = scaled_dot_product_attention(
             q_BHNCK.flatten(1, 2), k_BHNJK.flatten(1, 2), v_BHNJK.flatten(1, 2), attn_mask=mask_CJ, dropout_p=dropout_p
         )
         late_out = late_out.unflatten(1, (-1, num_blocks)).flatten(2, 3)[:, :, :late]

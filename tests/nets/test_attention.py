@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -178,6 +179,24 @@ def test_autocast_computes_in_bfloat16(name: str) -> None:
     assert (out.dtype, gradient.dtype) == (torch.bfloat16, torch.float32)
     torch.testing.assert_close(out.float(), expected, rtol=0.05, atol=0.03)
     torch.testing.assert_close(gradient, expected_gradient, rtol=0.05, atol=0.1)
+
+
+@pytest.mark.parametrize(("width", "gradient", "in_float32"), [(16, True, True), (16, False, False), (64, True, False)])
+def test_narrow_heads_in_bfloat16_are_computed_in_float32(width: int, gradient: bool, in_float32: bool) -> None:
+    """On CPU, where the kernel's backward is slow otherwise; what comes out is bfloat16 all the same."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 50, width, dtype=torch.bfloat16, requires_grad=gradient) for _ in range(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = CausalAttention().sequence(q, k, v)
+    exact = functional.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, exact.bfloat16()) == in_float32
+    torch.testing.assert_close(out.float(), exact, rtol=0.02, atol=0.02)
+    if gradient:
+        got, expected = (
+            torch.autograd.grad(x.float().square().sum(), (q, k, v), retain_graph=True) for x in (out, exact)
+        )
+        torch.testing.assert_close(got, expected, rtol=0.05, atol=0.1)
 
 
 # --- dropout ---------------------------------------------------------------------------------------------------------
