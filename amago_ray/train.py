@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from amago_ray.commands.command_line import DEBUG, Mistake, nobody_reads
+from amago_ray.commands.command_line import DEBUG, Mistake, is_unread
 from amago_ray.config import nearest
 
 # The word of the command line -> its module of `commands`, with a function run(arguments) -> exit status.
@@ -60,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(interrupt.__cause__, BrokenPipeError):
             return _unread()
         return 130
-    except BrokenPipeError:
-        if not nobody_reads():
+    except BrokenPipeError as error:
+        if not is_unread(error):
             raise
         return _unread()
 

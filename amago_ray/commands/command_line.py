@@ -57,7 +57,7 @@ def in_one_line() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, EnvFailure, OSError, ImportError, MemoryError) as error:
-        if isinstance(error, BrokenPipeError) and nobody_reads():
+        if is_unread(error):
             raise
         raise Mistake(config.explain(error)) from error
     except RuntimeError as error:
@@ -72,7 +72,7 @@ def while_it_trains() -> Iterator[None]:
     try:
         yield
     except (CannotGoOn, OSError) as error:
-        if isinstance(error, BrokenPipeError) and nobody_reads():
+        if is_unread(error):
             raise
         raise Mistake(config.explain(error)) from error
 
@@ -85,11 +85,15 @@ def when_interrupted(advice: Callable[[], str]) -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(advice()) from interrupt
     except BrokenPipeError as error:
+        if not is_unread(error):
+            raise
         raise KeyboardInterrupt(f"nobody reads its output; {advice()}") from error
 
 
-def nobody_reads() -> bool:
-    """Whether standard output is a pipe whose reader has gone, as that of `amago-ray configs | head` does."""
+def is_unread(error: BaseException) -> bool:
+    """Whether `error` is of a standard output whose reader has gone, as that of `amago-ray configs | head` does."""
+    if not isinstance(error, BrokenPipeError):
+        return False
     try:
         descriptor = sys.stdout.fileno()
     except io.UnsupportedOperation:  # another stream stands in for it, as a test's

@@ -148,6 +148,17 @@ def test_a_training_whose_reader_goes_away_says_how_it_goes_on(
     assert capsys.readouterr().err == f"\namago-ray: stopped; {expected}\n"
 
 
+def test_a_broken_pipe_outside_of_training_is_no_reader_that_goes_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(train_command, "train", fail)
+    with pytest.raises(BrokenPipeError):
+        train.main(["--config", write_config(tmp_path)])
+
+
 def test_another_broken_pipe_is_told_as_any_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
