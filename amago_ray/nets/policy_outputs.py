@@ -86,19 +86,25 @@ class DiscreteLikeContinuous:
             )
 
 
-class _TowardsBounds(torch.autograd.Function):
-    """Logits as they are, whose gradient is 0 where following it would take a probability farther out of its bounds."""
+class _ClippedSoftmax(torch.autograd.Function):
+    """Clipped probabilities whose gradient is that of a softmax that has come to them by itself.
+
+    The softmax of the logits is no use for it: with an action at e^-30 its gradient is nothing, and so it remains
+    there. None goes to a logit where following it would take its probability farther out of its bounds.
+    """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, low: float, high: float) -> Tensor:
-        probs = logits.softmax(dim=-1)
-        ctx.save_for_backward(probs < low, probs > high)
-        return logits.view_as(logits)
+    def forward(ctx: Any, logits: Tensor, probs: Tensor, low: float, high: float) -> Tensor:
+        raw = logits.softmax(dim=-1)
+        ctx.save_for_backward(probs, raw < low, raw > high)
+        return probs.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        below, above = ctx.saved_tensors
-        return gradient.masked_fill((below & (gradient > 0)) | (above & (gradient < 0)), 0.0), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        probs, below, above = ctx.saved_tensors
+        to_logits = probs * (gradient - (probs * gradient).sum(dim=-1, keepdim=True))
+        outwards = (below & (to_logits > 0)) | (above & (to_logits < 0))
+        return to_logits.masked_fill(outwards, 0.0), None, None, None
 
 
 class _Categorical(PolicyOutput):
@@ -130,17 +136,16 @@ class _Categorical(PolicyOutput):
         if legal is not None:
             legal = _legal_or_all(legal)
             logits = logits.masked_fill(~legal, -torch.inf)
+        probs = self._clip(logits.softmax(dim=-1), legal)
         if self.inward_gradient and torch.is_grad_enabled():
-            logits = _TowardsBounds.apply(logits, self.clip_prob_low, self.clip_prob_high)
-        return OneHotDistribution(self._clip(logits.softmax(dim=-1), legal), self.relaxation_temperature)
+            probs = _ClippedSoftmax.apply(logits, probs.detach(), self.clip_prob_low, self.clip_prob_high)
+        return OneHotDistribution(probs, self.relaxation_temperature)
 
     def _clip(self, probs: Tensor, legal: Tensor | None = None) -> Tensor:
         """Clipped, 0 where illegal, and summing to one again; the normaliser takes no gradient."""
         bounded = probs.clamp(self.clip_prob_low, self.clip_prob_high)
         if legal is not None:
             bounded = torch.where(legal, bounded, 0.0)
-        if self.inward_gradient:  # these very numbers, with the gradient of what was not clipped
-            bounded = bounded.detach() + (probs - probs.detach())
         return bounded / bounded.detach().sum(dim=-1, keepdim=True)
 
     def _soften(self, one_hot: Tensor, legal: Tensor | None) -> Tensor:

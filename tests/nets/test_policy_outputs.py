@@ -301,13 +301,14 @@ def test_between_the_bounds_both_gradients_are_the_same() -> None:
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("logit", [8.0, 25.0])  # at e^-25 the gradient of a softmax by itself is nothing
 @pytest.mark.parametrize("cloning", [False, True])
-def test_an_action_that_fell_to_the_floor_comes_back_once_it_is_worth_it(cloning: bool) -> None:
+def test_an_action_that_fell_to_the_floor_comes_back_once_it_is_worth_it(cloning: bool, logit: float) -> None:
     """As the second arm does in a state where the first one has been chosen for long, and pays no more."""
     chosen = {}
     for inward in (False, True):
         family = Discrete(CATEGORIES[Discrete], inward_gradient=inward)
-        logits = torch.tensor([8.0, 0.0, 0.0], requires_grad=True)
+        logits = torch.tensor([logit, 0.0, 0.0], requires_grad=True)
         optimizer = torch.optim.Adam([logits], lr=0.1)
         for _ in range(300):
             dist = family(logits)
@@ -317,6 +318,26 @@ def test_an_action_that_fell_to_the_floor_comes_back_once_it_is_worth_it(cloning
             optimizer.step()
         chosen[inward] = int(family(logits).probs.argmax())
     assert chosen == {False: 0, True: 1}
+
+
+def test_beyond_the_bounds_the_gradient_is_that_of_a_softmax_at_them() -> None:
+    family = Discrete(CATEGORIES[Discrete], inward_gradient=True)
+    far = torch.tensor([40.0, 0.0, -3.0], requires_grad=True)
+    probs = family(far).probs
+    there = probs.detach().log().requires_grad_()
+    values = torch.tensor([0.0, 10.0, 5.0])
+    (gradient,) = torch.autograd.grad(-(probs * values).sum(), far)
+    (expected,) = torch.autograd.grad(-(there.softmax(dim=-1) * values).sum(), there)
+    torch.testing.assert_close(gradient, expected)
+    assert gradient[1] < -0.009
+
+
+def test_an_illegal_action_takes_no_gradient() -> None:
+    family = Discrete(CATEGORIES[Discrete], inward_gradient=True)
+    logits = torch.tensor([40.0, 0.0, 0.0], requires_grad=True)
+    legal = torch.tensor([True, True, False])
+    (gradient,) = torch.autograd.grad(-family.masked(logits, legal).log_prob(torch.eye(3)[1]).sum(), logits)
+    assert gradient[1] < -0.9 and gradient[2] == 0.0
 
 
 def test_what_is_out_of_bounds_is_led_no_farther() -> None:
