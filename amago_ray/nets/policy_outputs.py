@@ -90,10 +90,12 @@ class _ClippedSoftmax(torch.autograd.Function):
     """Clipped probabilities, whose gradient keeps logits where it can still move them.
 
     It is that of a softmax that has come to these probabilities by itself: with an action at e^-30, the softmax of the
-    logits would have none. What leads a probability farther out of its bounds is left out. An action that is below its
-    bound all the same, because other states share its weights, is pulled back there, by its distance in nats and
-    by what the best or worst action is worth here: a gradient of `low` per nat and unit of advantage.
+    logits would have none. What leads a probability farther out of its bounds is left out. An action that gets farther
+    out than SLACK all the same, because other states share its weights, is pulled back that far, by its distance in
+    nats and by what the best or worst action is worth here: a gradient of `low` per nat and unit of advantage.
     """
+
+    SLACK = 10.0  # nats: a policy at the bounds themselves would follow its critics' every doubt
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, probs: Tensor, low: float, high: float) -> Tensor:
@@ -104,13 +106,14 @@ class _ClippedSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         log_probs, probs = ctx.saved_tensors
-        below, above = log_probs - math.log(ctx.low), log_probs > math.log(ctx.high)
+        below, above = log_probs < math.log(ctx.low), log_probs > math.log(ctx.high)
         advantage = gradient - (probs * gradient).sum(dim=-1, keepdim=True)
         inwards = probs * advantage
-        inwards = inwards.masked_fill(((below < 0) & (inwards > 0)) | (above & (inwards < 0)), 0.0)
+        inwards = inwards.masked_fill((below & (inwards > 0)) | (above & (inwards < 0)), 0.0)
         legal = probs > 0
         largest = torch.where(legal, advantage.abs(), 0.0).amax(dim=-1, keepdim=True)
-        pull = torch.where(legal, below.clamp(max=0.0), 0.0) * ctx.low * largest
+        too_far = (log_probs - math.log(ctx.low) + _ClippedSoftmax.SLACK).clamp(max=0.0)
+        pull = torch.where(legal, too_far, 0.0) * ctx.low * largest
         return inwards + pull, None, None, None
 
 
