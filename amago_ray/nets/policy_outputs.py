@@ -87,34 +87,24 @@ class DiscreteLikeContinuous:
 
 
 class _ClippedSoftmax(torch.autograd.Function):
-    """Clipped probabilities, whose gradient keeps logits where it can still move them.
+    """Clipped probabilities whose gradient is that of a softmax that has come to them by itself.
 
-    It is that of a softmax that has come to these probabilities by itself: with an action at e^-30, the softmax of the
-    logits would have none. What leads a probability farther out of its bounds is left out. An action that gets farther
-    out than SLACK all the same, because other states share its weights, is pulled back that far, by its distance in
-    nats and by what the best or worst action is worth here: a gradient of `low` per nat and unit of advantage.
+    The softmax of the logits is no use for it: with an action at e^-30 its gradient is nothing, and so it remains
+    there. None goes to a logit where following it would take its probability farther out of its bounds.
     """
-
-    SLACK = 10.0  # nats: a policy at the bounds themselves would follow its critics' every doubt
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, probs: Tensor, low: float, high: float) -> Tensor:
-        ctx.save_for_backward(logits.log_softmax(dim=-1), probs)
-        ctx.low, ctx.high = low, high
+        raw = logits.softmax(dim=-1)
+        ctx.save_for_backward(probs, raw < low, raw > high)
         return probs.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        log_probs, probs = ctx.saved_tensors
-        below, above = log_probs < math.log(ctx.low), log_probs > math.log(ctx.high)
-        advantage = gradient - (probs * gradient).sum(dim=-1, keepdim=True)
-        inwards = probs * advantage
-        inwards = inwards.masked_fill((below & (inwards > 0)) | (above & (inwards < 0)), 0.0)
-        legal = probs > 0
-        largest = torch.where(legal, advantage.abs(), 0.0).amax(dim=-1, keepdim=True)
-        too_far = (log_probs - math.log(ctx.low) + _ClippedSoftmax.SLACK).clamp(max=0.0)
-        pull = torch.where(legal, too_far, 0.0) * ctx.low * largest
-        return inwards + pull, None, None, None
+        probs, below, above = ctx.saved_tensors
+        to_logits = probs * (gradient - (probs * gradient).sum(dim=-1, keepdim=True))
+        outwards = (below & (to_logits > 0)) | (above & (to_logits < 0))
+        return to_logits.masked_fill(outwards, 0.0), None, None, None
 
 
 class _Categorical(PolicyOutput):
@@ -172,9 +162,8 @@ class Discrete(_Categorical):
     """One categorical over logits (..., A), clipped to [clip_prob_low, clip_prob_high] and renormalised.
 
     inward_gradient: an action whose probability has fallen to `clip_prob_low` takes a gradient that raises it again,
-        and one at `clip_prob_high` one that lowers it; logits are pulled back to what those bounds need. Without, as in
-        AMAGO, what is clipped takes none: such an action stays where it is in that state, whatever it turns out to be
-        worth.
+        and one at `clip_prob_high` one that lowers it. Without, as in AMAGO, what is clipped takes none: such an action
+        stays where it is in that state, whatever it turns out to be worth.
     """
 
     kinds = ("discrete",)

@@ -320,36 +320,16 @@ def test_an_action_that_fell_to_the_floor_comes_back_once_it_is_worth_it(cloning
     assert chosen == {False: 0, True: 1}
 
 
-def test_beyond_the_bounds_the_gradient_is_that_of_a_softmax_at_them_and_a_pull() -> None:
+def test_beyond_the_bounds_the_gradient_is_that_of_a_softmax_at_them() -> None:
     family = Discrete(CATEGORIES[Discrete], inward_gradient=True)
-    far = torch.tensor([20.0, 0.0, -3.0], requires_grad=True)
+    far = torch.tensor([40.0, 0.0, -3.0], requires_grad=True)
     probs = family(far).probs
     there = probs.detach().log().requires_grad_()
     values = torch.tensor([0.0, 10.0, 5.0])
     (gradient,) = torch.autograd.grad(-(probs * values).sum(), far)
     (expected,) = torch.autograd.grad(-(there.softmax(dim=-1) * values).sum(), there)
-    too_far = (math.log(0.001) - 10.0 - far.detach().log_softmax(dim=-1)).clamp(min=0.0)
-    advantage = 10.0 - float(probs.detach() @ values)
-    torch.testing.assert_close(gradient, expected - 0.001 * advantage * too_far)
-    assert gradient[1] < -0.03 and gradient[2] < -0.06 and gradient[0] > 0.009
-
-
-def test_logits_stay_where_a_gradient_can_move_them() -> None:
-    """Weights are shared: of two states that differ in one number, what is learned of one moves the other's logits."""
-    largest = {}
-    for inward in (False, True):
-        family = Discrete(CATEGORIES[Discrete], inward_gradient=inward)
-        weight = torch.zeros(3, 2, requires_grad=True)
-        states = torch.tensor([[1.0, 0.0], [1.0, 30.0]])
-        optimizer = torch.optim.Adam([weight], lr=0.5)
-        for _ in range(2000):
-            probs = family(states @ weight.T).probs
-            optimizer.zero_grad()
-            (-(probs * torch.tensor([10.0, 0.0, 0.0])).sum()).backward()
-            optimizer.step()
-        largest[inward] = float((states @ weight.T).detach().log_softmax(dim=-1).min())
-    assert largest[False] < -100.0
-    assert largest[True] > -18.0  # 10 nats below the bound, and a step
+    torch.testing.assert_close(gradient, expected)
+    assert gradient[1] < -0.009
 
 
 def test_an_illegal_action_takes_no_gradient() -> None:
@@ -362,7 +342,6 @@ def test_an_illegal_action_takes_no_gradient() -> None:
 
 def test_what_is_out_of_bounds_is_led_no_farther() -> None:
     family = Discrete(CATEGORIES[Discrete], inward_gradient=True)
-    logits = torch.tensor([9.0, 0.0, 9.0 + math.log(0.0011)], requires_grad=True)
+    logits = torch.tensor([9.0, 0.0, 0.0], requires_grad=True)
     (gradient,) = torch.autograd.grad(-family(logits).log_prob(torch.eye(3)[0]).sum(), logits)
-    assert gradient[0] == gradient[1] == 0.0  # it is likely enough, and that one unlikely enough
-    assert gradient[2] > 0.0  # this one not yet
+    assert torch.equal(gradient, torch.zeros(3))
