@@ -94,17 +94,16 @@ class _ClippedSoftmax(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, probs: Tensor, low: float, high: float) -> Tensor:
-        raw = logits.softmax(dim=-1)
+    def forward(ctx: Any, logits: Tensor, raw: Tensor, probs: Tensor, low: float, high: float) -> Tensor:
         ctx.save_for_backward(probs, raw < low, raw > high)
         return probs.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         probs, below, above = ctx.saved_tensors
         to_logits = probs * (gradient - (probs * gradient).sum(dim=-1, keepdim=True))
         outwards = (below & (to_logits > 0)) | (above & (to_logits < 0))
-        return to_logits.masked_fill(outwards, 0.0), None, None, None
+        return to_logits.masked_fill(outwards, 0.0), None, None, None, None
 
 
 class _Categorical(PolicyOutput):
@@ -136,9 +135,11 @@ class _Categorical(PolicyOutput):
         if legal is not None:
             legal = _legal_or_all(legal)
             logits = logits.masked_fill(~legal, -torch.inf)
-        probs = self._clip(logits.softmax(dim=-1), legal)
+        raw = logits.softmax(dim=-1)
+        probs = self._clip(raw, legal)
         if self.inward_gradient and torch.is_grad_enabled():
-            probs = _ClippedSoftmax.apply(logits, probs.detach(), self.clip_prob_low, self.clip_prob_high)
+            bounds = self.clip_prob_low, self.clip_prob_high
+            probs = _ClippedSoftmax.apply(logits, raw.detach(), probs.detach(), *bounds)
         return OneHotDistribution(probs, self.relaxation_temperature)
 
     def _clip(self, probs: Tensor, legal: Tensor | None = None) -> Tensor:
