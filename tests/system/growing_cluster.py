@@ -20,6 +20,8 @@ from amago_ray.nets.traj_encoders import GRUTrajEncoder
 from amago_ray.watch.metrics import read_metrics
 
 WORKERS = 3
+# A node that does not answer is given up after two seconds in place of fifteen: what is tried is what comes after that.
+SOON_GIVEN_UP = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 400, "health_check_failure_threshold": 5}
 
 
 def node_of(actor: Any) -> str:
@@ -81,7 +83,7 @@ def at_work(experiment: Experiment, num: int) -> int:
 
 
 def main(folder: str) -> None:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": SOON_GIVEN_UP})
     learning = cluster.add_node(num_cpus=1, labels={"pool": "learner"})
     first = cluster.add_node(num_cpus=1, labels={"pool": "rollout"})
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
