@@ -1,7 +1,6 @@
-"""What the best policy could have at the most, for tasks of which nobody publishes a number: `python -m results.bounds`.
+"""What a policy can have at the most, for tasks of which nobody publishes a number: `python -m results.bounds`.
 
-Each bound is the mean return, over many rollouts, of somebody who sees what the policy has to find out and walks the
-shortest path: no policy can have more.
+Each is the mean return, over many rollouts, of a shortest path: no policy can have more.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,24 +144,39 @@ def _row(task: Task, ours: Summary, recorded: Sequence[Run]) -> str:
 
 
 def readme(known: Mapping[str, Task], text: str, folder: Path = RESULTS) -> str:
-    """The README, whose text is `text`, with the table that the data give between its two marks."""
+    """The README, whose text is `text`, with the table that the data give between its two marks.
+
+    Neighbours that are measured by the same number share a row.
+    """
     lines = ["| task | ours | published | frames, ours and theirs |", "|---|--:|--:|--:|"]
-    reached, seeds = 0, []
-    for task in known.values():
-        if not (recorded := runs(task.name, folder)):
-            continue
-        ours, number = summarize(recorded), task.published
-        seeds.append(len(recorded))
-        mean = f"{ours.mean:.{number.digits + 1}f}"
-        reached += at_or_above(task, ours)
-        mean = f"**{mean}**" if at_or_above(task, ours) else mean
-        three_digits = float(f"{max(run.frames for run in recorded):.3g}")
-        frames = f"{EngFormatter(sep='')(three_digits)}, {number.frames}"
-        lines.append(f"| {task.title} | {mean} | {number.by} [{number.value:g}]({number.url}) | {frames} |")
+    recorded = {task.name: found for task in known.values() if (found := runs(task.name, folder))}
+    shown = [task for task in known.values() if task.name in recorded]
+    for _, group in groupby(shown, key=lambda task: (task.published.value, task.published.by, task.published.url)):
+        together = list(group)
+        number, means, frames = together[0].published, [], []
+        for task in together:
+            ours = summarize(recorded[task.name])
+            mean = f"{ours.mean:.{number.digits + 1}f}"
+            means.append(f"**{mean}**" if at_or_above(task, ours) else mean)
+            three_digits = float(f"{max(run.frames for run in recorded[task.name]):.3g}")
+            frames.append(f"{EngFormatter(sep='')(three_digits)}, {task.published.frames}")
+        lines.append(
+            f"| {_together([task.title for task in together])} | {'; '.join(means)} | "
+            f"{number.by} [{number.value:g}]({number.url}) | {'; '.join(frames)} |"
+        )
+    reached = sum(at_or_above(task, summarize(recorded[task.name])) for task in shown)
+    seeds = min(len(found) for found in recorded.values())
     before, _, rest = text.partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
-    told = f"{reached} of {len(seeds)} tasks are at or above the published number (bold); seeds of each: {min(seeds)}."
+    told = f"{reached} of {len(shown)} tasks are at or above the published number (bold); seeds of each: {seeds}."
     return before + MARKS[0] + "\n".join(lines) + f"\n\n{told}\n" + MARKS[1] + after
+
+
+def _together(titles: Sequence[str]) -> str:
+    """Titles in one line, the words that all of them begin with once."""
+    words = [title.split() for title in titles]
+    common = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False))))
+    return "; ".join(" ".join(title[common if place else 0 :]) for place, title in enumerate(words))
 
 
 def _details(task: Task, ours: Summary, recorded: Sequence[Run]) -> list[str]:

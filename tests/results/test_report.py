@@ -50,6 +50,22 @@ def test_the_readme_s_table(tmp_path: Path) -> None:
     assert report.readme({"game": TASK, "other": below}, written, tmp_path) == written
 
 
+def test_neighbours_with_one_number_share_a_row_of_the_readme(tmp_path: Path) -> None:
+    games = {
+        "a": replace(TASK, name="a", title="Maze, length 5"),
+        "b": replace(TASK, name="b", title="Maze, length 50", published=replace(PUBLISHED, frames="2M")),
+        "c": replace(TASK, name="c", title="Maze, length 500", published=replace(PUBLISHED, value=7.0)),
+    }
+    for task, score in zip(games, (6.75, 5.0, 8.0), strict=True):
+        (tmp_path / task).mkdir()
+        (tmp_path / task / "seed_0.json").write_text(json.dumps(asdict(run_of(0, score))), encoding="utf-8")
+    written = report.readme(games, f"{report.MARKS[0]}{report.MARKS[1]}", tmp_path)
+    theirs = "Theirs [{}](https://example.org)"
+    assert f"| Maze, length 5; 50 | **6.75**; 5.00 | {theirs.format(6.7)} | 100, 1M; 100, 2M |" in written
+    assert f"| Maze, length 500 | **8.00** | {theirs.format(7)} | 100, 1M |" in written
+    assert "2 of 3 tasks are at or above" in written
+
+
 def test_what_is_recorded_belongs_to_the_table() -> None:
     known = tasks()
     for folder in (path for path in RESULTS.iterdir() if path.is_dir() and path.name != "__pycache__"):

@@ -21,7 +21,11 @@ from amago_ray.watch.metrics import read_metrics
 
 WORKERS = 3
 # A node that does not answer is given up after two seconds in place of fifteen: what is tried is what comes after that.
-SOON_GIVEN_UP = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 400, "health_check_failure_threshold": 5}
+SOON_GIVEN_UP = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 400,
+    "health_check_failure_threshold": 5,
+}
 
 
 def node_of(actor: Any) -> str:
