@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -23,6 +24,7 @@ from amago_ray.driver.probe import probe
 from amago_ray.experiment import Experiment
 from amago_ray.learner.learner import Learner
 from amago_ray.replay.client import LocalShard, ReplayReader, ReplayWriter
+from amago_ray.replay.sampling.sources import ReplayEmpty
 from amago_ray.replay.shard import ReplayShard
 from amago_ray.rollout.evaluate import evaluate_policy
 from amago_ray.rollout.worker import RolloutWorker
@@ -74,9 +76,10 @@ def train(experiment: Experiment) -> None:
         progress.add_frames(collected.frames_by_env)
         shard.commit()
         say("collect", summarize_episodes(collected.episodes))
-        learned = learner.train(experiment.train_batches_per_epoch)
-        progress.gradient_steps = learned.total_updates
-        say("train", learned.metrics)
+        with suppress(ReplayEmpty):  # while no rollout is long enough to be stored, an epoch learns nothing
+            learned = learner.train(experiment.train_batches_per_epoch)
+            progress.gradient_steps = learned.total_updates
+            say("train", learned.metrics)
         if experiment.is_due(epoch, experiment.val_interval):
             weights = learner.publish(epoch + 1)
             played = evaluate_policy(

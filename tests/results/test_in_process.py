@@ -88,3 +88,10 @@ def test_the_configuration_is_the_whole_of_it(game: Task) -> None:
     trained(game, seed=1)
     experiment = load_experiment([run.RUNS / "game_seed_1" / "config.txt"], [])
     assert config.is_bound("Experiment", "seed") and experiment.seed == 1 and experiment.epochs == 3
+
+
+def test_an_epoch_before_any_rollout_has_ended_learns_nothing(game: Task) -> None:
+    trained(replace(game, set=("Bandit.num_pulls = 12", "Experiment.max_seq_len = 12")), seed=0)
+    rows = read_metrics(run.RUNS / "game_seed_0")
+    assert [row["gradient_steps"] for row in rows if row["section"] == "collect"] == [0, 0, 2]
+    assert [row["epoch"] for row in rows if row["section"] == "train"] == [1, 2], "epochs of 8 steps, rollouts of 12"
