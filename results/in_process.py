@@ -16,14 +16,16 @@ from dataclasses import replace
 
 import torch
 
-from amago_ray import config
 from amago_ray.commands.command_line import load_experiment, settings_options
 from amago_ray.driver.placement import Cluster, Node, Resources
 from amago_ray.driver.plan import make_plan
 from amago_ray.driver.probe import probe
+from amago_ray.driver.resume import create_folder
+from amago_ray.envs.makers import env_spaces
 from amago_ray.experiment import Experiment
 from amago_ray.learner.learner import Learner
 from amago_ray.replay.client import LocalShard, ReplayReader, ReplayWriter
+from amago_ray.replay.datasets import RowLayout
 from amago_ray.replay.sampling.sources import ReplayEmpty
 from amago_ray.replay.shard import ReplayShard
 from amago_ray.rollout.evaluate import evaluate_policy
@@ -55,8 +57,7 @@ def train(experiment: Experiment) -> None:
     spec = probe(experiment)
     plan = make_plan(experiment, spec, HERE)
     experiment.directory.remove()
-    experiment.directory.create()
-    experiment.directory.config.write_text(config.snapshot(), encoding="utf-8")
+    create_folder(experiment, experiment.directory, RowLayout(*env_spaces(experiment.make_train_env)))
     shard = ReplayShard(plan.replay, 0)
     writer = ReplayWriter([LocalShard(shard)])
     worker = RolloutWorker(plan.rollout[0], spec, write=writer.write, flush=lambda: _flush(writer))

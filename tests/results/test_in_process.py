@@ -10,6 +10,8 @@ import pytest
 
 from amago_ray import config
 from amago_ray.commands.command_line import load_experiment
+from amago_ray.envs.builtin import Bandit
+from amago_ray.rollout.acting import load_policy
 from amago_ray.watch.metrics import read_metrics
 from results import in_process, run
 from results.table import Published, Task
@@ -95,3 +97,15 @@ def test_an_epoch_before_any_rollout_has_ended_learns_nothing(game: Task) -> Non
     rows = read_metrics(run.RUNS / "game_seed_0")
     assert [row["gradient_steps"] for row in rows if row["section"] == "collect"] == [0, 0, 2]
     assert [row["epoch"] for row in rows if row["section"] == "train"] == [1, 2], "epochs of 8 steps, rollouts of 12"
+
+
+def test_its_policy_can_be_loaded_as_that_of_any_run(game: Task) -> None:
+    trained(game, seed=0)
+    env = Bandit(num_pulls=4)
+    obs, _ = env.reset(seed=0)
+    policy, total, over, state, reward = load_policy(run.RUNS / "game_seed_0"), 0.0, False, None, None
+    while not over:
+        action, state = policy.act(obs, state, reward=reward)
+        obs, reward, terminated, truncated, _ = env.step(action)
+        total, over = total + float(reward), terminated or truncated
+    assert total in range(5)
