@@ -16,7 +16,6 @@ import numpy as np
 from amago_ray.envs.builtin import AMAGOKeyDoor
 
 ROLLOUTS = 2000
-_STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # right, down, left, up: MiniGrid's directions
 
 
 def main() -> None:
@@ -69,6 +68,8 @@ def _shortest(env: Any) -> int:
 
     Of a Memory task: to the end that is right, by a way on which the object in the first room has been seen.
     """
+    from minigrid.core.constants import DIR_TO_VEC
+
     remembers = hasattr(env, "success_pos")
     cue = (1, env.height // 2 - 1)
 
@@ -86,7 +87,7 @@ def _shortest(env: Any) -> int:
             return steps[state]
         if remembers and (x, y) in (tuple(env.success_pos), tuple(env.failure_pos)):
             continue  # a rollout ends at either end
-        dx, dy = _STEPS[direction]
+        dx, dy = (int(step) for step in DIR_TO_VEC[direction])
         ahead = env.grid.get(x + dx, y + dy)
         choices = [(x, y, (direction - 1) % 4), (x, y, (direction + 1) % 4)]
         if ahead is None or ahead.can_overlap():

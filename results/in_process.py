@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -77,8 +76,11 @@ def train(experiment: Experiment) -> None:
         progress.add_frames(collected.frames_by_env)
         shard.commit()
         say("collect", summarize_episodes(collected.episodes))
-        with suppress(ReplayEmpty):  # while no rollout is long enough to be stored, an epoch learns nothing
+        try:
             learned = learner.train(experiment.train_batches_per_epoch)
+        except ReplayEmpty as empty:
+            print(f"epoch {epoch} learns nothing: {empty}", flush=True)
+        else:
             progress.gradient_steps = learned.total_updates
             say("train", learned.metrics)
         if experiment.is_due(epoch, experiment.val_interval):

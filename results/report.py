@@ -44,7 +44,8 @@ or rate of success where that is what is published.
 nothing is trimmed) and the 95 % interval of the mean (percentile bootstrap over seeds, `scipy.stats.bootstrap`). **At
 or above** says whether the mean reaches the published number to the digits that it is given to, one decimal at least;
 **better** is who is by more than our interval: where that contains the published number, nobody is. Settings were
-chosen with other seeds than those shown. A game's maximum is what any published number is at most.
+chosen with other seeds than those shown. A game's maximum is what any published number is at most,
+shortest paths what a policy can have at most where nobody publishes a number.
 
 """
 

@@ -23,12 +23,12 @@ def test_the_key_and_the_door_of_one_task() -> None:
     to_key = abs(key[0] - x) + abs(key[1] - y)
     to_door = abs(door[0] - key[0]) + abs(door[1] - key[1])
     assert to_key > 0 and to_door > 0
-    expected, at, left = 0, 0, 60
+    expected, attempts, left = 0, 0, 60
     while left > 0:  # an attempt is the way to the key, the way to the door and the step back to the start
         expected += (left >= to_key) + (left >= to_key + to_door)
         left -= to_key + to_door + 1
-        at += 1
-    assert bounds._key_door_return(env, seed=3) == expected and at > 2
+        attempts += 1
+    assert bounds._key_door_return(env, seed=3) == expected and attempts > 2
 
 
 def test_the_shortest_way_to_the_corner() -> None:
