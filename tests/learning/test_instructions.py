@@ -14,7 +14,8 @@ from amago_ray.replay.sampling.relabeling import Relabeler
 from amago_ray.single_process import SingleProcess
 
 HORIZON = 32
-MAX_EPOCHS = 12  # two seeds out of two were at 2.0 after 8 with hindsight, and below 0.05 after 12 without
+MAX_EPOCHS = 12  # of 2.0: eight seeds of eight reached 1.7 or more with hindsight, ten of ten 0.3 or less without
+LEARNED, NOT_LEARNED = 1.6, 0.8
 
 
 def best_return(relabeler: Relabeler | None) -> float:
@@ -32,14 +33,14 @@ def best_return(relabeler: Relabeler | None) -> float:
         training.epoch(steps_per_env=HORIZON, batches=30)
         if epoch % 4 == 3:
             best = max(best, training.mean_return(100, sample_actions=False))
-            if best >= 1.6:
+            if best >= LEARNED:
                 break
     return best
 
 
 def test_with_hindsight_the_instruction_is_followed() -> None:
-    assert best_return(InstructionRelabeler()) >= 1.6
+    assert best_return(InstructionRelabeler()) >= LEARNED
 
 
 def test_without_it_the_same_budget_is_not_enough() -> None:
-    assert best_return(None) <= 0.2
+    assert best_return(None) <= NOT_LEARNED
