@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from amago_ray.nets.dropout import dropout
+
 UNLIMITED = 1 << 40  # timesteps of a window that nothing falls out of
 WIDE_HEAD = 64  # from which on PyTorch's kernel in half precision is the faster one on CPU, backward included
 BLOCK = 128  # queries that share one computation: enough to fill a device, few enough that BLOCK x L weights are small
@@ -150,7 +152,7 @@ class Attention(nn.Module, ABC):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = self.rescore(logits / math.sqrt(q.shape[-1]), index)
         weights = logits.masked_fill(~mask, -torch.inf).softmax(dim=-1).to(v.dtype)
-        return F.dropout(weights, dropout_p) @ v
+        return dropout(weights, dropout_p) @ v
 
 
 @gin.configurable

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amago_ray.nets.aligned import linear
+from amago_ray.nets.dropout import dropout
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
@@ -228,4 +229,4 @@ class MLP(nn.Module):
 
     def _activate(self, x: Tensor) -> Tensor:
         x = self.activation(x)
-        return F.dropout(x, self.dropout_p, self.training) if self.dropout_p else x
+        return dropout(x, self.dropout_p, self.training) if self.dropout_p else x

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from amago_ray.nets.attention import Attention, CausalAttention
+from amago_ray.nets.dropout import Dropout
 from amago_ray.nets.feedforward import Normalization, activation
 from amago_ray.nets.key_value_cache import KeyValueCache, TracedCache
 from amago_ray.nets.mamba import MambaBlock, MambaMemory
@@ -116,7 +117,7 @@ class FeedForwardBlock(nn.Module):
         super().__init__()
         self.ff1 = nn.Linear(d_model, d_ff)
         self.ff2 = nn.Linear(d_ff, d_model)
-        self.dropout = nn.Dropout(dropout_p)
+        self.dropout = Dropout(dropout_p)
         self.activation = activation(activation_name)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -146,7 +147,7 @@ class FFTrajEncoder(TrajEncoder):
         d_ff = 4 * d_model if d_ff is None else d_ff
         self.traj_blocks = nn.ModuleList(FeedForwardBlock(d_model, d_ff, dropout, activation) for _ in range(n_layers))
         self.traj_last = nn.Linear(d_model, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.activation = _activation(activation)
         self.out_norm = Normalization(norm, d_model)
         self.d_model = d_model

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amago_ray.nets.attention import Attention
+from amago_ray.nets.dropout import Dropout
 from amago_ray.nets.feedforward import Normalization, activation
 from amago_ray.nets.kept import Kept
 from amago_ray.nets.key_value_cache import KeyValueCache, TracedCache, TracedCacheStep
@@ -145,7 +146,7 @@ class AttentionLayer(nn.Module):
         self.n_heads = n_heads
         self.qkv_projection = linear(d_model, 3 * d_model, bias=False)
         self.out_projection = linear(d_model, d_model)
-        self.dropout_qkv = nn.Dropout(dropout_qkv)
+        self.dropout_qkv = Dropout(dropout_qkv)
         self.dropout_attn = dropout_attn
         self.head_scaler = nn.Parameter(torch.ones(n_heads, 1, 1), requires_grad=head_scaling)
 
@@ -190,7 +191,7 @@ class TransformerLayer(nn.Module):
         self.norm3 = Normalization(norm, d_model)
         self.norm4 = Normalization(norm if normformer_norms else "none", d_ff)
         self.activation = activation(activation_name)
-        self.dropout_ff = nn.Dropout(dropout_ff)
+        self.dropout_ff = Dropout(dropout_ff)
 
     def forward(
         self, x_BLD: Tensor, rope: tuple[Tensor, Tensor] | None, cache: TracedCacheStep | None, packing: Packing | None
@@ -249,7 +250,7 @@ class Transformer(nn.Module):
         self.pos_emb = pos_emb
         self.inp = nn.Linear(d_inp, d_model)
         self.position = nn.Embedding(max_time_idx, d_model) if pos_emb == "learnable" else None
-        self.dropout_emb = nn.Dropout(dropout_emb)
+        self.dropout_emb = Dropout(dropout_emb)
         linear = SigmaReparam if sigma_reparam else nn.Linear
         self.layers = nn.ModuleList(
             TransformerLayer(
