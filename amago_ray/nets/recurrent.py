@@ -32,15 +32,20 @@ class GRURecurrence(torch.autograd.Function):
         length, batch, width = gates_LBG.shape[0], gates_LBG.shape[1], weight_GH.shape[1]
         hidden = gates_LBG.new_empty(length + 1, batch, width)
         hidden[0] = 0.0
-        recurrent = torch.empty_like(gates_LBG)
+        recurrent = torch.empty_like(gates_LBG).copy_(bias_G)
         reset_update = gates_LBG.new_empty(length, batch, 2 * width)
         new = gates_LBG.new_empty(length, batch, width)
         weight_HG = weight_GH.t()
-        for gates, rec, rz, n, h, h_next in zip(gates_LBG, recurrent, reset_update, new, hidden[:-1], hidden[1:]):
-            torch.addmm(bias_G, h, weight_HG, out=rec)
-            torch.add(gates[:, : 2 * width], rec[:, : 2 * width], out=rz).sigmoid_()
-            torch.addcmul(gates[:, 2 * width :], rz[:, :width], rec[:, 2 * width :], out=n).tanh_()
-            torch.lerp(n, h, rz[:, width:], out=h_next)
+        # All views are made before the loop: one at a time they take as long as the arithmetic of a timestep.
+        states, (reset, update) = hidden.unbind(), (x.unbind() for x in reset_update.chunk(2, dim=2))
+        (given_rz, given_n), (rec_rz, rec_n) = (
+            [part.unbind() for part in x.split((2 * width, width), dim=2)] for x in (gates_LBG, recurrent)
+        )
+        for t, (rec, rz, n) in enumerate(zip(recurrent.unbind(), reset_update.unbind(), new.unbind(), strict=True)):
+            rec.addmm_(states[t], weight_HG)
+            torch.add(given_rz[t], rec_rz[t], out=rz).sigmoid_()
+            torch.addcmul(given_n[t], reset[t], rec_n[t], out=n).tanh_()
+            torch.lerp(n, states[t], update[t], out=states[t + 1])
         ctx.save_for_backward(weight_GH, hidden, recurrent, reset_update, new)
         return hidden[1:]
 
@@ -62,11 +67,13 @@ class GRURecurrence(torch.autograd.Function):
             dim=2,
         )
         grads_LB4H = torch.empty_like(factors_LB4H)
+        recurrent_grads = grads_LB4H.flatten(2)[..., : 3 * width].unbind()
+        factors, grads, coming, kept = (x.unbind() for x in (factors_LB4H, grads_LB4H, grad_LBH, update))
         grad_h = torch.zeros_like(grad_LBH[0])
         for t in range(length - 1, -1, -1):
-            grad_h = grad_h + grad_LBH[t]
-            torch.mul(grad_h.unsqueeze(1), factors_LB4H[t], out=grads_LB4H[t])
-            grad_h = torch.addmm(grad_h * update[t], grads_LB4H[t].view(batch, -1)[:, : 3 * width], weight_GH)
+            grad_h.add_(coming[t])
+            torch.mul(grad_h.unsqueeze(1), factors[t], out=grads[t])
+            grad_h.mul_(kept[t]).addmm_(recurrent_grads[t], weight_GH)
         grad_recurrent = grads_LB4H[:, :, :3].reshape(length * batch, 3 * width)
         # The new gate sees gates_x directly, not through r: its own factor is the fourth.
         grad_gates = torch.cat((grads_LB4H[:, :, :2], grads_LB4H[:, :, 3:]), dim=2).view(length, batch, 3 * width)
