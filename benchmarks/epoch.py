@@ -35,6 +35,7 @@ from amago_ray.experiment import Experiment
 from amago_ray.learner.learner import Learner, LearnerConfig
 from amago_ray.learner.precision import MixedPrecision, precision_on
 from amago_ray.messages import Batch
+from amago_ray.nets.sizes import filled_rows
 
 NUM_ENVS = 12
 STEPS, UPDATES = 300, 30  # of an epoch: in each environment, and in all
@@ -98,6 +99,7 @@ class BareLoop:
         self.threads, self.steps, self.updates = threads, steps, updates
         AcceleratorState._reset_state()  # accelerate holds a process to one precision
         self.learner = Learner(LearnerConfig(mixed_precision=precision), spec, NoReplay())
+        self.few_sizes = precision == "bf16"  # see `filled_rows`
         self.policy = spec.build().policy.eval()
         self.envs = [LAKE() for _ in range(NUM_ENVS)]
         together = step_together(self.envs)
@@ -152,7 +154,11 @@ class BareLoop:
         obs, rl2, rewards, terminated = columns
         time_idx = torch.tensor(firsts)[:, None] + torch.arange(longest)
         actions = rl2[:, 1:, 1:].contiguous()
-        return TrainingBatch({"observation": obs}, rl2, time_idx, actions, rewards[:, 1:], terminated[:, 1:], mask)
+        rows, filled = filled_rows(mask.numpy()) if self.few_sizes else (np.flatnonzero(mask.numpy()), 0)
+        return TrainingBatch(
+            {"observation": obs}, rl2, time_idx, actions, rewards[:, 1:], terminated[:, 1:], mask,
+            torch.from_numpy(rows), filled,
+        )  # fmt: skip
 
     def epoch(self) -> None:
         started = time.perf_counter()

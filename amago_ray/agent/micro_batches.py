@@ -20,6 +20,7 @@ from amago_ray.agent.transitions import AgentLoss
 from amago_ray.nets.packed_sequences import Packing, on_device
 from amago_ray.nets.recomputation import held_statistics
 from amago_ray.nets.scaling import RunningMoments
+from amago_ray.nets.sizes import LENGTHS, filled_rows, rounded_up
 from amago_ray.nets.transformer import SigmaReparam
 
 if TYPE_CHECKING:
@@ -28,26 +29,32 @@ if TYPE_CHECKING:
 SUMMED = ("Total Loss", "Actor Loss", "Critic Loss", "Extra Loss")  # metrics that hold a piece's share already
 
 
-def cut(batch: TrainingBatch, lengths: np.ndarray, size: int) -> TrainingBatch:
+def cut(batch: TrainingBatch, lengths: np.ndarray, size: int, few_sizes: bool = False) -> TrainingBatch:
     """`batch` with `pieces` of `size` sequences each, the last of what is left; views of it, each as long as its own
     longest sequence. lengths: (B,) transitions of each sequence, on the host. Nothing waits for the device.
+
+    few_sizes: of pieces that are padded, too (see `training_batch`).
     """
     pieces = []
     for first in range(0, len(lengths), size):
         its = slice(first, min(first + size, len(lengths)))
-        pieces.append(_piece(batch, lengths, its))
+        pieces.append(_piece(batch, lengths, its, few_sizes and batch.packing is None))
     return dataclasses.replace(batch, pieces=tuple(pieces))
 
 
-def _piece(batch: TrainingBatch, lengths: np.ndarray, its: slice) -> TrainingBatch:
+def _piece(batch: TrainingBatch, lengths: np.ndarray, its: slice, few_sizes: bool) -> TrainingBatch:
     own, device = lengths[its], batch.mask.device
     longest = int(own.max())
+    if few_sizes:
+        longest = rounded_up(longest, batch.mask.shape[1], LENGTHS)
+    real = np.arange(longest) < own[:, None]
+    rows, filled = filled_rows(real) if few_sizes else (np.flatnonzero(real), 0)
     if batch.packing is None:
         packing, timesteps = None, (its, slice(longest + 1))
     else:
-        rows = np.concatenate(([0], np.cumsum(lengths + 1)))
+        ends = np.concatenate(([0], np.cumsum(lengths + 1)))
         packing = Packing.of(own + 1, device)
-        timesteps = (slice(0, 1), slice(int(rows[its.start]), int(rows[its.stop])))
+        timesteps = (slice(0, 1), slice(int(ends[its.start]), int(ends[its.stop])))
     transitions = (its, slice(longest))
     return TrainingBatch(
         obs={name: x[timesteps] for name, x in batch.obs.items()},
@@ -57,7 +64,8 @@ def _piece(batch: TrainingBatch, lengths: np.ndarray, its: slice) -> TrainingBat
         rewards=batch.rewards[transitions],
         terminated=batch.terminated[transitions],
         mask=batch.mask[transitions],
-        real_rows=on_device(np.flatnonzero(np.arange(longest) < own[:, None]), device),
+        real_rows=on_device(rows, device),
+        filled=filled,
         weight=None if batch.weight is None else batch.weight[its],
         packing=packing,
     )
@@ -83,7 +91,8 @@ def ready(agent: Agent, batch: TrainingBatch) -> tuple[TrainingBatch, ...]:
             with held_statistics():
                 targets = [agent.td_target(agent.encode(piece).next_state, piece) for piece in batch.pieces]
             if agent.training:
-                agent.popart.update(torch.cat([x for x in targets if x is not None], dim=1).unsqueeze(-1))
+                real = (x[:, : piece.num_real] for x, piece in zip(targets, batch.pieces, strict=True) if x is not None)
+                agent.popart.update(torch.cat(list(real), dim=1).unsqueeze(-1))
     return tuple(
         dataclasses.replace(piece, whole=batch, target=target)
         for piece, target in zip(batch.pieces, targets, strict=True)

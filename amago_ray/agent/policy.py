@@ -8,6 +8,7 @@ of a batch, D state width, A action vector.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,8 @@ class TrainingBatch:
     What belongs to transitions is always padded.
     actions: (B, L, A) action vectors. rewards: (B, L). terminated: (B, L) float. mask: (B, L) bool, real transitions.
     real_rows: (N,) int64, where `mask` is true in a flat view of (B, L). Found from `mask` when it is not given, which
-        on a GPU waits for the device.
+        on a GPU waits for the device. filled: how many of them, the last ones, are there already and count for nothing
+        (see `sizes.filled_rows`).
     weight: (B,) of each sequence in the loss; None for equal ones. Where it is given, the loss comes with priorities.
     every_row: actor and critics compute on the padding too, N = B x L, so that no shape depends on the lengths; what is
         in it counts for nothing all the same. critics: (1, N, S, G) int64, which ones each TD target reduces over;
@@ -51,6 +53,7 @@ class TrainingBatch:
     terminated: Tensor
     mask: Tensor
     real_rows: Tensor | None = None
+    filled: int = 0
     weight: Tensor | None = None
     packing: Packing | None = None
     every_row: bool = False
@@ -66,12 +69,23 @@ class TrainingBatch:
     @property
     def num_real(self) -> int:
         """How many transitions are real."""
-        return len(self._real_rows)
+        return len(self._real_rows) - self.filled
 
     @property
     def counted(self) -> Tensor | None:
         """(1, N) bool, which of the rows that `real` hands out are real ones; None for all of them."""
-        return self.mask.flatten().unsqueeze(0) if self.every_row else None
+        if self.every_row:
+            return self.mask.flatten().unsqueeze(0)
+        if self.filled:
+            return (torch.arange(len(self._real_rows), device=self.mask.device) < self.num_real).unsqueeze(0)
+        return None
+
+    def unfilled(self) -> TrainingBatch:
+        """The same with `filled` 0."""
+        if not self.filled:
+            return self
+        pieces = tuple(piece.unfilled() for piece in self.pieces)
+        return dataclasses.replace(self, real_rows=self._real_rows[: self.num_real], filled=0, pieces=pieces)
 
     def before(self, x: Tensor) -> Tensor:
         """Of timesteps x, (B, L+1, ...) or packed, those that real transitions start from, as (1, N, ...)."""
@@ -82,7 +96,7 @@ class TrainingBatch:
         return self.real(x[:, 1:]) if self.packing is None else x[:, self.packing.start_N + 1]
 
     def real(self, x_BL: Tensor) -> Tensor:
-        """The real transitions of x (B, L, ...), as (1, N, ...); with `every_row` all of them."""
+        """The real transitions of x (B, L, ...), as (1, N, ...), with what is `filled` up; with `every_row` all."""
         x_N = x_BL.flatten(0, 1)
         return (x_N if self.every_row else x_N[self._real_rows]).unsqueeze(0)
 
@@ -95,8 +109,8 @@ class TrainingBatch:
         if self.every_row:
             x_BL = x_1N.squeeze(0).unflatten(0, self.mask.shape)
             return torch.where(self.mask.view(*self.mask.shape, *[1] * (x_BL.dim() - 2)), x_BL, fill)
-        flat = x_1N.new_full((self.mask.numel(), *x_1N.shape[2:]), fill)
-        return flat.index_copy(0, self._real_rows, x_1N.squeeze(0)).unflatten(0, self.mask.shape)
+        flat, num = x_1N.new_full((self.mask.numel(), *x_1N.shape[2:]), fill), self.num_real
+        return flat.index_copy(0, self._real_rows[:num], x_1N.squeeze(0)[:num]).unflatten(0, self.mask.shape)
 
     @property
     def timestep_mask(self) -> Tensor | None:

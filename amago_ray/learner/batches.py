@@ -15,6 +15,7 @@ from amago_ray.agent.policy import TrainingBatch
 from amago_ray.messages import ACTION, REWARD, TERMINATED, Batch
 from amago_ray.nets.actions import action_vector
 from amago_ray.nets.packed_sequences import Packing, on_device
+from amago_ray.nets.sizes import filled_rows
 from amago_ray.specs import OBS_PREFIX, ActionSpec
 
 
@@ -46,12 +47,14 @@ def training_batch(
     packed: bool = False,
     micro_batch_size: int | None = None,
     longest: int | None = None,
+    few_sizes: bool = False,
 ) -> TrainingBatch:
     """Move to the device in the stored dtypes, and make rl2, one-hots and masks there.
 
     Sequences are padded to the longest, or, if `packed`, what belongs to timesteps is laid end to end.
     micro_batch_size: sequences of a piece, where the batch has more of them; None for no pieces.
     longest: transitions to pad to, in place of those of the longest sequence.
+    few_sizes: fill up the numbers of real transitions where sequences are padded (see `filled_rows`).
     """
     # Pinned memory makes the copies asynchronous, so that they overlap with the update that is running.
     pin = device.type == "cuda"
@@ -59,6 +62,7 @@ def training_batch(
     row = np.arange(longest + 1)
     real = row[:longest] < batch.lengths[:, None]
     packing = Packing.of(batch.lengths + 1, device) if packed else None
+    real_rows, filled = filled_rows(real) if few_sizes and not packed else (np.flatnonzero(real), 0)
 
     def to_device(values: np.ndarray) -> torch.Tensor:
         return on_device(values, device)
@@ -86,13 +90,14 @@ def training_batch(
         rewards=transitions(reward),
         terminated=transitions(columns[TERMINATED]).float(),
         mask=to_device(real),
-        real_rows=to_device(np.flatnonzero(real)),
+        real_rows=to_device(real_rows),
+        filled=filled,
         weight=None if batch.weight is None else to_device(batch.weight),
         packing=packing,
     )
     if micro_batch_size is None or micro_batch_size >= len(batch.lengths):
         return whole
-    return cut(whole, batch.lengths, micro_batch_size)
+    return cut(whole, batch.lengths, micro_batch_size, few_sizes)
 
 
 class Prefetcher:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from amago_ray.learner.learner import LearnerConfig
 
 CudaGraphs = Literal["auto", "always", "never"]
-LENGTHS = 8  # of padded batches, at most, that recordings are made for
 MAX_GRAPHS = 16  # shapes of batches; others are computed launch by launch
 NEUTRAL = {"builtins.", "typing.", "abc."}
 OUTSIDE = ("optimizer_type",)  # what an agent is given and no graph holds

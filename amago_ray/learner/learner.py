@@ -25,12 +25,13 @@ from amago_ray.agent.spec import AgentSpec
 from amago_ray.agent.transitions import AgentLoss
 from amago_ray.atomic_files import write_atomically
 from amago_ray.learner.batches import Prefetcher, training_batch
-from amago_ray.learner.graphed import LENGTHS, CudaGraphs, CudaRecorder, Gradients, GraphedGradients, is_recordable
+from amago_ray.learner.graphed import CudaGraphs, CudaRecorder, Gradients, GraphedGradients, is_recordable
 from amago_ray.learner.precision import MixedPrecision, precision_on
 from amago_ray.learner.provenance import NonFiniteUpdate, describe, origin
 from amago_ray.learner.snapshot import Snapshot, save, set_random_states
 from amago_ray.messages import Batch, LearnReport, Weights
 from amago_ray.nets.recomputation import held_statistics, recomputing
+from amago_ray.nets.sizes import LENGTHS, rounded_up
 from amago_ray.nets.transformer import Transformer
 
 PRIORITY_BATCHES = 10  # whose priorities go back to replay together
@@ -192,12 +193,13 @@ class Learner:
     def prepare(self, batch: Batch) -> TrainingBatch:
         """What `update` takes, on the device. Safe to call from another thread."""
         x, longest = self.config, None
-        few = self._graphed is not None or x.compile  # lengths, so that each has its own graph, or code
-        if few and not x.packed:
-            step = -(-self._max_seq_len // LENGTHS)
-            longest = min(-(-int(batch.lengths.max()) // step) * step, self._max_seq_len)
+        written = self.device.type == "cpu" and self._accelerator.mixed_precision == "bf16"  # code for every size
+        if (written or self._graphed is not None or x.compile) and not x.packed:  # few lengths, then
+            longest = rounded_up(int(batch.lengths.max()), self._max_seq_len, LENGTHS)
         with nullcontext() if self._graphed is None else self._graphed.recording:
-            return training_batch(batch, self._action_spec, self.device, x.packed, x.micro_batch_size, longest)
+            return training_batch(
+                batch, self._action_spec, self.device, x.packed, x.micro_batch_size, longest, few_sizes=written
+            )
 
     def update(self, batch: TrainingBatch, log: bool = False) -> dict[str, torch.Tensor]:
         """One batch forward and backward, and an optimiser step if it completes one.
@@ -205,6 +207,8 @@ class Learner:
         Waits for the device at no time but before it is recorded.
         """
         accelerator = self._accelerator
+        if log:  # means over what is real
+            batch = batch.unfilled()
         with accelerator.accumulate(self._model):
             if self._graphed is None:
                 done = self._gradients(batch, log)

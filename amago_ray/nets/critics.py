@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amago_ray.nets.aligned import lacking
+from amago_ray.nets.dropout import Dropout
 from amago_ray.nets.feedforward import activation as activation_function
 from amago_ray.nets.packed_sequences import on_device
 from amago_ray.nets.recomputation import recomputed
 from amago_ray.nets.scaling import TwoHot, symlog
+from amago_ray.nets.sizes import ROW_COUNTS, rounded_up
 from amago_ray.specs import ActionSpec
 
 # Numbers in a hidden layer of all critics, of which one part of the states is computed at a time without gradient.
@@ -71,12 +73,14 @@ class AskedRows:
     answer_NSG: np.ndarray
 
     @staticmethod
-    def of(members_NSG: np.ndarray, num_critics: int) -> AskedRows:
+    def of(members_NSG: np.ndarray, num_critics: int, few_sizes: bool = False) -> AskedRows:
+        """members_NSG: which critics are asked. few_sizes: let few numbers R occur (see `sizes.rounded_up`)."""
         N, _, G = members_NSG.shape
         row_N1G = np.arange(N * G).reshape(N, 1, G)
         asked_CX = np.zeros((num_critics, N * G), bool)
         asked_CX[members_NSG, row_N1G] = True
         R = int(asked_CX.sum(axis=1).max())
+        R = rounded_up(R, N * G, ROW_COUNTS) if few_sizes else R
         row_CR = np.argsort(~asked_CX, axis=1, kind="stable")[:, :R]
         place_CX = np.zeros((num_critics, N * G), np.int64)
         np.put_along_axis(place_CX, row_CR, np.arange(R)[None], axis=1)
@@ -125,7 +129,7 @@ class CriticEnsemble(nn.Module):
         self.core_layers = nn.ModuleList(EnsembleLinear(num_critics, d_hidden, d_hidden) for _ in range(n_layers - 1))
         self.output_layer = EnsembleLinear(num_critics, d_hidden, d_out)
         self.activation = activation_function(activation, in_place=True)
-        self.dropout = nn.Dropout(dropout_p)
+        self.dropout = Dropout(dropout_p)
         gamma_feature = symlog(1.0 / (1.0 - gammas).clamp(1e-6, 1.0))
         self.register_buffer("gamma_feature", gamma_feature.float(), persistent=False)
 
@@ -140,6 +144,8 @@ class CriticEnsemble(nn.Module):
         if self.action_input:
             return first.view(B, L, len(weight_CDH), -1)
         hidden_CNH = self._activate(first).view(B * L, len(weight_CDH), -1).transpose(0, 1)
+        if hidden_CNH.dtype.itemsize == 2 and not hidden_CNH.is_cuda:
+            hidden_CNH = hidden_CNH.contiguous()  # else products of half precision copy it again, and more slowly
         values_CNO = self._later_layers(hidden_CNH, frozen=False).float()
         return values_CNO.transpose(0, 1).reshape(B, L, len(weight_CDH), self.num_gammas, -1)
 
@@ -205,7 +211,7 @@ class CriticEnsemble(nn.Module):
     ) -> Tensor:
         """What `read` makes of the outputs of some critics, (K, N, S, G, O')."""
         (_, C, H), K = prepared_NCH.shape, len(action_KNGA)
-        asked = AskedRows.of(members_NSG, C)
+        asked = AskedRows.of(members_NSG, C, few_sizes=prepared_NCH.dtype.itemsize == 2)
         R = asked.row_CR.shape[1]
         inputs_KXI = self._action_inputs(action_KNGA).flatten(1, 2)
         inputs_CKRI = inputs_KXI[:, torch.from_numpy(asked.row_CR)].transpose(0, 1)

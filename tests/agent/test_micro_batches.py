@@ -13,10 +13,11 @@ import torch
 from agent_cases import ACTION_SPECS, B, L, build, every_critic, ff, gru, make_batch, tformer
 from torch import Tensor
 
-from amago_ray.agent import Agent, MultiTaskAgent
+from amago_ray.agent import Agent, MultiTaskAgent, micro_batches
 from amago_ray.agent.micro_batches import cut, joined, ready
 from amago_ray.agent.policy import TrainingBatch
 from amago_ray.agent.transitions import AgentLoss
+from amago_ray.nets import sizes
 from amago_ray.nets.distributions import ActionDistribution
 from amago_ray.nets.packed_sequences import Packing
 from amago_ray.nets.recomputation import held_statistics
@@ -56,16 +57,18 @@ def batch_of(kind: str, packed: bool = False) -> tuple[TrainingBatch, np.ndarray
     return dataclasses.replace(batch, obs=obs, packing=packing, **laid_out), lengths
 
 
-def learn(agent: Agent, batch: TrainingBatch) -> tuple[AgentLoss, dict[str, Tensor], dict[str, Tensor]]:
+def learn(
+    agent: Agent, batch: TrainingBatch, log: bool = True
+) -> tuple[AgentLoss, dict[str, Tensor], dict[str, Tensor]]:
     """What a learner does with a batch: (sums and joined metrics, gradients, statistics)."""
     agent.zero_grad()
     pieces, losses = ready(agent, batch), []
     for piece in pieces:
         if batch.pieces:
             with held_statistics():
-                losses.append(agent(piece, log=True))
+                losses.append(agent(piece, log=log))
         else:
-            losses.append(agent(piece, log=True))
+            losses.append(agent(piece, log=log))
         losses[-1].loss.backward()
     metrics, priority = joined(batch, pieces, losses)
     loss = sum(x.loss for x in losses)
@@ -75,9 +78,13 @@ def learn(agent: Agent, batch: TrainingBatch) -> tuple[AgentLoss, dict[str, Tens
     return AgentLoss(loss, loss, loss, metrics, priority), gradients, buffers
 
 
-def check(make: Callable[[], Agent], batch: TrainingBatch, lengths: np.ndarray, size: int) -> None:
-    whole, gradients, buffers = learn(make(), batch)
-    parts, its_gradients, its_buffers = learn(make(), cut(batch, lengths, size))
+def check(
+    make: Callable[[], Agent], batch: TrainingBatch, lengths: np.ndarray, size: int, few_sizes: bool = False
+) -> None:
+    """few_sizes: of the pieces. Metrics are not compared then: learners log what is not filled up."""
+    log = not few_sizes
+    whole, gradients, buffers = learn(make(), batch, log)
+    parts, its_gradients, its_buffers = learn(make(), cut(batch, lengths, size, few_sizes), log)
     torch.testing.assert_close(parts.loss, whole.loss, rtol=1e-6, atol=1e-6)
     assert its_gradients.keys() == gradients.keys() and gradients
     # Float32 sums in another order: to a millionth of the largest entry.
@@ -110,6 +117,19 @@ def test_the_gradient_is_that_of_the_whole_batch(
 def test_pieces_of_any_size(size: int) -> None:
     batch, lengths = batch_of("discrete")
     check(lambda: made("discrete", tformer, Agent), batch, lengths, size)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pieces_of_few_sizes(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lengths and rows that only fill up change nothing."""
+    monkeypatch.setattr(sizes, "ROW_COUNTS", 3)
+    monkeypatch.setattr(micro_batches, "LENGTHS", 2)
+    batch, lengths = batch_of("discrete")
+    pieces = cut(batch, lengths, size, few_sizes=True).pieces
+    assert any(piece.filled for piece in pieces) and {piece.mask.shape[1] for piece in pieces} <= {L // 2, L}
+    for piece, exact in zip(pieces, cut(batch, lengths, size).pieces, strict=True):
+        assert piece.num_real == exact.num_real == len(piece.unfilled().real(piece.rewards).squeeze(0))
+    check(lambda: made("discrete", tformer, Agent), batch, lengths, size, few_sizes=True)
 
 
 class Choosy(Agent):

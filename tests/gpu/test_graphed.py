@@ -262,7 +262,7 @@ def test_lengths_of_batches_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = dataclasses.replace(agent_spec(), max_seq_len=100)
     learner = recording(spec, "cpu")
     seen: dict[int, int] = {}
-    monkeypatch.setattr("amago_ray.learner.learner.training_batch", lambda *args: args[-1])
+    monkeypatch.setattr("amago_ray.learner.learner.training_batch", lambda *args, few_sizes: args[-1])
 
     class Drawn:
         def __init__(self, longest: int):
@@ -292,7 +292,7 @@ def test_nothing_goes_to_the_device_while_a_recording_is_made(monkeypatch: pytes
         learner.update(batch_of("discrete", number))
     assert held == [True] and not graphed.recording.locked()
     monkeypatch.setattr(
-        "amago_ray.learner.learner.training_batch", lambda *given: held.append(graphed.recording.locked())
+        "amago_ray.learner.learner.training_batch", lambda *_, **__: held.append(graphed.recording.locked())
     )
     learner.prepare(SimpleNamespace(lengths=np.array([3])))  # type: ignore[arg-type]
     assert held == [True, True] and not graphed.recording.locked()
@@ -393,18 +393,22 @@ def test_packed_batches_are_as_long_as_they_are() -> None:
 
 
 def test_padding_counts_for_nothing_where_heads_compute_on_it() -> None:
-    """Whatever is in it: loss, gradient and statistics."""
+    """Whatever is in it: loss, gradient, statistics and priorities. Nor do real rows that fill up their number."""
     results: list[tuple[Tensor, ...]] = []
-    for value, every_row in ((0.0, False), (0.0, True), (7.0, True)):
+    for value, every_row, filled in ((0.0, False, 0), (0.0, True, 0), (7.0, True, 0), (7.0, False, 1), (7.0, False, 9)):
         agent = build("continuous").train()
         draw_nothing(agent)
         agent.td_ensemble = partial(every_critic, agent)  # type: ignore[method-assign]
-        batch = dataclasses.replace(fill_padding(make_batch("continuous"), value), every_row=every_row)
-        loss = agent(batch).loss
+        batch = fill_padding(make_batch("continuous"), value)
+        real = batch.mask.flatten()
+        rows = torch.cat((rows := real.nonzero().squeeze(1), rows[:filled]))
+        weight = torch.arange(1.0, 1.0 + len(batch.mask))
+        batch = dataclasses.replace(batch, every_row=every_row, real_rows=rows, filled=filled, weight=weight)
+        loss, priority = (out := agent(batch)).loss, out.priority
         loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in agent.parameters() if p.grad is not None])
         mean = batch.mean(batch.real(batch.rewards))
-        results.append((loss.detach(), gradient, agent.popart.mu, agent.popart.variance, mean))
+        results.append((loss.detach(), gradient, agent.popart.mu, agent.popart.variance, mean, priority))
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from typing import get_args
@@ -9,12 +10,16 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from ring_cases import Recorded, as_batch, counting, sample
 
 from amago_ray.envs.exploration import EpsilonGreedy
 from amago_ray.learner.batches import Prefetcher, pad, training_batch
+from amago_ray.learner.learner import Learner, LearnerConfig
+from amago_ray.learner.precision import MixedPrecision
 from amago_ray.messages import Batch
 from amago_ray.nets.actions import action_vector
+from amago_ray.nets.sizes import filled_rows
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
 from amago_ray.replay.storage.trajectory_pack import pack
 from amago_ray.specs import ActionKind
@@ -69,6 +74,36 @@ def test_a_batch_says_what_its_rows_say(kind: ActionKind, terminate: bool) -> No
             assert not t.rl2[i, 0].any()
     assert stop == len(columns["reward"])
     assert bool(t.terminated.any()) == terminate
+
+
+def test_rows_are_filled_up_to_few_numbers() -> None:
+    sizes = set()
+    for num_real in range(1, 24 * 90 + 1):
+        real = np.zeros(24 * 90, bool)
+        real[np.random.default_rng(num_real).permutation(real.size)[:num_real]] = True
+        rows, filled = filled_rows(real.reshape(24, 90))
+        np.testing.assert_array_equal(rows[: len(rows) - filled], np.flatnonzero(real))
+        assert real[rows].all() and len(rows) - filled == num_real and filled < real.size / 31
+        sizes.add(len(rows))
+    assert len(sizes) == 32 and max(sizes) == 24 * 90
+
+
+@pytest.mark.parametrize(("precision", "few"), [("no", False), ("bf16", True)])
+def test_a_learner_in_bfloat16_sees_few_sizes(precision: MixedPrecision, few: bool) -> None:
+    """On a processor, where code is written for each of them; in float32 there is nothing but what is real."""
+    batch, run = sampled("discrete")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    learner = Learner(LearnerConfig(mixed_precision=precision), dataclasses.replace(run.agent, max_seq_len=100), None)
+    prepared = learner.prepare(batch)
+    real = int(batch.lengths.sum())
+    assert prepared.num_real == prepared.unfilled().real(prepared.mask).sum() == real
+    assert bool(prepared.filled) == few and (prepared.mask.shape[1] == 13) == few
+    seen: list[int] = []
+    learner.agent.register_forward_pre_hook(lambda _, given: seen.append(given[0].filled))
+    for log in (False, True):
+        learner.update(prepared, log)
+    assert seen == [prepared.filled, 0], "what is logged are means over what is real"
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)

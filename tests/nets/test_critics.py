@@ -143,6 +143,23 @@ def test_critics_compute_only_what_they_are_asked() -> None:
     assert all(len(set(row)) == len(row) for row in asked.row_CR.tolist())
 
 
+def test_critics_compute_few_numbers_of_rows_where_each_is_new_code() -> None:
+    numbers = set()
+    for seed in range(40):
+        members = np.random.default_rng(seed).integers(4, size=(101, 2, G))
+        members[: 2 * seed] = 0  # more and more states ask one critic alone
+        exact, few = (critic_heads.AskedRows.of(members, 4, few_sizes) for few_sizes in (False, True))
+        assert exact.row_CR.shape[1] <= few.row_CR.shape[1] <= 101 * G
+        assert all(len(set(row)) == len(row) for row in few.row_CR.tolist())
+        critic, place = np.divmod(few.answer_NSG, few.row_CR.shape[1])
+        np.testing.assert_array_equal(critic, members)
+        np.testing.assert_array_equal(
+            few.row_CR[critic, place], np.arange(101 * G).reshape(101, 1, G).repeat(2, axis=1)
+        )
+        numbers.add((exact.row_CR.shape[1], few.row_CR.shape[1]))
+    assert len({few for _, few in numbers}) < 20 < len({exact for exact, _ in numbers})
+
+
 @by_kind
 def test_one_action_may_stand_for_all_gammas(kind: str) -> None:
     critics, (state, action) = build_critics(kind), inputs(kind)
