@@ -2,20 +2,23 @@
 
 The work: 12 copies of MetaFrozenLake 3x3 with 10 attempts, 300 steps in each, then 30 updates of 24 sequences of 90
 transitions; encoders of width 128 with 3 layers, heads as they come; in float32 and, where the processor has
-instructions for it, with updates in mixed bfloat16. The run is an `Experiment` with its default
-processes. The bare loop below is one process that acts with one thread and learns with all: the same networks, losses
-and optimiser, environments stepped at once, rollouts in a list, batches out of that list; no exploration, statistics,
-checks, priorities or metrics, and nothing is ever sent, stored, evicted or saved.
+instructions for it, with updates in mixed bfloat16. The run is an `Experiment` with its default processes. The bare
+loop below has one process, in which there is nothing else, and acts with one thread and learns with all: the same
+networks, losses and optimiser, environments stepped at once, rollouts in a list, batches out of that list; no
+exploration, statistics, checks, priorities or metrics, and nothing is ever sent, stored, evicted or saved.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import multiprocessing
 import os
 import tempfile
 import time
+from contextlib import closing, suppress
 from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any
 
 import measure
@@ -172,6 +175,40 @@ class BareLoop:
         self.act_s, self.learn_s = collected - started, time.perf_counter() - collected
 
 
+def serve_bare_loop(
+    asked: Connection, spec: AgentSpec, precision: MixedPrecision, threads: int, steps: int, updates: int
+) -> None:
+    """Be the bare loop's process: an epoch for every message, answered by its two times."""
+    keep_freed_memory()  # as learners do
+    bare = BareLoop(spec, precision, threads, steps, updates)
+    with suppress(EOFError):
+        while True:
+            asked.recv()
+            bare.epoch()
+            asked.send((bare.act_s, bare.learn_s))
+
+
+class BareProcess:
+    """A `BareLoop` in a process of its own, in which there is nothing else; arguments as there."""
+
+    def __init__(self, *given: Any):
+        spawn = multiprocessing.get_context("spawn")
+        self._ask, theirs = spawn.Pipe()
+        self._process = spawn.Process(target=serve_bare_loop, args=(theirs, *given))
+        self._process.start()
+        theirs.close()
+
+    def epoch(self) -> tuple[float, float]:
+        """Seconds of collecting and of learning."""
+        self._ask.send(None)
+        act_s, learn_s = self._ask.recv()
+        return act_s, learn_s
+
+    def close(self) -> None:
+        self._ask.close()
+        self._process.join()
+
+
 def experiment(
     encoder: str, precision: MixedPrecision, folder: str, spec: AgentSpec, steps: int, updates: int
 ) -> Experiment:
@@ -203,8 +240,8 @@ def measure_case(encoder: str, precision: MixedPrecision, options: argparse.Name
     obs_spec, action_spec, _ = check_env(LAKE)
     spec = configured_spec(SIZE, encoder, action_spec, obs_spec)
     steps, updates = (QUICK_STEPS, QUICK_UPDATES) if options.quick else (STEPS, UPDATES)
-    bare = BareLoop(spec, precision, options.threads, steps, updates)
     with (
+        closing(BareProcess(spec, precision, options.threads, steps, updates)) as bare,
         tempfile.TemporaryDirectory() as folder,
         experiment(encoder, precision, folder, spec, steps, updates) as run,
     ):
@@ -216,8 +253,8 @@ def measure_case(encoder: str, precision: MixedPrecision, options: argparse.Name
             metrics.append(run.newest_metrics)
 
         def bare_epoch() -> None:
-            bare.epoch()
-            halves.append((NUM_ENVS * steps / bare.act_s, updates / bare.learn_s))
+            act_s, learn_s = bare.epoch()
+            halves.append((NUM_ENVS * steps / act_s, updates / learn_s))
 
         rounds = 1 if options.quick else 3
         timings = measure.interleaved({"run": run_epoch, "bare": bare_epoch}, options.seconds, min_rounds=rounds)
@@ -256,5 +293,4 @@ def run(options: argparse.Namespace) -> tuple[Row, list[Row]]:
 if __name__ == "__main__":
     arguments = measure.parser("epoch", __doc__, seconds=90.0)
     arguments.add_argument("--threads", type=int, default=os.cpu_count(), help="of the bare loop's learning")
-    keep_freed_memory()  # as learners do
     measure.main(arguments.parse_args(), TABLES, run)
