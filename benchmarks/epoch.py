@@ -175,12 +175,17 @@ class BareLoop:
         self.act_s, self.learn_s = collected - started, time.perf_counter() - collected
 
 
+def lake_spec(encoder: str) -> AgentSpec:
+    obs_spec, action_spec, _ = check_env(LAKE)
+    return configured_spec(SIZE, encoder, action_spec, obs_spec)
+
+
 def serve_bare_loop(
-    asked: Connection, spec: AgentSpec, precision: MixedPrecision, threads: int, steps: int, updates: int
+    asked: Connection, encoder: str, precision: MixedPrecision, threads: int, steps: int, updates: int
 ) -> None:
     """Be the bare loop's process: an epoch for every message, answered by its two times."""
     keep_freed_memory()  # as learners do
-    bare = BareLoop(spec, precision, threads, steps, updates)
+    bare = BareLoop(lake_spec(encoder), precision, threads, steps, updates)
     with suppress(EOFError):
         while True:
             asked.recv()
@@ -189,7 +194,7 @@ def serve_bare_loop(
 
 
 class BareProcess:
-    """A `BareLoop` in a process of its own, in which there is nothing else; arguments as there."""
+    """A `BareLoop` in a process of its own, in which there is nothing else. Arguments as of `serve_bare_loop`."""
 
     def __init__(self, *given: Any):
         spawn = multiprocessing.get_context("spawn")
@@ -237,11 +242,10 @@ def experiment(
 
 
 def measure_case(encoder: str, precision: MixedPrecision, options: argparse.Namespace) -> Row:
-    obs_spec, action_spec, _ = check_env(LAKE)
-    spec = configured_spec(SIZE, encoder, action_spec, obs_spec)
+    spec = lake_spec(encoder)
     steps, updates = (QUICK_STEPS, QUICK_UPDATES) if options.quick else (STEPS, UPDATES)
     with (
-        closing(BareProcess(spec, precision, options.threads, steps, updates)) as bare,
+        closing(BareProcess(encoder, precision, options.threads, steps, updates)) as bare,
         tempfile.TemporaryDirectory() as folder,
         experiment(encoder, precision, folder, spec, steps, updates) as run,
     ):
