@@ -193,12 +193,12 @@ class Learner:
     def prepare(self, batch: Batch) -> TrainingBatch:
         """What `update` takes, on the device. Safe to call from another thread."""
         x, longest = self.config, None
-        written = self.device.type == "cpu" and self._accelerator.mixed_precision == "bf16"  # code for every size
-        if (written or self._graphed is not None or x.compile) and not x.packed:  # few lengths, then
+        few_sizes = self.device.type == "cpu" and self._accelerator.mixed_precision != "no"  # see `nets.sizes`
+        if (few_sizes or self._graphed is not None or x.compile) and not x.packed:  # each length: new code, or a graph
             longest = rounded_up(int(batch.lengths.max()), self._max_seq_len, LENGTHS)
         with nullcontext() if self._graphed is None else self._graphed.recording:
             return training_batch(
-                batch, self._action_spec, self.device, x.packed, x.micro_batch_size, longest, few_sizes=written
+                batch, self._action_spec, self.device, x.packed, x.micro_batch_size, longest, few_sizes
             )
 
     def update(self, batch: TrainingBatch, log: bool = False) -> dict[str, torch.Tensor]:

@@ -262,7 +262,7 @@ def test_lengths_of_batches_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = dataclasses.replace(agent_spec(), max_seq_len=100)
     learner = recording(spec, "cpu")
     seen: dict[int, int] = {}
-    monkeypatch.setattr("amago_ray.learner.learner.training_batch", lambda *args, few_sizes: args[-1])
+    monkeypatch.setattr("amago_ray.learner.learner.training_batch", lambda *args: args[-2])
 
     class Drawn:
         def __init__(self, longest: int):
