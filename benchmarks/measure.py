@@ -196,8 +196,8 @@ def _cpu_model() -> str:
 def count_flops(run: Callable[[], object]) -> int:
     """Floating-point operations of the matrix products, convolutions and attention of one call, backward included.
 
-    By PyTorch's own counter, which sees single operations, also those with out= inside an autograd.Function (such as
-    the GRU's recurrence), and three kinds that it does not know. As it does, attention counts all pairs of timesteps,
+    By PyTorch's own counter, which sees single operations, also those inside an autograd.Function (such as
+    the GRU's recurrence), and four kinds that it does not know. As it does, attention counts all pairs of timesteps,
     masked ones too. Elementwise work, softmax, norms and the optimiser are not counted.
     """
     with FlopCounterMode(display=False, custom_mapping=_uncounted_by_torch()) as counter:
@@ -206,7 +206,11 @@ def count_flops(run: Callable[[], object]) -> int:
 
 
 def _uncounted_by_torch() -> dict[Any, Callable[..., int]]:
-    """Formulas of the shapes: of matrix-vector products, of fused attention on CPUs, of cuDNN's recurrent networks."""
+    """Formulas of the shapes: of matrix-vector products, of products added to what is there, of fused attention on CPUs,
+    of cuDNN's recurrent networks."""
+
+    def added_product(out: Any, a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
+        return 2 * a[0] * a[1] * b[1]
 
     def attention(q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> int:
         return sdpa_flop_count(q, k, v)
@@ -227,6 +231,7 @@ def _uncounted_by_torch() -> dict[Any, Callable[..., int]]:
     aten = torch.ops.aten
     return {
         aten.mv: matrix_vector,
+        aten.addmm_: added_product,
         aten._scaled_dot_product_flash_attention_for_cpu: attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
         aten._cudnn_rnn: recurrent,

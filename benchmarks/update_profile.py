@@ -33,7 +33,7 @@ NOT_COMPILED = "Mamba"  # on CPUs its scan is a loop over timesteps, which the c
 # Kinds of operations by name, in this order: the first that matches has it.
 KINDS = {
     "optimiser": r"_foreach_|_fused_|adam|clip_grad",
-    "matrix products": r"(^|::)(mm|addmm|bmm|baddbmm|mv|addmv|linear|matmul|einsum)$|mkldnn|conv|_dnnl",
+    "matrix products": r"(^|::)(mm|addmm_?|bmm|baddbmm|mv|addmv|linear|matmul|einsum)$|mkldnn|conv|_dnnl",
     "attention": r"scaled_dot_product|flash_attention|softmax",
     "copies": r"copy_|clone|::cat$|::stack$|index|gather|scatter|contiguous|::to$|pad|flip|select_b|slice_b",
     "reductions, norms": r"norm|::sum|::mean|::var|amin|amax|cumsum|logsumexp|::max|::min|::any|::all|::prod",

@@ -180,7 +180,7 @@ def test_tables_align_and_turn_into_markdown(measure: ModuleType) -> None:
 
 
 def test_operations_of_the_gru_are_counted(measure: ModuleType) -> None:
-    """Its recurrence writes into given memory (out=) inside an autograd.Function; every product is counted once."""
+    """Its recurrence adds products to what is there, inside an autograd.Function; every one is counted once."""
     B, L, D, H = 3, 5, 8, 16
     rnn, x = nn.GRU(D, H, batch_first=True), torch.randn(B, L, D, requires_grad=True)
     forward = 2 * B * L * (D * 3 * H + H * 3 * H)
