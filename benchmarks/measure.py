@@ -206,8 +206,8 @@ def count_flops(run: Callable[[], object]) -> int:
 
 
 def _uncounted_by_torch() -> dict[Any, Callable[..., int]]:
-    """Formulas of the shapes: of matrix-vector products, of products added to what is there, of fused attention on CPUs,
-    of cuDNN's recurrent networks."""
+    """Formulas of the shapes: of matrix-vector products, products added to what is there, fused attention on CPUs, and
+    cuDNN's recurrent networks."""
 
     def added_product(out: Any, a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
         return 2 * a[0] * a[1] * b[1]
