@@ -38,7 +38,7 @@ from amago_ray.experiment import Experiment
 from amago_ray.learner.learner import Learner, LearnerConfig
 from amago_ray.learner.precision import MixedPrecision, precision_on
 from amago_ray.messages import Batch
-from amago_ray.nets.sizes import filled_rows
+from amago_ray.nets.sizes import rows_of
 
 NUM_ENVS = 12
 STEPS, UPDATES = 300, 30  # of an epoch: in each environment, and in all
@@ -102,7 +102,7 @@ class BareLoop:
         self.threads, self.steps, self.updates = threads, steps, updates
         AcceleratorState._reset_state()  # accelerate holds a process to one precision
         self.learner = Learner(LearnerConfig(mixed_precision=precision), spec, NoReplay())
-        self.few_sizes = precision == "bf16"  # see `filled_rows`
+        self.few_sizes = precision == "bf16"  # see `rows_of`
         self.policy = spec.build().policy.eval()
         self.envs = [LAKE() for _ in range(NUM_ENVS)]
         together = step_together(self.envs)
@@ -157,7 +157,7 @@ class BareLoop:
         obs, rl2, rewards, terminated = columns
         time_idx = torch.tensor(firsts)[:, None] + torch.arange(longest)
         actions = rl2[:, 1:, 1:].contiguous()
-        rows, filled = filled_rows(mask.numpy()) if self.few_sizes else (np.flatnonzero(mask.numpy()), 0)
+        rows, filled = rows_of(mask.numpy(), self.few_sizes)
         return TrainingBatch(
             {"observation": obs}, rl2, time_idx, actions, rewards[:, 1:], terminated[:, 1:], mask,
             torch.from_numpy(rows), filled,

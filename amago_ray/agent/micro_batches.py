@@ -20,7 +20,7 @@ from amago_ray.agent.transitions import AgentLoss
 from amago_ray.nets.packed_sequences import Packing, on_device
 from amago_ray.nets.recomputation import held_statistics
 from amago_ray.nets.scaling import RunningMoments
-from amago_ray.nets.sizes import LENGTHS, filled_rows, rounded_up
+from amago_ray.nets.sizes import LENGTHS, rounded_up, rows_of
 from amago_ray.nets.transformer import SigmaReparam
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _piece(batch: TrainingBatch, lengths: np.ndarray, its: slice, few_sizes: boo
     if few_sizes:
         longest = rounded_up(longest, batch.mask.shape[1], LENGTHS)
     real = np.arange(longest) < own[:, None]
-    rows, filled = filled_rows(real) if few_sizes else (np.flatnonzero(real), 0)
+    rows, filled = rows_of(real, few_sizes)
     if batch.packing is None:
         packing, timesteps = None, (its, slice(longest + 1))
     else:

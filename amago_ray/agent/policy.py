@@ -36,7 +36,7 @@ class TrainingBatch:
     actions: (B, L, A) action vectors. rewards: (B, L). terminated: (B, L) float. mask: (B, L) bool, real transitions.
     real_rows: (N,) int64, where `mask` is true in a flat view of (B, L). Found from `mask` when it is not given, which
         on a GPU waits for the device. filled: how many of them, the last ones, are there already and count for nothing
-        (see `sizes.filled_rows`).
+        (see `sizes.rows_of`).
     weight: (B,) of each sequence in the loss; None for equal ones. Where it is given, the loss comes with priorities.
     every_row: actor and critics compute on the padding too, N = B x L, so that no shape depends on the lengths; what is
         in it counts for nothing all the same. critics: (1, N, S, G) int64, which ones each TD target reduces over;
@@ -81,11 +81,10 @@ class TrainingBatch:
         return None
 
     def unfilled(self) -> TrainingBatch:
-        """The same with `filled` 0."""
-        if not self.filled:
-            return self
+        """The same with `filled` 0, here and in all pieces, whose numbers of rows are their own."""
         pieces = tuple(piece.unfilled() for piece in self.pieces)
-        return dataclasses.replace(self, real_rows=self._real_rows[: self.num_real], filled=0, pieces=pieces)
+        rows = self._real_rows[: self.num_real] if self.filled else self.real_rows
+        return dataclasses.replace(self, real_rows=rows, filled=0, pieces=pieces)
 
     def before(self, x: Tensor) -> Tensor:
         """Of timesteps x, (B, L+1, ...) or packed, those that real transitions start from, as (1, N, ...)."""

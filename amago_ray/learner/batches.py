@@ -15,7 +15,7 @@ from amago_ray.agent.policy import TrainingBatch
 from amago_ray.messages import ACTION, REWARD, TERMINATED, Batch
 from amago_ray.nets.actions import action_vector
 from amago_ray.nets.packed_sequences import Packing, on_device
-from amago_ray.nets.sizes import filled_rows
+from amago_ray.nets.sizes import rows_of
 from amago_ray.specs import OBS_PREFIX, ActionSpec
 
 
@@ -54,7 +54,7 @@ def training_batch(
     Sequences are padded to the longest, or, if `packed`, what belongs to timesteps is laid end to end.
     micro_batch_size: sequences of a piece, where the batch has more of them; None for no pieces.
     longest: transitions to pad to, in place of those of the longest sequence.
-    few_sizes: fill up the numbers of real transitions where sequences are padded (see `filled_rows`).
+    few_sizes: fill up the numbers of real transitions where sequences are padded (see `sizes.rows_of`).
     """
     # Pinned memory makes the copies asynchronous, so that they overlap with the update that is running.
     pin = device.type == "cuda"
@@ -62,7 +62,7 @@ def training_batch(
     row = np.arange(longest + 1)
     real = row[:longest] < batch.lengths[:, None]
     packing = Packing.of(batch.lengths + 1, device) if packed else None
-    real_rows, filled = filled_rows(real) if few_sizes and not packed else (np.flatnonzero(real), 0)
+    real_rows, filled = rows_of(real, few_sizes and not packed)
 
     def to_device(values: np.ndarray) -> torch.Tensor:
         return on_device(values, device)

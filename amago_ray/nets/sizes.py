@@ -18,11 +18,11 @@ def rounded_up(size: int, largest: int, sizes: int) -> int:
     return min(-(-size // step) * step, largest)
 
 
-def filled_rows(real: np.ndarray) -> tuple[np.ndarray, int]:
-    """`TrainingBatch.real_rows` of real transitions (B, L) bool, filled up with some of them, and how many these are.
+def rows_of(real: np.ndarray, few_sizes: bool) -> tuple[np.ndarray, int]:
+    """Where `real` (B, L) bool is true in a flat view, (N,) int64, and how many rows at the end only fill up.
 
-    So few numbers of rows occur.
+    few_sizes: fill up N with rows that are there already, so that no more than ROW_COUNTS numbers occur.
     """
     rows = np.flatnonzero(real)
-    num = rounded_up(len(rows), real.size, ROW_COUNTS)
+    num = rounded_up(len(rows), real.size, ROW_COUNTS) if few_sizes else len(rows)
     return np.resize(rows, num), num - len(rows)

@@ -129,6 +129,8 @@ def test_pieces_of_few_sizes(size: int, monkeypatch: pytest.MonkeyPatch) -> None
     assert any(piece.filled for piece in pieces) and {piece.mask.shape[1] for piece in pieces} <= {L // 2, L}
     for piece, exact in zip(pieces, cut(batch, lengths, size).pieces, strict=True):
         assert piece.num_real == exact.num_real == len(piece.unfilled().real(piece.rewards).squeeze(0))
+    whole = cut(batch, lengths, size, few_sizes=True)
+    assert not whole.filled and not any(piece.filled for piece in whole.unfilled().pieces)
     check(lambda: made("discrete", tformer, Agent), batch, lengths, size, few_sizes=True)
 
 

@@ -19,7 +19,7 @@ from amago_ray.learner.learner import Learner, LearnerConfig
 from amago_ray.learner.precision import MixedPrecision
 from amago_ray.messages import Batch
 from amago_ray.nets.actions import action_vector
-from amago_ray.nets.sizes import filled_rows
+from amago_ray.nets.sizes import rows_of
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
 from amago_ray.replay.storage.trajectory_pack import pack
 from amago_ray.specs import ActionKind
@@ -81,7 +81,7 @@ def test_rows_are_filled_up_to_few_numbers() -> None:
     for num_real in range(1, 24 * 90 + 1):
         real = np.zeros(24 * 90, bool)
         real[np.random.default_rng(num_real).permutation(real.size)[:num_real]] = True
-        rows, filled = filled_rows(real.reshape(24, 90))
+        rows, filled = rows_of(real.reshape(24, 90), few_sizes=True)
         np.testing.assert_array_equal(rows[: len(rows) - filled], np.flatnonzero(real))
         assert real[rows].all() and len(rows) - filled == num_real and filled < real.size / 31
         sizes.add(len(rows))
