@@ -38,7 +38,7 @@ from amago_ray.experiment import Experiment
 from amago_ray.learner.learner import Learner, LearnerConfig
 from amago_ray.learner.precision import MixedPrecision, precision_on
 from amago_ray.messages import Batch
-from amago_ray.nets.sizes import rows_of
+from amago_ray.nets.sizes import LENGTHS, rounded_up, rows_of
 
 NUM_ENVS = 12
 STEPS, UPDATES = 300, 30  # of an epoch: in each environment, and in all
@@ -147,6 +147,8 @@ class BareLoop:
         chosen = [self.rollouts[i] for i in self.rng.integers(len(self.rollouts), size=SIZE.batch_size)]
         firsts = [int(self.rng.integers(max(len(r[0]) - length, 1))) for r in chosen]
         longest = max(min(len(r[0]) - first, length + 1) for r, first in zip(chosen, firsts))
+        if self.few_sizes:
+            longest = rounded_up(longest - 1, length, LENGTHS) + 1
         columns = [torch.zeros(SIZE.batch_size, longest, *x.shape[1:]) for x in chosen[0]]
         mask = torch.zeros(SIZE.batch_size, longest - 1, dtype=torch.bool)
         for b, (rollout, first) in enumerate(zip(chosen, firsts)):

@@ -25,7 +25,7 @@ from amago_ray.nets.feedforward import activation as activation_function
 from amago_ray.nets.packed_sequences import on_device
 from amago_ray.nets.recomputation import recomputed
 from amago_ray.nets.scaling import TwoHot, symlog
-from amago_ray.nets.sizes import ROW_COUNTS, rounded_up
+from amago_ray.nets.sizes import few_digits
 from amago_ray.specs import ActionSpec
 
 # Numbers in a hidden layer of all critics, of which one part of the states is computed at a time without gradient.
@@ -74,13 +74,13 @@ class AskedRows:
 
     @staticmethod
     def of(members_NSG: np.ndarray, num_critics: int, few_sizes: bool = False) -> AskedRows:
-        """members_NSG: which critics are asked. few_sizes: let few numbers R occur (see `sizes.rounded_up`)."""
+        """members_NSG: which critics are asked. few_sizes: let few numbers R occur (see `sizes.few_digits`)."""
         N, _, G = members_NSG.shape
         row_N1G = np.arange(N * G).reshape(N, 1, G)
         asked_CX = np.zeros((num_critics, N * G), bool)
         asked_CX[members_NSG, row_N1G] = True
         R = int(asked_CX.sum(axis=1).max())
-        R = rounded_up(R, N * G, ROW_COUNTS) if few_sizes else R
+        R = few_digits(R, N * G) if few_sizes else R
         row_CR = np.argsort(~asked_CX, axis=1, kind="stable")[:, :R]
         place_CX = np.zeros((num_critics, N * G), np.int64)
         np.put_along_axis(place_CX, row_CR, np.arange(R)[None], axis=1)

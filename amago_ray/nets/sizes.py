@@ -1,14 +1,15 @@
 """Few sizes in place of many, for libraries that write code for each.
 
 oneDNN computes products of bfloat16 matrices on processors, and writes code for every size that it meets. For a size
-that is new with every batch that takes longer than the product itself.
+that is new with every batch that takes longer than the product itself. It keeps the code of the last 1,024, so that
+numbers of rows must not depend on how long a batch is: 8 lengths with 32 numbers each were too many.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-ROW_COUNTS = 32  # of transitions that heads compute, at most, where few are to occur
+DIGITS = 5  # binary ones, to which numbers of rows are rounded: 16 numbers from a power of two to the next
 LENGTHS = 8  # of padded batches, at most, likewise
 
 
@@ -18,11 +19,17 @@ def rounded_up(size: int, largest: int, sizes: int) -> int:
     return min(-(-size // step) * step, largest)
 
 
+def few_digits(size: int, largest: int) -> int:
+    """The least number of DIGITS binary digits, and then zeros, that is not below `size`, or `largest` if less."""
+    zeros = max((size - 1).bit_length() - DIGITS, 0)
+    return min(-(-size >> zeros) << zeros, largest)
+
+
 def rows_of(real: np.ndarray, few_sizes: bool) -> tuple[np.ndarray, int]:
     """Where `real` (B, L) bool is true in a flat view, (N,) int64, and how many rows at the end only fill up.
 
-    few_sizes: fill up N with rows that are there already, so that no more than ROW_COUNTS numbers occur.
+    few_sizes: fill up N with rows that are there already, so that few numbers occur (see `few_digits`).
     """
     rows = np.flatnonzero(real)
-    num = rounded_up(len(rows), real.size, ROW_COUNTS) if few_sizes else len(rows)
+    num = few_digits(len(rows), real.size) if few_sizes else len(rows)
     return np.resize(rows, num), num - len(rows)

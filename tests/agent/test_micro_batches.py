@@ -122,7 +122,7 @@ def test_pieces_of_any_size(size: int) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_pieces_of_few_sizes(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lengths and rows that only fill up change nothing."""
-    monkeypatch.setattr(sizes, "ROW_COUNTS", 3)
+    monkeypatch.setattr(sizes, "DIGITS", 2)
     monkeypatch.setattr(micro_batches, "LENGTHS", 2)
     batch, lengths = batch_of("discrete")
     pieces = cut(batch, lengths, size, few_sizes=True).pieces
