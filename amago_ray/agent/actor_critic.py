@@ -193,7 +193,7 @@ class Agent(nn.Module):
             judgement = q_BLCG1, value_KBLCG1
             if log:
                 q_BLCG = self.returns(q_BLCG1).squeeze(-1)
-                metrics |= value_metrics(q_BLCG, target_BLG, self.popart, self.gamma_names)
+                metrics |= value_metrics(q_BLCG, target_BLG, self.popart, self.gamma_names, batch.num_real)
         actor_BLG = self.actor_objective(real.dist, real.taken, judgement, metrics, log)
         actor_loss = self._mean(actor_BLG, self.actor_mask, batch)
         loss = actor_loss + self.critic_loss_weight * critic_loss
@@ -204,6 +204,7 @@ class Agent(nn.Module):
             metrics |= {"Extra Loss": extra} if log else {}
         if log:
             metrics |= entropy_metrics(real.dist.entropy().squeeze(-1), self.gamma_names)
+            metrics = {name: value if value.dim() == 0 else batch.mean(value) for name, value in metrics.items()}
             metrics |= {"Total Loss": loss, "Actor Loss": actor_loss, "Critic Loss": critic_loss}
         return AgentLoss(loss, actor_loss, critic_loss, metrics, priority_B)
 
@@ -386,6 +387,7 @@ class Agent(nn.Module):
 
         judgement: scalars Q(s, a) of the actions taken, (B, L, C, G, 1), and those of the policy's, (K, B, L, C, G, 1);
         None where no critic is trained, and all actions are cloned alike.
+        metrics: what to log goes in here: (B, L), for its mean over real transitions, or a scalar.
         """
         objective = taken_BLA.new_zeros((*taken_BLA.shape[:2], len(self.gammas)))
         if judgement is not None and self.online_coeff > 0:

@@ -8,7 +8,6 @@ of a batch, D state width, A action vector.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -79,12 +78,6 @@ class TrainingBatch:
         if self.filled:
             return (torch.arange(len(self._real_rows), device=self.mask.device) < self.num_real).unsqueeze(0)
         return None
-
-    def unfilled(self) -> TrainingBatch:
-        """The same with `filled` 0, here and in all pieces, whose numbers of rows are their own."""
-        pieces = tuple(piece.unfilled() for piece in self.pieces)
-        rows = self._real_rows[: self.num_real] if self.filled else self.real_rows
-        return dataclasses.replace(self, real_rows=rows, filled=0, pieces=pieces)
 
     def before(self, x: Tensor) -> Tensor:
         """Of timesteps x, (B, L+1, ...) or packed, those that real transitions start from, as (1, N, ...)."""

@@ -207,8 +207,6 @@ class Learner:
         Waits for the device at no time but before it is recorded.
         """
         accelerator = self._accelerator
-        if log:  # means over what is real
-            batch = batch.unfilled()
         with accelerator.accumulate(self._model):
             if self._graphed is None:
                 done = self._gradients(batch, log)

@@ -57,18 +57,16 @@ def batch_of(kind: str, packed: bool = False) -> tuple[TrainingBatch, np.ndarray
     return dataclasses.replace(batch, obs=obs, packing=packing, **laid_out), lengths
 
 
-def learn(
-    agent: Agent, batch: TrainingBatch, log: bool = True
-) -> tuple[AgentLoss, dict[str, Tensor], dict[str, Tensor]]:
+def learn(agent: Agent, batch: TrainingBatch) -> tuple[AgentLoss, dict[str, Tensor], dict[str, Tensor]]:
     """What a learner does with a batch: (sums and joined metrics, gradients, statistics)."""
     agent.zero_grad()
     pieces, losses = ready(agent, batch), []
     for piece in pieces:
         if batch.pieces:
             with held_statistics():
-                losses.append(agent(piece, log=log))
+                losses.append(agent(piece, log=True))
         else:
-            losses.append(agent(piece, log=log))
+            losses.append(agent(piece, log=True))
         losses[-1].loss.backward()
     metrics, priority = joined(batch, pieces, losses)
     loss = sum(x.loss for x in losses)
@@ -81,10 +79,9 @@ def learn(
 def check(
     make: Callable[[], Agent], batch: TrainingBatch, lengths: np.ndarray, size: int, few_sizes: bool = False
 ) -> None:
-    """few_sizes: of the pieces. Metrics are not compared then: learners log what is not filled up."""
-    log = not few_sizes
-    whole, gradients, buffers = learn(make(), batch, log)
-    parts, its_gradients, its_buffers = learn(make(), cut(batch, lengths, size, few_sizes), log)
+    """few_sizes: of the pieces."""
+    whole, gradients, buffers = learn(make(), batch)
+    parts, its_gradients, its_buffers = learn(make(), cut(batch, lengths, size, few_sizes))
     torch.testing.assert_close(parts.loss, whole.loss, rtol=1e-6, atol=1e-6)
     assert its_gradients.keys() == gradients.keys() and gradients
     # Float32 sums in another order: to a millionth of the largest entry.
@@ -128,9 +125,7 @@ def test_pieces_of_few_sizes(size: int, monkeypatch: pytest.MonkeyPatch) -> None
     pieces = cut(batch, lengths, size, few_sizes=True).pieces
     assert any(piece.filled for piece in pieces) and {piece.mask.shape[1] for piece in pieces} <= {L // 2, L}
     for piece, exact in zip(pieces, cut(batch, lengths, size).pieces, strict=True):
-        assert piece.num_real == exact.num_real == len(piece.unfilled().real(piece.rewards).squeeze(0))
-    whole = cut(batch, lengths, size, few_sizes=True)
-    assert not whole.filled and not any(piece.filled for piece in whole.unfilled().pieces)
+        assert piece.num_real == exact.num_real == len(exact.real(exact.rewards).squeeze(0))
     check(lambda: made("discrete", tformer, Agent), batch, lengths, size, few_sizes=True)
 
 
