@@ -193,7 +193,7 @@ class Agent(nn.Module):
             judgement = q_BLCG1, value_KBLCG1
             if log:
                 q_BLCG = self.returns(q_BLCG1).squeeze(-1)
-                metrics |= value_metrics(q_BLCG, target_BLG, self.popart, self.gamma_names, batch.num_real)
+                metrics |= value_metrics(q_BLCG, target_BLG, self.popart, self.gamma_names, batch.counted)
         actor_BLG = self.actor_objective(real.dist, real.taken, judgement, metrics, log)
         actor_loss = self._mean(actor_BLG, self.actor_mask, batch)
         loss = actor_loss + self.critic_loss_weight * critic_loss
@@ -204,7 +204,7 @@ class Agent(nn.Module):
             metrics |= {"Extra Loss": extra} if log else {}
         if log:
             metrics |= entropy_metrics(real.dist.entropy().squeeze(-1), self.gamma_names)
-            metrics = {name: value if value.dim() == 0 else batch.mean(value) for name, value in metrics.items()}
+            metrics = {name: batch.mean(value) if value.dim() > 1 else value for name, value in metrics.items()}
             metrics |= {"Total Loss": loss, "Actor Loss": actor_loss, "Critic Loss": critic_loss}
         return AgentLoss(loss, actor_loss, critic_loss, metrics, priority_B)
 

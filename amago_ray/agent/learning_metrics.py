@@ -17,16 +17,18 @@ APPROVED = 1e-3  # weights above it count as approval of an action
 
 @torch.no_grad()
 def value_metrics(
-    q_BLCG: Tensor, target_BLG: Tensor, popart: PopArt, gamma_names: Sequence[str], num_real: int
+    q_BLCG: Tensor, target_BLG: Tensor, popart: PopArt, gamma_names: Sequence[str], counted_BL: Tensor | None
 ) -> dict[str, Tensor]:
-    """Values and targets, both in units of scaled reward, extremes of the first `num_real` targets, and the scale."""
+    """Values, targets and their extremes where `counted_BL` is true, in units of scaled reward, and the scale."""
     metrics = {}
     spread_BLG = q_BLCG.std(dim=2, correction=0)
     for g, gamma in enumerate(gamma_names):
         metrics[f"Q(s,a) (gamma={gamma})"] = q_BLCG[..., g].mean(dim=2)
         metrics[f"Q(s,a) Ensemble Std (gamma={gamma})"] = spread_BLG[..., g]
         metrics[f"TD Target (gamma={gamma})"] = target_BLG[..., g]
-    metrics["TD Target Min"], metrics["TD Target Max"] = target_BLG[:, :num_real].aminmax()
+    counted_BL1 = target_BLG.new_ones((), dtype=torch.bool) if counted_BL is None else counted_BL.unsqueeze(-1)
+    metrics["TD Target Min"] = torch.where(counted_BL1, target_BLG, torch.inf).amin()
+    metrics["TD Target Max"] = torch.where(counted_BL1, target_BLG, -torch.inf).amax()
     if popart.enabled:
         # A copy: metrics are fetched later, and the statistics move in place.
         mu, sigma = popart.mu.clone(), popart.sigma

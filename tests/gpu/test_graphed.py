@@ -393,7 +393,7 @@ def test_packed_batches_are_as_long_as_they_are() -> None:
 
 
 def test_padding_counts_for_nothing_where_heads_compute_on_it() -> None:
-    """Whatever is in it: loss, gradient, statistics and priorities. Nor do real rows that fill up their number."""
+    """Whatever is in it: loss, gradient, statistics, priorities, what is logged. Nor do rows that fill it up."""
     results: list[tuple[Tensor, ...]] = []
     for value, every_row, filled in ((0.0, False, 0), (0.0, True, 0), (7.0, True, 0), (7.0, False, 1), (7.0, False, 9)):
         agent = build("continuous").train()
@@ -404,11 +404,12 @@ def test_padding_counts_for_nothing_where_heads_compute_on_it() -> None:
         rows = torch.cat((rows := real.nonzero().squeeze(1), rows[:filled]))
         weight = torch.arange(1.0, 1.0 + len(batch.mask))
         batch = dataclasses.replace(batch, every_row=every_row, real_rows=rows, filled=filled, weight=weight)
-        loss, priority = (out := agent(batch)).loss, out.priority
+        loss, priority = (out := agent(batch, log=True)).loss, out.priority
         loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in agent.parameters() if p.grad is not None])
         mean = batch.mean(batch.real(batch.rewards))
-        results.append((loss.detach(), gradient, agent.popart.mu, agent.popart.variance, mean, priority))
+        logged = torch.stack([x for name, x in out.metrics.items() if "Entropy" not in name])  # that is of samples
+        results.append((loss.detach(), gradient, agent.popart.mu, agent.popart.variance, mean, priority, logged))
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
