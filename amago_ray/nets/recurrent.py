@@ -19,6 +19,16 @@ from torch.nn import functional as F
 from amago_ray.nets.packed_sequences import Packing
 
 
+def times_tanh_slope_(x: Tensor, tanh: Tensor) -> Tensor:
+    """x * (1 - tanh^2), in place."""
+    return torch.ops.aten.tanh_backward.grad_input(x, tanh, grad_input=x)
+
+
+def times_sigmoid_slope_(x: Tensor, sigmoid: Tensor) -> Tensor:
+    """x * sigmoid * (1 - sigmoid), in place."""
+    return torch.ops.aten.sigmoid_backward.grad_input(x, sigmoid, grad_input=x)
+
+
 class GRURecurrence(torch.autograd.Function):
     """h_t = (1 - z_t) n_t + z_t h_{t-1}, from gates_x = x W_ih^T + b_ih that were computed for all t at once.
 
@@ -30,55 +40,53 @@ class GRURecurrence(torch.autograd.Function):
     def forward(ctx: Any, gates_LBG: Tensor, weight_GH: Tensor, bias_G: Tensor) -> Tensor:
         """gates (L, B, 3H), weight (3H, H), bias (3H,) -> hidden states (L, B, H), from h = 0."""
         length, batch, width = gates_LBG.shape[0], gates_LBG.shape[1], weight_GH.shape[1]
+        weight_HG = weight_GH.t()
         hidden = gates_LBG.new_empty(length + 1, batch, width)
         hidden[0] = 0.0
-        recurrent = torch.empty_like(gates_LBG).copy_(bias_G)
-        reset_update = gates_LBG.new_empty(length, batch, 2 * width)
         new = gates_LBG.new_empty(length, batch, width)
-        weight_HG = weight_GH.t()
+        # What the product is added to: gates_x and bias for r and z, which become r and z in their place; the bias for n.
+        gates = gates_LBG + torch.cat((bias_G[: 2 * width], torch.zeros_like(bias_G[2 * width :])))
+        given_new = gates_LBG[..., 2 * width :]
+        gates[..., 2 * width :] = bias_G[2 * width :]
         # All views are made before the loop: one at a time they were a sixth of its time.
-        states, (reset, update) = hidden.unbind(), (x.unbind() for x in reset_update.chunk(2, dim=2))
-        (given_rz, given_n), (rec_rz, rec_n) = (
-            [part.unbind() for part in x.split((2 * width, width), dim=2)] for x in (gates_LBG, recurrent)
-        )
-        for t, (rec, rz, n) in enumerate(zip(recurrent.unbind(), reset_update.unbind(), new.unbind(), strict=True)):
-            rec.addmm_(states[t], weight_HG)
-            torch.add(given_rz[t], rec_rz[t], out=rz).sigmoid_()
-            torch.addcmul(given_n[t], reset[t], rec_n[t], out=n).tanh_()
+        reset, update, recurrent_new = (part.unbind() for part in gates.chunk(3, dim=2))
+        reset_update, states = gates[..., : 2 * width].unbind(), hidden.unbind()
+        for t, (all_gates, given, n) in enumerate(zip(gates.unbind(), given_new.unbind(), new.unbind(), strict=True)):
+            all_gates.addmm_(states[t], weight_HG)
+            reset_update[t].sigmoid_()
+            torch.addcmul(given, reset[t], recurrent_new[t], out=n).tanh_()
             torch.lerp(n, states[t], update[t], out=states[t + 1])
-        ctx.save_for_backward(weight_GH, hidden, recurrent, reset_update, new)
+        ctx.save_for_backward(weight_GH, hidden, gates, new)
         return hidden[1:]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_LBH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        weight_GH, hidden, recurrent, reset_update, new = ctx.saved_tensors
+        weight_GH, hidden, gates, new = ctx.saved_tensors
         length, batch, width = grad_LBH.shape
-        reset, update = reset_update[..., :width], reset_update[..., width:]
+        reset, update, recurrent_new = gates.chunk(3, dim=2)
         # What a gradient at h_t is multiplied with on its way to each pre-activation: known before the loop starts.
-        to_new = (1 - update) * (1 - new.square())
-        factors_LB4H = torch.stack(
-            (
-                to_new * recurrent[..., 2 * width :] * reset * (1 - reset),
-                (hidden[:-1] - new) * update * (1 - update),
-                to_new * reset,
-                to_new,
-            ),
-            dim=2,
-        )
-        grads_LB4H = torch.empty_like(factors_LB4H)
-        recurrent_grads = grads_LB4H.flatten(2)[..., : 3 * width].unbind()
-        factors, grads, coming, kept = (x.unbind() for x in (factors_LB4H, grads_LB4H, grad_LBH, update))
-        grad_h = torch.zeros_like(grad_LBH[0])
-        for t in range(length - 1, -1, -1):
-            grad_h.add_(coming[t])
-            torch.mul(grad_h.unsqueeze(1), factors[t], out=grads[t])
-            grad_h.mul_(kept[t]).addmm_(recurrent_grads[t], weight_GH)
-        grad_recurrent = grads_LB4H[:, :, :3].reshape(length * batch, 3 * width)
-        # The new gate sees gates_x directly, not through r: its own factor is the fourth.
-        grad_gates = torch.cat((grads_LB4H[:, :, :2], grads_LB4H[:, :, 3:]), dim=2).view(length, batch, 3 * width)
+        factors = gates.new_empty(length, batch, 3, width)
+        to_reset, to_update, to_recurrent_new = factors.unbind(2)
+        to_new = times_tanh_slope_(1 - update, new)
+        times_sigmoid_slope_(torch.mul(to_new, recurrent_new, out=to_reset), reset)
+        times_sigmoid_slope_(torch.sub(hidden[:-1], new, out=to_update), update)
+        torch.mul(to_new, reset, out=to_recurrent_new)
+        grad_hidden = torch.empty_like(grad_LBH, memory_format=torch.contiguous_format)
+        states, coming, kept = grad_hidden.unbind(), grad_LBH.unbind(), update.unbind()
+        grads_LBG = factors.flatten(2)  # in the place of the factors, one timestep after the other
+        each_gate, in_place, grads = grad_hidden.unsqueeze(2).unbind(), factors.unbind(), grads_LBG.unbind()
+        states[-1].copy_(coming[-1])
+        in_place[-1].mul_(each_gate[-1])
+        for t in range(length - 2, -1, -1):
+            torch.addcmul(coming[t], states[t + 1], kept[t + 1], out=states[t]).addmm_(grads[t + 1], weight_GH)
+            in_place[t].mul_(each_gate[t])
+        grad_recurrent = grads_LBG.view(length * batch, 3 * width)
         grad_weight = grad_recurrent.t() @ hidden[:-1].reshape(length * batch, width)
-        return grad_gates, grad_weight, grad_recurrent.sum(dim=0)
+        grad_bias = grad_recurrent.sum(dim=0)
+        # The new gate sees gates_x directly, not through r.
+        torch.mul(grad_hidden, to_new, out=to_recurrent_new)
+        return grads_LBG, grad_weight, grad_bias
 
 
 def gru_sequence(rnn: nn.GRU, x: Tensor, packing: Packing | None = None) -> Tensor:
@@ -88,16 +96,20 @@ def gru_sequence(rnn: nn.GRU, x: Tensor, packing: Packing | None = None) -> Tens
     """
     if x.device.type != "cpu":
         return rnn(x)[0] if packing is None else packing.pack(rnn(packing.pad(x))[0])
+    if packing is None:
+        x = x.transpose(0, 1).contiguous()  # (L, B, D): timesteps stay outermost through all layers
     for layer in range(rnn.num_layers):
         w_ih, w_hh, b_ih, b_hh = (
             getattr(rnn, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
         # Under autocast the large product runs in low precision; the recurrence itself stays in float32.
         gates = F.linear(x, w_ih, b_ih).to(w_hh.dtype)
-        gates_BLG = gates if packing is None else packing.pad(gates)
-        hidden_BLH = GRURecurrence.apply(gates_BLG.transpose(0, 1).contiguous(), w_hh, b_hh).transpose(0, 1)
-        x = hidden_BLH if packing is None else packing.pack(hidden_BLH)
-    return x
+        if packing is None:
+            x = GRURecurrence.apply(gates, w_hh, b_hh)
+        else:
+            gates_LBG = packing.pad(gates).transpose(0, 1).contiguous()
+            x = packing.pack(GRURecurrence.apply(gates_LBG, w_hh, b_hh).transpose(0, 1))
+    return x if packing is not None else x.transpose(0, 1)
 
 
 def gru_step(rnn: nn.GRU, x_BD: Tensor, hidden_LBH: Tensor) -> tuple[Tensor, Tensor]:
