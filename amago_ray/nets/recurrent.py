@@ -44,7 +44,7 @@ class GRURecurrence(torch.autograd.Function):
         hidden = gates_LBG.new_empty(length + 1, batch, width)
         hidden[0] = 0.0
         new = gates_LBG.new_empty(length, batch, width)
-        # What the product is added to: gates_x and bias for r and z, which become r and z in their place; the bias for n.
+        # What the products are added to: for r and z gates_x + b_hh, which become r and z in their place; for n b_hh.
         gates = gates_LBG + torch.cat((bias_G[: 2 * width], torch.zeros_like(bias_G[2 * width :])))
         given_new = gates_LBG[..., 2 * width :]
         gates[..., 2 * width :] = bias_G[2 * width :]

@@ -89,7 +89,8 @@ class SigmaReparam(nn.Module):
         self.u.copy_(F.normalize(weight @ self.v, dim=0))
         self.v.copy_(F.normalize(self.u @ weight, dim=0))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, scale_D: Tensor | None = None) -> Tensor:
+        """x (..., d_in) -> (..., d_out), of x * scale_D where a scale (d_in,) is given."""
         if self.iterates and self.training and not statistics_are_held():
             self.iterate()
         # Copies, because the next power iteration writes into the buffers before backward may have read them.
@@ -97,6 +98,7 @@ class SigmaReparam(nn.Module):
         with torch.autocast(device_type=x.device.type, enabled=False):
             sigma = torch.dot(u, self.weight.float() @ v)
             weight = self.weight * (self.gamma / sigma)
+            weight = weight if scale_D is None else weight * scale_D
         return F.linear(x, weight, self.bias)
 
 
@@ -164,8 +166,19 @@ class AttentionLayer(nn.Module):
             heads_BHLK = self.attention.sequence(q, k, v, self.dropout_attn if self.training else 0.0)
         else:
             heads_BHLK = self.attention.cached(q, *cache.write(k, v), cache.age_BS, cache.index_BS)
-        heads_BLD = (heads_BHLK * self.head_scaler.to(heads_BHLK.dtype)).transpose(1, 2).reshape(B, L, D)
-        return self.out_projection(heads_BLD if packing is None else packing.pack(heads_BLD))
+        heads_BLD = heads_BHLK.transpose(1, 2).reshape(B, L, D)
+        return self._project(heads_BLD if packing is None else packing.pack(heads_BLD))
+
+    def scale_D(self) -> Tensor:
+        """The scale of its head for each entry that the heads put side by side."""
+        return self.head_scaler.flatten().repeat_interleave(self.out_projection.weight.shape[1] // self.n_heads)
+
+    def _project(self, heads_BLD: Tensor) -> Tensor:
+        """The output projection of scaled heads: the scales go to the small matrix, not to every timestep."""
+        out = self.out_projection
+        if isinstance(out, SigmaReparam):
+            return out(heads_BLD, self.scale_D())
+        return F.linear(heads_BLD, out.weight * self.scale_D(), out.bias)
 
 
 class TransformerLayer(nn.Module):

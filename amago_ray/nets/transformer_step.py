@@ -98,11 +98,9 @@ def _attend(attention: Attention, q_BHK: Tensor, keys: Tensor, values: Tensor, s
 def layer_weights(layer: TransformerLayer) -> LayerWeights:
     """What a layer computes with now. To be made anew when its weights change."""
     attention = layer.attention_layer
-    out = effective_weight(attention.out_projection)
-    scale_D = attention.head_scaler.detach().flatten().repeat_interleave(out.shape[1] // attention.n_heads)
     return LayerWeights(
         effective_weight(attention.qkv_projection),
-        out * scale_D,
+        effective_weight(attention.out_projection) * attention.scale_D().detach(),
         attention.out_projection.bias,
         effective_weight(layer.ff1),
         layer.ff1.bias,
