@@ -37,6 +37,7 @@ KEY = ".ssh/id_ed25519"  # in the launcher's home
 NETWORK = "10.77.0"
 NAMESPACES = ("--net", "--uts", "--mount", "--pid", "--fork", "--mount-proc")
 REQUIRED = {"sshd": "openssh-server", "ip": "iproute2", "rsync": "rsync"}
+OF_THEIR_OWN = ("/mnt", "/run", "/tmp")  # folders of a machine, where the computer has others
 SBIN = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # The machine's first process becomes its ssh server. The mounts come from the outside before their places are covered.
@@ -95,6 +96,11 @@ def check_requirements() -> None:
         raise RuntimeError(f"machines of one's own need more programs: apt-get install {' '.join(missing)}")
     if subprocess.run(["unshare", *NAMESPACES, "true"], capture_output=True).returncode:
         raise RuntimeError("machines of one's own are made of namespaces and mounts: run this as root")
+    hidden = next((folder for folder in OF_THEIR_OWN if ROOT.is_relative_to(folder)), None)
+    if hidden is not None:
+        raise RuntimeError(
+            f"machines of one's own have a {hidden} of their own, and {ROOT} lies in it: move it elsewhere"
+        )
 
 
 def prepared_account(cache: Path) -> Path:
