@@ -186,9 +186,10 @@ class Normalization(nn.Module):
     @staticmethod
     def _in_half_precision(x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """As it comes, where autocast would copy it to float32 and leave it there: half the memory traffic, and results
-        of eight bits. Sums are float32 all the same."""
+        of eight bits. Sums are float32 all the same, and on CPUs, which take them, scale and shift too."""
+        dtype = x.dtype if x.is_cuda else norm.weight.dtype
         with torch.autocast(x.device.type, enabled=False):
-            weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+            weight, bias = norm.weight.to(dtype), norm.bias.to(dtype)
             return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
