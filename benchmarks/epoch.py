@@ -38,6 +38,7 @@ from amago_ray.experiment import Experiment
 from amago_ray.learner.learner import Learner, LearnerConfig
 from amago_ray.learner.precision import MixedPrecision, precision_on
 from amago_ray.messages import Batch
+from amago_ray.nets.columns import laid_out_for_acting
 from amago_ray.nets.sizes import LENGTHS, rounded_up, rows_of
 
 NUM_ENVS = 12
@@ -103,7 +104,7 @@ class BareLoop:
         AcceleratorState._reset_state()  # accelerate holds a process to one precision
         self.learner = Learner(LearnerConfig(mixed_precision=precision), spec, NoReplay())
         self.few_sizes = precision == "bf16"  # see `rows_of`
-        self.policy = spec.build().policy.eval()
+        self.policy = laid_out_for_acting(spec.build().policy.eval())
         self.envs = [LAKE() for _ in range(NUM_ENVS)]
         together = step_together(self.envs)
         assert together is not None

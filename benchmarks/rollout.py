@@ -24,6 +24,7 @@ from amago_ray.envs.builtin import MetaFrozenLake
 from amago_ray.envs.exploration import EpsilonGreedy
 from amago_ray.envs.makers import EnvMaker, check_env
 from amago_ray.messages import RolloutReport
+from amago_ray.nets.columns import laid_out_for_acting
 from amago_ray.pending import Pending, Ready
 from amago_ray.replay.client import ReplayWriter
 from amago_ray.replay.storage.trajectory_pack import PackedTrajectories
@@ -68,7 +69,7 @@ class BareLoop:
 
     def __init__(self, make_env: EnvMaker, num_envs: int, spec: AgentSpec):
         self.envs = [make_env() for _ in range(num_envs)]
-        self.policy = spec.build().policy.eval()
+        self.policy = laid_out_for_acting(spec.build().policy.eval())
         self.obs = np.stack([env.reset(seed=i)[0] for i, env in enumerate(self.envs)]).astype(np.float32)
         self.rl2 = np.zeros((num_envs, 1 + spec.action_spec.vector_size), np.float32)
         self.time_idx = np.zeros(num_envs, np.int64)

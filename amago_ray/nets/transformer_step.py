@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amago_ray.nets.attention import Attention
+from amago_ray.nets.columns import by_columns
 from amago_ray.nets.feedforward import Normalization
 from amago_ray.nets.key_value_cache import KeyValueCache
 
@@ -99,12 +100,12 @@ def layer_weights(layer: TransformerLayer) -> LayerWeights:
     """What a layer computes with now. To be made anew when its weights change."""
     attention = layer.attention_layer
     return LayerWeights(
-        effective_weight(attention.qkv_projection),
-        effective_weight(attention.out_projection) * attention.scale_D().detach(),
+        by_columns(effective_weight(attention.qkv_projection)),
+        by_columns(effective_weight(attention.out_projection) * attention.scale_D().detach()),
         attention.out_projection.bias,
-        effective_weight(layer.ff1),
+        by_columns(effective_weight(layer.ff1)),
         layer.ff1.bias,
-        effective_weight(layer.ff2),
+        by_columns(effective_weight(layer.ff2)),
         layer.ff2.bias,
         tuple(plain_norm(norm) for norm in (layer.norm1, layer.norm2, layer.norm3, layer.norm4)),
     )

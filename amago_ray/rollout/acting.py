@@ -33,6 +33,7 @@ from amago_ray.atomic_files import read_text
 from amago_ray.envs.saved_spaces import read_spaces
 from amago_ray.envs.spaces import ActionConverter, ObsConverter
 from amago_ray.nets.actions import stored_action
+from amago_ray.nets.columns import laid_out_for_acting
 from amago_ray.nets.mixed_encoder import default_tstep_encoder
 from amago_ray.rollout.random_stream import TorchRandomStream
 from amago_ray.run_directory import RunDirectory
@@ -221,6 +222,7 @@ def load_agent(
     with config.apart(text, [name for name in AGENT_SETTINGS if name not in (settings or {})]) as given:
         agent = _agent_spec(given | dict(settings or {}), spaces, directory.config).build()
     load_weights(agent, weights)
+    laid_out_for_acting(agent.policy)
     return agent, spaces
 
 

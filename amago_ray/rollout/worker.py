@@ -19,6 +19,7 @@ from amago_ray.envs.exploration import ExplorationWrapper
 from amago_ray.envs.makers import EnvFailure, EnvProcesses, MakeEnv, Pool, Transition, make_pool
 from amago_ray.messages import EpisodeResult, EvaluationReport, RolloutReport, Trajectory, TrajectoryId, Weights
 from amago_ray.nets.actions import stored_action
+from amago_ray.nets.columns import laid_out_for_acting
 from amago_ray.pending import ShardAway
 from amago_ray.rollout.assignment import Assignment, Tally
 from amago_ray.rollout.random_stream import TorchRandomStream
@@ -419,7 +420,7 @@ class Chunk:
 
 def acting_policy(config: RolloutConfig, agent_spec: AgentSpec) -> Policy:
     """The policy of a worker, with weights of no version yet."""
-    policy = agent_spec.build().policy.to(config.device).eval()
+    policy = laid_out_for_acting(agent_spec.build().policy.to(config.device).eval())
     if config.temperature is not None:
         policy.temperature = config.temperature
     return policy
