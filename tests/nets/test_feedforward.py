@@ -8,6 +8,7 @@ import gin
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from amago_ray.nets.cnn import IMPALACNN, GridworldCNN, IMPALAishCNN
@@ -151,3 +152,21 @@ def test_mlp_drops_hidden_units_in_training_only() -> None:
     kept = F.relu(mlp.in_layer(x)) > 0
     assert 0.4 < (mlp.hidden(x)[kept] == 0).float().mean() < 0.6
     assert not (mlp.eval().hidden(x)[kept] == 0).any()
+
+
+def test_a_norm_of_bfloat16_inputs_on_a_cpu_has_gradients_of_float32() -> None:
+    torch.manual_seed(0)
+    ours, exact = Normalization("layer", 16), nn.LayerNorm(16)
+    with torch.no_grad():
+        for norm in (ours.norm, exact):
+            norm.weight.copy_(torch.linspace(0.5, 1.5, 16) + 1 / 1024)  # that bfloat16 would round
+    x, grad = (torch.randn(500, 16).bfloat16() for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ours(x)
+    assert out.dtype == torch.bfloat16
+    out.backward(grad)
+    expected = exact(x.float())
+    expected.backward(grad.float())
+    torch.testing.assert_close(out, expected.bfloat16())
+    torch.testing.assert_close(ours.norm.weight.grad, exact.weight.grad, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(ours.norm.bias.grad, exact.bias.grad, atol=1e-5, rtol=1e-5)
