@@ -50,9 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             getattr(item, "fixturenames", ())
         ):
             item.add_marker(pytest.mark.processes)
-        if (
-            item.path.parent.name == "packages"
-        ):  # other people's packages start what they like, some as they are imported
+        if item.path.parent.name == "packages":  # some of them start processes as they are imported
             item.add_marker(pytest.mark.processes)
         if room == "system" and item.path.name in ALONE:
             item.add_marker(pytest.mark.alone)
