@@ -21,7 +21,7 @@ from amago_ray.nets.packed_sequences import Packing, on_device
 from amago_ray.nets.recomputation import held_statistics
 from amago_ray.nets.scaling import RunningMoments
 from amago_ray.nets.sizes import LENGTHS, rounded_up, rows_of
-from amago_ray.nets.transformer import SigmaReparam
+from amago_ray.nets.transformer import SigmaReparam, power_iterations
 
 if TYPE_CHECKING:
     from amago_ray.agent.actor_critic import Agent
@@ -81,9 +81,7 @@ def ready(agent: Agent, batch: TrainingBatch) -> tuple[TrainingBatch, ...]:
     encoder = agent.policy.tstep_encoder
     with torch.no_grad():
         if agent.training:
-            for module in agent.modules():
-                if isinstance(module, SigmaReparam):
-                    module.iterate()
+            power_iterations(module for module in agent.modules() if isinstance(module, SigmaReparam))
             if any(isinstance(module, RunningMoments) for module in encoder.modules()):
                 encoder(batch.obs, batch.rl2, batch.timestep_mask, batch.packing)
         targets: list[Tensor | None] = [None] * len(batch.pieces)

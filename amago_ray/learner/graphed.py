@@ -1,9 +1,10 @@
-"""Gradients by CUDA graphs: an update of a small network is a thousand launches, and the GPU waits for the host.
+"""Updates by CUDA graphs: that of a small network is a thousand launches, and the GPU waits for the host.
 
 A graph replays launches that were recorded once, with the tensors that they read and write in their places. So there is
 one for each shape of batch, which `training_batch` keeps few by padding to multiples; heads compute on the padding too
-(`TrainingBatch.every_row`), what the host draws is handed in, and gradients are added to tensors that stay. Clipping is
-in the graph; optimiser, schedule and target networks are not.
+(`TrainingBatch.every_row`), and what the host draws is handed in. Clipping is in the graph, and so is the step of
+PyTorch's fused Adam and AdamW (`steps_on_device`): gradients then take memory within the graph alone. Other optimisers
+come after it, and read gradients that were added to tensors that stay. Schedule and target networks are never in it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from __future__ import annotations
 import dataclasses
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -47,7 +48,7 @@ class Gradients:
 
 
 class Compute(Protocol):
-    """How gradients of a batch are computed, and metrics where they are to be logged."""
+    """What is done with a batch: its gradients, metrics where they are to be logged, perhaps the optimiser's step."""
 
     def __call__(self, batch: TrainingBatch, log: bool = False) -> Gradients: ...
 
@@ -161,20 +162,34 @@ class Recording:
         return self._compute(self._batch)
 
 
-class GraphedGradients:
-    """Computes gradients of batches as `compute` does, and those of a shape that it has seen twice by a recording.
+class GraphedUpdates:
+    """Does with batches what `compute` does, and with those of a shape that it has seen twice by a recording.
 
-    A recording writes into the tensors that are the parameters' gradients when it is made: zero them in place. Where
-    they are others, as after an optimiser that puts its own there, or where a recording fails, there is one warning,
-    and `compute` does it from then on. recording: held while one is made; who else uses the device should wait for it.
+    A recording reads and writes all tensors where they lay when it was made; `forget` recordings where others take
+    their places. Gradients that `compute` leaves to the parameters are to be zeroed in place. Where they are others, as
+    after an optimiser that puts its own there, or where a recording fails, there is one warning, and `compute` does it
+    from then on. recording: held while one is made; who else uses the device should wait for it.
+
+    while_recording: what else is to hold meanwhile.
     """
 
-    def __init__(self, compute: Compute, agent: Agent, recorder: Recorder):
+    def __init__(
+        self,
+        compute: Compute,
+        agent: Agent,
+        recorder: Recorder,
+        while_recording: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ):
         self._compute, self._agent, self._recorder = compute, agent, recorder
+        self._while_recording = while_recording
         self._recordings: dict[object, Recording] = {}
         self._gradients: list[Tensor | None] = []
         self.failed = False
         self.recording = threading.Lock()
+
+    def forget(self) -> None:
+        """Record anew from here on."""
+        self._recordings.clear()
 
     def launched(self, batch: TrainingBatch, log: bool) -> Gradients:
         """`compute(batch, log)` without a recording, but where these are made."""
@@ -197,7 +212,7 @@ class GraphedGradients:
             return self._without(batch, "the optimiser replaces gradients")
         if not recording.made:
             try:
-                with self.recording:
+                with self.recording, self._while_recording():
                     recording.make()
             except CannotRecord as error:
                 return self._without(batch, str(error).strip().splitlines()[0])
@@ -208,7 +223,7 @@ class GraphedGradients:
         """Give recordings up."""
         warnings.warn(f"updates go on without CUDA graphs: {why}", stacklevel=3)
         self.failed = True
-        self._recordings.clear()
+        self.forget()
         self._gradients = []
         for parameter in self._agent.parameters():
             parameter.grad = None  # what was recorded there is none
@@ -223,6 +238,29 @@ def _tensors(batch: TrainingBatch) -> Iterator[tuple[str, Tensor]]:
         yield "weight", batch.weight
     for name in sorted(batch.obs):
         yield f"obs.{name}", batch.obs[name]
+
+
+def steps_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step of it is launches alone, with nothing that changes from step to step but its learning rates.
+
+    (Subclasses may do something in Python each time.)
+    """
+    known = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
+    return known and all(group["fused"] for group in optimizer.param_groups)
+
+
+@contextmanager
+def rates_on_device(optimizer: torch.optim.Optimizer, rates: Sequence[Tensor]) -> Iterator[None]:
+    """Within the block, of a recording, a step of an optimiser that `steps_on_device` reads its groups' learning rates
+    from tensors of one number each."""
+    given = [(group["lr"], group["capturable"]) for group in optimizer.param_groups]
+    try:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group.update(lr=rate, capturable=True)
+        yield
+    finally:
+        for group, (rate, capturable) in zip(optimizer.param_groups, given, strict=True):
+            group.update(lr=rate, capturable=capturable)
 
 
 def is_recordable(config: LearnerConfig, agent: Agent) -> bool:

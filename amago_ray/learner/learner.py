@@ -25,7 +25,16 @@ from amago_ray.agent.spec import AgentSpec
 from amago_ray.agent.transitions import AgentLoss
 from amago_ray.atomic_files import write_atomically
 from amago_ray.learner.batches import Prefetcher, training_batch
-from amago_ray.learner.graphed import CudaGraphs, CudaRecorder, Gradients, GraphedGradients, is_recordable
+from amago_ray.learner.graphed import (
+    CudaGraphs,
+    CudaRecorder,
+    Gradients,
+    GraphedUpdates,
+    Recorder,
+    is_recordable,
+    rates_on_device,
+    steps_on_device,
+)
 from amago_ray.learner.precision import MixedPrecision, precision_on
 from amago_ray.learner.provenance import NonFiniteUpdate, describe, origin
 from amago_ray.learner.snapshot import Snapshot, save, set_random_states
@@ -134,13 +143,17 @@ class Learner:
         self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(learning_rate_factor, config))
         self._model, self._optimizer = self._accelerator.prepare(self.agent, optimizer)
         self._trainable = self.agent.trainable_params
-        self._graphed: GraphedGradients | None = None
-        if recordable:
-            self._graphed = GraphedGradients(self._gradients, self.agent, CudaRecorder())
         self._max_seq_len = agent_spec.max_seq_len
         self._priority: torch.Tensor | None = None  # (B,) of the last batch, where it was drawn by priority
         self._gradient_norm: torch.Tensor | None = None  # before clipping, of the last optimiser step
-        self._bad_batch = self._no_batch()  # number of the first whose update was not finite, or -1: on the device
+        # On the device: the number of the first batch whose update was not finite, or -1; whether there is one; that of
+        # this batch; and the learning rates.
+        self._bad_batch = torch.full((), -1, dtype=torch.int64, device=self.device)
+        self._held_back = torch.zeros((), device=self.device)
+        self._batch_number = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._rates = [torch.zeros((), device=self.device) for _ in optimizer.param_groups]
+        self._step_in_graph = steps_on_device(optimizer)
+        self._graphed = self._graphed_by(CudaRecorder()) if recordable else None
         self._recent: deque[tuple[int, Batch]] = deque(maxlen=config.log_interval + config.batches_per_update)
         self.batches_done = 0
         self.updates_done = 0
@@ -206,29 +219,47 @@ class Learner:
 
         Waits for the device at no time but before it is recorded.
         """
-        accelerator = self._accelerator
-        with accelerator.accumulate(self._model):
+        with self._accelerator.accumulate(self._model):
+            self._batch_number.fill_(self.batches_done)
             if self._graphed is None:
-                done = self._gradients(batch, log)
+                done = self._gradients_and_step(batch, log)
             else:
+                for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
+                    rate.fill_(group["lr"])
                 done = self._graphed.launched(batch, log) if log else self._graphed(batch)
-            if done.norm is not None:
-                self._gradient_norm = done.norm
-                if accelerator.scaler is None:
-                    self._hold_back(done.norm)
-            self._optimizer.step()
-            if self._graphed is None:
-                self._optimizer.zero_grad()
-            else:
-                torch._foreach_zero_([p.grad for p in self._trainable if p.grad is not None])
-            if accelerator.sync_gradients:
+                if not self._step_in_graph:
+                    self._step(done.norm)
+            if self._accelerator.sync_gradients:
                 self._schedule.step()
                 self.agent.update_targets()
                 self.updates_done += 1
         self._priority = done.priority
+        if done.norm is not None:
+            self._gradient_norm = done.norm
         if log and self._gradient_norm is not None:
             done.metrics["Gradient Norm"] = self._gradient_norm
         return done.metrics
+
+    def _graphed_by(self, recorder: Recorder) -> GraphedUpdates:
+        if not self._step_in_graph:
+            return GraphedUpdates(self._gradients, self.agent, recorder)
+        rates = partial(rates_on_device, self._optimizer.optimizer, self._rates)
+        return GraphedUpdates(self._gradients_and_step, self.agent, recorder, rates)
+
+    def _gradients_and_step(self, batch: TrainingBatch, log: bool = False) -> Gradients:
+        done = self._gradients(batch, log)
+        self._step(done.norm)
+        return done
+
+    def _step(self, norm: torch.Tensor | None) -> None:
+        """The optimiser's step, if this batch completes one. norm: of the gradient, or None where it does not."""
+        if norm is not None and self._accelerator.scaler is None:
+            self._hold_back(norm)
+        self._optimizer.step()
+        if self._graphed is None or self._step_in_graph:
+            self._optimizer.zero_grad()
+        else:
+            torch._foreach_zero_([p.grad for p in self._trainable if p.grad is not None])
 
     def _gradients(self, batch: TrainingBatch, log: bool = False) -> Gradients:
         """Add the gradient of a batch to what is there, and clip it if that completes a step."""
@@ -262,18 +293,16 @@ class Learner:
     def _hold_back(self, norm: torch.Tensor) -> None:
         """Leave out the optimiser's next step where this or an earlier gradient is not finite. The device decides."""
         news = ~norm.isfinite() & (self._bad_batch < 0)
-        self._bad_batch = self._bad_batch.masked_fill(news, self.batches_done)
+        self._bad_batch.copy_(torch.where(news, self._batch_number, self._bad_batch))
         bad = self._bad_batch >= 0
         optimizer = self._optimizer.optimizer
         if getattr(optimizer, "_step_supports_amp_scaling", False):
-            optimizer.found_inf = bad.float()  # what a GradScaler tells a fused optimiser
+            self._held_back.copy_(bad)
+            optimizer.found_inf = self._held_back  # what a GradScaler tells a fused optimiser
             return
         for parameter in self._trainable:  # others make a step, of their momentum alone: weights stay numbers
             if parameter.grad is not None:
                 parameter.grad.masked_fill_(bad, 0.0)
-
-    def _no_batch(self) -> torch.Tensor:
-        return torch.full((), -1, dtype=torch.int64, device=self.device)
 
     def _check_finite(self) -> None:
         """Raises NonFiniteUpdate, with the origin of its batches, when an update was not made. Waits for the device."""
@@ -357,6 +386,8 @@ class Learner:
         saved = Snapshot.read(Path(folder), self._rank)
         self.agent.load_state_dict(saved.model)
         self._optimizer.load_state_dict(saved.optimizer)
+        if self._graphed is not None:
+            self._graphed.forget()  # they write into the state that was
         self._schedule.load_state_dict(saved.schedule)
         if self._accelerator.scaler is not None and saved.scaler is not None:
             self._accelerator.scaler.load_state_dict(saved.scaler)
@@ -368,7 +399,7 @@ class Learner:
                 parameter.grad = given.to(parameter) if parameter.grad is None else parameter.grad.copy_(given)
         set_random_states(saved.rng)
         self._accelerator.step = saved.rng.get("step", 0)
-        self._bad_batch = self._no_batch()
+        self._bad_batch.fill_(-1)
         factor = self._schedule.lr_lambdas[0](self._schedule.last_epoch)
         self._schedule.base_lrs = [group["lr"] for group in self._configured]
         self._schedule._last_lr = [rate * factor for rate in self._schedule.base_lrs]
@@ -384,7 +415,7 @@ class Learner:
     def load_agent(self, path: str) -> None:
         """Start from weights that `save_agent` wrote. Raises RuntimeError when they are of another architecture."""
         self.agent.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        self._bad_batch = self._no_batch()
+        self._bad_batch.fill_(-1)
 
 
 def fetch_means(logged: list[dict[str, torch.Tensor]]) -> dict[str, float]:

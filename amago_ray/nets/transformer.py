@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import gin
@@ -37,7 +37,8 @@ class SigmaReparam(nn.Module):
 
     u and v start as the true singular vectors and follow W by one power iteration per training step.
 
-    iterates: whether a training step of this layer makes that iteration itself; else whoever has it calls `iterate`.
+    iterates: whether a training step of this layer makes that iteration itself; else whoever has it calls
+        `power_iterations`.
     fast_init: W and b start as those of `nn.Linear`, u and v as random unit vectors, which needs no singular value
         decomposition; sigma, and with it the scale of the layer, is then right only after some training steps.
     """
@@ -82,17 +83,10 @@ class SigmaReparam(nn.Module):
                 linear.bias.copy_(self.bias)
         return linear.requires_grad_(False)
 
-    @torch.no_grad()
-    def iterate(self) -> None:
-        """One power iteration: u and v follow the weight."""
-        weight = self.weight.float()
-        self.u.copy_(F.normalize(weight @ self.v, dim=0))
-        self.v.copy_(F.normalize(self.u @ weight, dim=0))
-
     def forward(self, x: Tensor, scale_D: Tensor | None = None) -> Tensor:
         """x (..., d_in) -> (..., d_out), of x * scale_D where a scale (d_in,) is given."""
         if self.iterates and self.training and not statistics_are_held():
-            self.iterate()
+            power_iterations([self])
         # Copies, because the next power iteration writes into the buffers before backward may have read them.
         u, v = (self.u.clone(), self.v.clone()) if self.training else (self.u, self.v)
         with torch.autocast(device_type=x.device.type, enabled=False):
@@ -100,6 +94,26 @@ class SigmaReparam(nn.Module):
             weight = self.weight * (self.gamma / sigma)
             weight = weight if scale_D is None else weight * scale_D
         return F.linear(x, weight, self.bias)
+
+
+@torch.no_grad()
+def power_iterations(layers: Iterable[SigmaReparam]) -> None:
+    """One power iteration of each layer, in float32 whatever the precision: u and v follow its weight.
+
+    Layers of one shape are normalised together: on a GPU the launches take longer than what they do.
+    """
+    by_shape: dict[torch.Size, list[SigmaReparam]] = {}
+    for layer in layers:
+        by_shape.setdefault(layer.weight.shape, []).append(layer)
+    for alike in by_shape.values():
+        with torch.autocast(alike[0].weight.device.type, enabled=False):
+            weights = [layer.weight.float() for layer in alike]
+            u_XO = torch.stack([weight @ layer.v for weight, layer in zip(weights, alike, strict=True)])
+            u_XO = F.normalize(u_XO, dim=1)
+            v_XI = torch.stack([u_O @ weight for u_O, weight in zip(u_XO, weights, strict=True)])
+            v_XI = F.normalize(v_XI, dim=1)
+        torch._foreach_copy_([layer.u for layer in alike], list(u_XO))
+        torch._foreach_copy_([layer.v for layer in alike], list(v_XI))
 
 
 Linear = SigmaReparam | nn.Linear
@@ -321,8 +335,7 @@ class Transformer(nn.Module):
             )
         x_BLD = self.dropout_emb(x_BLD)
         if self.training and not statistics_are_held():
-            for reparametrised in self._reparametrised:
-                reparametrised.iterate()
+            power_iterations(self._reparametrised)
         steps: Sequence[TracedCacheStep | None] = [None] * len(self.layers) if cache is None else cache.steps()
         for layer, step in zip(self.layers, steps, strict=True):
             if self._compiled_layer is not None and cache is None and packing is None and torch.is_grad_enabled():

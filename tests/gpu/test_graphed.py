@@ -21,7 +21,7 @@ from amago_ray.agent import Agent
 from amago_ray.agent.losses import exp_filter
 from amago_ray.agent.policy import TrainingBatch
 from amago_ray.agent.spec import AgentSpec
-from amago_ray.learner.graphed import MAX_GRAPHS, CannotRecord, CudaRecorder, Gradients, GraphedGradients, is_recordable
+from amago_ray.learner.graphed import MAX_GRAPHS, CannotRecord, CudaRecorder, Gradients, GraphedUpdates, is_recordable
 from amago_ray.learner.learner import Learner, LearnerConfig
 from amago_ray.learner.provenance import NonFiniteUpdate
 from amago_ray.nets.policy_outputs import TanhGaussian
@@ -39,7 +39,7 @@ def recording(spec: AgentSpec, device: str, recorder: Any = None, **config: Any)
     torch.manual_seed(0)
     learner = make_learner(spec, device, cuda_graphs="never", **config)
     recorder = recorder or (CudaRecorder() if device == "cuda" else PlainRecorder())
-    learner._graphed = GraphedGradients(learner._gradients, learner.agent, recorder)
+    learner._graphed = learner._graphed_by(recorder)
     return learner
 
 
@@ -247,7 +247,7 @@ def test_what_cannot_be_recorded_is_computed_as_before() -> None:
 
 def test_only_so_many_shapes_are_recorded() -> None:
     recorder = PlainRecorder()
-    graphed = GraphedGradients(
+    graphed = GraphedUpdates(
         lambda batch, log=False: Gradients({}, None, torch.ones(())), agent_spec().build(), recorder
     )
     for _ in range(3):
@@ -327,7 +327,7 @@ def test_a_learner_trains_with_recordings(device: str, precision: str) -> None:
     config = LearnerConfig(device=device, mixed_precision=precision, lr_warmup_steps=20)
     learner = Learner(config, spec, ring.learner._batches)
     recorder = CudaRecorder() if device == "cuda" else PlainRecorder()
-    learner._graphed = GraphedGradients(learner._gradients, learner.agent, recorder)
+    learner._graphed = learner._graphed_by(recorder)
     before = {name: x.detach().clone() for name, x in learner.agent.named_parameters()}
     report = learner.train(30)
     assert report.updates == learner.updates_done == 30
