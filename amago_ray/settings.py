@@ -22,9 +22,9 @@ from amago_ray.config.value_checks import (
     whole_number,
 )
 from amago_ray.config.value_types import hints_of, objection
+from amago_ray.cuda_graphs import CudaGraphs
 from amago_ray.envs.exploration import EpsilonGreedy, ExplorationWrapper
 from amago_ray.envs.makers import EnvProcesses, MakeEnv
-from amago_ray.learner.graphed import CudaGraphs
 from amago_ray.learner.precision import MixedPrecision
 from amago_ray.nets.traj_encoders import TformerTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import TstepEncoder

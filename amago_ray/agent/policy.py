@@ -174,6 +174,9 @@ class Policy(nn.Module):
     def initial_memory(self, num_envs: int) -> Any:
         return self.traj_encoder.initial_memory(num_envs)
 
+    def recordable_memory(self, num_envs: int) -> Any:
+        return self.traj_encoder.recordable_memory(num_envs)
+
     def reset_memory(self, memory: Any, mask_B: np.ndarray) -> Any:
         return self.traj_encoder.reset_memory(memory, mask_B)
 

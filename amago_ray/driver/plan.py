@@ -224,6 +224,7 @@ def deal_environments(
             sample_actions=sample_actions,
             device=settings.rollout_device,
             env_processes=env_processes(settings),
+            cuda_graphs=settings.cuda_graphs,
         )
         for i, share in enumerate(shares)
     )

@@ -13,26 +13,21 @@ import dataclasses
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import partial
-from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Literal, Protocol
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from amago_ray.agent import Agent
 from amago_ray.agent.policy import TrainingBatch
+from amago_ray.cuda_graphs import CannotRecord, Recorder, is_known
 from amago_ray.nets.packed_sequences import on_device
 
 if TYPE_CHECKING:
     from amago_ray.learner.learner import LearnerConfig
 
-CudaGraphs = Literal["auto", "always", "never"]
 MAX_GRAPHS = 16  # shapes of batches; others are computed launch by launch
-NEUTRAL = {"builtins.", "typing.", "abc."}
-OUTSIDE = ("optimizer_type",)  # what an agent is given and no graph holds
-KNOWN = ("amago_ray.", "torch.")  # whose modules keep nothing in Python that changes from update to update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,66 +46,6 @@ class Compute(Protocol):
     """What is done with a batch: its gradients, metrics where they are to be logged, perhaps the optimiser's step."""
 
     def __call__(self, batch: TrainingBatch, log: bool = False) -> Gradients: ...
-
-
-class CannotRecord(RuntimeError):
-    """An update did what cannot be recorded: the error that it met."""
-
-
-class Recorder(Protocol):
-    """How launches are recorded."""
-
-    def warm_up(self, function: Callable[[], Gradients]) -> Gradients:
-        """Call it where recordings are made, without making one: libraries allocate then what they keep."""
-
-    def record(self, function: Callable[[], Gradients]) -> tuple[Callable[[], None], Gradients]:
-        """What does again on the device what `function` does, and where its results are then. Nothing is done yet.
-
-        Raises CannotRecord.
-        """
-
-
-class CudaRecorder:
-    """Records CUDA graphs, whose intermediate results share their memory.
-
-    All on one stream: what adds gradients to a parameter runs on the stream of whoever last built a graph of autograd
-    over it, as long as anybody holds on to that, and a recording may not touch another stream.
-    """
-
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()
-
-    def warm_up(self, function: Callable[[], Gradients]) -> Gradients:
-        aside, here = self._stream, torch.cuda.current_stream()
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):
-            result = function()
-        here.wait_stream(aside)
-        return result
-
-    def record(self, function: Callable[[], Gradients]) -> tuple[Callable[[], None], Gradients]:
-        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        try:
-            # Of this thread alone, should another one use the device meanwhile.
-            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-                result = function()
-        except RuntimeError as error:
-            torch.cuda.set_stream(here)
-            self._leave()
-            raise CannotRecord(error.__context__ or error) from error
-        return graph.replay, result
-
-    def _leave(self) -> None:
-        """What PyTorch leaves undone where a recording is spoiled: its allocator stays with the recording's memory, and
-        its random numbers with the recording's offsets, so that the next one is refused."""
-        device = torch.cuda.current_device()
-        with suppress(RuntimeError, AttributeError):  # no public name of PyTorch's
-            torch._C._cuda_endAllocateToPool(device, self._pool)
-        generator = torch.cuda.default_generators[device]
-        fresh = torch.Generator(generator.device)
-        fresh.set_state(generator.get_state())
-        generator.graphsafe_set_state(fresh.graphsafe_get_state())
 
 
 class Recording:
@@ -190,6 +125,7 @@ class GraphedUpdates:
     def forget(self) -> None:
         """Record anew from here on."""
         self._recordings.clear()
+        self._recorder.forget()
 
     def launched(self, batch: TrainingBatch, log: bool) -> Gradients:
         """`compute(batch, log)` without a recording, but where these are made."""
@@ -277,20 +213,4 @@ def is_recordable(config: LearnerConfig, agent: Agent) -> bool:
         return False
     if agent.policy.action_mask_key is not None:
         return False
-    return config.cuda_graphs == "always" or all(map(_is_known, agent.modules()))
-
-
-def _is_known(part: object) -> bool:
-    """Whether code is of this package or of PyTorch, and the functions that it was given: other code may do something
-    in Python each time."""
-    if isinstance(part, partial):
-        return all(map(_is_known, (part.func, *part.args, *part.keywords.values())))
-    if isinstance(part, FunctionType | MethodType | type):
-        return f"{part.__module__}.".startswith(KNOWN)
-    bases = {f"{base.__module__}." for base in type(part).__mro__} - NEUTRAL
-    if not any(name.startswith(KNOWN) for name in bases):
-        return True  # a number, a name, a function written in C
-    given = (
-        x for name, x in vars(part).items() if callable(x) and name not in OUTSIDE and not isinstance(x, nn.Module)
-    )
-    return all(name.startswith(KNOWN) for name in bases) and all(map(_is_known, given))
+    return config.cuda_graphs == "always" or all(map(is_known, agent.modules()))

@@ -24,17 +24,9 @@ from amago_ray.agent.policy import TrainingBatch
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.agent.transitions import AgentLoss
 from amago_ray.atomic_files import write_atomically
+from amago_ray.cuda_graphs import CudaGraphs, CudaRecorder, Recorder
 from amago_ray.learner.batches import Prefetcher, training_batch
-from amago_ray.learner.graphed import (
-    CudaGraphs,
-    CudaRecorder,
-    Gradients,
-    GraphedUpdates,
-    Recorder,
-    is_recordable,
-    rates_on_device,
-    steps_on_device,
-)
+from amago_ray.learner.graphed import Gradients, GraphedUpdates, is_recordable, rates_on_device, steps_on_device
 from amago_ray.learner.precision import MixedPrecision, precision_on
 from amago_ray.learner.provenance import NonFiniteUpdate, describe, origin
 from amago_ray.learner.snapshot import Snapshot, save, set_random_states

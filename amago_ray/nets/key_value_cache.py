@@ -69,6 +69,23 @@ class KeyValueCache:
 
 
 @dataclass
+class RecordableCache(KeyValueCache):
+    """A `KeyValueCache` whose count lies on the device too, so that a step is launches alone: of all slots, always."""
+
+    count: Tensor  # type: ignore[assignment]
+
+    def reset(self, mask_B: np.ndarray) -> None:
+        self.count.masked_fill_(torch.from_numpy(mask_B).to(self.count.device), 0)
+
+    def advance(self) -> tuple[Tensor, Tensor, Tensor]:
+        new_B, num_slots = self.count.clone(), self.keys.shape[3]
+        self.count += 1
+        slots = torch.arange(num_slots, device=new_B.device)
+        slot_B, age_BS, index_BS = ring_positions(new_B, slots, num_slots, self.num_sinks, torch.where)
+        return slot_B, age_BS, index_BS
+
+
+@dataclass
 class TracedCache:
     """A `KeyValueCache` as a function of tensors, so that a step is one graph: every slot takes part at every step.
 

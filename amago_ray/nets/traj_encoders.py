@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from amago_ray.nets.attention import Attention, CausalAttention
 from amago_ray.nets.dropout import Dropout
 from amago_ray.nets.feedforward import Normalization, activation
-from amago_ray.nets.key_value_cache import KeyValueCache, TracedCache
+from amago_ray.nets.key_value_cache import KeyValueCache, RecordableCache, TracedCache
 from amago_ray.nets.mamba import MambaBlock, MambaMemory
 from amago_ray.nets.packed_sequences import Packing
 from amago_ray.nets.recomputation import recomputed
@@ -75,6 +75,12 @@ class TrajEncoder(nn.Module, ABC):
     def reset_memory(self, memory: Any, mask_B: np.ndarray) -> Any:
         """Memory in which the environments of `mask_B` (B,) bool are at the start of a rollout."""
         return memory
+
+    def recordable_memory(self, num_envs: int) -> Any:
+        """`initial_memory` for steps that are recorded as a CUDA graph. Override it where that is not tensors on the
+        device, in tuples, mappings or dataclasses: a step reads and writes nothing else that changes.
+        """
+        return self.initial_memory(num_envs)
 
     def portable_memory(self, num_envs: int) -> dict[str, Tensor]:
         """`initial_memory` as named tensors, all zeros, with the leading axis B.
@@ -297,6 +303,11 @@ class TformerTrajEncoder(TrajEncoder):
     def reset_memory(self, memory: KeyValueCache, mask_B: np.ndarray) -> KeyValueCache:
         memory.reset(mask_B)
         return memory
+
+    def recordable_memory(self, num_envs: int) -> RecordableCache:
+        cache = self.initial_memory(num_envs)
+        count = torch.zeros(num_envs, dtype=torch.int64, device=cache.keys.device)
+        return RecordableCache(cache.keys, cache.values, count, cache.num_sinks)
 
     def portable_memory(self, num_envs: int) -> dict[str, Tensor]:
         cache = self.initial_memory(num_envs)

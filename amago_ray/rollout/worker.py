@@ -10,18 +10,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from amago_ray.agent.flat_weights import load_flat_state
 from amago_ray.agent.policy import Policy
 from amago_ray.agent.spec import AgentSpec
+from amago_ray.cuda_graphs import CudaGraphs
 from amago_ray.envs.exploration import ExplorationWrapper
 from amago_ray.envs.makers import EnvFailure, EnvProcesses, MakeEnv, Pool, Transition, make_pool
 from amago_ray.messages import EpisodeResult, EvaluationReport, RolloutReport, Trajectory, TrajectoryId, Weights
-from amago_ray.nets.actions import stored_action
 from amago_ray.nets.columns import laid_out_for_acting
 from amago_ray.pending import ShardAway
 from amago_ray.rollout.assignment import Assignment, Tally
+from amago_ray.rollout.policy_step import make_policy_step
 from amago_ray.rollout.random_stream import TorchRandomStream
 from amago_ray.rollout.recorder import Numbers, TrajectoryRecorder
 from amago_ray.rollout.scheduled import runnable_s
@@ -42,7 +42,7 @@ class RolloutConfig:
     a long rollout have random lengths, in traj_save_len -+ stagger. total_envs: environments of the run, over all
     workers; by default up to this worker's last. action_mask_key: observation of legal actions. temperature: of
     sampled actions, in place of `Agent.temperature`. env_processes: environments run in processes of their own; None
-    for in this one.
+    for in this one. cuda_graphs: where the policy runs on a GPU, see `make_policy_step`.
     """
 
     make_env: MakeEnv
@@ -58,6 +58,7 @@ class RolloutConfig:
     action_mask_key: str | None = None
     temperature: float | None = None
     env_processes: EnvProcesses | None = None
+    cuda_graphs: CudaGraphs = "auto"
 
 
 class PreviousStep:
@@ -117,6 +118,9 @@ class RolloutWorker:
             processes=config.env_processes,
         )
         self._action_spec = self._pool.action_spec
+        self._policy_step = make_policy_step(
+            self._policy, self._action_spec, config.num_envs, config.device, config.sample_actions, config.cuda_graphs
+        )
         exploration_seed, policy_seed = (
             int(x) for x in np.random.SeedSequence((config.seed, config.first_env, incarnation)).generate_state(2)
         )
@@ -144,7 +148,6 @@ class RolloutWorker:
         self._previous = PreviousStep(config.num_envs, self._action_spec)
         self._statistics = EpisodeStatistics(config.num_envs)
         self._obs: dict[str, np.ndarray] = {}  # empty until rollouts have begun
-        self._memory = None
         self._waited_s = 0.0
         self._failures_told = 0
 
@@ -152,6 +155,7 @@ class RolloutWorker:
         """Act by these weights from now on; does nothing when they are the ones in use."""
         if weights.version != self._weight_version:
             load_flat_state(self._policy, weights.buffer)
+            self._policy_step.weights_changed()
             self._weight_version = weights.version
 
     def set_exploration_steps(self, steps_per_env: int) -> None:
@@ -368,15 +372,8 @@ class RolloutWorker:
 
     def _act(self) -> np.ndarray:
         """The actions to take now, (N, ...) as stored."""
-        device, time_idx = self.config.device, self._statistics.lengths.copy()
-        vector, self._memory = self._policy.act(
-            {name: torch.from_numpy(value).to(device) for name, value in self._obs.items()},
-            torch.from_numpy(self._previous.rl2).to(device),
-            torch.from_numpy(time_idx).to(device),
-            self._memory,
-            self.config.sample_actions,
-        )
-        actions = stored_action(vector, self._action_spec).cpu().numpy().astype(self._action_spec.dtype, copy=False)
+        time_idx = self._statistics.lengths.copy()
+        actions = self._policy_step.act(self._obs, self._previous.rl2, time_idx)
         if self._explore is None:
             return actions
         mask = self.config.action_mask_key
@@ -384,13 +381,13 @@ class RolloutWorker:
 
     def _begin_all(self) -> None:
         self._obs = self._pool.reset()
-        self._memory = self._policy.initial_memory(self.config.num_envs)
+        self._policy_step.begin_all()
         self._begin(np.ones(self.config.num_envs, dtype=bool))
 
     def _begin(self, fresh: np.ndarray) -> None:
         if self._recorder is not None:
             self._recorder.begin(fresh, self._obs)
-        self._memory = self._policy.reset_memory(self._memory, fresh)
+        self._policy_step.begin(fresh)
         self._previous.begin(fresh)
         self._statistics.begin(fresh)
         if self.tally is not None:

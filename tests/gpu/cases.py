@@ -85,19 +85,25 @@ class PlainRecorder:
     def __init__(self) -> None:
         self.recorded = 0
 
-    def warm_up(self, function: Callable[[], Gradients]) -> Gradients:
+    def warm_up(self, function: Callable[[], Any]) -> Any:
         self._like = function()
         return self._like
 
-    def record(self, function: Callable[[], Gradients]) -> tuple[Callable[[], None], Gradients]:
+    def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         self.recorded += 1
-        norm, priority = (None if x is None else torch.empty_like(x) for x in (self._like.norm, self._like.priority))
-        result = Gradients({}, priority, norm)
+        places = [None if x is None else torch.empty_like(x) for x in _results(self._like)]
+        result = Gradients({}, *places) if isinstance(self._like, Gradients) else places[0]
 
         def replay() -> None:
-            done = function()
-            norm.copy_(done.norm)
-            if priority is not None:
-                priority.copy_(done.priority)
+            for place, value in zip(places, _results(function()), strict=True):
+                if place is not None:
+                    place.copy_(value)
 
         return replay, result
+
+    def forget(self) -> None:
+        pass
+
+
+def _results(done: Gradients | torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    return (done.priority, done.norm) if isinstance(done, Gradients) else (done,)

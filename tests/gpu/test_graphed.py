@@ -21,7 +21,8 @@ from amago_ray.agent import Agent
 from amago_ray.agent.losses import exp_filter
 from amago_ray.agent.policy import TrainingBatch
 from amago_ray.agent.spec import AgentSpec
-from amago_ray.learner.graphed import MAX_GRAPHS, CannotRecord, CudaRecorder, Gradients, GraphedUpdates, is_recordable
+from amago_ray.cuda_graphs import CannotRecord, CudaRecorder
+from amago_ray.learner.graphed import MAX_GRAPHS, Gradients, GraphedUpdates, is_recordable
 from amago_ray.learner.learner import Learner, LearnerConfig
 from amago_ray.learner.provenance import NonFiniteUpdate
 from amago_ray.nets.policy_outputs import TanhGaussian

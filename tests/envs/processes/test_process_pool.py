@@ -89,7 +89,7 @@ class Compared:
         assert_same_trajectories(self.here.written, self.apart.written)
         for x, y in zip(self.here.written, self.apart.written, strict=True):
             assert (x.id, x.env_name, x.truncated) == (y.id, y.env_name, y.truncated)
-        assert torch.equal(*(run.worker._memory for run in (self.here, self.apart)))
+        assert torch.equal(*(run.worker._policy_step._memory for run in (self.here, self.apart)))
         assert torch.equal(*(run.worker.random._states[0] for run in (self.here, self.apart)))
         return here, apart
 
@@ -162,7 +162,7 @@ def test_one_that_breaks_down_is_as_one_that_raises_and_its_siblings_notice_noth
     assert len(of_siblings(whole)) >= 10
     assert_same_trajectories(of_siblings(apart), of_siblings(whole))
     for run in (apart, raising):
-        assert torch.equal(run.worker._memory[:, [0, 2]], whole.worker._memory[:, [0, 2]])
+        assert torch.equal(run.worker._policy_step._memory[:, [0, 2]], whole.worker._policy_step._memory[:, [0, 2]])
         assert torch.equal(run.worker.random._states[0], whole.worker.random._states[0])
         assert run.worker._explore.rng.bit_generator.state == whole.worker._explore.rng.bit_generator.state
     if fault == "hang":

@@ -1,0 +1,258 @@
+"""Steps of a policy that are recorded act as launched ones do: on a GPU as CUDA graphs, on a CPU called again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from agent_cases import ACTION_SPECS, OBS_SPEC, L, tformer
+from gpu.cases import ENCODERS, PlainRecorder, agent_spec, on_devices
+from small_agents import small_agent_spec
+
+from amago_ray.agent.flat_weights import flatten_state, load_flat_state
+from amago_ray.agent.policy import Policy
+from amago_ray.agent.spec import AgentSpec
+from amago_ray.cuda_graphs import CannotRecord, CudaRecorder
+from amago_ray.messages import Trajectory, Weights
+from amago_ray.nets.attention import ClippedSlidingSinkAttention, SlidingSinkAttention
+from amago_ray.nets.columns import laid_out_for_acting
+from amago_ray.nets.traj_encoders import GRUTrajEncoder, TformerTrajEncoder
+from amago_ray.rollout import policy_step
+from amago_ray.rollout.policy_step import GraphedPolicyStep, PolicyStep, make_policy_step
+from amago_ray.rollout.random_stream import TorchRandomStream
+from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
+from amago_ray.specs import ArraySpec
+
+N = 5
+MORE_ENCODERS = {
+    **ENCODERS,
+    "sinks": partial(tformer, attention_type=partial(SlidingSinkAttention, window_size=3, sink_size=1)),
+    "rescored": partial(
+        tformer, attention_type=partial(ClippedSlidingSinkAttention, window_size=3, sink_size=1, logit_clip=5.0)
+    ),
+    "rope": partial(tformer, pos_emb="rope"),
+}
+
+
+def policy_of(spec: AgentSpec, device: str) -> Policy:
+    return laid_out_for_acting(spec.build().policy.to(device).eval())
+
+
+def decided(policy: Policy) -> Policy:
+    """With an actor whose action depends on what is seen, which a fresh one's hardly does."""
+    with torch.no_grad():
+        for parameter in policy.actor.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    return policy
+
+
+def graphed(policy: Policy, kind: str, device: str, sample: bool, recorder: Any = None) -> GraphedPolicyStep:
+    recorder = recorder or (CudaRecorder() if device == "cuda" else PlainRecorder())
+    return GraphedPolicyStep(policy, ACTION_SPECS[kind], N, device, sample, recorder)
+
+
+class Rollouts:
+    """Observations of N rollouts that end now and then, in the same way for everyone."""
+
+    def __init__(self, kind: str):
+        self.random, self.width = np.random.default_rng(0), 1 + ACTION_SPECS[kind].vector_size
+        self.time_idx = np.zeros(N, np.int64)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], np.ndarray, np.ndarray]]:
+        """Whose rollouts begin, and the arguments of a step."""
+        while True:
+            fresh = self.random.random(N) < 0.1
+            self.time_idx[fresh] = 0
+            obs = {name: self._observed(x) for name, x in OBS_SPEC.items()}
+            yield fresh, obs, self.random.normal(size=(N, self.width)).astype(np.float32), self.time_idx.copy()
+            self.time_idx += 1
+
+    def _observed(self, spec: ArraySpec) -> np.ndarray:
+        shape = (N, *spec.shape)
+        values = self.random.integers(spec.nvec[0], size=shape) if spec.nvec else self.random.normal(size=shape)
+        return values.astype(spec.dtype)
+
+
+def act(step: PolicyStep, rollouts: Iterator[Any], timesteps: int) -> np.ndarray:
+    actions = []
+    for _ in range(timesteps):
+        fresh, *arguments = next(rollouts)
+        if fresh.any():
+            step.begin(fresh)
+        actions.append(step.act(*arguments).copy())
+    return np.stack(actions)
+
+
+@on_devices
+@pytest.mark.parametrize("encoder", MORE_ENCODERS)
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_recorded_steps_act_alike(kind: str, encoder: str, device: str) -> None:
+    """Past the length of training, with rollouts that begin in between, with new weights, and begun all anew."""
+    spec = agent_spec(kind=kind, encoder=MORE_ENCODERS[encoder])
+    policies = [policy_of(spec, device) for _ in range(2)]
+    weights = [flatten_state(decided(spec.build().policy)) for _ in range(2)]
+    plain = PolicyStep(policies[0], ACTION_SPECS[kind], N, device, False)
+    recorded = graphed(policies[1], kind, device, False)
+    rollouts = [iter(Rollouts(kind)) for _ in range(2)]
+    for phase, buffer in enumerate((weights[0], weights[1], weights[0])):
+        actions = []
+        for step, policy, its in zip((plain, recorded), policies, rollouts, strict=True):
+            load_flat_state(policy, buffer)
+            step.weights_changed()
+            if phase != 1:
+                step.begin_all()
+            actions.append(act(step, its, 2 * L + 3))
+        if kind == "continuous":
+            np.testing.assert_allclose(*actions, rtol=1e-3, atol=1e-4)
+        else:
+            assert (actions[0] == actions[1]).mean() > 0.97  # two categories may be as good to many digits
+            assert len(np.unique(actions[1])) > 1
+    assert not recorded._failed and recorded._replay is not None
+
+
+@on_devices
+def test_sampled_actions_are_drawn_anew_and_again_alike(device: str) -> None:
+    """By the worker's own random stream, whoever else draws."""
+    policy = policy_of(agent_spec(kind="continuous"), device)
+    runs = []
+    for _ in range(2):
+        step, stream = graphed(policy, "continuous", device, sample=True), TorchRandomStream(3, device)
+        step.begin_all()
+        _, *arguments = next(iter(Rollouts("continuous")))
+        actions = []
+        for _ in range(6):
+            torch.randn(7, device=device)
+            with stream:
+                actions.append(step.act(*arguments).copy())
+        runs.append(np.stack(actions))
+    np.testing.assert_array_equal(*runs)
+    assert len({row.tobytes() for row in runs[0]}) == len(runs[0])
+
+
+class Refusing(PlainRecorder):
+    def record(self, function: Callable[[], Any]) -> Any:
+        raise CannotRecord("operation not permitted when stream is capturing\nand more")
+
+
+def test_a_recording_that_fails_is_told_once_and_acting_goes_on() -> None:
+    policy = policy_of(agent_spec(kind="continuous"), "cpu")
+    plain = PolicyStep(policy, ACTION_SPECS["continuous"], N, "cpu", False)
+    refused = graphed(policy, "continuous", "cpu", False, Refusing())
+    with pytest.warns(UserWarning, match="acts without CUDA graphs: operation not permitted") as told:
+        actions = []
+        for step in (plain, refused):
+            step.begin_all()
+            rollouts = iter(Rollouts("continuous"))
+            actions.append(act(step, rollouts, 6))
+            step.weights_changed()
+            actions[-1] = np.concatenate((actions[-1], act(step, rollouts, 6)))
+    assert len(told) == 1 and "and more" not in str(told[0].message)
+    np.testing.assert_allclose(*actions, rtol=1e-5, atol=1e-6)
+
+
+class OnHost(TformerTrajEncoder):
+    """As a user writes one that knows of no recordings: its memory counts on the host."""
+
+    def recordable_memory(self, num_envs: int) -> Any:
+        return self.initial_memory(num_envs)
+
+
+def test_a_memory_on_the_host_is_not_recorded() -> None:
+    """Its count would stand still."""
+    spec = agent_spec(kind="continuous", encoder=partial(OnHost, d_model=16, n_heads=2, n_layers=1, d_ff=32))
+    policy = policy_of(spec, "cpu")
+    plain = PolicyStep(policy, ACTION_SPECS["continuous"], N, "cpu", False)
+    step = graphed(policy, "continuous", "cpu", False)
+    with pytest.warns(UserWarning, match="its memory holds a ndarray, which is no tensor"):
+        step.begin_all()
+    plain.begin_all()
+    actions = [act(x, iter(Rollouts("continuous")), 2 * L) for x in (plain, step)]
+    np.testing.assert_allclose(*actions, rtol=1e-5, atol=1e-6)
+
+
+class OwnEncoder(GRUTrajEncoder):
+    """Of somebody else's module."""
+
+
+def test_who_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_step, "CudaRecorder", PlainRecorder)
+    known, own = (agent_spec(encoder=x).build().policy for x in (GRUTrajEncoder, OwnEncoder))
+    spec = ACTION_SPECS["discrete"]
+    for policy, device, cuda_graphs, kind in (
+        (known, "cpu", "always", PolicyStep),
+        (known, "cuda", "auto", GraphedPolicyStep),
+        (known, "cuda:1", "auto", GraphedPolicyStep),
+        (known, "cuda", "never", PolicyStep),
+        (own, "cuda", "auto", PolicyStep),
+        (own, "cuda", "always", GraphedPolicyStep),
+    ):
+        assert type(make_policy_step(policy, spec, N, device, True, cuda_graphs)) is kind  # type: ignore[arg-type]
+
+
+class Reach(gym.Env):
+    """Rollouts of 3 to 9 steps; the reward is how near the action is to what is seen."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.left = int(self.np_random.integers(3, 10))
+        return self._look(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.left -= 1
+        return self._look(), -float(np.abs(action - self.seen).sum()), self.left == 0, False, {}
+
+    def _look(self) -> np.ndarray:
+        self.seen = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        return self.seen
+
+
+class Unpinned(policy_step.Input):
+    def __init__(self, like: np.ndarray, device: str):
+        self._host = torch.empty(like.shape, dtype=torch.from_numpy(like).dtype)
+        self.place = torch.empty_like(self._host)
+
+
+@on_devices
+def test_a_worker_collects_the_same(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunk by chunk with new weights, and in the two ways that `Experiment.cuda_graphs` names."""
+    if device == "cpu":  # where nothing is recorded: as if it were a GPU
+        monkeypatch.setattr(policy_step, "CudaRecorder", PlainRecorder)
+        monkeypatch.setattr(policy_step, "_is_gpu", lambda device: True)
+        monkeypatch.setattr(policy_step, "Input", Unpinned)
+    spec = small_agent_spec(Reach, partial(TformerTrajEncoder, d_model=16, n_heads=2, n_layers=1, d_ff=32), 6, width=8)
+    weights = [Weights(version, flatten_state(spec.build().policy)) for version in range(3)]
+    collected: list[list[Trajectory]] = []
+    for cuda_graphs in ("never", "auto"):
+        written: list[Trajectory] = []
+        config = RolloutConfig(
+            Reach,
+            N,
+            0,
+            0,
+            16,
+            None,
+            sample_actions=False,
+            device=device,
+            cuda_graphs=cuda_graphs,  # type: ignore[arg-type]
+        )
+        worker = RolloutWorker(config, spec, write=written.append)
+        assert isinstance(worker._policy_step, GraphedPolicyStep) == (cuda_graphs == "auto")
+        for given in weights:
+            worker.set_weights(given)
+            worker.collect(10 * N)
+        worker.close()
+        collected.append(written)
+    assert len(collected[0]) == len(collected[1]) > N
+    for one, other in zip(*collected, strict=True):
+        assert one.id == other.id
+        assert one.columns.keys() == other.columns.keys()
+        for name, column in one.columns.items():
+            np.testing.assert_allclose(column, other.columns[name], rtol=1e-3, atol=1e-4, err_msg=name)
