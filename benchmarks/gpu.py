@@ -13,17 +13,18 @@ from itertools import cycle, product
 from typing import Any
 
 import measure
+import numpy as np
 import torch
 from accelerate.state import AcceleratorState
 from agents import ACTIONS, RETURN_RANGE, Size, configured_spec
-from graphed_acting import GraphedActing
 from learner import filled_shard
 from measure import Column, Row, Table
 
-from amago_ray.agent.policy import Policy
 from amago_ray.learner.learner import Learner, LearnerConfig
 from amago_ray.messages import Batch
+from amago_ray.nets.columns import laid_out_for_acting
 from amago_ray.replay.client import LocalShard, ReplayReader
+from amago_ray.rollout.policy_step import GraphedPolicyStep, PolicyStep, make_policy_step
 
 # Dense rates that makers name, in FLOP/s: of bfloat16 with float32 sums, and of float32 without TF32.
 PEAKS = {
@@ -187,15 +188,22 @@ def measure_update(name: str, size: Size, precision: str, how: str, options: arg
 
 
 def measure_acting(encoder: str, num_envs: int, options: argparse.Namespace) -> Row:
+    """As a rollout worker acts, greedily: arrays in, actions out."""
     size, action_spec = (SMALL if options.small else SIZES)["3 x 256"], ACTIONS["discrete"]
-    policy = configured_spec(size, encoder, action_spec).build().policy.to(options.device).eval()
-    eager, graph = EagerActing(policy, num_envs, size, options.device), GraphedActing(policy, num_envs, size.obs_spec)
+    policy = laid_out_for_acting(configured_spec(size, encoder, action_spec).build().policy.to(options.device).eval())
+    arguments = (policy, action_spec, num_envs, options.device, False)
+    eager, graph = PolicyStep(*arguments), make_policy_step(*arguments, "auto")
+    random, time_idx = np.random.default_rng(0), np.zeros(num_envs, np.int64)
+    rl2 = np.zeros((num_envs, 1 + action_spec.vector_size), np.float32)
+    for step in (eager, graph):
+        step.begin_all()
     for _ in range(2 * size.max_seq_len if options.small else size.max_seq_len + 10):
-        obs = {"observation": torch.randn(num_envs, size.obs_width, device=options.device)}
-        differ = (eager(obs) != graph(obs)).any(dim=-1).float().mean()
+        obs = {"observation": random.standard_normal((num_envs, size.obs_width), np.float32)}
+        differ = (eager.act(obs, rl2, time_idx) != graph.act(obs, rl2, time_idx)).mean()
         assert differ <= 0.05, f"{differ:.0%} of the actions differ"  # some are, where two are as good to three digits
+        time_idx += 1
     timings = measure.interleaved(
-        {"eager": lambda: eager(obs), "graph": lambda: graph(obs)},
+        {"eager": lambda: eager.act(obs, rl2, time_idx), "graph": lambda: graph.act(obs, rl2, time_idx)},
         options.seconds / 2,
         min_rounds=10,
         device=options.device,
@@ -206,23 +214,8 @@ def measure_acting(encoder: str, num_envs: int, options: argparse.Namespace) -> 
         "eager_steps_per_s": timings["eager"].spread(1),
         "graph_steps_per_s": timings["graph"].spread(1),
         "graph_speedup": measure.ratio(timings["eager"], timings["graph"]),
-        "graph_kind": graph.kind,
+        "graph_kind": "CUDA graph" if isinstance(graph, GraphedPolicyStep) else "plain",
     }
-
-
-class EagerActing:
-    """As a rollout worker acts: greedy action vectors for observations, one timestep after the other."""
-
-    def __init__(self, policy: Policy, num_envs: int, size: Size, device: str):
-        self.policy, self.memory = policy, policy.initial_memory(num_envs)
-        vector_size = policy.actor.policy_output.action_spec.vector_size
-        self.rl2 = torch.zeros(num_envs, 1 + vector_size, device=device)
-        self.time_idx = torch.zeros(num_envs, dtype=torch.int64, device=device)
-
-    def __call__(self, obs: dict[str, Any]) -> torch.Tensor:
-        action, self.memory = self.policy.act(obs, self.rl2, self.time_idx, self.memory, sample=False)
-        self.time_idx = self.time_idx + 1
-        return action
 
 
 def run(options: argparse.Namespace) -> tuple[Row, list[Row]]:

@@ -63,7 +63,8 @@ def agent_spec(
 
 
 def make_learner(spec: AgentSpec, device: str, **config: Any) -> Learner:
-    return Learner(LearnerConfig(device=device, learning_rate=1e-3, lr_warmup_steps=1, **config), spec, NoBatches())
+    config = {"learning_rate": 1e-3, "lr_warmup_steps": 1} | config
+    return Learner(LearnerConfig(device=device, **config), spec, NoBatches())
 
 
 def prepared_batch(kind: str, device: torch.device | str = "cpu", **changes: Any) -> TrainingBatch:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from amago_ray.agent import Agent
 from amago_ray.agent.losses import exp_filter
+from amago_ray.agent.optimizers import AdamWRel
 from amago_ray.agent.policy import TrainingBatch
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.cuda_graphs import CannotRecord, CudaRecorder
@@ -96,15 +97,55 @@ def test_the_same_weights_after_many_updates(agent: str, encoder: str, kind: str
 
 
 @on_devices
+@pytest.mark.parametrize(
+    "optimizer_type",
+    [
+        partial(torch.optim.Adam, betas=(0.5, 0.9)),
+        partial(torch.optim.SGD, momentum=0.9),
+        torch.optim.RMSprop,
+        partial(AdamWRel, reset_interval=4),
+    ],
+    ids=lambda made: getattr(made, "func", made).__name__,
+)
+def test_with_another_optimiser(optimizer_type: Any, device: str) -> None:
+    """In the graph or after it."""
+    spec = agent_spec(kind="continuous", optimizer_type=optimizer_type)
+    learners = recording(spec, device), plain(spec, device)
+    learners[1].agent.load_state_dict(learners[0].agent.state_dict())
+    for learner in learners:
+        draw_nothing(learner.agent)
+        for number in range(UPDATES):
+            learner.update(to(batch_of("continuous", number), device))
+    assert_equal_learners(*learners, rtol=NEAR[device])
+    assert learners[0]._step_in_graph == (getattr(optimizer_type, "func", None) is torch.optim.Adam)
+    graphed = learners[0]._graphed
+    assert graphed is not None and not graphed.failed and graphed._recordings
+
+
+@on_devices
+def test_learning_rates_are_those_of_now(device: str) -> None:
+    """In a recording, too: it was made while they were above 0. And they are saved as the numbers that they are."""
+    learner = recording(agent_spec(), device, lr_end_factor=0.0, last_update=6)
+    moved = []
+    for number in range(9):
+        before = torch.cat([p.detach().flatten() for p in learner.agent.policy.parameters()])
+        learner.update(to(batch_of("discrete", number), device))
+        after = torch.cat([p.detach().flatten() for p in learner.agent.policy.parameters()])
+        moved.append(bool((before != after).any()))
+    assert moved == [True] * 6 + [False] * 3
+    (group,) = learner._optimizer.state_dict()["param_groups"]
+    assert group["lr"] == 0.0 and type(group["lr"]) is float and not group["capturable"]
+
+
+@on_devices
 def test_what_is_drawn_at_random_is_drawn_anew(device: str) -> None:
     """Dropout, sampled actions and the critics of targets: no two replays on one batch have the same gradient."""
     encoder = partial(tformer, dropout_ff=0.3, dropout_emb=0.3)
-    learner = recording(agent_spec(kind="continuous", encoder=encoder), device, grad_clip=1e9)
+    learner = recording(agent_spec(kind="continuous", encoder=encoder), device, grad_clip=1e9, learning_rate=0.0)
     assert learner._graphed is not None
     batch, norms = to(batch_of("continuous", 0), device), []
     for _ in range(8):
         norms.append(float(learner._graphed(batch).norm))
-        learner._optimizer.zero_grad(set_to_none=False)
     assert len(set(norms)) == len(norms)
 
 
