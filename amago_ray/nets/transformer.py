@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import gin
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from amago_ray.nets.attention import Attention
@@ -90,10 +91,31 @@ class SigmaReparam(nn.Module):
         # Copies, because the next power iteration writes into the buffers before backward may have read them.
         u, v = (self.u.clone(), self.v.clone()) if self.training else (self.u, self.v)
         with torch.autocast(device_type=x.device.type, enabled=False):
-            sigma = torch.dot(u, self.weight.float() @ v)
-            weight = self.weight * (self.gamma / sigma)
+            weight = _EffectiveWeight.apply(self.weight, self.gamma, u, v)
             weight = weight if scale_D is None else weight * scale_D
         return F.linear(x, weight, self.bias)
+
+
+class _EffectiveWeight(torch.autograd.Function):
+    """gamma W / sigma with sigma = u^T W v; u and v take no gradient.
+
+    With G the gradient of the result, that of W is (gamma / sigma) (G - <G, W> / sigma u v^T), and <G, W> / sigma that
+    of gamma: written down, three passes over a matrix where autograd makes seven.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, gamma: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        sigma = torch.dot(u, weight.float() @ v)
+        scale = gamma / sigma
+        ctx.save_for_backward(weight, scale, sigma, u, v)
+        return weight * scale
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        weight, scale, sigma, u, v = ctx.saved_tensors
+        inner = torch.dot(gradient.flatten(), weight.flatten()) / sigma
+        return (gradient * scale).addr_(u * (-inner * scale), v), inner.reshape(1), None, None
 
 
 @torch.no_grad()
