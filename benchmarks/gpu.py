@@ -92,6 +92,7 @@ TABLES = (
             Column("utilisation", "of the maker's peak", ".1%"),
             Column("peak_bytes", "peak MB", ",.0f", scale=1e6),
             Column("waits", "waits"),
+            Column("other_revision", "of revision"),  # in rows that are kept from another recording
         ),
     ),
     Table(
