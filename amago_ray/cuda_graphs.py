@@ -16,8 +16,10 @@ from torch import nn
 
 CudaGraphs = Literal["auto", "always", "never"]
 NEUTRAL = {"builtins.", "typing.", "abc."}
-OUTSIDE = ("optimizer_type",)  # what an agent is given and no graph holds
-KNOWN = ("amago_ray.", "torch.")  # whose modules keep nothing in Python that changes from call to call
+OUTSIDE = ("optimizer_type",)  # what an agent is given and is looked at elsewhere (`learner.graphed.steps_on_device`)
+# Whose modules keep nothing in Python that changes from call to call, but for what the call before a recording has made
+# of weights (`nets.kept`).
+KNOWN = ("amago_ray.", "torch.")
 
 T = TypeVar("T")
 

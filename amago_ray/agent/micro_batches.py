@@ -20,8 +20,8 @@ from amago_ray.agent.transitions import AgentLoss
 from amago_ray.nets.packed_sequences import Packing, on_device
 from amago_ray.nets.recomputation import held_statistics
 from amago_ray.nets.scaling import RunningMoments
+from amago_ray.nets.sigma_reparam import SigmaReparam, power_iterations
 from amago_ray.nets.sizes import LENGTHS, rounded_up, rows_of
-from amago_ray.nets.transformer import SigmaReparam, power_iterations
 
 if TYPE_CHECKING:
     from amago_ray.agent.actor_critic import Agent

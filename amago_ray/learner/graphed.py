@@ -179,10 +179,11 @@ def _tensors(batch: TrainingBatch) -> Iterator[tuple[str, Tensor]]:
 def steps_on_device(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a step of it is launches alone, with nothing that changes from step to step but its learning rates.
 
-    (Subclasses may do something in Python each time.)
+    (Subclasses, and functions that were hooked to it, may do something in Python each time.)
     """
     known = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
-    return known and all(group["fused"] for group in optimizer.param_groups)
+    hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return known and not hooked and all(group["fused"] for group in optimizer.param_groups)
 
 
 @contextmanager

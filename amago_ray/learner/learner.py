@@ -141,7 +141,7 @@ class Learner:
         # On the device: the number of the first batch whose update was not finite, or -1; whether there is one; that of
         # this batch; and the learning rates.
         self._bad_batch = torch.full((), -1, dtype=torch.int64, device=self.device)
-        self._held_back = torch.zeros((), device=self.device)
+        self._found_inf = torch.zeros((), device=self.device)
         self._batch_number = torch.zeros((), dtype=torch.int64, device=self.device)
         self._rates = [torch.zeros((), device=self.device) for _ in optimizer.param_groups]
         self._step_in_graph = steps_on_device(optimizer)
@@ -289,8 +289,8 @@ class Learner:
         bad = self._bad_batch >= 0
         optimizer = self._optimizer.optimizer
         if getattr(optimizer, "_step_supports_amp_scaling", False):
-            self._held_back.copy_(bad)
-            optimizer.found_inf = self._held_back  # what a GradScaler tells a fused optimiser
+            self._found_inf.copy_(bad)
+            optimizer.found_inf = self._found_inf  # what a GradScaler tells a fused optimiser
             return
         for parameter in self._trainable:  # others make a step, of their momentum alone: weights stay numbers
             if parameter.grad is not None:
@@ -339,7 +339,7 @@ class Learner:
         gradients = {name: p.grad for name, p in self.agent.named_parameters() if p.grad is not None}
         self._snapshot = Snapshot.of(
             self.agent,
-            {} if self._graphed is not None else gradients,  # theirs are zeros between updates
+            {} if self._graphed is not None else gradients,  # theirs are none, or zeros, between updates
             self._optimizer,
             self._schedule,
             self._accelerator.scaler,

@@ -70,7 +70,10 @@ class KeyValueCache:
 
 @dataclass
 class RecordableCache(KeyValueCache):
-    """A `KeyValueCache` whose count lies on the device too, so that a step is launches alone: of all slots, always."""
+    """A `KeyValueCache` whose count lies on the device too, so that a step is launches alone.
+
+    It reads all slots always, also where rollouts are much shorter.
+    """
 
     count: Tensor  # type: ignore[assignment]
 

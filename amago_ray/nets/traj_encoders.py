@@ -304,8 +304,10 @@ class TformerTrajEncoder(TrajEncoder):
         memory.reset(mask_B)
         return memory
 
-    def recordable_memory(self, num_envs: int) -> RecordableCache:
+    def recordable_memory(self, num_envs: int) -> Any:
         cache = self.initial_memory(num_envs)
+        if type(cache) is not KeyValueCache:  # of a subclass's own
+            return cache
         count = torch.zeros(num_envs, dtype=torch.int64, device=cache.keys.device)
         return RecordableCache(cache.keys, cache.values, count, cache.num_sinks)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,9 +73,10 @@ class Input:
 
 
 class GraphedPolicyStep(PolicyStep):
-    """A `PolicyStep` that is launched once for given weights and recorded after that.
+    """A `PolicyStep` that is launched once for given weights, which makes of them what acting keeps, and recorded then.
 
-    Where a recording fails there is one warning, and steps are launched from then on.
+    Where a recording fails, or a memory is not as `TrajEncoder.recordable_memory` says, there is one warning, and steps
+    are launched from then on.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class GraphedPolicyStep(PolicyStep):
         self._obs: dict[str, Input] = {}
         self._rl2: Input | None = None
         self._time_idx: Input | None = None
+        self._temperature = policy.temperature
         self._launched = self._failed = False
         self._replay: Callable[[], None] | None = None
         self._result: Tensor | None = None
@@ -100,13 +102,9 @@ class GraphedPolicyStep(PolicyStep):
         if self._failed:
             return super().begin_all()
         memory = self._policy.recordable_memory(self._num_envs)
-        if self._memory is not None:
-            return self._keep(memory)
-        self._memory = memory
-        try:
-            list(_tensors(memory))
-        except CannotRecord as error:
-            self._give_up(error)
+        if self._memory is None:
+            self._memory = memory
+        self._keep(memory)
 
     def begin(self, fresh: np.ndarray) -> None:
         if self._failed:
@@ -120,6 +118,9 @@ class GraphedPolicyStep(PolicyStep):
     def act(self, obs: Mapping[str, np.ndarray], rl2: np.ndarray, time_idx: np.ndarray) -> np.ndarray:
         if self._failed:
             return super().act(obs, rl2, time_idx)
+        if self._temperature != self._policy.temperature:
+            self._temperature = self._policy.temperature
+            self.weights_changed()
         if self._rl2 is None or self._time_idx is None:
             self._obs = {name: Input(value, self._device) for name, value in obs.items()}
             self._rl2, self._time_idx = Input(rl2, self._device), Input(time_idx, self._device)
@@ -143,10 +144,6 @@ class GraphedPolicyStep(PolicyStep):
         self._replay()
         return self._result
 
-    def _give_up(self, error: CannotRecord) -> None:
-        self._failed = True
-        warnings.warn(f"the policy acts without CUDA graphs: {str(error).strip().splitlines()[0]}", stacklevel=4)
-
     @torch.inference_mode()
     def _step(self) -> Tensor:
         assert self._rl2 is not None and self._time_idx is not None
@@ -157,10 +154,19 @@ class GraphedPolicyStep(PolicyStep):
 
     @torch.inference_mode()
     def _keep(self, memory: Any) -> None:
-        """Every tensor of a memory goes to where it lies."""
-        for place, value in zip(_tensors(self._memory), _tensors(memory), strict=True):
-            if place is not value:
-                place.copy_(value)
+        """Every tensor of a memory goes to where it lies. One that cannot be kept so takes the place of the other."""
+        try:
+            moves = _moves(list(_leaves(self._memory)), list(_leaves(memory)), torch.device(self._device).type)
+        except CannotRecord as error:
+            self._memory = memory
+            return self._give_up(error)
+        for place, value in moves:
+            place.copy_(value)
+
+    def _give_up(self, error: CannotRecord) -> None:
+        if not self._failed:
+            warnings.warn(f"the policy acts without CUDA graphs: {str(error).strip().splitlines()[0]}", stacklevel=4)
+        self._failed = True
 
 
 def make_policy_step(
@@ -175,21 +181,42 @@ def make_policy_step(
 
 
 def _is_gpu(device: str) -> bool:
-    return torch.device(device).type == "cuda"
+    """Whether it is the GPU in sight; what is recorded is on that."""
+    return device == "cuda"
 
 
-def _tensors(memory: Any) -> Iterable[Tensor]:
-    """All tensors of a memory, always in the same order. Raises CannotRecord where it holds what is none."""
-    if isinstance(memory, Tensor):
-        yield memory
-    elif isinstance(memory, (list, tuple)):
+def _leaves(memory: Any) -> Iterator[object]:
+    """What a memory is made of, always in the same order: tensors, and whatever else there is."""
+    if isinstance(memory, (list, tuple)):
         for part in memory:
-            yield from _tensors(part)
+            yield from _leaves(part)
     elif isinstance(memory, Mapping):
         for name in sorted(memory):
-            yield from _tensors(memory[name])
+            yield from _leaves(memory[name])
     elif dataclasses.is_dataclass(memory):
         for field in dataclasses.fields(memory):
-            yield from _tensors(getattr(memory, field.name))
-    elif not (memory is None or isinstance(memory, int)):
-        raise CannotRecord(f"its memory holds a {type(memory).__name__}, which is no tensor")
+            yield from _leaves(getattr(memory, field.name))
+    else:
+        yield memory
+
+
+def _moves(before: Sequence[object], after: Sequence[object], device: str) -> list[tuple[Tensor, Tensor]]:
+    """(place, value) of the tensors of a memory that are to be written over, so that nothing is read after it was.
+
+    Raises CannotRecord where that would not be all that changes.
+    """
+    if len(before) != len(after):
+        raise CannotRecord(f"its memory is made of {len(before)} parts before a step and {len(after)} after it")
+    moves = []
+    for place, value in zip(before, after, strict=True):
+        if isinstance(place, Tensor) and isinstance(value, Tensor):
+            if place.device.type != device:
+                raise CannotRecord(f"its memory has a tensor on {place.device}, and not on the device")
+            if (place.shape, place.dtype, place.device) != (value.shape, value.dtype, value.device):
+                raise CannotRecord("tensors of its memory change their shape, type or device from step to step")
+            if place is not value:
+                moves.append((place, value))
+        elif isinstance(place, np.ndarray) or place != value:
+            raise CannotRecord(f"its memory holds a {type(place).__name__} that is no tensor, and may change")
+    places = {place.untyped_storage().data_ptr() for place, _ in moves}
+    return [(p, v.clone() if v.untyped_storage().data_ptr() in places else v) for p, v in moves]

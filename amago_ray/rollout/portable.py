@@ -28,7 +28,7 @@ from amago_ray.atomic_files import write_atomically
 from amago_ray.envs.saved_spaces import to_plain
 from amago_ray.envs.spaces import ActionConverter, ObsConverter
 from amago_ray.nets.actions import stored_action
-from amago_ray.nets.transformer import SigmaReparam
+from amago_ray.nets.sigma_reparam import SigmaReparam
 from amago_ray.rollout.acting import ActingPolicy
 
 Format = Literal["onnx", "torch"]

@@ -122,6 +122,46 @@ def test_with_another_optimiser(optimizer_type: Any, device: str) -> None:
     assert graphed is not None and not graphed.failed and graphed._recordings
 
 
+class TwoRates(Agent):
+    """Critics learn ten times as fast, and their weights do not decay."""
+
+    def init_optimizer(self, learning_rate: float, l2_coeff: float) -> torch.optim.Optimizer:
+        critics = set(self.critics.parameters())
+        others = [p for p in self.trainable_params if p not in critics]
+        groups = [
+            {"params": others, "weight_decay": l2_coeff},
+            {"params": list(critics), "lr": 10 * learning_rate, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+
+
+@on_devices
+def test_groups_have_rates_of_their_own(device: str) -> None:
+    spec = agent_spec()
+    spec = dataclasses.replace(spec, agent_type=partial(TwoRates, **spec.agent_type.keywords))
+    learners = [make(spec, device, lr_warmup_steps=7, l2_coeff=0.1) for make in (recording, plain)]
+    learners[1].agent.load_state_dict(learners[0].agent.state_dict())
+    for learner in learners:
+        draw_nothing(learner.agent)
+        for number in range(UPDATES):
+            learner.update(to(batch_of("discrete", number), device))
+    assert learners[0]._step_in_graph
+    assert_equal_learners(*learners, rtol=NEAR[device])
+
+
+def test_a_step_that_somebody_listens_to_is_not_recorded() -> None:
+    def listened(params: Any, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        optimizer = torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, fused=True)
+        optimizer.register_step_post_hook(lambda *_: steps.append(1))
+        return optimizer
+
+    steps: list[int] = []
+    learner = recording(agent_spec(optimizer_type=listened), "cpu")
+    for number in range(5):
+        learner.update(batch_of("discrete", number))
+    assert not learner._step_in_graph and len(steps) == 5
+
+
 @on_devices
 def test_learning_rates_are_those_of_now(device: str) -> None:
     """In a recording, too: it was made while they were above 0. And they are saved as the numbers that they are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from amago_ray.cuda_graphs import CannotRecord, CudaRecorder
 from amago_ray.messages import Trajectory, Weights
 from amago_ray.nets.attention import ClippedSlidingSinkAttention, SlidingSinkAttention
 from amago_ray.nets.columns import laid_out_for_acting
-from amago_ray.nets.traj_encoders import GRUTrajEncoder, TformerTrajEncoder
+from amago_ray.nets.traj_encoders import GRUTrajEncoder, TformerTrajEncoder, TrajEncoder
 from amago_ray.rollout import policy_step
 from amago_ray.rollout.policy_step import GraphedPolicyStep, PolicyStep, make_policy_step
 from amago_ray.rollout.random_stream import TorchRandomStream
@@ -171,11 +172,99 @@ def test_a_memory_on_the_host_is_not_recorded() -> None:
     policy = policy_of(spec, "cpu")
     plain = PolicyStep(policy, ACTION_SPECS["continuous"], N, "cpu", False)
     step = graphed(policy, "continuous", "cpu", False)
-    with pytest.warns(UserWarning, match="its memory holds a ndarray, which is no tensor"):
+    with pytest.warns(UserWarning, match="its memory holds a ndarray that is no tensor"):
         step.begin_all()
     plain.begin_all()
     actions = [act(x, iter(Rollouts("continuous")), 2 * L) for x in (plain, step)]
     np.testing.assert_allclose(*actions, rtol=1e-5, atol=1e-6)
+
+
+class Remembering(TrajEncoder):
+    """As a user writes one: what it sees is the last three timesteps, kept in one of several ways."""
+
+    way = "shifted"
+
+    @property
+    def emb_dim(self) -> int:
+        return 3 * self.tstep_dim
+
+    def forward(self, seq_BLD: torch.Tensor, time_idx_BL: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def initial_memory(self, num_envs: int) -> Any:
+        zeros = [torch.zeros(num_envs, self.tstep_dim) for _ in range(2)]
+        return {
+            "shifted": tuple(zeros),
+            "counted": (*zeros, 0),
+            "made by the first step": None,
+            "growing": (zeros[0][:, None], zeros[0]),
+            "views of one": torch.stack(zeros, dim=1),
+        }[self.way]
+
+    def step(self, seq_BD: torch.Tensor, time_idx_B: torch.Tensor, memory: Any) -> tuple[torch.Tensor, Any]:
+        if self.way == "growing":
+            seen = torch.cat((memory[0], seq_BD[:, None]), dim=1)
+            return torch.cat((seq_BD, seen[:, -2], seen.mean(dim=1)), dim=-1), (seen, memory[1])
+        if self.way == "views of one":
+            return torch.cat((seq_BD, memory[:, 0], memory[:, 1]), dim=-1), torch.stack((seq_BD, memory[:, 0]), dim=1)
+        one, two, *count = (seq_BD, seq_BD) if memory is None else memory
+        scaled = seq_BD * (1 + count[0] if count else 1)
+        return torch.cat((scaled, one, two), dim=-1), (seq_BD, one, *(n + 1 for n in count))
+
+    def reset_memory(self, memory: Any, mask_B: np.ndarray) -> Any:
+        return memory
+
+
+@pytest.mark.parametrize(
+    ("way", "recorded"),
+    [
+        ("shifted", True),
+        ("views of one", True),
+        ("counted", False),
+        ("made by the first step", False),
+        ("growing", False),
+    ],
+)
+def test_memories_of_others_act_as_they_would(way: str, recorded: bool) -> None:
+    """Kept where they lie, or told that they cannot be."""
+    policy = policy_of(agent_spec(kind="continuous", encoder=type("Own", (Remembering,), {"way": way})), "cpu")
+    policy = decided(policy, 0)
+    plain = PolicyStep(policy, ACTION_SPECS["continuous"], N, "cpu", False)
+    step = graphed(policy, "continuous", "cpu", False)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for x in (plain, step):
+            x.begin_all()
+        actions = [act(x, iter(Rollouts("continuous")), 9) for x in (plain, step)]
+    np.testing.assert_allclose(*actions, rtol=1e-5, atol=1e-6)
+    assert ["acts without CUDA graphs" in str(x.message) for x in told] == ([] if recorded else [True])
+
+
+@pytest.mark.parametrize("kind", ACTION_SPECS)
+def test_recorded_steps_draw_what_launched_ones_do(kind: str) -> None:
+    """At a temperature, which changes on the way, and with illegal actions."""
+    discrete = kind == "discrete"
+    obs_spec = {**OBS_SPEC, "legal": ArraySpec((4,), "int8")} if discrete else OBS_SPEC
+    spec = agent_spec(kind=kind, obs_spec=obs_spec, action_mask_key="legal" if discrete else None, temperature=0.5)
+    policy = policy_of(spec, "cpu")
+    plain = PolicyStep(policy, ACTION_SPECS[kind], N, "cpu", True)
+    step, runs = graphed(policy, kind, "cpu", sample=True), []
+    for x in (plain, step):
+        policy.temperature = 0.5
+        x.begin_all()
+        drawn, random = [], np.random.default_rng(1)
+        rollouts = iter(Rollouts(kind))
+        with TorchRandomStream(3):
+            for t in range(30):
+                policy.temperature = 0.5 if t < 20 else 3.0
+                _, obs, *more = next(rollouts)
+                legal = random.integers(0, 2, (N, 4)).astype(np.int8)
+                legal[:, 1] = 1
+                drawn.append(x.act({**obs, "legal": legal} if discrete else obs, *more).copy())
+                assert not discrete or legal[np.arange(N), drawn[-1]].all()
+        runs.append(np.stack(drawn))
+    np.testing.assert_allclose(*runs, rtol=1e-5, atol=1e-6)
+    assert step._temperature == 3.0 and step._replay is not None
 
 
 class OwnEncoder(GRUTrajEncoder):
@@ -189,7 +278,7 @@ def test_who_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     for policy, device, cuda_graphs, kind in (
         (known, "cpu", "always", PolicyStep),
         (known, "cuda", "auto", GraphedPolicyStep),
-        (known, "cuda:1", "auto", GraphedPolicyStep),
+        (known, "cuda:1", "auto", PolicyStep),
         (known, "cuda", "never", PolicyStep),
         (own, "cuda", "auto", PolicyStep),
         (own, "cuda", "always", GraphedPolicyStep),

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from amago_ray.agent import Agent, MultiTaskAgent
 from amago_ray.nets.recomputation import held_statistics, recomputed, recomputing, statistics_are_held
 from amago_ray.nets.scaling import InputNorm
+from amago_ray.nets.sigma_reparam import SigmaReparam
 from amago_ray.nets.traj_encoders import MambaTrajEncoder
-from amago_ray.nets.transformer import SigmaReparam
 
 ENCODERS = {
     "feed-forward": ff,

@@ -26,7 +26,8 @@ from amago_ray.nets.attention import (
     SlidingSinkAttention,
     SlidingWindowAttention,
 )
-from amago_ray.nets.transformer import SigmaReparam, Transformer, rope_tables, rotate, sinusoid
+from amago_ray.nets.sigma_reparam import SigmaReparam
+from amago_ray.nets.transformer import Transformer, rope_tables, rotate, sinusoid
 
 PARTS = np.load(Path(__file__).parents[1] / "golden" / "parts.npz")
 POSITIONS = ["fixed", "learnable", "rope"]
@@ -127,6 +128,29 @@ def test_sigma_reparam_gradient_survives_a_second_forward_before_backward() -> N
     reference = sigma_layer()
     reference.train()(x).square().sum().backward()
     torch.testing.assert_close(layer.weight.grad, reference.weight.grad)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("frozen", ["", "weight", "gamma"])
+def test_sigma_reparam_has_the_gradient_of_its_formula(frozen: str, scaled: bool) -> None:
+    """Of weight, gamma, input and scale, where u and v are no singular vectors."""
+    torch.manual_seed(0)
+    layer = SigmaReparam(5, 7, fast_init=True).eval()
+    with torch.no_grad():
+        layer.gamma.fill_(0.7)
+    x, scale = torch.randn(4, 5, requires_grad=True), torch.rand(5, requires_grad=True) if scaled else None
+    wanted = [x, layer.weight, layer.gamma, *([] if scale is None else [scale])]
+    if frozen:
+        getattr(layer, frozen).requires_grad_(False)
+        wanted = [p for p in wanted if p is not getattr(layer, frozen)]
+    with torch.no_grad():
+        weights = torch.randn(4, 7)
+    out = (layer(x, scale) * weights).sum()
+    weight = layer.gamma * layer.weight / (layer.u @ layer.weight @ layer.v)
+    expected = ((x if scale is None else x * scale) @ weight.T + layer.bias).mul(weights).sum()
+    torch.testing.assert_close(out, expected)
+    for actual, reference in zip(torch.autograd.grad(out, wanted), torch.autograd.grad(expected, wanted), strict=True):
+        torch.testing.assert_close(actual, reference, rtol=1e-4, atol=float(reference.abs().max()) * 1e-5)
 
 
 def test_rope_equals_the_reference() -> None:
