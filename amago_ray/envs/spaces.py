@@ -203,6 +203,8 @@ def sample_actions(spec: ActionSpec, num: int, rng: np.random.Generator, legal: 
             return rng.uniform(-1.0, 1.0, shape).astype(spec.dtype)
         case "multibinary":
             return rng.integers(2, size=shape, dtype=spec.dtype)
+        case "discrete":  # what the general case draws, in less time
+            return rng.integers(spec.nvec[0], size=shape, dtype=spec.dtype)
         case _:
             return rng.integers(np.reshape(spec.nvec, spec.shape), size=shape, dtype=spec.dtype)
 
