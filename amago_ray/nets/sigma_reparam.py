@@ -83,7 +83,7 @@ class _EffectiveWeight(torch.autograd.Function):
     """gamma W / sigma with sigma = u^T W v; u and v take no gradient.
 
     With G the gradient of the result, that of W is (gamma / sigma) (G - <G, W> / sigma u v^T), and <G, W> / sigma that
-    of gamma: written down, three passes over a matrix where autograd makes seven.
+    of gamma: written down, three passes over a matrix where autograd makes five.
     """
 
     @staticmethod
