@@ -191,9 +191,10 @@ def measure_update(name: str, size: Size, precision: str, how: str, options: arg
 def measure_acting(encoder: str, num_envs: int, options: argparse.Namespace) -> Row:
     """As a rollout worker acts, greedily: arrays in, actions out."""
     size, action_spec = (SMALL if options.small else SIZES)["3 x 256"], ACTIONS["discrete"]
-    policy = laid_out_for_acting(configured_spec(size, encoder, action_spec).build().policy.to(options.device).eval())
-    arguments = (policy, action_spec, num_envs, options.device, False)
-    eager, graph = PolicyStep(*arguments), make_policy_step(*arguments, "auto")
+    spec = configured_spec(size, encoder, action_spec)
+    policy = laid_out_for_acting(spec.build().policy.to(options.device).eval())
+    eager = PolicyStep(policy, action_spec, num_envs, options.device, False)
+    graph = make_policy_step(policy, action_spec, spec.obs_spec, num_envs, options.device, False)
     random, time_idx = np.random.default_rng(0), np.zeros(num_envs, np.int64)
     rl2 = np.zeros((num_envs, 1 + action_spec.vector_size), np.float32)
     for step in (eager, graph):

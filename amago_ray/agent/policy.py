@@ -204,5 +204,12 @@ class Policy(nn.Module):
 
     def acting_distribution(self, state: Tensor, obs: Mapping[str, Tensor], sample: bool) -> ActionDistribution:
         """What actions are taken from in states (B, D): that of the main gamma, at `temperature` if they are drawn."""
-        dist = self.actor.main_gamma(state, self.actor_obs(obs), self.legal_actions(obs))
+        return self._at_temperature(self.actor.main_gamma(state, self.actor_obs(obs), self.legal_actions(obs)), sample)
+
+    def choose_by(self, params: Tensor, obs: Mapping[str, Tensor], sample: bool) -> Tensor:
+        """As `choose`, of what `ActorHead.params` makes of the states, (B, P)."""
+        dist = self._at_temperature(self.actor.distribution(params, self.legal_actions(obs)), sample)
+        return dist.sample() if sample else dist.mode
+
+    def _at_temperature(self, dist: ActionDistribution, sample: bool) -> ActionDistribution:
         return dist.tempered(self.temperature) if sample and self.temperature != 1.0 else dist

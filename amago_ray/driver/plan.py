@@ -17,10 +17,12 @@ from amago_ray.replay.datasets.dataset import RowLayout, TrajectoryDataset, mixt
 from amago_ray.replay.sampling.selection import SelectionConfig
 from amago_ray.replay.shard import ReplayConfig
 from amago_ray.replay.storage.store import StoreConfig
+from amago_ray.rollout.policy_step import CompileActing
 from amago_ray.rollout.worker import RolloutConfig
 from amago_ray.settings import ExperimentSettings, env_processes, replay_folder
 from amago_ray.specs import row_bytes
 
+COMPILING_PAYS = 200_000  # timesteps in every environment from which on
 ROLLOUT_GPU_SHARE = 0.1  # of one GPU, for each worker that acts on a GPU which no learner has
 SHARED_GPU = 0.5  # of the only learner's GPU, for the workers that act on it where they find no other
 # Added to a run's seed, so far apart that runs with neighbouring seeds do not validate where others train.
@@ -225,9 +227,18 @@ def deal_environments(
             device=settings.rollout_device,
             env_processes=env_processes(settings),
             cuda_graphs=settings.cuda_graphs,
+            compile_acting=acts_compiled(settings, explore),
         )
         for i, share in enumerate(shares)
     )
+
+
+def acts_compiled(settings: ExperimentSettings, collects: bool) -> CompileActing:
+    """`compile_acting` of workers that collect, or only validate: compiling takes as long as 100,000 steps save."""
+    if settings.compile_acting != "auto":
+        return settings.compile_acting
+    timesteps = settings.epochs * settings.train_timesteps_per_epoch
+    return "auto" if collects and timesteps >= COMPILING_PAYS else "never"
 
 
 def longest_piece(settings: ExperimentSettings) -> int:

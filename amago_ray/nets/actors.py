@@ -57,15 +57,16 @@ class ActorHead(nn.Module, ABC):
         """Distributions of batch shape (B, L, G); any leading dimensions in place of (B, L)."""
         params = self.params(state_BLD, main_gamma_only=False, obs=obs)
         params = params.unflatten(-1, (self.num_gammas, self.policy_output.num_params))
-        return self._distribution(params, None if legal_BLA is None else legal_BLA.unsqueeze(-2))
+        return self.distribution(params, None if legal_BLA is None else legal_BLA.unsqueeze(-2))
 
     def main_gamma(
         self, state_BD: Tensor, obs: Mapping[str, Tensor] = NO_OBS, legal_BA: Tensor | None = None
     ) -> ActionDistribution:
         """The distribution of the last gamma alone, batch shape (B,): all that acting needs."""
-        return self._distribution(self.params(state_BD, main_gamma_only=True, obs=obs), legal_BA)
+        return self.distribution(self.params(state_BD, main_gamma_only=True, obs=obs), legal_BA)
 
-    def _distribution(self, params: Tensor, legal: Tensor | None) -> ActionDistribution:
+    def distribution(self, params: Tensor, legal: Tensor | None) -> ActionDistribution:
+        """Of parameters (..., P). legal: bool (..., A)."""
         params = params.float()
         return self.policy_output(params) if legal is None else self.policy_output.masked(params, legal)
 

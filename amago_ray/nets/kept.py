@@ -14,7 +14,8 @@ T = TypeVar("T")
 class Kept(Generic[T]):
     """Something made of tensors, made again only after one of them was written into, or they moved elsewhere.
 
-    make: returns it, and what it was made of. Without gradient: what is kept is part of no graph.
+    make: returns it, and what it was made of. Without gradient: what is kept is part of no graph; and while a graph is
+    traced nothing is kept, so that it sees what is made of weights.
     Fused optimisers write without a trace; whoever trains calls `forget`.
     """
 
@@ -24,6 +25,8 @@ class Kept(Generic[T]):
         self._state: tuple[object, ...] = ()
 
     def get(self, make: Callable[[], tuple[T, Sequence[Tensor]]]) -> T:
+        if torch.compiler.is_exporting():
+            return make()[0]
         if self._made is None or self._state != self._now():
             with torch.no_grad():
                 self._made, self._sources = make()

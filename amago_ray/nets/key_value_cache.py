@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+SLOTS_AT_A_TIME = 16  # a whole number of the widest vectors
 
 
 @dataclass
@@ -85,6 +88,49 @@ class RecordableCache(KeyValueCache):
         self.count += 1
         slots = torch.arange(num_slots, device=new_B.device)
         slot_B, age_BS, index_BS = ring_positions(new_B, slots, num_slots, self.num_sinks, torch.where)
+        return slot_B, age_BS, index_BS
+
+
+@dataclass
+class CompilableCache:
+    """A `RecordableCache` for steps that are compiled for a processor: only slots in use are read.
+
+    keys, values: of each layer, (B, H, S + 1, K), which lie apart, so that a compiler writes them in place. It would
+    take all slots of an array for another layout than some of them: the last one is never used. count: (B,) int64.
+    slots: (U,) int64, the numbers 0 to U - 1 of those that are read.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    count: Tensor
+    num_sinks: int
+    slots: Tensor
+
+    @staticmethod
+    def like(cache: RecordableCache) -> CompilableCache:
+        """Another empty one, for as many timesteps."""
+        keys, values = ([F.pad(x, (0, 0, 0, 1)) for x in every.unbind()] for every in (cache.keys, cache.values))
+        slots = torch.arange(min(SLOTS_AT_A_TIME, cache.keys.shape[3]))
+        return CompilableCache(keys, values, torch.zeros_like(cache.count), cache.num_sinks, slots)
+
+    @property
+    def num_slots(self) -> int:
+        return self.keys[0].shape[2] - 1
+
+    def reset(self, mask_B: np.ndarray) -> None:
+        self.count.masked_fill_(torch.from_numpy(mask_B), 0)
+
+    def take_in_use(self) -> None:
+        """Before a step: read the slots that are in use, the new one among them, by SLOTS_AT_A_TIME."""
+        used = int(self.count.max()) // SLOTS_AT_A_TIME + 1
+        num = min(used * SLOTS_AT_A_TIME, self.num_slots)
+        if num != len(self.slots):
+            self.slots = torch.arange(num)
+
+    def advance(self) -> tuple[Tensor, Tensor, Tensor]:
+        new_B = self.count.clone()
+        self.count += 1
+        slot_B, age_BS, index_BS = ring_positions(new_B, self.slots, self.num_slots, self.num_sinks, torch.where)
         return slot_B, age_BS, index_BS
 
 

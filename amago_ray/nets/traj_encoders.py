@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from amago_ray.nets.attention import Attention, CausalAttention
 from amago_ray.nets.dropout import Dropout
 from amago_ray.nets.feedforward import Normalization, activation
-from amago_ray.nets.key_value_cache import KeyValueCache, RecordableCache, TracedCache
+from amago_ray.nets.key_value_cache import CompilableCache, KeyValueCache, RecordableCache, TracedCache
 from amago_ray.nets.mamba import MambaBlock, MambaMemory
 from amago_ray.nets.packed_sequences import Packing
 from amago_ray.nets.recomputation import recomputed
@@ -81,6 +81,10 @@ class TrajEncoder(nn.Module, ABC):
         device, in tuples, mappings or dataclasses: a step reads and writes nothing else that changes.
         """
         return self.initial_memory(num_envs)
+
+    def compilable_memory(self, num_envs: int) -> Any:
+        """`initial_memory` for steps that are compiled for a processor: as `recordable_memory`."""
+        return self.recordable_memory(num_envs)
 
     def portable_memory(self, num_envs: int) -> dict[str, Tensor]:
         """`initial_memory` as named tensors, all zeros, with the leading axis B.
@@ -297,7 +301,8 @@ class TformerTrajEncoder(TrajEncoder):
     def initial_memory(self, num_envs: int) -> KeyValueCache:
         return self.tformer.initial_cache(num_envs, num_slots=self.max_seq_len)
 
-    def step(self, seq_BD: Tensor, time_idx_B: Tensor, memory: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
+    def step(self, seq_BD: Tensor, time_idx_B: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """memory: a `KeyValueCache` or a `CompilableCache`, which is written in place."""
         return self.tformer(seq_BD.unsqueeze(1), time_idx_B.unsqueeze(1), memory).squeeze(1), memory
 
     def reset_memory(self, memory: KeyValueCache, mask_B: np.ndarray) -> KeyValueCache:
@@ -310,6 +315,10 @@ class TformerTrajEncoder(TrajEncoder):
             return cache
         count = torch.zeros(num_envs, dtype=torch.int64, device=cache.keys.device)
         return RecordableCache(cache.keys, cache.values, count, cache.num_sinks)
+
+    def compilable_memory(self, num_envs: int) -> Any:
+        recordable = self.recordable_memory(num_envs)
+        return CompilableCache.like(recordable) if type(recordable) is RecordableCache else recordable
 
     def portable_memory(self, num_envs: int) -> dict[str, Tensor]:
         cache = self.initial_memory(num_envs)

@@ -22,11 +22,11 @@ from amago_ray.nets.attention import Attention
 from amago_ray.nets.dropout import Dropout
 from amago_ray.nets.feedforward import Normalization, activation
 from amago_ray.nets.kept import Kept
-from amago_ray.nets.key_value_cache import KeyValueCache, TracedCache, TracedCacheStep
+from amago_ray.nets.key_value_cache import CompilableCache, KeyValueCache, TracedCache, TracedCacheStep
 from amago_ray.nets.packed_sequences import Packing
 from amago_ray.nets.recomputation import recomputed, statistics_are_held
 from amago_ray.nets.sigma_reparam import SigmaReparam, power_iterations
-from amago_ray.nets.transformer_step import LayerWeights, layer_weights, transformer_step
+from amago_ray.nets.transformer_step import LayerWeights, effective_weight, layer_weights, transformer_step
 
 PositionEmbedding = Literal["fixed", "learnable", "rope"]
 
@@ -79,7 +79,7 @@ class AttentionLayer(nn.Module):
         self.out_projection = linear(d_model, d_model)
         self.dropout_qkv = Dropout(dropout_qkv)
         self.dropout_attn = dropout_attn
-        self.head_scaler = nn.Parameter(torch.ones(n_heads, 1, 1), requires_grad=head_scaling)
+        self.head_scaler: nn.Parameter | None = nn.Parameter(torch.ones(n_heads, 1, 1), requires_grad=head_scaling)
 
     def forward(
         self, x_BLD: Tensor, rope: tuple[Tensor, Tensor] | None, cache: TracedCacheStep | None, packing: Packing | None
@@ -98,16 +98,25 @@ class AttentionLayer(nn.Module):
         heads_BLD = heads_BHLK.transpose(1, 2).reshape(B, L, D)
         return self._project(heads_BLD if packing is None else packing.pack(heads_BLD))
 
-    def scale_D(self) -> Tensor:
-        """The scale of its head for each entry that the heads put side by side."""
+    def scale_D(self) -> Tensor | None:
+        """The scale of its head for each entry that the heads put side by side; None where matrices have it in them."""
+        if self.head_scaler is None:
+            return None
         return self.head_scaler.flatten().repeat_interleave(self.out_projection.weight.shape[1] // self.n_heads)
+
+    @torch.no_grad()
+    def out_weight(self) -> Tensor:
+        """The matrix of the output projection with the scales of heads in it, without gradient."""
+        weight, scale_D = effective_weight(self.out_projection), self.scale_D()
+        return weight if scale_D is None else weight * scale_D
 
     def _project(self, heads_BLD: Tensor) -> Tensor:
         """The output projection of scaled heads: the scales go to the small matrix, not to every timestep."""
         out = self.out_projection
         if isinstance(out, SigmaReparam):
             return out(heads_BLD, self.scale_D())
-        return F.linear(heads_BLD, out.weight * self.scale_D(), out.bias)
+        scale_D = self.scale_D()
+        return F.linear(heads_BLD, out.weight if scale_D is None else out.weight * scale_D, out.bias)
 
 
 class TransformerLayer(nn.Module):
@@ -227,15 +236,15 @@ class Transformer(nn.Module):
         self,
         x_BLD: Tensor,
         time_idx_BL: Tensor,
-        cache: KeyValueCache | TracedCache | None = None,
+        cache: KeyValueCache | CompilableCache | TracedCache | None = None,
         packing: Packing | None = None,
     ) -> Tensor:
         """Whole sequences without `cache`; with it, L is 1 and the cache is written in place.
 
-        A step over a `KeyValueCache` is that of acting: without dropout and without gradient.
+        A step over a `KeyValueCache` or `CompilableCache` is that of acting: without dropout and without gradient.
         packing: of sequences that lie end to end, (1, R, d_inp) and (1, R) to (1, R, d_model).
         """
-        if isinstance(cache, KeyValueCache):
+        if isinstance(cache, KeyValueCache | CompilableCache):
             return transformer_step(self, x_BLD.squeeze(1), time_idx_BL.squeeze(1), cache).unsqueeze(1)
         x_BLD = self.inp(x_BLD)
         rope = None
@@ -290,7 +299,8 @@ class Transformer(nn.Module):
         sources: list[Tensor] = []
         for layer in layers:
             attention = layer.attention_layer
-            sources.append(attention.head_scaler)
+            if attention.head_scaler is not None:
+                sources.append(attention.head_scaler)
             for linear in (attention.qkv_projection, attention.out_projection, layer.ff1, layer.ff2):
                 sources += linear.sources if isinstance(linear, SigmaReparam) else (linear.weight,)
         return [layer_weights(layer) for layer in layers], sources

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from amago_ray.nets.attention import Attention
 from amago_ray.nets.columns import by_columns
 from amago_ray.nets.feedforward import Normalization
-from amago_ray.nets.key_value_cache import KeyValueCache
+from amago_ray.nets.key_value_cache import CompilableCache, KeyValueCache
 
 if TYPE_CHECKING:
     from amago_ray.nets.transformer import Linear, Transformer, TransformerLayer
@@ -53,11 +53,13 @@ class SeenSlots(NamedTuple):
 
 
 @torch.no_grad()
-def transformer_step(model: Transformer, x_BI: Tensor, time_idx_B: Tensor, cache: KeyValueCache) -> Tensor:
+def transformer_step(
+    model: Transformer, x_BI: Tensor, time_idx_B: Tensor, cache: KeyValueCache | CompilableCache
+) -> Tensor:
     """States (B, D) of one timestep (B, d_inp), which is written into `cache`. Without dropout and without gradient."""
     slot_B, age_BS, index_BS = cache.advance()
     row_B, used = torch.arange(len(slot_B), device=slot_B.device), age_BS.shape[1]
-    seen = _seen_slots(model.attention, model.n_heads, age_BS, index_BS, cache.keys.dtype)
+    seen = _seen_slots(model.attention, model.n_heads, age_BS, index_BS, cache.keys[0].dtype)
     x_BD, rope = model.positioned(model.inp(x_BI), time_idx_B)
     width = model.d_model // model.n_heads
     for layer, weights, keys_BHSK, values_BHSK in zip(
@@ -101,7 +103,7 @@ def layer_weights(layer: TransformerLayer) -> LayerWeights:
     attention = layer.attention_layer
     return LayerWeights(
         by_columns(effective_weight(attention.qkv_projection)),
-        by_columns(effective_weight(attention.out_projection) * attention.scale_D().detach()),
+        by_columns(attention.out_weight()),
         attention.out_projection.bias,
         by_columns(effective_weight(layer.ff1)),
         layer.ff1.bias,

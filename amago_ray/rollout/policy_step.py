@@ -1,15 +1,15 @@
 """How a worker's policy makes a step: arrays in, stored actions out, with a memory of N environments in between.
 
 On a GPU a step of a small policy is a hundred launches, which take the host longer than the GPU. There it is a CUDA
-graph, recorded anew for all new weights: acting keeps what it has made of weights (`nets.kept`).
+graph, recorded anew for all new weights: acting keeps what it has made of weights (`nets.kept`). For a processor it can
+be compiled (`compiled_step`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,10 @@ from torch import Tensor
 from amago_ray.agent.policy import Policy
 from amago_ray.cuda_graphs import CannotRecord, CudaGraphs, CudaRecorder, Recorder, is_known
 from amago_ray.nets.actions import stored_action
-from amago_ray.specs import ActionSpec
+from amago_ray.rollout.memory_parts import ChangesShape, parts_of, replaced
+from amago_ray.specs import ActionSpec, ObsSpec
+
+CompileActing = Literal["auto", "always", "never"]
 
 
 class PolicyStep:
@@ -156,28 +159,42 @@ class GraphedPolicyStep(PolicyStep):
     def _keep(self, memory: Any) -> None:
         """Every tensor of a memory goes to where it lies. One that cannot be kept so takes the place of the other."""
         try:
-            moves = _moves(list(_leaves(self._memory)), list(_leaves(memory)), torch.device(self._device).type)
-        except CannotRecord as error:
+            moves = _moves([*parts_of(self._memory)], [*parts_of(memory)], torch.device(self._device).type)
+        except ChangesShape as error:
             self._memory = memory
             return self._give_up(error)
         for place, value in moves:
             place.copy_(value)
 
-    def _give_up(self, error: CannotRecord) -> None:
+    def _give_up(self, error: CannotRecord | ChangesShape) -> None:
         if not self._failed:
             warnings.warn(f"the policy acts without CUDA graphs: {str(error).strip().splitlines()[0]}", stacklevel=4)
         self._failed = True
 
 
 def make_policy_step(
-    policy: Policy, action_spec: ActionSpec, num_envs: int, device: str, sample: bool, cuda_graphs: CudaGraphs
+    policy: Policy,
+    action_spec: ActionSpec,
+    obs_spec: ObsSpec,
+    num_envs: int,
+    device: str,
+    sample: bool,
+    cuda_graphs: CudaGraphs = "auto",
+    compile_acting: CompileActing = "never",
 ) -> PolicyStep:
-    """How a policy that lies on `device` acts there. cuda_graphs: see `Experiment.cuda_graphs`."""
-    arguments = (policy, action_spec, num_envs, device, sample)
-    known = cuda_graphs == "always" or all(map(is_known, policy.modules()))
-    if not _is_gpu(device) or cuda_graphs == "never" or not known:
-        return PolicyStep(*arguments)
-    return GraphedPolicyStep(*arguments, CudaRecorder())
+    """How a policy that lies on `device` acts there. cuda_graphs, compile_acting: see `Experiment`; "auto" compiles."""
+    known = all(map(is_known, policy.modules()))
+    if _is_gpu(device):
+        if cuda_graphs == "always" or (cuda_graphs == "auto" and known):
+            return GraphedPolicyStep(policy, action_spec, num_envs, device, sample, CudaRecorder())
+    elif compile_acting == "always" or (compile_acting == "auto" and known):
+        from amago_ray.rollout.compiled_step import CannotCompile, CompiledPolicyStep
+
+        try:
+            return CompiledPolicyStep(policy, action_spec, num_envs, sample, obs_spec)
+        except CannotCompile as error:
+            warnings.warn(f"the policy acts uncompiled: {error}", stacklevel=2)
+    return PolicyStep(policy, action_spec, num_envs, device, sample)
 
 
 def _is_gpu(device: str) -> bool:
@@ -185,38 +202,11 @@ def _is_gpu(device: str) -> bool:
     return device == "cuda"
 
 
-def _leaves(memory: Any) -> Iterator[object]:
-    """What a memory is made of, always in the same order: tensors, and whatever else there is."""
-    if isinstance(memory, (list, tuple)):
-        for part in memory:
-            yield from _leaves(part)
-    elif isinstance(memory, Mapping):
-        for name in sorted(memory):
-            yield from _leaves(memory[name])
-    elif dataclasses.is_dataclass(memory):
-        for field in dataclasses.fields(memory):
-            yield from _leaves(getattr(memory, field.name))
-    else:
-        yield memory
-
-
-def _moves(before: Sequence[object], after: Sequence[object], device: str) -> list[tuple[Tensor, Tensor]]:
+def _moves(before: Sequence[Any], after: Sequence[Any], device: str) -> list[tuple[Tensor, Tensor]]:
     """(place, value) of the tensors of a memory that are to be written over, so that nothing is read after it was.
 
-    Raises CannotRecord where that would not be all that changes.
+    Raises ChangesShape where that would not be all that changes.
     """
-    if len(before) != len(after):
-        raise CannotRecord(f"its memory is made of {len(before)} parts before a step and {len(after)} after it")
-    moves = []
-    for place, value in zip(before, after, strict=True):
-        if isinstance(place, Tensor) and isinstance(value, Tensor):
-            if place.device.type != device:
-                raise CannotRecord(f"its memory has a tensor on {place.device}, and not on the device")
-            if (place.shape, place.dtype, place.device) != (value.shape, value.dtype, value.device):
-                raise CannotRecord("tensors of its memory change their shape, type or device from step to step")
-            if place is not value:
-                moves.append((place, value))
-        elif isinstance(place, np.ndarray) or place != value:
-            raise CannotRecord(f"its memory holds a {type(place).__name__} that is no tensor, and may change")
+    moves = [(before[number], after[number]) for number in replaced(before, after, device)]
     places = {place.untyped_storage().data_ptr() for place, _ in moves}
     return [(p, v.clone() if v.untyped_storage().data_ptr() in places else v) for p, v in moves]

@@ -28,7 +28,7 @@ from amago_ray.atomic_files import write_atomically
 from amago_ray.envs.saved_spaces import to_plain
 from amago_ray.envs.spaces import ActionConverter, ObsConverter
 from amago_ray.nets.actions import stored_action
-from amago_ray.nets.sigma_reparam import SigmaReparam
+from amago_ray.nets.folding import folded
 from amago_ray.rollout.acting import ActingPolicy
 
 Format = Literal["onnx", "torch"]
@@ -55,8 +55,7 @@ class PortablePolicy(nn.Module):
 
     def __init__(self, policy: Policy, observation_space: gym.Space, action_space: gym.Space):
         super().__init__()
-        self.policy = copy.deepcopy(policy).cpu().eval().requires_grad_(False)
-        _fold(self.policy)
+        self.policy = folded(policy).cpu()
         self.observation_space, self.action_space = observation_space, action_space
         self.spec = ActionConverter(action_space).spec
         self.meaning = ObsConverter(observation_space).meaning
@@ -276,15 +275,6 @@ def _leave_some_legal(obs: Any, name: str | None) -> None:
         for key in name.split("/"):
             obs = obs[key]
         obs[~(obs != 0).reshape(len(obs), -1).any(axis=1)] = 1
-
-
-def _fold(module: nn.Module) -> None:
-    """Plain linear layers in place of reparametrised ones."""
-    for name, child in module.named_children():
-        if isinstance(child, SigmaReparam):
-            setattr(module, name, child.folded())
-        else:
-            _fold(child)
 
 
 def _with_sign_of(x: Tensor, sign: Tensor) -> Tensor:

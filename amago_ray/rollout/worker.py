@@ -21,7 +21,7 @@ from amago_ray.messages import EpisodeResult, EvaluationReport, RolloutReport, T
 from amago_ray.nets.columns import laid_out_for_acting
 from amago_ray.pending import ShardAway
 from amago_ray.rollout.assignment import Assignment, Tally
-from amago_ray.rollout.policy_step import make_policy_step
+from amago_ray.rollout.policy_step import CompileActing, make_policy_step
 from amago_ray.rollout.random_stream import TorchRandomStream
 from amago_ray.rollout.recorder import Numbers, TrajectoryRecorder
 from amago_ray.rollout.scheduled import runnable_s
@@ -42,7 +42,7 @@ class RolloutConfig:
     a long rollout have random lengths, in traj_save_len -+ stagger. total_envs: environments of the run, over all
     workers; by default up to this worker's last. action_mask_key: observation of legal actions. temperature: of
     sampled actions, in place of `Agent.temperature`. env_processes: environments run in processes of their own; None
-    for in this one. cuda_graphs: where the policy runs on a GPU, see `make_policy_step`.
+    for in this one. cuda_graphs, compile_acting: where the policy runs on a GPU or not, see `make_policy_step`.
     """
 
     make_env: MakeEnv
@@ -59,6 +59,7 @@ class RolloutConfig:
     temperature: float | None = None
     env_processes: EnvProcesses | None = None
     cuda_graphs: CudaGraphs = "auto"
+    compile_acting: CompileActing = "never"
 
 
 class PreviousStep:
@@ -119,7 +120,14 @@ class RolloutWorker:
         )
         self._action_spec = self._pool.action_spec
         self._policy_step = make_policy_step(
-            self._policy, self._action_spec, config.num_envs, config.device, config.sample_actions, config.cuda_graphs
+            self._policy,
+            self._action_spec,
+            agent_spec.obs_spec,
+            config.num_envs,
+            config.device,
+            config.sample_actions,
+            config.cuda_graphs,
+            config.compile_acting,
         )
         exploration_seed, policy_seed = (
             int(x) for x in np.random.SeedSequence((config.seed, config.first_env, incarnation)).generate_state(2)

@@ -55,11 +55,12 @@ def agent_spec(
     tstep_encoder: Any = ff_tstep,
     obs_spec: ObsSpec = OBS_SPEC,
     action_mask_key: str | None = None,
+    max_seq_len: int = L,
     **settings: Any,
 ) -> AgentSpec:
     agent_type, critic_type = AGENTS[agent]
     made = partial(agent_type, **{"actor_type": actor, "critic_type": critic_type, **settings})
-    return AgentSpec(obs_spec, ACTION_SPECS[kind], L, tstep_encoder, encoder, made, 0, action_mask_key)
+    return AgentSpec(obs_spec, ACTION_SPECS[kind], max_seq_len, tstep_encoder, encoder, made, 0, action_mask_key)
 
 
 def make_learner(spec: AgentSpec, device: str, **config: Any) -> Learner:

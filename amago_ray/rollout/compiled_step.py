@@ -1,0 +1,265 @@
+"""A policy's step through PyTorch's compiler, for workers that act on a processor.
+
+A step of a small policy is a hundred operations of one or two microseconds, and its matrix products are less than half
+of it. Compiled ahead of time it is one call, in which what lies between the products is fused. It takes 10 to 30
+seconds, once for each policy and number of environments on a machine: what was compiled is kept where PyTorch keeps
+such things, weights are not in it, and a worker that comes back takes it from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from amago_ray.agent.policy import Policy
+from amago_ray.nets.actions import stored_action
+from amago_ray.nets.actors import ActorHead
+from amago_ray.nets.columns import laid_out_for_acting
+from amago_ray.nets.folding import fold_into, folded
+from amago_ray.nets.key_value_cache import CompilableCache
+from amago_ray.rollout.memory_parts import ChangesShape, parts_of, replaced, with_tensors
+from amago_ray.rollout.policy_step import PolicyStep
+from amago_ray.specs import ActionSpec, ObsSpec
+
+CHECKED_STEPS, TOLERANCE = 24, 1e-4
+# Random numbers are drawn by PyTorch itself, the same ones as without a compiler; of weights, no number is in the code.
+OPTIONS = {
+    "fallback_random": True,
+    "always_keep_tensor_constants": True,
+    "aot_inductor.use_runtime_constant_folding": False,
+}
+FOLDER = "amago_ray"  # within the compiler's own
+
+Run = Callable[[list[Tensor]], list[Tensor]]
+
+
+class CannotCompile(RuntimeError):
+    """A policy's step cannot be compiled: why."""
+
+
+class StepOfTensors(nn.Module):
+    """A policy's step as a function of tensors: observations by name, rl2, time_idx and a memory's tensors go in; the
+    actions as stored come out, the parameters (B, P) of the distribution that they are of, and those tensors of the
+    memory that are other ones.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        action_spec: ActionSpec,
+        sample: bool,
+        names: tuple[str, ...],
+        memory: Any,
+        others: list[int],
+    ):
+        super().__init__()
+        self.policy = policy
+        self._action_spec, self._sample, self._names = action_spec, sample, names
+        self._memory, self._others = memory, others
+
+    def forward(self, given: list[Tensor]) -> list[Tensor]:
+        num = len(self._names)
+        obs, rl2, time_idx, memory = dict(zip(self._names, given)), given[num], given[num + 1], given[num + 2 :]
+        state, after = self.policy.step(obs, rl2, time_idx, with_tensors(self._memory, iter(memory)))
+        params = self.policy.actor.params(state, main_gamma_only=True, obs=self.policy.actor_obs(obs))
+        vector = self.policy.choose_by(params, obs, self._sample)
+        parts = [*parts_of(after)]
+        return [stored_action(vector, self._action_spec), params, *(parts[number] for number in self._others)]
+
+
+class CompiledPolicyStep(PolicyStep):
+    """A `PolicyStep` on a processor, compiled for `num_envs` environments when it is made.
+
+    It draws the actions that a `PolicyStep` draws, to float tolerance, which is checked before it is used.
+    Raises CannotCompile: without a C++ compiler, for networks or memories that PyTorch cannot trace, and for an actor
+    that defines more than `params`.
+    """
+
+    def __init__(self, policy: Policy, action_spec: ActionSpec, num_envs: int, sample: bool, obs_spec: ObsSpec):
+        super().__init__(policy, action_spec, num_envs, "cpu", sample)
+        if type(policy.actor).main_gamma is not ActorHead.main_gamma:
+            raise CannotCompile(f"{type(policy.actor).__name__} has a main_gamma of its own")
+        self._encoder = policy.traj_encoder
+        self._names, self._obs_spec = tuple(obs_spec), obs_spec
+        self._temperature = policy.temperature
+        self._plain = laid_out_for_acting(folded(policy))
+        with torch.no_grad():
+            self._others = self._parts_that_become_others()
+            self._run = self._compiled()
+            self._check()
+        self.begin_all()
+
+    def begin_all(self) -> None:
+        self._memory = self._encoder.compilable_memory(self._num_envs)
+
+    def weights_changed(self) -> None:
+        fold_into(self._plain, self._policy)
+
+    @torch.inference_mode()
+    def act(self, obs: Mapping[str, np.ndarray], rl2: np.ndarray, time_idx: np.ndarray) -> np.ndarray:
+        seen = {name: torch.from_numpy(np.ascontiguousarray(obs[name])) for name in self._names}
+        tempered = self._sample and self._policy.temperature != self._temperature
+        random = torch.get_rng_state() if tempered else None
+        stored, params = self._step(seen, torch.from_numpy(rl2), torch.from_numpy(time_idx))
+        if random is not None:  # draw again, by the temperature of now
+            torch.set_rng_state(random)
+            stored = stored_action(self._policy.choose_by(params, seen, True), self._action_spec)
+        return self._on_host(stored)
+
+    def _step(self, seen: Mapping[str, Tensor], rl2: Tensor, time_idx: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions as stored and the parameters (B, P) of their distributions; the memory takes the step in."""
+        if isinstance(self._memory, CompilableCache):
+            self._memory.take_in_use()
+        parts = [*parts_of(self._memory)]
+        stored, params, *others = self._run([*seen.values(), rl2, time_idx, *_tensors(parts)])
+        if others:
+            for number, value in zip(self._others, others, strict=True):
+                parts[number] = value
+            self._memory = with_tensors(self._memory, iter(_tensors(parts)))
+        return stored, params
+
+    def _parts_that_become_others(self) -> list[int]:
+        """By number, as of `parts_of`: tensors that a step replaces, where it does not write into them."""
+        before = self._encoder.compilable_memory(self._num_envs)
+        parts = [*parts_of(before)]
+        layouts = [x.stride() if isinstance(x, Tensor) else None for x in parts]
+        _, after = self._plain.step(*self._example(np.random.default_rng(0)), before)
+        found = [*parts_of(after)]
+        try:
+            others = replaced(parts, found, "cpu")
+        except ChangesShape as error:
+            raise CannotCompile(str(error)) from error
+        if any(found[number].stride() != layouts[number] for number in others):
+            raise CannotCompile("tensors of its memory lie otherwise in memory from step to step")
+        return others
+
+    def _compiled(self) -> Run:
+        memory = self._encoder.compilable_memory(self._num_envs)
+        obs, rl2, time_idx = self._example(np.random.default_rng(0))
+        given = [*obs.values(), rl2, time_idx, *_tensors(parts_of(memory))]
+        step = StepOfTensors(self._plain, self._action_spec, self._sample, self._names, memory, self._others)
+        shapes: list[dict[int, Any]] = [{} for _ in given]
+        if isinstance(memory, CompilableCache) and len(memory.slots) < memory.num_slots:
+            slots = next(number for number, x in enumerate(given) if x is memory.slots)
+            shapes[slots] = {0: Dim("slots", min=len(memory.slots), max=memory.num_slots)}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                program = torch.export.export(step, (given,), dynamic_shapes=(shapes,))
+                return _loaded(program, given, step)
+        except Exception as error:  # whatever the tracer or the compiler makes of the networks' code, or of the machine
+            raise CannotCompile(_in_short(error)) from error
+
+    def _check(self) -> None:
+        """Some steps beside the same ones uncompiled, with a rollout that begins anew on the way, by other weights than
+        those that the compiler has seen."""
+        self.begin_all()
+        random, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
+        for weight in _tensors((*self._plain.parameters(), *self._plain.buffers())):
+            if weight.is_floating_point():
+                change = torch.rand(weight.shape, generator=random) / 4
+                weight.mul_(1 + change).add_(change)
+        expected_memory = self._plain.initial_memory(self._num_envs)
+        for t in range(CHECKED_STEPS):
+            if t == CHECKED_STEPS // 2:
+                fresh = np.arange(self._num_envs) == 0
+                self.begin(fresh)
+                expected_memory = self._plain.reset_memory(expected_memory, fresh)
+            obs, rl2, _ = self._example(rng)
+            time_idx = torch.full((self._num_envs,), t)
+            _, params = self._step(obs, rl2, time_idx)
+            state, expected_memory = self._plain.step(obs, rl2, time_idx, expected_memory)
+            expected = self._plain.actor.params(state, main_gamma_only=True, obs=self._plain.actor_obs(obs))
+            difference = float((params - expected).abs().max() / expected.abs().max().clamp(min=1.0))
+            if not difference <= TOLERANCE:
+                raise CannotCompile(f"its numbers would be off by {difference:.2g}")
+        fold_into(self._plain, self._policy)
+
+    def _example(self, rng: np.random.Generator) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Observations, rl2 and time_idx: any that could be."""
+        obs = {}
+        for name, spec in self._obs_spec.items():
+            shape = (self._num_envs, *spec.shape)
+            if np.dtype(spec.dtype).kind == "f":
+                values: np.ndarray = rng.normal(size=shape)
+            else:
+                values = rng.integers(np.reshape(spec.nvec, spec.shape) if spec.nvec else 2, size=shape)
+            obs[name] = torch.from_numpy(values.astype(spec.dtype))
+        rl2 = rng.normal(size=(self._num_envs, 1 + self._action_spec.vector_size)).astype(np.float32)
+        return obs, torch.from_numpy(rl2), torch.zeros(self._num_envs, dtype=torch.int64)
+
+
+def _tensors(parts: Iterable[Any]) -> list[Tensor]:
+    return [x for x in parts if isinstance(x, Tensor)]
+
+
+def _loaded(program: ExportedProgram, given: list[Tensor], step: nn.Module) -> Run:
+    """What the compiler has made of a program, now or earlier on, for the weights where they lie in `step`."""
+    import torch._inductor as compiler
+    from filelock import FileLock
+
+    weights = {**dict(step.named_parameters()), **dict(step.named_buffers()), **program.constants}
+    compiled = _folder() / f"{_fingerprint(program, given, weights)}.pt2"
+    with FileLock(compiled.with_suffix(".lock")):
+        if not compiled.exists():
+            compile_program(program, compiled)
+        model = compiler.aoti_load_package(str(compiled))
+    held = {name: weights[name] for name in model.get_constant_fqns()}
+    model.load_constants(held, check_full_update=True, user_managed=True)
+    # A call of `model` itself would take apart what is a list already.
+    return partial(_run, model.loader, held)
+
+
+def compile_program(program: ExportedProgram, out: Path) -> None:
+    """Write the code into a file, which is whole or not there."""
+    import torch._inductor as compiler
+
+    with tempfile.TemporaryDirectory(dir=out.parent) as aside:
+        made = compiler.aoti_compile_and_package(
+            program, package_path=f"{aside}/step.pt2", inductor_configs=dict(OPTIONS)
+        )
+        os.replace(made, out)
+
+
+def _run(loader: Any, held: dict[str, Tensor], tensors: list[Tensor]) -> list[Tensor]:
+    """held: the weights, which have to live as long as the code that reads them."""
+    return loader.run(tensors)
+
+
+def _folder() -> Path:
+    """Where compiled steps lie: beside what else PyTorch compiles. What others may write is not run."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    folder = Path(cache_dir()) / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(path.stat().st_uid != os.getuid() for path in (folder, folder.parent)):
+        raise PermissionError(f"{folder} is somebody else's; set TORCHINDUCTOR_CACHE_DIR")
+    return folder
+
+
+def _fingerprint(program: ExportedProgram, given: list[Tensor], weights: Mapping[str, Tensor]) -> str:
+    """Of all that compiled code depends on."""
+
+    def layout(x: Tensor) -> tuple[Any, ...]:
+        return x.dtype, tuple(x.shape), x.stride()
+
+    layouts = [layout(x) for x in given], sorted((name, layout(x)) for name, x in weights.items())
+    machine = platform.node(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    graph = program.graph_module.print_readable(print_output=False)
+    return hashlib.sha256(repr((torch.__version__, OPTIONS, machine, layouts, graph)).encode()).hexdigest()
+
+
+def _in_short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

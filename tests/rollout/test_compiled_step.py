@@ -1,0 +1,218 @@
+"""Steps of a policy that are compiled for a processor act as uncompiled ones do."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from agent_cases import ACTION_SPECS, OBS_SPEC, gru, tformer, tstep_encoder
+from gpu.cases import ENCODERS, agent_spec
+from policy_step_cases import N, OwnEncoder, Reach, Remembering, Rollouts, act, decided, policy_of
+from small_agents import small_agent_spec
+
+from amago_ray.agent.flat_weights import flatten_state, load_flat_state
+from amago_ray.messages import Trajectory, Weights
+from amago_ray.nets.attention import SlidingSinkAttention
+from amago_ray.nets.key_value_cache import SLOTS_AT_A_TIME, CompilableCache
+from amago_ray.nets.traj_encoders import GRUTrajEncoder
+from amago_ray.rollout import compiled_step
+from amago_ray.rollout.compiled_step import CannotCompile, CompiledPolicyStep
+from amago_ray.rollout.policy_step import PolicyStep, make_policy_step
+from amago_ray.rollout.random_stream import TorchRandomStream
+from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
+from amago_ray.specs import ArraySpec
+
+pytestmark = pytest.mark.processes  # a C++ compiler
+LONG = 2 * SLOTS_AT_A_TIME + 5  # of a cache that is read in three sizes, the last of which is no whole number of them
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """So that nothing is there that another run has compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        yield
+
+
+CASES = {
+    "gru": ("continuous", gru, 16),
+    "mamba": ("multidiscrete", ENCODERS["mamba"], 16),
+    "transformer": ("discrete", partial(tformer, n_layers=2), LONG),
+    "sinks, rope, plain layers": (
+        "multibinary",
+        partial(
+            tformer,
+            attention_type=partial(SlidingSinkAttention, window_size=3, sink_size=1),
+            pos_emb="rope",
+            sigma_reparam=False,
+            norm="rmsnorm",
+        ),
+        SLOTS_AT_A_TIME - 3,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_compiled_steps_act_alike(case: str) -> None:
+    """The same draws for longer than the memory, with rollouts that begin in between, new weights, another temperature
+    and illegal actions."""
+    kind, encoder, length = CASES[case]
+    masked = kind == "discrete"
+    obs_spec = {**OBS_SPEC, "legal": ArraySpec((4,), "int8")} if masked else OBS_SPEC
+    spec = agent_spec(
+        kind=kind, encoder=encoder, obs_spec=obs_spec, action_mask_key="legal" if masked else None, max_seq_len=length
+    )
+    policies = [policy_of(spec, "cpu") for _ in range(2)]
+    weights = [flatten_state(decided(spec.build().policy, seed)) for seed in range(3)]
+    for buffer in weights:  # every weight another one, statistics of inputs too
+        buffer += np.random.default_rng(len(buffer)).uniform(0.0, 0.01, len(buffer)).astype(np.float32)
+    plain = PolicyStep(policies[0], ACTION_SPECS[kind], N, "cpu", True)
+    compiled = CompiledPolicyStep(policies[1], ACTION_SPECS[kind], N, True, obs_spec)
+    runs, sizes = [], set()
+    for step, policy in ((plain, policies[0]), (compiled, policies[1])):
+        rollouts, legal_ones, drawn = iter(Rollouts(kind, 0.02)), np.random.default_rng(1), []
+        step.begin_all()
+        with TorchRandomStream(3):
+            for t in range(3 * length):
+                if t % length == 0:
+                    load_flat_state(policy, weights[t // length])
+                    step.weights_changed()
+                policy.temperature = 1.0 if t < 2 * length else 0.5
+                fresh, obs, *more = next(rollouts)
+                if fresh.any():
+                    step.begin(fresh)
+                legal = legal_ones.integers(0, 2, (N, 4)).astype(np.int8)
+                legal[:, 1] = 1
+                drawn.append(step.act({**obs, "legal": legal} if masked else obs, *more).copy())
+                if isinstance(step._memory, CompilableCache):
+                    sizes.add(len(step._memory.slots))
+                assert drawn[-1].dtype == ACTION_SPECS[kind].dtype
+                assert not masked or legal[np.arange(N), drawn[-1]].all()
+        runs.append(np.stack(drawn))
+    if kind == "continuous":
+        np.testing.assert_allclose(*runs, rtol=1e-4, atol=1e-5)
+    else:
+        np.testing.assert_array_equal(*runs)
+    assert len(np.unique(runs[0].reshape(len(runs[0]), -1), axis=0)) > 5
+    if case == "transformer":
+        assert sizes == {SLOTS_AT_A_TIME, 2 * SLOTS_AT_A_TIME, LONG}
+
+
+def test_what_was_compiled_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By policies of other weights; not for other numbers of environments."""
+    spec = agent_spec(kind="continuous")
+    made = []
+    compile_it = compiled_step.compile_program
+    monkeypatch.setattr(compiled_step, "compile_program", lambda *x: (made.append(x), compile_it(*x)))
+
+    def actions(num_envs: int, seed: int, compiled: bool) -> np.ndarray:
+        policy = decided(policy_of(spec, "cpu"), seed)
+        step: PolicyStep = PolicyStep(policy, spec.action_spec, num_envs, "cpu", False)
+        if compiled:
+            step = CompiledPolicyStep(policy, spec.action_spec, num_envs, False, spec.obs_spec)
+        step.begin_all()
+        obs = {name: np.ones((num_envs, *x.shape), x.dtype) for name, x in OBS_SPEC.items()}
+        return step.act(obs, np.ones((num_envs, 3), np.float32), np.zeros(num_envs, np.int64))
+
+    for num_envs, seed, num_made in ((2, 0, 1), (2, 1, 1), (3, 1, 2)):
+        np.testing.assert_allclose(actions(num_envs, seed, True), actions(num_envs, seed, False), rtol=1e-4, atol=1e-5)
+        assert len(made) == num_made
+
+
+def test_a_compiler_that_puts_weights_into_code_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's does so with up to eight numbers, unless it is told not to."""
+    monkeypatch.setitem(compiled_step.OPTIONS, "always_keep_tensor_constants", False)
+    spec = agent_spec(kind="continuous", tstep_encoder=partial(tstep_encoder, d_hidden=8, d_output=8))
+    with pytest.raises(CannotCompile, match="its numbers would be off by"):
+        CompiledPolicyStep(policy_of(spec, "cpu"), spec.action_spec, 4, True, spec.obs_spec)
+
+
+def _refuse(*_: Any) -> None:
+    raise RuntimeError("no C++ compiler\n  found")
+
+
+def test_what_cannot_be_compiled_is_told_and_acting_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled_step, "compile_program", _refuse)
+    spec = agent_spec(kind="continuous")
+    policy = policy_of(spec, "cpu")
+    with pytest.warns(UserWarning, match="uncompiled: RuntimeError: no C\\+\\+ compiler found$") as warned:
+        step = make_policy_step(policy, spec.action_spec, spec.obs_spec, 4, "cpu", False, compile_acting="auto")
+    assert type(step) is PolicyStep and len(warned) == 1
+
+
+def test_a_folder_of_somebody_elses_is_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compiled_step.os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    spec = agent_spec()
+    with pytest.raises(CannotCompile, match="is somebody else's; set TORCHINDUCTOR_CACHE_DIR"):
+        CompiledPolicyStep(policy_of(spec, "cpu"), spec.action_spec, 4, True, spec.obs_spec)
+
+
+@pytest.mark.parametrize(
+    ("way", "told"),
+    [
+        ("shifted", None),
+        ("counted", "its memory holds a int that is no tensor"),
+        ("made by the first step", "its memory is made of 1 parts before a step and 2 after it"),
+        ("growing", "tensors of its memory change their shape"),
+    ],
+)
+def test_memories_of_others_act_as_they_would(way: str, told: str | None) -> None:
+    """Compiled, or told that they cannot be."""
+    spec = agent_spec(kind="continuous", encoder=type("Own", (Remembering,), {"way": way}))
+    policy = decided(policy_of(spec, "cpu"), 0)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        step = make_policy_step(policy, spec.action_spec, spec.obs_spec, N, "cpu", False, compile_acting="always")
+    assert [told in str(x.message) for x in warned] == ([] if told is None else [True])
+    assert isinstance(step, CompiledPolicyStep) == (told is None)
+    plain = PolicyStep(policy, spec.action_spec, N, "cpu", False)
+    for x in (plain, step):
+        x.begin_all()
+    actions = [act(x, iter(Rollouts("continuous")), 9) for x in (plain, step)]
+    np.testing.assert_allclose(*actions, rtol=1e-4, atol=1e-5)
+
+
+def test_who_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(compiled_step, "CompiledPolicyStep", lambda *x: made.append(x) or "compiled")
+    known, own = (agent_spec(encoder=x).build().policy for x in (GRUTrajEncoder, OwnEncoder))
+    spec = ACTION_SPECS["discrete"]
+    for policy, setting, compiled in (
+        (known, "never", False),
+        (known, "auto", True),
+        (known, "always", True),
+        (own, "auto", False),
+        (own, "always", True),
+    ):
+        step: Any = make_policy_step(policy, spec, OBS_SPEC, N, "cpu", True, compile_acting=setting)  # type: ignore[arg-type]
+        assert (step == "compiled") == compiled
+
+
+def test_a_worker_collects_the_same() -> None:
+    """Chunk by chunk with new weights, whatever else draws."""
+    spec = small_agent_spec(Reach, partial(tformer, n_layers=1), 6, width=8)
+    weights = [Weights(version, flatten_state(spec.build().policy) * (1 + version / 2)) for version in range(3)]
+    collected: list[list[Trajectory]] = []
+    for setting in ("never", "auto"):
+        written: list[Trajectory] = []
+        config = RolloutConfig(Reach, N, 0, 0, 16, None, compile_acting=setting)  # type: ignore[arg-type]
+        worker = RolloutWorker(config, spec, write=written.append)
+        assert isinstance(worker._policy_step, CompiledPolicyStep) == (setting == "auto")
+        for given in weights:
+            torch.randn(given.version + 1)
+            worker.set_weights(given)
+            worker.collect(10 * N)
+        worker.close()
+        collected.append(written)
+    assert len(collected[0]) == len(collected[1]) > N
+    for one, other in zip(*collected, strict=True):
+        assert one.id == other.id
+        for name, column in one.columns.items():
+            np.testing.assert_allclose(column, other.columns[name], rtol=1e-3, atol=1e-4, err_msg=name)
