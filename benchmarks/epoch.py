@@ -40,6 +40,7 @@ from amago_ray.learner.precision import MixedPrecision, precision_on
 from amago_ray.messages import Batch
 from amago_ray.nets.columns import laid_out_for_acting
 from amago_ray.nets.sizes import LENGTHS, rounded_up, rows_of
+from amago_ray.rollout.policy_step import make_policy_step
 
 NUM_ENVS = 12
 STEPS, UPDATES = 300, 30  # of an epoch: in each environment, and in all
@@ -112,7 +113,12 @@ class BareLoop:
         self.obs = np.zeros((NUM_ENVS, SIZE.obs_width), np.float32)
         self.rl2 = np.zeros((NUM_ENVS, 1 + spec.action_spec.vector_size), np.float32)
         self.time_idx = np.zeros(NUM_ENVS, np.int64)
-        self.memory = self.policy.initial_memory(NUM_ENVS)
+        self.one_hots = np.eye(spec.action_spec.vector_size, dtype=np.float32)
+        torch.set_num_threads(1)
+        self.policy_step = make_policy_step(
+            self.policy, spec.action_spec, spec.obs_spec, NUM_ENVS, "cpu", sample=True, compile_acting="auto"
+        )
+        self.policy_step.begin_all()
         self.rows: list[list[tuple[Any, ...]]] = [[] for _ in range(NUM_ENVS)]
         self.rollouts: list[tuple[np.ndarray, ...]] = []
         for row in range(NUM_ENVS):
@@ -128,12 +134,10 @@ class BareLoop:
     def collect(self) -> None:
         torch.set_num_threads(1)
         for _ in range(self.steps):
-            arrays = (torch.from_numpy(x) for x in (self.obs, self.rl2, self.time_idx))
-            obs, rl2, time_idx = arrays
-            vector, self.memory = self.policy.act({"observation": obs}, rl2, time_idx, self.memory, sample=True)
-            step = self.together.step(vector.argmax(dim=-1).numpy())
+            actions = self.policy_step.act({"observation": self.obs}, self.rl2, self.time_idx)
+            step = self.together.step(actions)
             self.obs = step.obs
-            self.rl2 = np.concatenate((step.rewards[:, None], vector.numpy()), axis=1)
+            self.rl2 = np.concatenate((step.rewards[:, None], self.one_hots[actions]), axis=1)
             self.time_idx += 1
             for row in range(NUM_ENVS):
                 self.rows[row].append((self.obs[row], self.rl2[row], step.rewards[row], step.terminated[row]))
@@ -141,7 +145,7 @@ class BareLoop:
                 for row in np.flatnonzero(step.terminated).tolist():
                     self.rollouts.append(tuple(np.stack(column) for column in zip(*self.rows[row])))
                     self.begin(row)
-                self.memory = self.policy.reset_memory(self.memory, step.terminated)
+                self.policy_step.begin(step.terminated)
 
     def batch(self) -> TrainingBatch:
         length = SIZE.max_seq_len
@@ -175,6 +179,7 @@ class BareLoop:
         for _ in range(self.updates):
             self.learner.update(self.batch())
         self.policy.load_state_dict(self.learner.agent.policy.state_dict())
+        self.policy_step.weights_changed()
         self.act_s, self.learn_s = collected - started, time.perf_counter() - collected
 
 
