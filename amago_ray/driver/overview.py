@@ -18,7 +18,7 @@ def overview(settings: ExperimentSettings, plan: Plan, placement: Placement, clu
     store = plan.replay.store
     place = f"in files below {store.folder}" if store.folder is not None else "in the memory of the shards"
     row, longest = row_bytes(spec.obs_spec, spec.action_spec), longest_piece(x) + stagger(x)
-    memory = {
+    said = {
         "observations": agent.policy.tstep_encoder.description,
         "cores": plan.cores.in_words,
         "workers": f"{amount(row * x.parallel_actors * 1000)} for every 1,000 timesteps of unfinished rollouts; "
@@ -29,5 +29,7 @@ def overview(settings: ExperimentSettings, plan: Plan, placement: Placement, clu
         "parameters with their gradients, moments and targets",
         "weights": f"{amount(acting)} to every node with rollout workers at each publication",
     }
+    if any(config.compile_acting != "never" for config in plan.rollout):
+        said["acting"] = "workers compile the policy's step before they begin: 10 to 30 s, once on each machine"
     num_nodes = "this machine" if cluster.local else f"{len(cluster.nodes)} node{'s' * (len(cluster.nodes) != 1)}"
-    return table(f"{x.run_name} on {num_nodes}, as planned:", placement, memory)
+    return table(f"{x.run_name} on {num_nodes}, as planned:", placement, said)

@@ -207,7 +207,6 @@ def _tensors(parts: Iterable[Any]) -> list[Tensor]:
 
 def _loaded(program: ExportedProgram, given: list[Tensor], step: nn.Module) -> Run:
     """What the compiler has made of a program, now or earlier on, for the weights where they lie in `step`."""
-    import torch._inductor as compiler
     from filelock import FileLock
 
     weights = {**dict(step.named_parameters()), **dict(step.named_buffers()), **program.constants}
@@ -215,7 +214,7 @@ def _loaded(program: ExportedProgram, given: list[Tensor], step: nn.Module) -> R
     with FileLock(compiled.with_suffix(".lock")):
         if not compiled.exists():
             compile_program(program, compiled)
-        model = compiler.aoti_load_package(str(compiled))
+        model = _load(compiled)
     held = {name: weights[name] for name in model.get_constant_fqns()}
     model.load_constants(held, check_full_update=True, user_managed=True)
     # A call of `model` itself would take apart what is a list already.
@@ -231,6 +230,23 @@ def compile_program(program: ExportedProgram, out: Path) -> None:
             program, package_path=f"{aside}/step.pt2", inductor_configs=dict(OPTIONS)
         )
         os.replace(made, out)
+
+
+def _load(compiled: Path) -> Any:
+    """The loader unpacks the file into a folder of its own, which it leaves behind where a process is killed, and which
+    it needs no longer than this takes."""
+    import torch._inductor as compiler
+
+    before = os.environ.get("TMPDIR")
+    with tempfile.TemporaryDirectory() as unpacked:
+        os.environ["TMPDIR"] = unpacked
+        try:
+            return compiler.aoti_load_package(str(compiled), run_single_threaded=True)
+        finally:
+            if before is None:
+                del os.environ["TMPDIR"]
+            else:
+                os.environ["TMPDIR"] = before
 
 
 def _run(loader: Any, held: dict[str, Tensor], tensors: list[Tensor]) -> list[Tensor]:

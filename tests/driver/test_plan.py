@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from amago_ray.agent import Agent
 from amago_ray.agent.spec import AgentSpec
-from amago_ray.driver.placement import Cluster, Node, Resources
+from amago_ray.driver.overview import overview
+from amago_ray.driver.placement import Cluster, Node, Resources, place
 from amago_ray.driver.plan import TEST_SEEDS, longest_piece, make_plan, share_gpus, stagger
 from amago_ray.envs.builtin import Counting
 from amago_ray.envs.makers import EnvProcesses
@@ -78,6 +81,26 @@ def test_environments_run_where_the_settings_say() -> None:
     assert {rollout.env_processes for rollout in (*plan.rollout, *plan.validation)} == {EnvProcesses(3.0, None, False)}
     settings = ExperimentSettings("run", Counting, 8, make_val_env=Counting)
     assert {rollout.env_processes for rollout in make_plan(settings, SPEC, CLUSTER).rollout} == {None}
+
+
+@pytest.mark.parametrize(
+    ("setting", "epochs", "rollout", "validation"),
+    [
+        ("auto", 1_999, "never", "never"),
+        ("auto", 2_000, "auto", "never"),
+        ("always", 1, "always", "always"),
+        ("never", 9_999, "never", "never"),
+    ],
+)
+def test_steps_are_compiled_where_that_pays(setting: Any, epochs: int, rollout: str, validation: str) -> None:
+    settings = ExperimentSettings(
+        "run", Counting, 8, make_val_env=Counting, epochs=epochs, train_timesteps_per_epoch=100, compile_acting=setting
+    )
+    plan = make_plan(settings, SPEC, CLUSTER)
+    assert {config.compile_acting for config in plan.rollout} == {rollout}
+    assert {config.compile_acting for config in plan.validation} == {validation}
+    text = overview(settings, plan, place(plan.roles, CLUSTER.nodes), CLUSTER)
+    assert ("workers compile the policy's step before they begin" in text) == (rollout != "never")
 
 
 def test_the_learning_rate_falls_over_all_updates_of_the_run() -> None:
