@@ -2,7 +2,8 @@
 
 The ideal is (environments) / (time of a step): all of them sleep at the same time and are woken at once. In turn, in
 one run: environments in the worker's process; in processes of their own; the same in two halves (double buffering);
-and as many threads that sleep and do nothing else, which is what the machine makes of the ideal.
+these two with compiled steps (`compile_acting`); and as many threads that sleep and do nothing else, which is what the
+machine makes of the ideal.
 """
 
 from __future__ import annotations
@@ -25,15 +26,19 @@ from measure import Column, Row, Table
 from amago_ray.envs.exploration import EpsilonGreedy
 from amago_ray.envs.makers import EnvProcesses, check_env
 from amago_ray.rollout.halves import make_worker
+from amago_ray.rollout.policy_step import CompileActing
 from amago_ray.rollout.worker import RolloutConfig
 
 STEP_MS = (1, 5, 20)
 NUM_ENVS = (4, 8, 16)
 POLICIES = {"GRU, demo": ("demo", "GRU"), "GRU, default": ("default", "GRU")}
-MODES = {
-    "sync": None,
-    "processes": EnvProcesses(double_buffer=False),
-    "double_buffer": EnvProcesses(double_buffer=True),
+WHOLE, HALVES = EnvProcesses(double_buffer=False), EnvProcesses(double_buffer=True)
+MODES: dict[str, tuple[EnvProcesses | None, CompileActing]] = {
+    "sync": (None, "never"),
+    "processes": (WHOLE, "never"),
+    "double_buffer": (HALVES, "never"),
+    "compiled": (WHOLE, "auto"),
+    "compiled_double_buffer": (HALVES, "auto"),
 }
 RUN_S = 0.4  # about how long one timed run takes
 MIN_ROUNDS = 5
@@ -49,6 +54,8 @@ TABLES = (
             Column("sync", "sync", ".2f"),
             Column("processes", "processes", ".2f"),
             Column("double_buffer", "in two halves", ".2f"),
+            Column("compiled", "compiled: processes", ".2f"),
+            Column("compiled_double_buffer", "in two halves", ".2f"),
             Column("speedup", "processes / sync", ".1f"),
             Column("runs", "runs"),
         ),
@@ -91,19 +98,28 @@ def measure_case(policy: str, step_ms: int, num_envs: int, seconds: float, run_s
     size, encoder = POLICIES[policy]
     spec = configured_spec(SIZES[size], encoder, action_spec, obs_spec)
     together = max(int(run_s / step_s), 2)
-    steps = {"sync": max(together // num_envs, 2), "processes": together, "double_buffer": together}
+    steps = {mode: together if processes else max(together // num_envs, 2) for mode, (processes, _) in MODES.items()}
     with ExitStack() as stack:
         workers = {
             mode: stack.enter_context(
                 closing(
                     make_worker(
-                        RolloutConfig(make_env, num_envs, 0, 0, 512, EpsilonGreedy, env_processes=processes),
+                        RolloutConfig(
+                            make_env,
+                            num_envs,
+                            0,
+                            0,
+                            512,
+                            EpsilonGreedy,
+                            env_processes=processes,
+                            compile_acting=compile_acting,
+                        ),
                         spec,
                         write=lambda trajectory: None,
                     )
                 )
             )
-            for mode, processes in MODES.items()
+            for mode, (processes, compile_acting) in MODES.items()
         }
         threads = stack.enter_context(ThreadPoolExecutor(num_envs))
         subjects = {mode: partial(worker.collect, steps[mode] * num_envs) for mode, worker in workers.items()}

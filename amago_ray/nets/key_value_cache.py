@@ -97,7 +97,7 @@ class CompilableCache:
 
     keys, values: of each layer, (B, H, S + 1, K), which lie apart, so that a compiler writes them in place. It would
     take all slots of an array for another layout than some of them: the last one is never used. count: (B,) int64.
-    slots: (U,) int64, the numbers 0 to U - 1 of those that are read.
+    slots: (U,) int64, the numbers 0 to U - 1 of those that are read; the last field.
     """
 
     keys: list[Tensor]

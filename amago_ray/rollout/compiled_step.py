@@ -75,7 +75,7 @@ class StepOfTensors(nn.Module):
         state, after = self.policy.step(obs, rl2, time_idx, with_tensors(self._memory, iter(memory)))
         params = self.policy.actor.params(state, main_gamma_only=True, obs=self.policy.actor_obs(obs))
         vector = self.policy.choose_by(params, obs, self._sample)
-        parts = [*parts_of(after)]
+        parts = _tensors(parts_of(after))
         return [stored_action(vector, self._action_spec), params, *(parts[number] for number in self._others)]
 
 
@@ -95,6 +95,7 @@ class CompiledPolicyStep(PolicyStep):
         self._names, self._obs_spec = tuple(obs_spec), obs_spec
         self._temperature = policy.temperature
         self._plain = laid_out_for_acting(folded(policy))
+        self._parts: list[Any] = []  # of the memory, whose tensors those of `_memory` are at the start of rollouts only
         with torch.no_grad():
             self._others = self._parts_that_become_others()
             self._run = self._compiled()
@@ -102,40 +103,46 @@ class CompiledPolicyStep(PolicyStep):
         self.begin_all()
 
     def begin_all(self) -> None:
-        self._memory = self._encoder.compilable_memory(self._num_envs)
+        self._remember(self._encoder.compilable_memory(self._num_envs))
+
+    def begin(self, fresh: np.ndarray) -> None:
+        self._remember(self._encoder.reset_memory(with_tensors(self._memory, iter(self._parts)), fresh))
 
     def weights_changed(self) -> None:
         fold_into(self._plain, self._policy)
 
-    @torch.inference_mode()
     def act(self, obs: Mapping[str, np.ndarray], rl2: np.ndarray, time_idx: np.ndarray) -> np.ndarray:
-        seen = {name: torch.from_numpy(np.ascontiguousarray(obs[name])) for name in self._names}
+        seen = [torch.from_numpy(np.ascontiguousarray(obs[name])) for name in self._names]
         tempered = self._sample and self._policy.temperature != self._temperature
         random = torch.get_rng_state() if tempered else None
         stored, params = self._step(seen, torch.from_numpy(rl2), torch.from_numpy(time_idx))
         if random is not None:  # draw again, by the temperature of now
             torch.set_rng_state(random)
-            stored = stored_action(self._policy.choose_by(params, seen, True), self._action_spec)
+            with torch.inference_mode():
+                vector = self._policy.choose_by(params, dict(zip(self._names, seen)), True)
+                stored = stored_action(vector, self._action_spec)
         return self._on_host(stored)
 
-    def _step(self, seen: Mapping[str, Tensor], rl2: Tensor, time_idx: Tensor) -> tuple[Tensor, Tensor]:
+    def _remember(self, memory: Any) -> None:
+        self._memory, self._parts = memory, _tensors(parts_of(memory))
+
+    def _step(self, seen: list[Tensor], rl2: Tensor, time_idx: Tensor) -> tuple[Tensor, Tensor]:
         """Actions as stored and the parameters (B, P) of their distributions; the memory takes the step in."""
         if isinstance(self._memory, CompilableCache):
             self._memory.take_in_use()
-        parts = [*parts_of(self._memory)]
-        stored, params, *others = self._run([*seen.values(), rl2, time_idx, *_tensors(parts)])
-        if others:
-            for number, value in zip(self._others, others, strict=True):
-                parts[number] = value
-            self._memory = with_tensors(self._memory, iter(_tensors(parts)))
+            self._parts[-1] = self._memory.slots
+        stored, params, *others = self._run([*seen, rl2, time_idx, *self._parts])
+        for number, value in zip(self._others, others, strict=True):
+            self._parts[number] = value
         return stored, params
 
     def _parts_that_become_others(self) -> list[int]:
-        """By number, as of `parts_of`: tensors that a step replaces, where it does not write into them."""
+        """Which tensors of a memory a step replaces, where it does not write into them."""
         before = self._encoder.compilable_memory(self._num_envs)
         parts = [*parts_of(before)]
         layouts = [x.stride() if isinstance(x, Tensor) else None for x in parts]
-        _, after = self._plain.step(*self._example(np.random.default_rng(0)), before)
+        obs, rl2, time_idx = self._example(np.random.default_rng(0))
+        _, after = self._plain.step(dict(zip(self._names, obs)), rl2, time_idx, before)
         found = [*parts_of(after)]
         try:
             others = replaced(parts, found, "cpu")
@@ -143,17 +150,17 @@ class CompiledPolicyStep(PolicyStep):
             raise CannotCompile(str(error)) from error
         if any(found[number].stride() != layouts[number] for number in others):
             raise CannotCompile("tensors of its memory lie otherwise in memory from step to step")
-        return others
+        numbers = [number for number, x in enumerate(parts) if isinstance(x, Tensor)]
+        return [numbers.index(number) for number in others]
 
     def _compiled(self) -> Run:
         memory = self._encoder.compilable_memory(self._num_envs)
         obs, rl2, time_idx = self._example(np.random.default_rng(0))
-        given = [*obs.values(), rl2, time_idx, *_tensors(parts_of(memory))]
+        given = [*obs, rl2, time_idx, *_tensors(parts_of(memory))]
         step = StepOfTensors(self._plain, self._action_spec, self._sample, self._names, memory, self._others)
         shapes: list[dict[int, Any]] = [{} for _ in given]
         if isinstance(memory, CompilableCache) and len(memory.slots) < memory.num_slots:
-            slots = next(number for number, x in enumerate(given) if x is memory.slots)
-            shapes[slots] = {0: Dim("slots", min=len(memory.slots), max=memory.num_slots)}
+            shapes[-1] = {0: Dim("slots", min=len(memory.slots), max=memory.num_slots)}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -180,23 +187,24 @@ class CompiledPolicyStep(PolicyStep):
             obs, rl2, _ = self._example(rng)
             time_idx = torch.full((self._num_envs,), t)
             _, params = self._step(obs, rl2, time_idx)
-            state, expected_memory = self._plain.step(obs, rl2, time_idx, expected_memory)
-            expected = self._plain.actor.params(state, main_gamma_only=True, obs=self._plain.actor_obs(obs))
+            named = dict(zip(self._names, obs))
+            state, expected_memory = self._plain.step(named, rl2, time_idx, expected_memory)
+            expected = self._plain.actor.params(state, main_gamma_only=True, obs=self._plain.actor_obs(named))
             difference = float((params - expected).abs().max() / expected.abs().max().clamp(min=1.0))
             if not difference <= TOLERANCE:
                 raise CannotCompile(f"its numbers would be off by {difference:.2g}")
         fold_into(self._plain, self._policy)
 
-    def _example(self, rng: np.random.Generator) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Observations, rl2 and time_idx: any that could be."""
-        obs = {}
-        for name, spec in self._obs_spec.items():
+    def _example(self, rng: np.random.Generator) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Observations in the order of their names, rl2 and time_idx: any that could be."""
+        obs = []
+        for spec in self._obs_spec.values():
             shape = (self._num_envs, *spec.shape)
             if np.dtype(spec.dtype).kind == "f":
                 values: np.ndarray = rng.normal(size=shape)
             else:
                 values = rng.integers(np.reshape(spec.nvec, spec.shape) if spec.nvec else 2, size=shape)
-            obs[name] = torch.from_numpy(values.astype(spec.dtype))
+            obs.append(torch.from_numpy(values.astype(spec.dtype)))
         rl2 = rng.normal(size=(self._num_envs, 1 + self._action_spec.vector_size)).astype(np.float32)
         return obs, torch.from_numpy(rl2), torch.zeros(self._num_envs, dtype=torch.int64)
 
