@@ -96,7 +96,7 @@ class CompiledPolicyStep(PolicyStep):
         self._temperature = policy.temperature
         self._plain = laid_out_for_acting(folded(policy))
         self._parts: list[Any] = []  # of the memory, whose tensors those of `_memory` are at the start of rollouts only
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # (compiled steps draw from the stream of all)
             self._others = self._parts_that_become_others()
             self._run = self._compiled()
             self._check()

@@ -73,7 +73,9 @@ def test_compiled_steps_act_alike(case: str) -> None:
     for buffer in weights:  # every weight another one, statistics of inputs too
         buffer += np.random.default_rng(len(buffer)).uniform(0.0, 0.01, len(buffer)).astype(np.float32)
     plain = PolicyStep(policies[0], ACTION_SPECS[kind], N, "cpu", True)
+    random = torch.get_rng_state()
     compiled = CompiledPolicyStep(policies[1], ACTION_SPECS[kind], N, True, obs_spec)
+    assert torch.equal(torch.get_rng_state(), random)
     runs, sizes = [], set()
     for step, policy in ((plain, policies[0]), (compiled, policies[1])):
         rollouts, legal_ones, drawn = iter(Rollouts(kind, 0.02)), np.random.default_rng(1), []
