@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from amago_ray.cuda_graphs import is_known
 from amago_ray.driver.placement import Cluster, Placement, amount, table
 from amago_ray.driver.plan import Plan, longest_piece, stagger
 from amago_ray.settings import ExperimentSettings
@@ -29,7 +30,11 @@ def overview(settings: ExperimentSettings, plan: Plan, placement: Placement, clu
         "parameters with their gradients, moments and targets",
         "weights": f"{amount(acting)} to every node with rollout workers at each publication",
     }
-    if any(config.compile_acting != "never" for config in plan.rollout):
-        said["acting"] = "workers compile the policy's step before they begin: 10 to 30 s, once on each machine"
+    compile_acting = {config.compile_acting for config in plan.rollout}
+    if "always" in compile_acting or ("auto" in compile_acting and all(map(is_known, agent.policy.modules()))):
+        said["acting"] = (
+            "workers compile the policy's step before they begin, which takes 10 to 30 s for the first on each machine "
+            "and 100 to 250 MB of each one's memory"
+        )
     num_nodes = "this machine" if cluster.local else f"{len(cluster.nodes)} node{'s' * (len(cluster.nodes) != 1)}"
     return table(f"{x.run_name} on {num_nodes}, as planned:", placement, said)

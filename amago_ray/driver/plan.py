@@ -235,6 +235,8 @@ def deal_environments(
 
 def acts_compiled(settings: ExperimentSettings, collects: bool) -> CompileActing:
     """`compile_acting` of workers that collect, or only validate: compiling takes as long as 100,000 steps save."""
+    if settings.rollout_device != "cpu":
+        return "never"
     if settings.compile_acting != "auto":
         return settings.compile_acting
     timesteps = settings.epochs * settings.train_timesteps_per_epoch

@@ -60,7 +60,8 @@ class SigmaReparam(nn.Module):
 
     def folded(self) -> nn.Linear:
         """The same layer as a plain linear one, not to be trained."""
-        linear = nn.Linear(self.weight.shape[1], self.weight.shape[0], bias=self.bias is not None)
+        d_out, d_in = self.weight.shape
+        linear = nn.utils.skip_init(nn.Linear, d_in, d_out, bias=self.bias is not None)  # (draws nothing)
         with torch.no_grad():
             linear.weight.copy_(self.effective_weight())
             if self.bias is not None:

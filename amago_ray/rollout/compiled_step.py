@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,16 +26,20 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from amago_ray.agent.policy import Policy
+from amago_ray.atomic_files import write_atomically
 from amago_ray.nets.actions import stored_action
 from amago_ray.nets.actors import ActorHead
 from amago_ray.nets.columns import laid_out_for_acting
 from amago_ray.nets.folding import fold_into, folded
 from amago_ray.nets.key_value_cache import CompilableCache
+from amago_ray.nets.scaling import LARGEST_BOUND
 from amago_ray.rollout.memory_parts import ChangesShape, parts_of, replaced, with_tensors
 from amago_ray.rollout.policy_step import PolicyStep
-from amago_ray.specs import ActionSpec, ObsSpec
+from amago_ray.specs import ActionSpec, ArraySpec, ObsSpec
 
 CHECKED_STEPS, TOLERANCE = 24, 1e-4
+CHANGE = 0.02  # of weights, when steps are checked: enough to be seen, too little for networks to behave otherwise
+LOCKED_S = 240.0  # that a worker waits for another one that compiles the same
 # Random numbers are drawn by PyTorch itself, the same ones as without a compiler; of weights, no number is in the code.
 OPTIONS = {
     "fallback_random": True,
@@ -83,23 +89,28 @@ class CompiledPolicyStep(PolicyStep):
     """A `PolicyStep` on a processor, compiled for `num_envs` environments when it is made.
 
     It draws the actions that a `PolicyStep` draws, to float tolerance, which is checked before it is used.
-    Raises CannotCompile: without a C++ compiler, for networks or memories that PyTorch cannot trace, and for an actor
-    that defines more than `params`.
+    Raises CannotCompile: without a C++ compiler, for networks or memories that PyTorch cannot trace, and for a policy
+    or an actor that acts by methods of its own.
     """
 
     def __init__(self, policy: Policy, action_spec: ActionSpec, num_envs: int, sample: bool, obs_spec: ObsSpec):
         super().__init__(policy, action_spec, num_envs, "cpu", sample)
-        if type(policy.actor).main_gamma is not ActorHead.main_gamma:
-            raise CannotCompile(f"{type(policy.actor).__name__} has a main_gamma of its own")
-        self._encoder = policy.traj_encoder
+        if type(policy) is not Policy or type(policy.actor).main_gamma is not ActorHead.main_gamma:
+            raise CannotCompile("the policy, or its actor's main_gamma, is of another class than this package's")
         self._names, self._obs_spec = tuple(obs_spec), obs_spec
         self._temperature = policy.temperature
-        self._plain = laid_out_for_acting(folded(policy))
         self._parts: list[Any] = []  # of the memory, whose tensors those of `_memory` are at the start of rollouts only
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # (compiled steps draw from the stream of all)
-            self._others = self._parts_that_become_others()
-            self._run = self._compiled()
-            self._check()
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):  # (compiled steps draw from the stream of all)
+                self._plain = laid_out_for_acting(folded(policy))
+                self._encoder = self._plain.traj_encoder
+                self._others = self._parts_that_become_others()
+                self._run = self._compiled()
+                self._check()
+        except CannotCompile:
+            raise
+        except Exception as error:  # whatever the tracer or the compiler makes of the networks' code, or of the machine
+            raise CannotCompile(_in_short(error)) from error
         self.begin_all()
 
     def begin_all(self) -> None:
@@ -112,7 +123,7 @@ class CompiledPolicyStep(PolicyStep):
         fold_into(self._plain, self._policy)
 
     def act(self, obs: Mapping[str, np.ndarray], rl2: np.ndarray, time_idx: np.ndarray) -> np.ndarray:
-        seen = [torch.from_numpy(np.ascontiguousarray(obs[name])) for name in self._names]
+        seen = [self._seen(name, obs[name]) for name in self._names]
         tempered = self._sample and self._policy.temperature != self._temperature
         random = torch.get_rng_state() if tempered else None
         stored, params = self._step(seen, torch.from_numpy(rl2), torch.from_numpy(time_idx))
@@ -122,6 +133,13 @@ class CompiledPolicyStep(PolicyStep):
                 vector = self._policy.choose_by(params, dict(zip(self._names, seen)), True)
                 stored = stored_action(vector, self._action_spec)
         return self._on_host(stored)
+
+    def _seen(self, name: str, array: np.ndarray) -> Tensor:
+        """Of the shape and dtype that the code was made for: it does not look. Raises ValueError for another shape."""
+        spec = self._obs_spec[name]
+        if array.shape[1:] != spec.shape:
+            raise ValueError(f"observation {name} has shape {array.shape[1:]}, and the policy is made for {spec.shape}")
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=spec.dtype))
 
     def _remember(self, memory: Any) -> None:
         self._memory, self._parts = memory, _tensors(parts_of(memory))
@@ -161,23 +179,20 @@ class CompiledPolicyStep(PolicyStep):
         shapes: list[dict[int, Any]] = [{} for _ in given]
         if isinstance(memory, CompilableCache) and len(memory.slots) < memory.num_slots:
             shapes[-1] = {0: Dim("slots", min=len(memory.slots), max=memory.num_slots)}
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                program = torch.export.export(step, (given,), dynamic_shapes=(shapes,))
-                return _loaded(program, given, step)
-        except Exception as error:  # whatever the tracer or the compiler makes of the networks' code, or of the machine
-            raise CannotCompile(_in_short(error)) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(step, (given,), dynamic_shapes=(shapes,))
+            return _loaded(program, given, step)
 
     def _check(self) -> None:
         """Some steps beside the same ones uncompiled, with a rollout that begins anew on the way, by other weights than
         those that the compiler has seen."""
-        self.begin_all()
         random, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
-        for weight in _tensors((*self._plain.parameters(), *self._plain.buffers())):
+        for weight in (*self._plain.parameters(), *self._plain.buffers()):
             if weight.is_floating_point():
-                change = torch.rand(weight.shape, generator=random) / 4
-                weight.mul_(1 + change).add_(change)
+                weight.mul_(1 + CHANGE * (2 * torch.rand(weight.shape, generator=random) - 1))
+                weight.add_(CHANGE * torch.rand(weight.shape, generator=random))
+        self.begin_all()
         expected_memory = self._plain.initial_memory(self._num_envs)
         for t in range(CHECKED_STEPS):
             if t == CHECKED_STEPS // 2:
@@ -200,10 +215,11 @@ class CompiledPolicyStep(PolicyStep):
         obs = []
         for spec in self._obs_spec.values():
             shape = (self._num_envs, *spec.shape)
-            if np.dtype(spec.dtype).kind == "f":
-                values: np.ndarray = rng.normal(size=shape)
+            if spec.nvec:
+                values: np.ndarray = rng.integers(np.reshape(spec.nvec, spec.shape), size=shape)
             else:
-                values = rng.integers(np.reshape(spec.nvec, spec.shape) if spec.nvec else 2, size=shape)
+                low, high = _bounds(spec)
+                values = rng.uniform(low, high, size=shape)
             obs.append(torch.from_numpy(values.astype(spec.dtype)))
         rl2 = rng.normal(size=(self._num_envs, 1 + self._action_spec.vector_size)).astype(np.float32)
         return obs, torch.from_numpy(rl2), torch.zeros(self._num_envs, dtype=torch.int64)
@@ -213,16 +229,31 @@ def _tensors(parts: Iterable[Any]) -> list[Tensor]:
     return [x for x in parts if isinstance(x, Tensor)]
 
 
+def _bounds(spec: ArraySpec) -> tuple[np.ndarray, np.ndarray]:
+    """Between which numbers of an array may lie; within -1 and 1 where it declares none, or none that are near."""
+    if spec.bounds is None:
+        return np.array(-1.0 if np.dtype(spec.dtype).kind == "f" else 0.0), np.array(1.0)
+    low, high = (np.reshape(x, spec.bounds.shape) for x in (spec.bounds.low, spec.bounds.high))
+    near = (np.abs(low) <= LARGEST_BOUND) & (np.abs(high) <= LARGEST_BOUND)
+    return np.where(near, low, np.maximum(low, -1.0)), np.where(near, high, np.minimum(high, 1.0))
+
+
 def _loaded(program: ExportedProgram, given: list[Tensor], step: nn.Module) -> Run:
     """What the compiler has made of a program, now or earlier on, for the weights where they lie in `step`."""
     from filelock import FileLock
 
-    weights = {**dict(step.named_parameters()), **dict(step.named_buffers()), **program.constants}
+    weights: dict[str, Tensor] = {**program.constants}
+    weights |= dict(step.named_parameters(remove_duplicate=False))
+    weights |= dict(step.named_buffers(remove_duplicate=False))
     compiled = _folder() / f"{_fingerprint(program, given, weights)}.pt2"
-    with FileLock(compiled.with_suffix(".lock")):
-        if not compiled.exists():
+    with FileLock(compiled.with_suffix(".lock"), timeout=LOCKED_S):
+        model = None
+        if compiled.exists():
+            with suppress(RuntimeError, OSError, ValueError):  # damaged
+                model = _load(compiled)
+        if model is None:
             compile_program(program, compiled)
-        model = _load(compiled)
+            model = _load(compiled)
     held = {name: weights[name] for name in model.get_constant_fqns()}
     model.load_constants(held, check_full_update=True, user_managed=True)
     # A call of `model` itself would take apart what is a list already.
@@ -233,11 +264,14 @@ def compile_program(program: ExportedProgram, out: Path) -> None:
     """Write the code into a file, which is whole or not there."""
     import torch._inductor as compiler
 
-    with tempfile.TemporaryDirectory(dir=out.parent) as aside:
-        made = compiler.aoti_compile_and_package(
-            program, package_path=f"{aside}/step.pt2", inductor_configs=dict(OPTIONS)
-        )
-        os.replace(made, out)
+    aside = out.with_suffix(".unfinished")
+    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+    aside.mkdir()
+    made = compiler.aoti_compile_and_package(
+        program, package_path=str(aside / "step.pt2"), inductor_configs=dict(OPTIONS)
+    )
+    write_atomically(out, lambda partial: shutil.move(made, partial))
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _load(compiled: Path) -> Any:
@@ -267,9 +301,10 @@ def _folder() -> Path:
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     folder = Path(cache_dir()) / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(path.stat().st_uid != os.getuid() for path in (folder, folder.parent)):
-        raise PermissionError(f"{folder} is somebody else's; set TORCHINDUCTOR_CACHE_DIR")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    its = folder.stat()
+    if its.st_uid != os.getuid() or its.st_mode & 0o022:
+        raise PermissionError(f"others than you may write into {folder}; set TORCHINDUCTOR_CACHE_DIR")
     return folder
 
 
@@ -280,9 +315,17 @@ def _fingerprint(program: ExportedProgram, given: list[Tensor], weights: Mapping
         return x.dtype, tuple(x.shape), x.stride()
 
     layouts = [layout(x) for x in given], sorted((name, layout(x)) for name, x in weights.items())
-    machine = platform.node(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    machine = platform.node(), torch.backends.cpu.get_cpu_capability(), _processor(), torch.get_num_threads()
     graph = program.graph_module.print_readable(print_output=False)
     return hashlib.sha256(repr((torch.__version__, OPTIONS, machine, layouts, graph)).encode()).hexdigest()
+
+
+def _processor() -> str:
+    """What code for this processor alone may be made for."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    return platform.processor()
 
 
 def _in_short(error: BaseException) -> str:

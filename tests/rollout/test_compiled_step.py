@@ -20,6 +20,7 @@ from amago_ray.agent.flat_weights import flatten_state, load_flat_state
 from amago_ray.messages import Trajectory, Weights
 from amago_ray.nets.attention import SlidingSinkAttention
 from amago_ray.nets.key_value_cache import SLOTS_AT_A_TIME, CompilableCache
+from amago_ray.nets.sigma_reparam import SigmaReparam
 from amago_ray.nets.traj_encoders import GRUTrajEncoder
 from amago_ray.rollout import compiled_step
 from amago_ray.rollout.compiled_step import CannotCompile, CompiledPolicyStep
@@ -107,7 +108,7 @@ def test_compiled_steps_act_alike(case: str) -> None:
 
 
 def test_what_was_compiled_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By policies of other weights; not for other numbers of environments."""
+    """By policies of other weights; not for other numbers of environments, and not where it is damaged."""
     spec = agent_spec(kind="continuous")
     made = []
     compile_it = compiled_step.compile_program
@@ -122,9 +123,14 @@ def test_what_was_compiled_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> No
         obs = {name: np.ones((num_envs, *x.shape), x.dtype) for name, x in OBS_SPEC.items()}
         return step.act(obs, np.ones((num_envs, 3), np.float32), np.zeros(num_envs, np.int64))
 
-    for num_envs, seed, num_made in ((2, 0, 1), (2, 1, 1), (3, 1, 2)):
+    for num_envs, seed, num_made in ((2, 0, 1), (2, 1, 1), (3, 1, 2), (3, 1, 3)):
+        if num_made == 3:  # the last one is damaged, and there is what a killed process had begun
+            newest = max(compiled_step._folder().glob("*.pt2"), key=lambda x: x.stat().st_mtime)
+            newest.write_bytes(newest.read_bytes()[:1000])
+            newest.with_suffix(".unfinished").mkdir()
         np.testing.assert_allclose(actions(num_envs, seed, True), actions(num_envs, seed, False), rtol=1e-4, atol=1e-5)
         assert len(made) == num_made
+    assert {path.suffix for path in compiled_step._folder().iterdir()} == {".pt2", ".lock"}
 
 
 def test_a_compiler_that_puts_weights_into_code_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,12 +154,69 @@ def test_what_cannot_be_compiled_is_told_and_acting_goes_on(monkeypatch: pytest.
     assert type(step) is PolicyStep and len(warned) == 1
 
 
-def test_a_folder_of_somebody_elses_is_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stranger", "mode"), [(1, 0o700), (0, 0o777)])
+def test_what_others_may_write_is_not_run(
+    stranger: int, mode: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(compiled_step.os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    monkeypatch.setattr(compiled_step.os, "getuid", lambda: tmp_path.stat().st_uid + stranger)
+    (tmp_path / compiled_step.FOLDER).mkdir()
+    (tmp_path / compiled_step.FOLDER).chmod(mode)
     spec = agent_spec()
-    with pytest.raises(CannotCompile, match="is somebody else's; set TORCHINDUCTOR_CACHE_DIR"):
+    with pytest.raises(CannotCompile, match="others than you may write into .*; set TORCHINDUCTOR_CACHE_DIR"):
         CompiledPolicyStep(policy_of(spec, "cpu"), spec.action_spec, 4, True, spec.obs_spec)
+
+
+def test_arrays_are_made_to_what_was_compiled() -> None:
+    """The code does not look at what it is given: a test environment may have other dtypes, and no other shapes."""
+    spec = agent_spec(kind="continuous")
+    policy = policy_of(spec, "cpu")
+    plain = PolicyStep(policy, spec.action_spec, N, "cpu", False)
+    step = CompiledPolicyStep(policy, spec.action_spec, N, False, spec.obs_spec)
+    rl2, time_idx = np.ones((N, 3), np.float32), np.zeros(N, np.int64)
+    obs = {name: np.ones((N, *x.shape), "int8") for name, x in OBS_SPEC.items()}
+    plain.begin_all()
+    np.testing.assert_allclose(plain.act(obs, rl2, time_idx), step.act(obs, rl2, time_idx), rtol=1e-4, atol=1e-5)
+    name = next(name for name, x in OBS_SPEC.items() if x.shape)
+    wide = {**obs, name: np.ones((N, *(2 * width for width in OBS_SPEC[name].shape)), "float32")}
+    with pytest.raises(ValueError, match=f"observation {name} has shape .*, and the policy is made for"):
+        step.act(wide, rl2, time_idx)
+
+
+class TwoPlaces(GRUTrajEncoder):
+    """One reparametrised layer is used twice."""
+
+    def __init__(self, tstep_dim: int, max_seq_len: int):
+        super().__init__(tstep_dim, max_seq_len, d_hidden=16, n_layers=1, d_output=12)
+        self.one = self.two = SigmaReparam(12, 12)
+
+    def step(self, seq_BD: torch.Tensor, time_idx_B: torch.Tensor, memory: Any) -> Any:
+        state_BD, memory = super().step(seq_BD, time_idx_B, memory)
+        return self.two(self.one(state_BD)), memory
+
+
+class Scaled(TwoPlaces):
+    """Which no plain layer can do."""
+
+    def step(self, seq_BD: torch.Tensor, time_idx_B: torch.Tensor, memory: Any) -> Any:
+        state_BD, memory = GRUTrajEncoder.step(self, seq_BD, time_idx_B, memory)
+        return self.one(state_BD, torch.ones(12)), memory
+
+
+@pytest.mark.parametrize(("encoder", "told"), [(TwoPlaces, None), (Scaled, "acts uncompiled: TypeError: ")])
+def test_modules_of_others(encoder: type[GRUTrajEncoder], told: str | None) -> None:
+    spec = agent_spec(kind="continuous", encoder=encoder)
+    policy = decided(policy_of(spec, "cpu"), 0)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        step = make_policy_step(policy, spec.action_spec, spec.obs_spec, N, "cpu", False, compile_acting="always")
+    assert [str(x.message)[:200] for x in warned if told is None or told not in str(x.message)] == []
+    assert len(warned) == (told is not None)
+    plain = PolicyStep(policy, spec.action_spec, N, "cpu", False)
+    for x in (plain, step):
+        x.begin_all()
+    actions = [act(x, iter(Rollouts("continuous")), 9) for x in (plain, step)]
+    np.testing.assert_allclose(*actions, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +235,8 @@ def test_memories_of_others_act_as_they_would(way: str, told: str | None) -> Non
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         step = make_policy_step(policy, spec.action_spec, spec.obs_spec, N, "cpu", False, compile_acting="always")
-    assert [told in str(x.message) for x in warned] == ([] if told is None else [True])
+    assert [str(x.message)[:200] for x in warned if told is None or told not in str(x.message)] == []
+    assert len(warned) == (told is not None)
     assert isinstance(step, CompiledPolicyStep) == (told is None)
     plain = PolicyStep(policy, spec.action_spec, N, "cpu", False)
     for x in (plain, step):
