@@ -2,53 +2,35 @@
 
 A step of a small policy is a hundred operations of one or two microseconds, and its matrix products are less than half
 of it. Compiled ahead of time it is one call, in which what lies between the products is fused. It takes 10 to 30
-seconds, once for each policy and number of environments on a machine: what was compiled is kept where PyTorch keeps
-such things, weights are not in it, and a worker that comes back takes it from there.
+seconds, once for each policy and number of environments on a machine: weights are not in the code, and a worker that
+comes back takes what was compiled (see `compiled_code`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
-import shutil
-import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim
 
 from amago_ray.agent.policy import Policy
-from amago_ray.atomic_files import write_atomically
 from amago_ray.nets.actions import stored_action
 from amago_ray.nets.actors import ActorHead
 from amago_ray.nets.columns import laid_out_for_acting
 from amago_ray.nets.folding import fold_into, folded
 from amago_ray.nets.key_value_cache import CompilableCache
 from amago_ray.nets.scaling import LARGEST_BOUND
+from amago_ray.rollout.compiled_code import Run, compiled_code
 from amago_ray.rollout.memory_parts import ChangesShape, parts_of, replaced, with_tensors
 from amago_ray.rollout.policy_step import PolicyStep
 from amago_ray.specs import ActionSpec, ArraySpec, ObsSpec
 
 CHECKED_STEPS, TOLERANCE = 24, 5e-4
 CHANGE = 0.05  # of weights, when steps are checked: enough to be seen, too little for networks to behave otherwise
-LOCKED_S = 240.0  # that a worker waits for another one that compiles the same
-# Random numbers are drawn by PyTorch itself, the same ones as without a compiler; of weights, no number is in the code.
-OPTIONS = {
-    "fallback_random": True,
-    "always_keep_tensor_constants": True,
-    "aot_inductor.use_runtime_constant_folding": False,
-}
-FOLDER = "amago_ray"  # within the compiler's own
-
-Run = Callable[[list[Tensor]], list[Tensor]]
 
 
 class CannotCompile(RuntimeError):
@@ -182,7 +164,7 @@ class CompiledPolicyStep(PolicyStep):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(step, (given,), dynamic_shapes=(shapes,))
-            return _loaded(program, given, step)
+            return compiled_code(program, given, step)
 
     def _check(self) -> None:
         """Some steps beside the same ones uncompiled, with a rollout that begins anew on the way, by other weights than
@@ -237,96 +219,6 @@ def _bounds(spec: ArraySpec) -> tuple[np.ndarray, np.ndarray]:
     low, high = (np.reshape(x, spec.bounds.shape) for x in (spec.bounds.low, spec.bounds.high))
     near = (np.abs(low) <= LARGEST_BOUND) & (np.abs(high) <= LARGEST_BOUND)
     return np.where(near, low, np.maximum(low, -1.0)), np.where(near, high, np.minimum(high, 1.0))
-
-
-def _loaded(program: ExportedProgram, given: list[Tensor], step: nn.Module) -> Run:
-    """What the compiler has made of a program, now or earlier on, for the weights where they lie in `step`."""
-    from filelock import FileLock
-
-    weights: dict[str, Tensor] = {**program.constants}
-    weights |= dict(step.named_parameters(remove_duplicate=False))
-    weights |= dict(step.named_buffers(remove_duplicate=False))
-    compiled = _folder() / f"{_fingerprint(program, given, weights)}.pt2"
-    with FileLock(compiled.with_suffix(".lock"), timeout=LOCKED_S):
-        model = None
-        if compiled.exists():
-            with suppress(RuntimeError, OSError, ValueError):  # damaged
-                model = _load(compiled)
-        if model is None:
-            compile_program(program, compiled)
-            model = _load(compiled)
-    held = {name: weights[name] for name in model.get_constant_fqns()}
-    model.load_constants(held, check_full_update=True, user_managed=True)
-    # A call of `model` itself would take apart what is a list already.
-    return partial(_run, model.loader, held)
-
-
-def compile_program(program: ExportedProgram, out: Path) -> None:
-    """Write the code into a file, which is whole or not there."""
-    import torch._inductor as compiler
-
-    aside = out.with_suffix(".unfinished")
-    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
-    aside.mkdir()
-    made = compiler.aoti_compile_and_package(
-        program, package_path=str(aside / "step.pt2"), inductor_configs=dict(OPTIONS)
-    )
-    write_atomically(out, lambda partial: shutil.move(made, partial))
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _load(compiled: Path) -> Any:
-    """The loader unpacks the file into a folder of its own, which it leaves behind where a process is killed, and which
-    it needs no longer than this takes."""
-    import torch._inductor as compiler
-
-    before = os.environ.get("TMPDIR")
-    with tempfile.TemporaryDirectory() as unpacked:
-        os.environ["TMPDIR"] = unpacked
-        try:
-            return compiler.aoti_load_package(str(compiled), run_single_threaded=True)
-        finally:
-            if before is None:
-                del os.environ["TMPDIR"]
-            else:
-                os.environ["TMPDIR"] = before
-
-
-def _run(loader: Any, held: dict[str, Tensor], tensors: list[Tensor]) -> list[Tensor]:
-    """held: the weights, which have to live as long as the code that reads them."""
-    return loader.run(tensors)
-
-
-def _folder() -> Path:
-    """Where compiled steps lie: beside what else PyTorch compiles. What others may write is not run."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    folder = Path(cache_dir()) / FOLDER
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    its = folder.stat()
-    if its.st_uid != os.getuid() or its.st_mode & 0o022:
-        raise PermissionError(f"others than you may write into {folder}; set TORCHINDUCTOR_CACHE_DIR")
-    return folder
-
-
-def _fingerprint(program: ExportedProgram, given: list[Tensor], weights: Mapping[str, Tensor]) -> str:
-    """Of all that compiled code depends on."""
-
-    def layout(x: Tensor) -> tuple[Any, ...]:
-        return x.dtype, tuple(x.shape), x.stride()
-
-    layouts = [layout(x) for x in given], sorted((name, layout(x)) for name, x in weights.items())
-    machine = platform.node(), torch.backends.cpu.get_cpu_capability(), _processor(), torch.get_num_threads()
-    graph = program.graph_module.print_readable(print_output=False)
-    return hashlib.sha256(repr((torch.__version__, OPTIONS, machine, layouts, graph)).encode()).hexdigest()
-
-
-def _processor() -> str:
-    """What code for this processor alone may be made for."""
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
-    return platform.processor()
 
 
 def _in_short(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from amago_ray.nets.attention import SlidingSinkAttention
 from amago_ray.nets.key_value_cache import SLOTS_AT_A_TIME, CompilableCache
 from amago_ray.nets.sigma_reparam import SigmaReparam
 from amago_ray.nets.traj_encoders import GRUTrajEncoder
-from amago_ray.rollout import compiled_step
+from amago_ray.rollout import compiled_code, compiled_step
 from amago_ray.rollout.compiled_step import CannotCompile, CompiledPolicyStep
 from amago_ray.rollout.policy_step import PolicyStep, make_policy_step
 from amago_ray.rollout.random_stream import TorchRandomStream
@@ -111,8 +111,8 @@ def test_what_was_compiled_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> No
     """By policies of other weights; not for other numbers of environments, and not where it is damaged."""
     spec = agent_spec(kind="continuous")
     made = []
-    compile_it = compiled_step.compile_program
-    monkeypatch.setattr(compiled_step, "compile_program", lambda *x: (made.append(x), compile_it(*x)))
+    compile_it = compiled_code.compile_program
+    monkeypatch.setattr(compiled_code, "compile_program", lambda *x: (made.append(x), compile_it(*x)))
 
     def actions(num_envs: int, seed: int, compiled: bool) -> np.ndarray:
         policy = decided(policy_of(spec, "cpu"), seed)
@@ -125,17 +125,17 @@ def test_what_was_compiled_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> No
 
     for num_envs, seed, num_made in ((2, 0, 1), (2, 1, 1), (3, 1, 2), (3, 1, 3)):
         if num_made == 3:  # the last one is damaged, and there is what a killed process had begun
-            newest = max(compiled_step._folder().glob("*.pt2"), key=lambda x: x.stat().st_mtime)
+            newest = max(compiled_code._folder().glob("*.pt2"), key=lambda x: x.stat().st_mtime)
             newest.write_bytes(newest.read_bytes()[:1000])
             newest.with_suffix(".unfinished").mkdir()
         np.testing.assert_allclose(actions(num_envs, seed, True), actions(num_envs, seed, False), rtol=1e-4, atol=1e-5)
         assert len(made) == num_made
-    assert {path.suffix for path in compiled_step._folder().iterdir()} == {".pt2", ".lock"}
+    assert {path.suffix for path in compiled_code._folder().iterdir()} == {".pt2", ".lock"}
 
 
 def test_a_compiler_that_puts_weights_into_code_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's does so with up to eight numbers, unless it is told not to."""
-    monkeypatch.setitem(compiled_step.OPTIONS, "always_keep_tensor_constants", False)
+    monkeypatch.setitem(compiled_code.OPTIONS, "always_keep_tensor_constants", False)
     spec = agent_spec(kind="continuous", tstep_encoder=partial(tstep_encoder, d_hidden=8, d_output=8))
     with pytest.raises(CannotCompile, match="its numbers would be off by"):
         CompiledPolicyStep(policy_of(spec, "cpu"), spec.action_spec, 4, True, spec.obs_spec)
@@ -146,7 +146,7 @@ def _refuse(*_: Any) -> None:
 
 
 def test_what_cannot_be_compiled_is_told_and_acting_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled_step, "compile_program", _refuse)
+    monkeypatch.setattr(compiled_code, "compile_program", _refuse)
     spec = agent_spec(kind="continuous")
     policy = policy_of(spec, "cpu")
     with pytest.warns(UserWarning, match="uncompiled: RuntimeError: no C\\+\\+ compiler found$") as warned:
@@ -159,9 +159,9 @@ def test_what_others_may_write_is_not_run(
     stranger: int, mode: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(compiled_step.os, "getuid", lambda: tmp_path.stat().st_uid + stranger)
-    (tmp_path / compiled_step.FOLDER).mkdir()
-    (tmp_path / compiled_step.FOLDER).chmod(mode)
+    monkeypatch.setattr(compiled_code.os, "getuid", lambda: tmp_path.stat().st_uid + stranger)
+    (tmp_path / compiled_code.FOLDER).mkdir()
+    (tmp_path / compiled_code.FOLDER).chmod(mode)
     spec = agent_spec()
     with pytest.raises(CannotCompile, match="others than you may write into .*; set TORCHINDUCTOR_CACHE_DIR"):
         CompiledPolicyStep(policy_of(spec, "cpu"), spec.action_spec, 4, True, spec.obs_spec)
