@@ -108,28 +108,30 @@ def test_compiled_steps_act_alike(case: str) -> None:
 
 
 def test_what_was_compiled_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By policies of other weights; not for other numbers of environments, and not where it is damaged."""
+    """By policies of other weights; not where it is damaged."""
     spec = agent_spec(kind="continuous")
-    made = []
-    compile_it = compiled_code.compile_program
+    compile_it, load_it = compiled_code.compile_program, compiled_code._load
+    made, loaded = [], []
     monkeypatch.setattr(compiled_code, "compile_program", lambda *x: (made.append(x), compile_it(*x)))
+    monkeypatch.setattr(compiled_code, "_load", lambda path: (loaded.append(path), load_it(path))[1])
 
-    def actions(num_envs: int, seed: int, compiled: bool) -> np.ndarray:
+    def actions(seed: int, compiled: bool) -> np.ndarray:
         policy = decided(policy_of(spec, "cpu"), seed)
-        step: PolicyStep = PolicyStep(policy, spec.action_spec, num_envs, "cpu", False)
+        step: PolicyStep = PolicyStep(policy, spec.action_spec, N, "cpu", False)
         if compiled:
-            step = CompiledPolicyStep(policy, spec.action_spec, num_envs, False, spec.obs_spec)
+            step = CompiledPolicyStep(policy, spec.action_spec, N, False, spec.obs_spec)
         step.begin_all()
-        obs = {name: np.ones((num_envs, *x.shape), x.dtype) for name, x in OBS_SPEC.items()}
-        return step.act(obs, np.ones((num_envs, 3), np.float32), np.zeros(num_envs, np.int64))
+        obs = {name: np.ones((N, *x.shape), x.dtype) for name, x in OBS_SPEC.items()}
+        return step.act(obs, np.ones((N, 3), np.float32), np.zeros(N, np.int64))
 
-    for num_envs, seed, num_made in ((2, 0, 1), (2, 1, 1), (3, 1, 2), (3, 1, 3)):
-        if num_made == 3:  # the last one is damaged, and there is what a killed process had begun
-            newest = max(compiled_code._folder().glob("*.pt2"), key=lambda x: x.stat().st_mtime)
-            newest.write_bytes(newest.read_bytes()[:1000])
-            newest.with_suffix(".unfinished").mkdir()
-        np.testing.assert_allclose(actions(num_envs, seed, True), actions(num_envs, seed, False), rtol=1e-4, atol=1e-5)
-        assert len(made) == num_made
+    counts = []
+    for seed, damaged in ((0, False), (1, False), (1, True)):
+        if damaged:  # and there is what a killed process had begun
+            loaded[-1].write_bytes(loaded[-1].read_bytes()[:1000])
+            loaded[-1].with_suffix(".unfinished").mkdir()
+        np.testing.assert_allclose(actions(seed, True), actions(seed, False), rtol=1e-4, atol=1e-5)
+        counts.append(len(made))
+    assert counts[1] == counts[0] and counts[2] == counts[0] + 1
     assert {path.suffix for path in compiled_code._folder().iterdir()} == {".pt2", ".lock"}
 
 
