@@ -14,6 +14,7 @@ from gpu.cases import ENCODERS
 
 from amago_ray.agent.policy import Policy
 from amago_ray.agent.spec import AgentSpec
+from amago_ray.messages import Trajectory
 from amago_ray.nets.attention import ClippedSlidingSinkAttention, SlidingSinkAttention
 from amago_ray.nets.columns import laid_out_for_acting
 from amago_ray.nets.traj_encoders import GRUTrajEncoder, TrajEncoder
@@ -136,3 +137,12 @@ class Reach(gym.Env):
     def _look(self) -> np.ndarray:
         self.seen = self.np_random.uniform(-1, 1, 2).astype(np.float32)
         return self.seen
+
+
+def assert_same_trajectories(some: list[Trajectory], others: list[Trajectory]) -> None:
+    """To float tolerance, which actions that are fed back enlarge."""
+    assert [one.id for one in some] == [other.id for other in others]
+    for one, other in zip(some, others, strict=True):
+        assert one.columns.keys() == other.columns.keys()
+        for name, column in one.columns.items():
+            np.testing.assert_allclose(column, other.columns[name], rtol=1e-3, atol=1e-4, err_msg=name)

@@ -13,7 +13,17 @@ import pytest
 import torch
 from agent_cases import ACTION_SPECS, OBS_SPEC, gru, tformer, tstep_encoder
 from gpu.cases import ENCODERS, agent_spec
-from policy_step_cases import N, OwnEncoder, Reach, Remembering, Rollouts, act, decided, policy_of
+from policy_step_cases import (
+    N,
+    OwnEncoder,
+    Reach,
+    Remembering,
+    Rollouts,
+    act,
+    assert_same_trajectories,
+    decided,
+    policy_of,
+)
 from small_agents import small_agent_spec
 
 from amago_ray.agent.flat_weights import flatten_state, load_flat_state
@@ -21,7 +31,7 @@ from amago_ray.messages import Trajectory, Weights
 from amago_ray.nets.attention import SlidingSinkAttention
 from amago_ray.nets.key_value_cache import SLOTS_AT_A_TIME, CompilableCache
 from amago_ray.nets.sigma_reparam import SigmaReparam
-from amago_ray.nets.traj_encoders import GRUTrajEncoder
+from amago_ray.nets.traj_encoders import GRUTrajEncoder, TrajEncoder
 from amago_ray.rollout import compiled_code, compiled_step
 from amago_ray.rollout.compiled_step import CannotCompile, CompiledPolicyStep
 from amago_ray.rollout.policy_step import PolicyStep, make_policy_step
@@ -205,8 +215,8 @@ class Scaled(TwoPlaces):
         return self.one(state_BD, torch.ones(12)), memory
 
 
-@pytest.mark.parametrize(("encoder", "told"), [(TwoPlaces, None), (Scaled, "acts uncompiled: TypeError: ")])
-def test_modules_of_others(encoder: type[GRUTrajEncoder], told: str | None) -> None:
+def acts_alike(encoder: type[TrajEncoder], told: str | None) -> None:
+    """By a step that is compiled; or, where something is `told`, that is not."""
     spec = agent_spec(kind="continuous", encoder=encoder)
     policy = decided(policy_of(spec, "cpu"), 0)
     with warnings.catch_warnings(record=True) as warned:
@@ -214,11 +224,17 @@ def test_modules_of_others(encoder: type[GRUTrajEncoder], told: str | None) -> N
         step = make_policy_step(policy, spec.action_spec, spec.obs_spec, N, "cpu", False, compile_acting="always")
     assert [str(x.message)[:200] for x in warned if told is None or told not in str(x.message)] == []
     assert len(warned) == (told is not None)
+    assert isinstance(step, CompiledPolicyStep) == (told is None)
     plain = PolicyStep(policy, spec.action_spec, N, "cpu", False)
     for x in (plain, step):
         x.begin_all()
     actions = [act(x, iter(Rollouts("continuous")), 9) for x in (plain, step)]
     np.testing.assert_allclose(*actions, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("encoder", "told"), [(TwoPlaces, None), (Scaled, "acts uncompiled: TypeError: ")])
+def test_modules_of_others(encoder: type[TrajEncoder], told: str | None) -> None:
+    acts_alike(encoder, told)
 
 
 @pytest.mark.parametrize(
@@ -232,19 +248,7 @@ def test_modules_of_others(encoder: type[GRUTrajEncoder], told: str | None) -> N
 )
 def test_memories_of_others_act_as_they_would(way: str, told: str | None) -> None:
     """Compiled, or told that they cannot be."""
-    spec = agent_spec(kind="continuous", encoder=type("Own", (Remembering,), {"way": way}))
-    policy = decided(policy_of(spec, "cpu"), 0)
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        step = make_policy_step(policy, spec.action_spec, spec.obs_spec, N, "cpu", False, compile_acting="always")
-    assert [str(x.message)[:200] for x in warned if told is None or told not in str(x.message)] == []
-    assert len(warned) == (told is not None)
-    assert isinstance(step, CompiledPolicyStep) == (told is None)
-    plain = PolicyStep(policy, spec.action_spec, N, "cpu", False)
-    for x in (plain, step):
-        x.begin_all()
-    actions = [act(x, iter(Rollouts("continuous")), 9) for x in (plain, step)]
-    np.testing.assert_allclose(*actions, rtol=1e-4, atol=1e-5)
+    acts_alike(type("Own", (Remembering,), {"way": way}), told)
 
 
 def test_who_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,8 +283,5 @@ def test_a_worker_collects_the_same() -> None:
             worker.collect(10 * N)
         worker.close()
         collected.append(written)
-    assert len(collected[0]) == len(collected[1]) > N
-    for one, other in zip(*collected, strict=True):
-        assert one.id == other.id
-        for name, column in one.columns.items():
-            np.testing.assert_allclose(column, other.columns[name], rtol=1e-3, atol=1e-4, err_msg=name)
+    assert len(collected[0]) > N
+    assert_same_trajectories(*collected)
