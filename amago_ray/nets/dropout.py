@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,9 +19,26 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     dropped = round(p * _LEVELS)
     if not training or x.device.type != "cpu" or not 0 < dropped < _LEVELS:
         return F.dropout(x, p, training)
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - _LEVELS // 2
-    return x * kept.to(x.dtype).mul_(_LEVELS / (_LEVELS - dropped))
+    return x * (_compilable_factors if torch.compiler.is_compiling() else _factors)(x.shape, dropped, x.dtype)
+
+
+def _factors(shape: Sequence[int], dropped: int, dtype: torch.dtype) -> Tensor:
+    """What entries are multiplied by: 0, of `dropped` out of _LEVELS, or what makes up for these."""
+    factors = torch.empty(shape, dtype=dtype)
+    words = torch.empty(-(-factors.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    numbers = words.view(torch.int16)[: factors.numel()].view(shape)
+    return torch.ge(numbers, dropped - _LEVELS // 2, out=factors).mul_(_LEVELS / (_LEVELS - dropped))
+
+
+# PyTorch's compiler does not know how to draw all bits of a word, and would compare 16 of them entry by entry.
+_compilable_factors = torch.library.custom_op(
+    "amago_ray::dropout_factors",
+    lambda shape, dropped, dtype: _factors(shape, dropped, dtype),
+    mutates_args=(),
+    schema="(SymInt[] shape, int dropped, ScalarType dtype) -> Tensor",
+    tags=(torch.Tag.nondeterministic_seeded,),
+)
+_compilable_factors.register_fake(lambda shape, dropped, dtype: torch.empty(shape, dtype=dtype))
 
 
 class Dropout(nn.Dropout):
