@@ -173,6 +173,7 @@ class RolloutReport:
     of a simulator elsewhere do; 0 where the system does not tell.
     env_failures: environments rebuilt during the chunk.
     shard_away: why some of what it finished is not stored yet, in words; "" where everything is.
+    warned: what its process has warned of so far (see the module of that name).
     """
 
     worker: int
@@ -189,6 +190,7 @@ class RolloutReport:
     env_failures: int = 0
     exploration: dict[str, float] = field(default_factory=dict)
     shard_away: str = ""
+    warned: tuple[str, ...] = ()
     idle_s: float = field(default=0.0, compare=False)  # a measure, no result
 
 
@@ -199,6 +201,7 @@ class EvaluationReport:
     part: which one; 0 where the share was begun anew. episodes: the rollouts that it finished and that count, by
     (number of the environment within the run, number of its rollout). unfinished: those that were begun and left out,
     in this and earlier parts. finished: nothing is left to play. timesteps: environment steps made in this part.
+    warned: what its process has warned of so far.
     """
 
     part: int
@@ -206,6 +209,7 @@ class EvaluationReport:
     unfinished: int
     finished: bool
     timesteps: int
+    warned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -235,7 +239,7 @@ class LearnReport:
     """What one call of the learner did.
 
     updates, total_updates: optimiser steps of this call and of the run. metrics: means over the logged updates.
-    wait_s: seconds without a batch.
+    wait_s: seconds without a batch. warned: what its process has warned of so far.
     """
 
     updates: int
@@ -245,3 +249,4 @@ class LearnReport:
     metrics: dict[str, float]
     wait_s: float
     total_s: float
+    warned: tuple[str, ...] = ()

@@ -14,7 +14,7 @@ import pytest
 # Rooms: one may import those of the rows above its own, and nothing else of the package. Rooms of one row do not import
 # one another. A room is a file or a folder directly under amago_ray/; replay/ has rooms of its own.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"atomic_files", "config", "cuda_graphs", "pending", "specs"}),
+    frozenset({"atomic_files", "config", "cuda_graphs", "pending", "specs", "warned"}),
     frozenset({"messages", "nets", "run_directory"}),
     frozenset({"agent", "envs", "replay/storage"}),
     frozenset({"replay/sampling"}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -105,7 +105,7 @@ class Collection:
     timesteps_per_env: quota of each environment. exploration_steps: steps that each has behind it.
     timeout_s: a worker that needs longer for one chunk is killed and restarted. resets: how often all environments
     have been reset by now; a worker that has done fewer does so first. is_excused: whether somebody else, such as a
-    silent shard, is why a worker does not answer.
+    silent shard, is why a worker does not answer. hear: told what workers have warned of.
     """
 
     def __init__(
@@ -117,12 +117,13 @@ class Collection:
         exploration_steps: int,
         timeout_s: float,
         message: Callable[[str], None],
+        hear: Callable[[Iterable[str]], None],
         is_excused: Callable[[], bool],
         resets: int = 0,
     ):
         self._topology, self._liveness, self._weights, self._resets = topology, liveness, weights, resets
         self._exploration_steps, self._timeout_s = exploration_steps, timeout_s
-        self._message, self._is_excused = message, is_excused
+        self._message, self._hear, self._is_excused = message, hear, is_excused
         workers = range(topology.num_workers)
         self._share = [timesteps_per_env * topology.num_envs(w) for w in workers]
         self._left_over = 0
@@ -208,6 +209,7 @@ class Collection:
         if report.shard_away and report.shard_away not in self._kept_for.values():
             self._message(f"rollout worker {worker} keeps what it finished: {report.shard_away}")
         self._kept_for[worker] = report.shard_away
+        self._hear(report.warned)
         self.summary.add(report)
         self.summary.wall_s = time.monotonic() - self._started
         num_envs = self._topology.num_envs(worker)

@@ -58,6 +58,11 @@ class Evaluation:
         """How many rollouts were begun within a limit of timesteps and left out, because they did not end."""
         return sum(parts[-1].unfinished for parts in self._parts if parts)
 
+    @property
+    def warned(self) -> list[str]:
+        """What the workers that played it have warned of."""
+        return [text for parts in self._parts for part in parts for text in part.warned]
+
     def summary(self) -> dict[str, float]:
         """Averages over the rollouts that count, and how many were left out."""
         return {**summarize_episodes(self.episodes), "Unfinished Rollouts": self.unfinished}

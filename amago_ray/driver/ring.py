@@ -17,6 +17,7 @@ from amago_ray.driver.collection import Collection
 from amago_ray.driver.cut import CutTaker
 from amago_ray.driver.evaluation import Evaluation
 from amago_ray.driver.failures import Decision, FailurePolicy
+from amago_ray.driver.hearing import Hearing
 from amago_ray.driver.jobs import CollectJob, LearnJob, run_jobs
 from amago_ray.driver.learner_group import LearnerGroup
 from amago_ray.driver.learning import Learning
@@ -27,7 +28,7 @@ from amago_ray.driver.plan import Plan
 from amago_ray.driver.remote import RemoteCall
 from amago_ray.driver.shard_news import ShardNews
 from amago_ray.driver.topology import START_TIMEOUT_S, Topology
-from amago_ray.messages import EvaluationReport, ReplayReport, Weights
+from amago_ray.messages import EvaluationReport, LearnReport, ReplayReport, Weights
 from amago_ray.pending import CallTimeout, ProcessDied
 from amago_ray.replay.datasets.dataset import mixture_of
 from amago_ray.rollout.assignment import Assignment, assign, rollouts_of_a_round
@@ -63,6 +64,7 @@ class Ring:
         self._settings, self._topology, self._directory = settings, topology, directory
         self.progress, self.display = progress, display
         self._failures = FailurePolicy()
+        self._hearing = Hearing(self.say)
         self._liveness = Liveness(
             topology.ping, topology.num_workers, self._failures, settings.call_timeout_s, self.say, START_TIMEOUT_S
         )
@@ -176,6 +178,7 @@ class Ring:
             exploration_steps=exploration_steps,
             timeout_s=self._settings.call_timeout_s,
             message=self.say,
+            hear=self._hearing.hear,
             is_excused=self._restart_silent_shards,
             resets=resets,
         )
@@ -211,10 +214,14 @@ class Ring:
             timeout_s,
             self.say,
             self.learners.rebuild,
-            self.learners.learned,
+            self._learned,
             self._restart_silent_shards,
             mixture,
         )
+
+    def _learned(self, batches: int, report: LearnReport) -> None:
+        self.learners.learned(batches, report)
+        self._hearing.hear(report.warned)
 
     def _restart_silent_shards(self) -> bool:
         """Ask all shards whether they are well and restart those that do not answer. Returns whether there were any."""
@@ -341,6 +348,7 @@ class Ring:
             self.check()
 
         run_jobs([evaluation], tick)
+        self._hearing.hear(evaluation.warned)
         if evaluation.unfinished:
             self.say(f"{evaluation.unfinished} rollouts were left out: they had not ended after twice the timesteps")
         return evaluation

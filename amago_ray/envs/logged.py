@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from amago_ray.warned import warn
 
 LOG_PREFIX = "AMAGO_LOG_METRIC"
 OWN_RESULTS = ("Total Return", "Episode Length")  # measured of every rollout, so that no environment may log them
@@ -67,7 +68,7 @@ class LoggedMetrics:
     def _warn(self, key: str, fault: str) -> None:
         if key not in self._warned:
             self._warned.add(key)
-            warnings.warn(f"the info entry {key!r} is left out of the metrics: {fault}", stacklevel=2)
+            warn(f"the info entry {key!r} is left out of the metrics: {fault}", stacklevel=2)
 
 
 def _logged(info: Mapping[str, Any]) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -18,6 +17,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvCreator, EnvSpec, load_env_creator
 
 from amago_ray.envs.amago_env import env_name_of, names_its_own_tasks
+from amago_ray.warned import warn
 
 EnvMaker = Callable[..., Any]  # returns a gym.Env or a VectorEnv
 Entry = str | EnvMaker | tuple[str | EnvMaker, Mapping[str, Any]]
@@ -190,7 +190,7 @@ def _labels(entries: Sequence[Entry]) -> tuple[str, ...]:
     repeated, identity = [name for name, times in seen.items() if times > 1], tuple(id(entry) for entry in different)
     if repeated and identity not in _told:
         _told.add(identity)
-        warnings.warn(
+        warn(
             f"several tasks of the list are named {', '.join(repeated)}: by their place in it they are called "
             f"{repeated[0]}, {repeated[0]} (2) and so on; AMAGOEnv(env, env_name) gives them names of their own",
             stacklevel=2,

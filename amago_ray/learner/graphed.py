@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Protocol
@@ -23,6 +22,7 @@ from amago_ray.agent import Agent
 from amago_ray.agent.policy import TrainingBatch
 from amago_ray.cuda_graphs import CannotRecord, Recorder, is_known
 from amago_ray.nets.packed_sequences import on_device
+from amago_ray.warned import warn
 
 if TYPE_CHECKING:
     from amago_ray.learner.learner import LearnerConfig
@@ -157,7 +157,7 @@ class GraphedUpdates:
 
     def _without(self, batch: TrainingBatch, why: str) -> Gradients:
         """Give recordings up."""
-        warnings.warn(f"updates go on without CUDA graphs: {why}", stacklevel=3)
+        warn(f"updates go on without CUDA graphs: {why}", stacklevel=3)
         self.failed = True
         self.forget()
         self._gradients = []

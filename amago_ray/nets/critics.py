@@ -8,7 +8,6 @@ of one critic.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -27,6 +26,7 @@ from amago_ray.nets.recomputation import recomputed
 from amago_ray.nets.scaling import TwoHot, symlog
 from amago_ray.nets.sizes import few_digits
 from amago_ray.specs import ActionSpec
+from amago_ray.warned import warn
 
 # Numbers in a hidden layer of all critics, of which one part of the states is computed at a time without gradient.
 CPU_PART, DEVICE_PART = 2**20, 2**27
@@ -327,7 +327,7 @@ class NCriticsTwoHot(CriticEnsemble):
         if not self.bins.low <= centre <= self.bins.high:
             raise ValueError(f"NCriticsTwoHot.init_value={value}: it lies outside of min_return to max_return")
         if min(centre - self.bins.low, self.bins.high - centre) < distance:
-            warnings.warn(
+            warn(
                 f"NCriticsTwoHot.init_value={value} is within {INIT_EDGE} bins of min_return or max_return: fresh "
                 "critics predict something between it and the middle; widen the range or use more output_bins",
                 stacklevel=2,

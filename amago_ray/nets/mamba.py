@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ from torch.nn import functional as F
 
 from amago_ray.nets.feedforward import Normalization
 from amago_ray.nets.packed_sequences import Packing
+from amago_ray.warned import warn
 
 MAX_CHUNK = 32  # timesteps that are scanned one after the other; chunks are scanned side by side
 # Numbers in a buffer of the scan. On a CPU few enough that it stays in the cache, elsewhere many, for wide kernels.
@@ -222,7 +222,7 @@ def cuda_kernels() -> Kernels | None:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
         from mamba_ssm.ops.triton.selective_state_update import selective_state_update
     except ImportError as error:
-        warnings.warn(f"Mamba runs without mamba-ssm's kernels, which is slower: {error}", stacklevel=2)
+        warn(f"Mamba runs without mamba-ssm's kernels, which is slower: {error}", stacklevel=2)
         return None
     return Kernels(selective_scan_fn, selective_state_update)
 

@@ -6,7 +6,6 @@ Shape letters: G discount factors, N bins.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from amago_ray.nets.kept import Kept
 from amago_ray.nets.recomputation import statistics_are_held
 from amago_ray.specs import ArraySpec, Bounds
+from amago_ray.warned import warn
 
 LARGEST_BOUND = 1e6
 DEFAULT_RETURN_RANGE = (-1e5, 1e5)
@@ -233,7 +233,7 @@ class TwoHot(nn.Module):
             low, high = DEFAULT_RETURN_RANGE
             min_return = low if min_return is None else min_return
             max_return = high if max_return is None else max_return
-            warnings.warn(
+            warn(
                 f"return range left unset: bins span min_return={min_return:g} to max_return={max_return:g}; "
                 "set both close to the returns of your environment",
                 stacklevel=2,

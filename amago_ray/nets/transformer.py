@@ -9,7 +9,6 @@ Shape letters: B sequences (or environments), L timesteps, S cache slots, H head
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -27,6 +26,7 @@ from amago_ray.nets.packed_sequences import Packing
 from amago_ray.nets.recomputation import recomputed, statistics_are_held
 from amago_ray.nets.sigma_reparam import SigmaReparam, power_iterations
 from amago_ray.nets.transformer_step import LayerWeights, effective_weight, layer_weights, transformer_step
+from amago_ray.warned import warn
 
 PositionEmbedding = Literal["fixed", "learnable", "rope"]
 
@@ -282,7 +282,7 @@ class Transformer(nn.Module):
         try:
             return self._compiled_layer(layer, x_BLD, rope)
         except torch._dynamo.exc.TorchDynamoException as error:  # what the compiler met, and not what the layer did
-            warnings.warn(f"layers are not compiled: {str(error).strip().splitlines()[0]}", stacklevel=2)
+            warn(f"layers are not compiled: {str(error).strip().splitlines()[0]}", stacklevel=2)
             self._compiled_layer = None
             return layer(x_BLD, rope, None, None)
 

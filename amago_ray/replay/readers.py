@@ -9,7 +9,6 @@ What they have in common, and how to write another one, is in `datasets`.
 from __future__ import annotations
 
 import os
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,6 +30,7 @@ from amago_ray.replay.sampling.sources import Source
 from amago_ray.replay.storage.records import Schema
 from amago_ray.replay.storage.store import TrajectoryStore
 from amago_ray.specs import ActionSpec
+from amago_ray.warned import warn
 
 AMAGO_OBS_PREFIX = "_OBS_KEY_"
 AMAGO_ARRAYS = ("rl2s", "time_idxs", "rews", "dones", "actions")
@@ -229,7 +229,7 @@ class StoredDataset(TrajectoryDataset):
             raise ValueError(f"StoredDataset.path={str(self.path)!r}: no trajectories are stored there")
         for store in stores:
             for damage in store.damage:
-                warnings.warn(f"StoredDataset: {damage}", stacklevel=2)
+                warn(f"StoredDataset: {damage}", stacklevel=2)
         return stores
 
     def __getstate__(self) -> dict[str, Any]:

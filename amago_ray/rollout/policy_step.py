@@ -7,7 +7,6 @@ be compiled (`compiled_step`).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from amago_ray.cuda_graphs import CannotRecord, CudaGraphs, CudaRecorder, Record
 from amago_ray.nets.actions import stored_action
 from amago_ray.rollout.memory_parts import ChangesShape, parts_of, replaced
 from amago_ray.specs import ActionSpec, ObsSpec
+from amago_ray.warned import warn
 
 CompileActing = Literal["auto", "always", "never"]
 
@@ -168,7 +168,7 @@ class GraphedPolicyStep(PolicyStep):
 
     def _give_up(self, error: CannotRecord | ChangesShape) -> None:
         if not self._failed:
-            warnings.warn(f"the policy acts without CUDA graphs: {str(error).strip().splitlines()[0]}", stacklevel=4)
+            warn(f"the policy acts without CUDA graphs: {str(error).strip().splitlines()[0]}", stacklevel=4)
         self._failed = True
 
 
@@ -193,7 +193,7 @@ def make_policy_step(
         try:
             return CompiledPolicyStep(policy, action_spec, num_envs, sample, obs_spec)
         except CannotCompile as error:
-            warnings.warn(f"the policy acts uncompiled: {error}", stacklevel=2)
+            warn(f"the policy acts uncompiled: {error}", stacklevel=2)
     return PolicyStep(policy, action_spec, num_envs, device, sample)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import gin
 
 from amago_ray.replay.sampling.relabeling import Relabeler
+from amago_ray.warned import warn
 
 
 @gin.configurable
@@ -51,7 +51,7 @@ class DiskTrajDataset:
     def settings(self, run: Path) -> dict[str, Any]:
         """Values of `Experiment`'s settings that say the same, for a run in the folder `run`."""
         if next((self.folder / "buffer").glob("*/*.npz"), None) is not None:
-            warnings.warn(
+            warn(
                 f"DiskTrajDataset: the trajectory files of AMAGO in {self.folder / 'buffer'} are not read; to learn "
                 "from them too, take MixtureOfDatasets.sources = (@OnlineReplay(), @AmagoDataset())",
                 stacklevel=2,
