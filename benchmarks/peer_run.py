@@ -85,6 +85,7 @@ def ours(task: str, seed: int) -> None:
             f"Experiment.seed = {seed}",
             "Experiment.epochs = 100_000",
             "Experiment.compile_acting = 'never'",  # runs end after seconds, not epochs
+            "Experiment.compile_learning = 'never'",
             "Experiment.val_interval = 100_000",
             "Experiment.ckpt_interval = 100_000",
             "Experiment.verbose = False",

@@ -16,7 +16,7 @@ REMEDIES: dict[Resource, str] = {
     "learner": "give the learner more cores or a GPU, mixed_precision='auto' or batch_layout='packed'",
     "waiting": "make epochs longer (train_timesteps_per_epoch, train_batches_per_epoch)",
 }
-FASTER_ON_A_GPU = "use mixed_precision='auto', for a Transformer compile=True, or more GPUs (num_learners)"
+FASTER_ON_A_GPU = "use mixed_precision='auto', for a Transformer compile_learning='always', or more GPUs (num_learners)"
 
 
 def time_by_resource(

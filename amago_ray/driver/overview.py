@@ -5,6 +5,7 @@ from __future__ import annotations
 from amago_ray.cuda_graphs import is_known
 from amago_ray.driver.placement import Cluster, Placement, amount, table
 from amago_ray.driver.plan import Plan, longest_piece, stagger
+from amago_ray.nets.transformer import Transformer
 from amago_ray.settings import ExperimentSettings
 from amago_ray.specs import row_bytes
 
@@ -35,6 +36,11 @@ def overview(settings: ExperimentSettings, plan: Plan, placement: Placement, clu
         said["acting"] = (
             "workers compile the policy's step before they begin, which takes 10 to 30 s for the first on each machine "
             "and 100 to 250 MB of each one's memory"
+        )
+    if plan.learner.compile and any(isinstance(module, Transformer) for module in agent.modules()):
+        said["learning"] = (
+            "learners compile the layers of Transformers, which takes 10 to 20 s at the first batch of each of at most "
+            "eight lengths"
         )
     num_nodes = "this machine" if cluster.local else f"{len(cluster.nodes)} node{'s' * (len(cluster.nodes) != 1)}"
     return table(f"{x.run_name} on {num_nodes}, as planned:", placement, said)

@@ -23,6 +23,7 @@ from amago_ray.settings import ExperimentSettings, env_processes, replay_folder
 from amago_ray.specs import row_bytes
 
 COMPILING_PAYS = 200_000  # timesteps in every environment, from which on workers compile their steps by default
+COMPILED_UPDATES_PAY = {"cpu": 50_000, "cuda": 200_000}  # updates of a run, likewise for learners
 ROLLOUT_GPU_SHARE = 0.1  # of one GPU, for each worker that acts on a GPU which no learner has
 SHARED_GPU = 0.5  # of the only learner's GPU, for the workers that act on it where they find no other
 # Added to a run's seed, so far apart that runs with neighbouring seeds do not validate where others train.
@@ -163,7 +164,7 @@ def make_plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Clus
             micro_batch_size=x.micro_batch_size,
             activation_checkpointing=x.activation_checkpointing,
             cuda_graphs=x.cuda_graphs,
-            compile=x.compile,
+            compile=learns_compiled(x, device),
             seed=x.seed,
         ),
         num_learners=x.num_learners,
@@ -244,6 +245,21 @@ def acts_compiled(settings: ExperimentSettings, collects: bool) -> CompileActing
         return settings.compile_acting
     timesteps = settings.epochs * settings.train_timesteps_per_epoch
     return "auto" if collects and timesteps >= COMPILING_PAYS else "never"
+
+
+def learns_compiled(settings: ExperimentSettings, device: str) -> bool:
+    """Whether learners on this device compile the layers of Transformers.
+
+    That takes 10 to 20 s for each of up to eight lengths of batches, and saves from a millisecond of an update of
+    small networks up to a fifth of it (benchmarks/README.md).
+    """
+    x = settings
+    if x.compile_learning != "auto":
+        return x.compile_learning == "always"
+    whole = x.batch_layout != "packed" and x.micro_batch_size is None  # else there is a length for every batch
+    measured = device == "cpu" or x.mixed_precision != "no"
+    updates = x.epochs * x.train_batches_per_epoch
+    return whole and measured and updates >= COMPILED_UPDATES_PAY[device]
 
 
 def longest_piece(settings: ExperimentSettings) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,10 +11,10 @@ from amago_ray.agent import Agent
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.driver.overview import overview
 from amago_ray.driver.placement import Cluster, Node, Resources, place
-from amago_ray.driver.plan import TEST_SEEDS, longest_piece, make_plan, share_gpus, stagger
+from amago_ray.driver.plan import TEST_SEEDS, learns_compiled, longest_piece, make_plan, share_gpus, stagger
 from amago_ray.envs.builtin import Counting
 from amago_ray.envs.makers import EnvProcesses
-from amago_ray.nets.traj_encoders import GRUTrajEncoder
+from amago_ray.nets.traj_encoders import GRUTrajEncoder, TformerTrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder
 from amago_ray.settings import ExperimentSettings
 from amago_ray.specs import ActionSpec
@@ -101,6 +102,35 @@ def test_steps_are_compiled_where_that_pays(setting: Any, epochs: int, rollout: 
     assert {config.compile_acting for config in plan.validation} == {validation}
     text = overview(settings, plan, place(plan.roles, CLUSTER.nodes), CLUSTER)
     assert ("workers compile the policy's step before they begin" in text) == (rollout != "never")
+
+
+@pytest.mark.parametrize(
+    ("settings", "processor", "gpu"),
+    [
+        ({"epochs": 499}, False, False),
+        ({"epochs": 500}, True, False),
+        ({"epochs": 2_000}, True, False),
+        ({"epochs": 2_000, "mixed_precision": "bf16"}, True, True),
+        ({"epochs": 1_999, "mixed_precision": "auto"}, True, False),
+        ({"epochs": 2_000, "mixed_precision": "auto"}, True, True),
+        ({"epochs": 2_000, "mixed_precision": "bf16", "batch_layout": "packed"}, False, False),
+        ({"epochs": 2_000, "mixed_precision": "bf16", "micro_batch_size": 4}, False, False),
+        ({"epochs": 1, "compile_learning": "always"}, True, True),
+        ({"epochs": 2_000, "mixed_precision": "bf16", "compile_learning": "never"}, False, False),
+    ],
+)
+def test_updates_are_compiled_where_that_pays(settings: dict[str, Any], processor: bool, gpu: bool) -> None:
+    x = ExperimentSettings("run", Counting, 8, make_val_env=Counting, train_batches_per_epoch=100, **settings)
+    assert (learns_compiled(x, "cpu"), learns_compiled(x, "cuda")) == (processor, gpu)
+
+
+def test_the_overview_says_that_layers_are_compiled() -> None:
+    """Where there are any: of Transformers."""
+    x = ExperimentSettings("run", Counting, 8, make_val_env=Counting, learner_device="cpu", compile_learning="always")
+    for spec, said in ((SPEC, False), (replace(SPEC, traj_encoder_type=TformerTrajEncoder), True)):
+        plan = make_plan(x, spec, CLUSTER)
+        text = overview(x, plan, place(plan.roles, CLUSTER.nodes), CLUSTER)
+        assert ("learners compile the layers of Transformers" in text) is said
 
 
 def test_the_learning_rate_falls_over_all_updates_of_the_run() -> None:

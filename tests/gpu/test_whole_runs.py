@@ -25,7 +25,7 @@ SMALL = [f"TformerTrajEncoder.{size}" for size in ("d_model = 16", "n_heads = 2"
     [
         {},
         {"mixed_precision": "bf16", "schedule": "overlap"},
-        {"compile": True, "mixed_precision": "bf16"},
+        {"compile_learning": "always", "mixed_precision": "bf16"},
         {"rollout_device": "cuda"},
         {"replay_sampling": "prioritized", "cuda_graphs": "never"},
     ],
