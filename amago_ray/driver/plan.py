@@ -257,9 +257,7 @@ def learns_compiled(settings: ExperimentSettings, device: str) -> bool:
     if x.compile_learning != "auto":
         return x.compile_learning == "always"
     whole = x.batch_layout != "packed" and x.micro_batch_size is None  # else there is a length for every batch
-    measured = device == "cpu" or x.mixed_precision != "no"
-    updates = x.epochs * x.train_batches_per_epoch
-    return whole and measured and updates >= COMPILED_UPDATES_PAY[device]
+    return whole and x.epochs * x.train_batches_per_epoch >= COMPILED_UPDATES_PAY[device]
 
 
 def longest_piece(settings: ExperimentSettings) -> int:

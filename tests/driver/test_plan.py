@@ -109,14 +109,12 @@ def test_steps_are_compiled_where_that_pays(setting: Any, epochs: int, rollout: 
     [
         ({"epochs": 499}, False, False),
         ({"epochs": 500}, True, False),
-        ({"epochs": 2_000}, True, False),
-        ({"epochs": 2_000, "mixed_precision": "bf16"}, True, True),
-        ({"epochs": 1_999, "mixed_precision": "auto"}, True, False),
-        ({"epochs": 2_000, "mixed_precision": "auto"}, True, True),
-        ({"epochs": 2_000, "mixed_precision": "bf16", "batch_layout": "packed"}, False, False),
-        ({"epochs": 2_000, "mixed_precision": "bf16", "micro_batch_size": 4}, False, False),
+        ({"epochs": 1_999}, True, False),
+        ({"epochs": 2_000}, True, True),
+        ({"epochs": 2_000, "batch_layout": "packed"}, False, False),
+        ({"epochs": 2_000, "micro_batch_size": 4}, False, False),
         ({"epochs": 1, "compile_learning": "always"}, True, True),
-        ({"epochs": 2_000, "mixed_precision": "bf16", "compile_learning": "never"}, False, False),
+        ({"epochs": 2_000, "compile_learning": "never"}, False, False),
     ],
 )
 def test_updates_are_compiled_where_that_pays(settings: dict[str, Any], processor: bool, gpu: bool) -> None:
