@@ -6,7 +6,6 @@ import os
 import socket
 import time
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from amago_ray.replay.export import npz_writer
 from amago_ray.rollout.assignment import Assignment
 from amago_ray.rollout.halves import DoubleBufferedWorker, make_worker
 from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
-from amago_ray.warned import warned
 
 Worker = RolloutWorker | DoubleBufferedWorker
 EVALUATION_PART_S = 2.0  # how long one call of an evaluation should take
@@ -64,7 +62,7 @@ class RolloutActor:
         assert self._training is not None, "a run that collects nothing asks nobody to"
         self._training.set_exploration_steps(exploration_steps)
         self._training.set_weights(weights)
-        return replace(self._training.collect(timesteps, resets), warned=warned())
+        return self._training.collect(timesteps, resets)
 
     def pause(self, resets: int) -> dict[str, Any]:
         """See `RolloutWorker.pause`; empty where nothing was collected, or a shard is away."""
@@ -89,7 +87,7 @@ class RolloutActor:
         if self._validation is None:
             self._validation = self._build_evaluation(self._plan.validation[share])
         self._validation.set_weights(weights)
-        return replace(self._validation.evaluate(assignment, part, part_s(assignment)), warned=warned())
+        return self._validation.evaluate(assignment, part, part_s(assignment))
 
     def test(
         self,
@@ -115,7 +113,7 @@ class RolloutActor:
             raise
         if report.finished:
             self._close_test()
-        return replace(report, warned=warned())
+        return report
 
     def _close_test(self) -> None:
         if self._test is not None:
@@ -188,7 +186,7 @@ class LearnerActor:
         """num_threads: to compute with, where that is not what the plan says."""
         torch.set_num_threads(num_threads or self._num_threads)
         with naming_what_to_lower(self._plan, self._rank):
-            return replace(self._learner.train(num_batches, mixture), warned=warned())
+            return self._learner.train(num_batches, mixture)
 
     @ray.method(concurrency_group=ASIDE)
     def progress(self) -> int:

@@ -34,6 +34,7 @@ from amago_ray.messages import Batch, LearnReport, Weights
 from amago_ray.nets.recomputation import held_statistics, recomputing
 from amago_ray.nets.sizes import LENGTHS, rounded_up
 from amago_ray.nets.transformer import Transformer
+from amago_ray.warned import warned
 
 PRIORITY_BATCHES = 10  # whose priorities go back to replay together
 LARGEST_LOSS = 1e24  # squared errors of 1e12 of the scaled returns: what a number that stands for infinity gives
@@ -193,6 +194,7 @@ class Learner:
             metrics=report,
             wait_s=prefetched.wait_s,
             total_s=time.perf_counter() - started,
+            warned=warned(),
         )
 
     def prepare(self, batch: Batch) -> TrainingBatch:

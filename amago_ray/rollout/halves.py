@@ -14,6 +14,7 @@ from amago_ray.messages import EvaluationReport, RolloutReport, Trajectory, Weig
 from amago_ray.rollout.assignment import Assignment
 from amago_ray.rollout.recorder import Numbers
 from amago_ray.rollout.worker import Chunk, RolloutConfig, RolloutWorker, acting_policy, env_seed
+from amago_ray.warned import warned
 
 
 def make_worker(
@@ -122,7 +123,7 @@ class DoubleBufferedWorker:
         if not self._open:
             self._assignment = None
         episodes = {origin: result for report in reports for origin, result in report.episodes.items()}
-        return EvaluationReport(part, episodes, left_out, not self._open, chunk.frames.total())
+        return EvaluationReport(part, episodes, left_out, not self._open, chunk.frames.total(), warned())
 
     def pause(self, resets: int) -> dict[str, Any]:
         """As `RolloutWorker.pause`."""

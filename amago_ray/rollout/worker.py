@@ -27,6 +27,7 @@ from amago_ray.rollout.recorder import Numbers, TrajectoryRecorder
 from amago_ray.rollout.scheduled import runnable_s
 from amago_ray.rollout.statistics import EpisodeStatistics
 from amago_ray.specs import ActionSpec
+from amago_ray.warned import warned
 
 WHOLE_ROLLOUTS = 1 << 62  # a traj_save_len that cuts none
 EVALUATED, RESET, RESUMED = 1, 2, 3  # why random streams begin anew; not 0, which ends a seed as if it were not there
@@ -271,7 +272,7 @@ class RolloutWorker:
         if tally.done:
             self.tally = None
             self._obs = {}
-        return EvaluationReport(part, tally.take(), tally.unfinished, tally.done, chunk.frames.total())
+        return EvaluationReport(part, tally.take(), tally.unfinished, tally.done, chunk.frames.total(), warned())
 
     def forget_rollouts(self) -> None:
         """Let all rollouts begin anew, because a step was broken off; what they had unfinished is dropped."""
@@ -331,6 +332,7 @@ class RolloutWorker:
             exploration=self._explore.metrics() if self._explore is not None else {},
             shard_away=shard_away,
             idle_s=idle_s,
+            warned=warned(),
         )
 
     def send(self, chunk: Chunk) -> None:
