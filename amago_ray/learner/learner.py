@@ -122,10 +122,10 @@ class Learner:
             raise ValueError(f"LearnerConfig.device={config.device!r}: there is none in sight, only {self.device.type}")
         set_seed(config.seed + rank)
         self.agent: Agent = agent_spec.build().train()
-        if config.compile:
-            for module in self.agent.modules():
-                if isinstance(module, Transformer):
-                    module.compile_layers()
+        compiled = [m for m in self.agent.modules() if isinstance(m, Transformer)] if config.compile else []
+        for transformer in compiled:
+            transformer.compile_layers()
+        self._compiled = bool(compiled)
         recordable = self._accelerator.device.type == "cuda" and world_size == 1 and is_recordable(config, self.agent)
         optimizer = self.agent.init_optimizer(config.learning_rate, config.l2_coeff)
         self._rank = rank
@@ -201,7 +201,7 @@ class Learner:
         """What `update` takes, on the device. Safe to call from another thread."""
         x, longest = self.config, None
         few_sizes = self.device.type == "cpu" and self._accelerator.mixed_precision != "no"  # see `nets.sizes`
-        if (few_sizes or self._graphed is not None or x.compile) and not x.packed:  # each length: new code, or a graph
+        if (few_sizes or self._graphed is not None or self._compiled) and not x.packed:  # each length: code, or a graph
             longest = rounded_up(int(batch.lengths.max()), self._max_seq_len, LENGTHS)
         with nullcontext() if self._graphed is None else self._graphed.recording:
             return training_batch(

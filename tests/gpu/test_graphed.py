@@ -27,7 +27,7 @@ from amago_ray.learner.graphed import MAX_GRAPHS, Gradients, GraphedUpdates, is_
 from amago_ray.learner.learner import Learner, LearnerConfig
 from amago_ray.learner.provenance import NonFiniteUpdate
 from amago_ray.nets.policy_outputs import TanhGaussian
-from amago_ray.nets.traj_encoders import FFTrajEncoder
+from amago_ray.nets.traj_encoders import FFTrajEncoder, GRUTrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder
 from amago_ray.single_process import SingleProcess
 from amago_ray.specs import ArraySpec
@@ -472,6 +472,19 @@ def test_packed_batches_are_as_long_as_they_are() -> None:
     assert prepared.mask.shape[1] == batch.lengths.max()
     assert torch.equal(prepared.mask.sum(dim=1), torch.from_numpy(batch.lengths))
     assert np.isfinite(learner.train(3).metrics["Total Loss"])
+
+
+def test_batches_are_rounded_up_for_what_is_compiled_alone() -> None:
+    for encoder, rounded in ((partial(GRUTrajEncoder, d_hidden=8, n_layers=1, d_output=8), False), (tformer, True)):
+        ring = SingleProcess(Lucky, small_agent_spec(Lucky, encoder, 64, width=8), num_envs=4)
+        ring.epoch(37, 0)
+        batch = next(iter(ring.learner._batches.batches(1, 0)))
+        longest = int(batch.lengths.max())
+        assert longest % 8, "else there is nothing to see"
+        for compiles in (False, True):
+            learner = Learner(LearnerConfig(compile=compiles), ring.spec, ring.learner._batches)
+            expected = -(-longest // 8) * 8 if rounded and compiles else longest
+            assert learner.prepare(batch).mask.shape[1] == expected
 
 
 def test_padding_counts_for_nothing_where_heads_compute_on_it() -> None:
