@@ -190,7 +190,7 @@ class RolloutReport:
     env_failures: int = 0
     exploration: dict[str, float] = field(default_factory=dict)
     shard_away: str = ""
-    warned: tuple[str, ...] = ()
+    warned: tuple[str, ...] = field(default=(), compare=False)
     idle_s: float = field(default=0.0, compare=False)  # a measure, no result
 
 
@@ -209,7 +209,7 @@ class EvaluationReport:
     unfinished: int
     finished: bool
     timesteps: int
-    warned: tuple[str, ...] = ()
+    warned: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -249,4 +249,4 @@ class LearnReport:
     metrics: dict[str, float]
     wait_s: float
     total_s: float
-    warned: tuple[str, ...] = ()
+    warned: tuple[str, ...] = field(default=(), compare=False)

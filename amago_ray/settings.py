@@ -250,8 +250,8 @@ class ExperimentSettings:
         """put the layers of Transformers through PyTorch's compiler, which fuses what lies between matrix products: an
         update then takes about four fifths of its time in bf16, and 0.9 to 0.98 in float32. It takes 10 to 20 seconds
         for each of at most eight lengths of batches, once for each network on a machine, and on a processor a C++
-        compiler. "auto": in runs of 50,000 updates or more on processors and of 200,000 on GPUs, unless batch_layout is
-        "packed" or a micro_batch_size is set; "always": in every run""",
+        compiler. "auto": in runs of 50,000 batches or more on processors, in bf16, and of 200,000 on GPUs, unless
+        batch_layout is "packed" or a micro_batch_size is set; "always": in every run""",
         one_of(CompileLearning),
     )
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import warnings
 
-_MOST = 100  # texts that are kept
+_MOST = 100  # texts that are kept: the older ones have been told by then
 _texts: dict[str, None] = {}
 
 
 def warn(text: str, stacklevel: int = 1) -> None:
     """As `warnings.warn`, for something that is done otherwise than was asked for, or left out."""
-    if len(_texts) < _MOST:
-        _texts.setdefault(text)
+    _texts.setdefault(text)
+    if len(_texts) > _MOST:
+        del _texts[next(iter(_texts))]
     warnings.warn(text, stacklevel=stacklevel + 1)
 
 
 def warned() -> tuple[str, ...]:
-    """All texts so far in this process, each once."""
+    """The newest texts in this process, each once."""
     return tuple(_texts)

@@ -103,8 +103,8 @@ class BareLoop:
     def __init__(self, spec: AgentSpec, precision: MixedPrecision, threads: int, steps: int, updates: int):
         self.threads, self.steps, self.updates = threads, steps, updates
         AcceleratorState._reset_state()  # accelerate holds a process to one precision
-        self.learner = Learner(LearnerConfig(mixed_precision=precision, compile=True), spec, NoReplay())
-        self.few_rows = precision == "bf16"  # see `rows_of`
+        self.learner = Learner(LearnerConfig(mixed_precision=precision, compile=precision == "bf16"), spec, NoReplay())
+        self.few_sizes = precision == "bf16"  # see `rows_of`
         self.policy = laid_out_for_acting(spec.build().policy.eval())
         self.envs = [LAKE() for _ in range(NUM_ENVS)]
         together = step_together(self.envs)
@@ -152,7 +152,8 @@ class BareLoop:
         chosen = [self.rollouts[i] for i in self.rng.integers(len(self.rollouts), size=SIZE.batch_size)]
         firsts = [int(self.rng.integers(max(len(r[0]) - length, 1))) for r in chosen]
         longest = max(min(len(r[0]) - first, length + 1) for r, first in zip(chosen, firsts))
-        longest = rounded_up(longest - 1, length, LENGTHS) + 1
+        if self.few_sizes:
+            longest = rounded_up(longest - 1, length, LENGTHS) + 1
         columns = [torch.zeros(SIZE.batch_size, longest, *x.shape[1:]) for x in chosen[0]]
         mask = torch.zeros(SIZE.batch_size, longest - 1, dtype=torch.bool)
         for b, (rollout, first) in enumerate(zip(chosen, firsts)):
@@ -163,7 +164,7 @@ class BareLoop:
         obs, rl2, rewards, terminated = columns
         time_idx = torch.tensor(firsts)[:, None] + torch.arange(longest)
         actions = rl2[:, 1:, 1:].contiguous()
-        rows, filled = rows_of(mask.numpy(), self.few_rows)
+        rows, filled = rows_of(mask.numpy(), self.few_sizes)
         return TrainingBatch(
             {"observation": obs}, rl2, time_idx, actions, rewards[:, 1:], terminated[:, 1:], mask,
             torch.from_numpy(rows), filled,

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from amago_ray.warned import warned
-
 
 class Hearing:
-    """Says every text that it hears once, and none that was warned of in this process: that was shown already."""
+    """Says every text that it hears, once."""
 
     def __init__(self, say: Callable[[str], None]):
         self._say = say
@@ -16,6 +14,6 @@ class Hearing:
 
     def hear(self, texts: Iterable[str]) -> None:
         for text in texts:
-            if text not in self._said and text not in warned():
+            if text not in self._said:
                 self._said.add(text)
                 self._say(f"warning: {text}")

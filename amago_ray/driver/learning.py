@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from amago_ray.driver.remote import RemoteCall
 from amago_ray.driver.topology import LearnerDied, Topology
@@ -22,7 +22,7 @@ class Learning:
     rebuild: makes the new group; returns how many batches that were learned before this job it does not have. Raises
         when the failure policy says so.
     is_excused: whether somebody else, such as a silent shard, is why there was no progress.
-    finished: told the number of batches and the report, when all is learned.
+    finished: told the number of batches and the report, when all is learned. hear: told what learners have warned of.
     mixture: weight of each source of data; None for replay alone.
     Learning ends early, without a report, when all that was stored went down with its shards.
     """
@@ -36,10 +36,12 @@ class Learning:
         rebuild: Callable[[LearnerDied], int],
         finished: Callable[[int, LearnReport], None],
         is_excused: Callable[[], bool],
+        hear: Callable[[Iterable[str]], None],
         mixture: tuple[float, ...] | None = None,
     ):
         self._topology, self._timeout_s, self._message = topology, timeout_s, message
         self._rebuild, self._finished, self._is_excused, self._mixture = rebuild, finished, is_excused, mixture
+        self._hear = hear
         self.total = num_batches
         self.report: LearnReport | None = None
         self._start(again=0)
@@ -102,6 +104,7 @@ class Learning:
             self._in_flight.clear()
             return
         self._in_flight.remove(call)
+        self._hear(report.warned)
         self.report = self.report or report
         if self.finished:
             self._finished(self.total, self.report)

@@ -12,6 +12,7 @@ from amago_ray.driver.cores import Cores, share_cores
 from amago_ray.driver.placement import LEARNER, SHARD, WORKER, Cluster, Node, Resources, Role, matches, pool
 from amago_ray.envs.makers import MakeEnv, env_spaces, sendable_tasks
 from amago_ray.learner.learner import LearnerConfig
+from amago_ray.learner.precision import precision_on
 from amago_ray.replay.client import BUCKETS, request_size
 from amago_ray.replay.datasets.dataset import RowLayout, TrajectoryDataset, mixture_of
 from amago_ray.replay.sampling.selection import SelectionConfig
@@ -23,7 +24,7 @@ from amago_ray.settings import ExperimentSettings, env_processes, replay_folder
 from amago_ray.specs import row_bytes
 
 COMPILING_PAYS = 200_000  # timesteps in every environment, from which on workers compile their steps by default
-COMPILED_UPDATES_PAY = {"cpu": 50_000, "cuda": 200_000}  # updates of a run, likewise for learners
+COMPILED_UPDATES_PAY = {"cpu": 50_000, "cuda": 200_000}  # batches of a run, likewise for learners
 ROLLOUT_GPU_SHARE = 0.1  # of one GPU, for each worker that acts on a GPU which no learner has
 SHARED_GPU = 0.5  # of the only learner's GPU, for the workers that act on it where they find no other
 # Added to a run's seed, so far apart that runs with neighbouring seeds do not validate where others train.
@@ -250,14 +251,16 @@ def acts_compiled(settings: ExperimentSettings, collects: bool) -> CompileActing
 def learns_compiled(settings: ExperimentSettings, device: str) -> bool:
     """Whether learners on this device compile the layers of Transformers.
 
-    That takes 10 to 20 s for each of up to eight lengths of batches, and saves from a millisecond of an update of
-    small networks up to a fifth of it (benchmarks/README.md).
+    That takes 10 to 20 s for each of up to eight lengths of batches, to which they are padded, as they are without it
+    in half precision and on GPUs. In float32 on processors it saves less than that padding can cost
+    (benchmarks/README.md).
     """
     x = settings
     if x.compile_learning != "auto":
         return x.compile_learning == "always"
     whole = x.batch_layout != "packed" and x.micro_batch_size is None  # else there is a length for every batch
-    return whole and x.epochs * x.train_batches_per_epoch >= COMPILED_UPDATES_PAY[device]
+    padded = device == "cuda" or precision_on(device, x.mixed_precision) != "no"
+    return whole and padded and x.epochs * x.train_batches_per_epoch >= COMPILED_UPDATES_PAY[device]
 
 
 def longest_piece(settings: ExperimentSettings) -> int:

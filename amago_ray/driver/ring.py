@@ -28,7 +28,7 @@ from amago_ray.driver.plan import Plan
 from amago_ray.driver.remote import RemoteCall
 from amago_ray.driver.shard_news import ShardNews
 from amago_ray.driver.topology import START_TIMEOUT_S, Topology
-from amago_ray.messages import EvaluationReport, LearnReport, ReplayReport, Weights
+from amago_ray.messages import EvaluationReport, ReplayReport, Weights
 from amago_ray.pending import CallTimeout, ProcessDied
 from amago_ray.replay.datasets.dataset import mixture_of
 from amago_ray.rollout.assignment import Assignment, assign, rollouts_of_a_round
@@ -214,14 +214,11 @@ class Ring:
             timeout_s,
             self.say,
             self.learners.rebuild,
-            self._learned,
+            self.learners.learned,
             self._restart_silent_shards,
+            self._hearing.hear,
             mixture,
         )
-
-    def _learned(self, batches: int, report: LearnReport) -> None:
-        self.learners.learned(batches, report)
-        self._hearing.hear(report.warned)
 
     def _restart_silent_shards(self) -> bool:
         """Ask all shards whether they are well and restart those that do not answer. Returns whether there were any."""
@@ -241,7 +238,10 @@ class Ring:
 
     def share_cores(self, busy_cores: float) -> None:
         """Let learners have the cores that collecting workers, who keep so many busy, leave them."""
-        self._topology.learner_threads = self.plan.cores.beside(busy_cores, self.plan.num_learners)
+        before, now = self._topology.learner_threads, self.plan.cores.beside(busy_cores, self.plan.num_learners)
+        near = before is not None and now is not None and abs(now - before) <= before // 4
+        if not (near and self.plan.learner.compile):  # what is compiled is for one number of threads
+            self._topology.learner_threads = now
 
     def drive(self, collection: CollectJob | None, learning: LearnJob | None) -> None:
         """Bring what was started to its end, showing progress."""

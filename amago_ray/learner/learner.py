@@ -122,10 +122,9 @@ class Learner:
             raise ValueError(f"LearnerConfig.device={config.device!r}: there is none in sight, only {self.device.type}")
         set_seed(config.seed + rank)
         self.agent: Agent = agent_spec.build().train()
-        compiled = [m for m in self.agent.modules() if isinstance(m, Transformer)] if config.compile else []
-        for transformer in compiled:
+        self._compiled = [m for m in self.agent.modules() if isinstance(m, Transformer)] if config.compile else []
+        for transformer in self._compiled:
             transformer.compile_layers()
-        self._compiled = bool(compiled)
         recordable = self._accelerator.device.type == "cuda" and world_size == 1 and is_recordable(config, self.agent)
         optimizer = self.agent.init_optimizer(config.learning_rate, config.l2_coeff)
         self._rank = rank
@@ -201,7 +200,8 @@ class Learner:
         """What `update` takes, on the device. Safe to call from another thread."""
         x, longest = self.config, None
         few_sizes = self.device.type == "cpu" and self._accelerator.mixed_precision != "no"  # see `nets.sizes`
-        if (few_sizes or self._graphed is not None or self._compiled) and not x.packed:  # each length: code, or a graph
+        few_sizes_pay = few_sizes or self._graphed is not None or any(t.is_compiled for t in self._compiled)
+        if few_sizes_pay and not x.packed:  # each length takes new code, or a graph
             longest = rounded_up(int(batch.lengths.max()), self._max_seq_len, LENGTHS)
         with nullcontext() if self._graphed is None else self._graphed.recording:
             return training_batch(

@@ -271,19 +271,33 @@ class Transformer(nn.Module):
     def compile_layers(self) -> None:
         """From here on, put layers through PyTorch's compiler where they see whole sequences with gradient.
 
-        It fuses what lies between matrix products. Each length and precision takes it some seconds, once for all
-        layers; where it fails there is one warning, and layers are computed as they were.
+        It fuses what lies between matrix products. Each length, precision and number of threads takes it some seconds,
+        once for all layers; where it fails there is one warning, and layers are computed as they were.
         """
-        torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, COMPILED_SHAPES)
-        self._compiled_layer = torch.compile(_whole_sequences, dynamic=False)
+        try:
+            torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, COMPILED_SHAPES)
+            self._compiled_layer = torch.compile(_whole_sequences, dynamic=False)
+        except OSError as error:  # it makes a folder for what it compiles
+            self._do_not_compile(error)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether layers go through the compiler."""
+        return self._compiled_layer is not None
+
+    def _do_not_compile(self, error: Exception) -> None:
+        warn(f"layers are not compiled: {str(error).strip().splitlines()[0]}", stacklevel=3)
+        self._compiled_layer = None
 
     def _compiled(self, layer: nn.Module, x_BLD: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
         assert self._compiled_layer is not None
         try:
             return self._compiled_layer(layer, x_BLD, rope)
-        except torch._dynamo.exc.TorchDynamoException as error:  # what the compiler met, and not what the layer did
-            warn(f"layers are not compiled: {str(error).strip().splitlines()[0]}", stacklevel=2)
-            self._compiled_layer = None
+        except (
+            torch._dynamo.exc.TorchDynamoException,
+            OSError,
+        ) as error:  # what the compiler met, no layer
+            self._do_not_compile(error)
             return layer(x_BLD, rope, None, None)
 
     def train(self, mode: bool = True) -> Transformer:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from amago_ray.driver.cores import Cores, share_cores
 from amago_ray.driver.placement import Cluster, Node, Resources
+from amago_ray.driver.ring import Ring
 from amago_ray.envs.builtin import Counting
+from amago_ray.learner.learner import LearnerConfig
 from amago_ray.settings import ExperimentSettings
 
 
@@ -45,3 +50,19 @@ def test_settings_are_taken_as_they_are() -> None:
 def test_the_learner_has_what_collecting_workers_leave(busy_cores: float, threads: int) -> None:
     assert Cores(4, 4, machine=8).beside(busy_cores, num_learners=1) == threads
     assert Cores(4, 4).beside(busy_cores, num_learners=1) is None
+
+
+@pytest.mark.parametrize(("compiles", "expected"), [(False, [8, 7, 8, 4, 5]), (True, [8, 8, 8, 4, 4])])
+def test_threads_of_what_is_compiled_change_only_by_much(compiles: bool, expected: list[int]) -> None:
+    """Each number of threads would take the compiler as long again."""
+    plan = SimpleNamespace(
+        cores=SimpleNamespace(beside=lambda busy, num_learners: int(busy)),
+        num_learners=1,
+        learner=LearnerConfig(compile=compiles),
+    )
+    ring: Any = SimpleNamespace(plan=plan, _topology=SimpleNamespace(learner_threads=None))
+    seen = []
+    for busy in (8, 7, 8, 4, 5):
+        Ring.share_cores(ring, busy)
+        seen.append(ring._topology.learner_threads)
+    assert seen == expected

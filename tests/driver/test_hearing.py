@@ -11,18 +11,23 @@ import pytest
 from amago_ray.driver.hearing import Hearing
 from amago_ray.envs.builtin import Counting
 from amago_ray.nets.traj_encoders import GRUTrajEncoder
-from amago_ray.warned import warn
+from amago_ray.warned import warn, warned
 
 
-def test_each_text_is_said_once_and_what_was_shown_here_not_at_all() -> None:
+def test_each_text_is_said_once() -> None:
     said: list[str] = []
     hearing = Hearing(said.append)
-    with pytest.warns(UserWarning, match="of this process") as told:
-        warn("of this process")
-    assert told[0].filename == __file__
-    hearing.hear(("of a worker", "of this process"))
+    hearing.hear(("of a worker", "of this one"))
     hearing.hear(("of a worker", "of another"))
-    assert said == ["warning: of a worker", "warning: of another"]
+    assert said == ["warning: of a worker", "warning: of this one", "warning: of another"]
+
+
+def test_the_newest_texts_are_kept() -> None:
+    for number in range(250):
+        with pytest.warns(UserWarning, match=f"number {number} of many") as told:
+            warn(f"number {number} of many")
+        assert told[0].filename == __file__
+    assert warned() == tuple(f"number {number} of many" for number in range(150, 250))
 
 
 class LogsText(Counting):

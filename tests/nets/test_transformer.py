@@ -327,6 +327,18 @@ def test_compiled_layers_compute_what_they_did(dtype: torch.dtype) -> None:
         torch.testing.assert_close(copied(x, time_idx), compiled.eval()(x, time_idx))
 
 
+def test_no_place_for_what_is_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any, **settings: Any) -> Any:
+        raise PermissionError(13, "Permission denied", "/where/it/lies")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    transformer = Transformer(12, 32, 48, 2, 2, CausalAttention()).train()
+    with pytest.warns(UserWarning, match="layers are not compiled: .*Permission denied: '/where/it/lies'"):
+        transformer.compile_layers()
+    assert not transformer.is_compiled
+    assert transformer(torch.randn(3, 6, 12), torch.arange(6).expand(3, -1)).isfinite().all()
+
+
 def test_a_compiler_that_fails_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*args: Any) -> Tensor:
         raise TorchDynamoException("\nno C++ compiler found\nhere")
@@ -344,6 +356,7 @@ def test_a_compiler_that_fails_is_told_once(monkeypatch: pytest.MonkeyPatch) -> 
         transformer(x, time_idx)
     assert len(told) == 1
     torch.testing.assert_close(y, other(x, time_idx))
+    assert not transformer.is_compiled
     other._compiled_layer = breaks
     with pytest.raises(torch.OutOfMemoryError, match="no memory is left"):
         other(x, time_idx)
