@@ -51,11 +51,12 @@ class FakeTopology:
         self.script = script or {}
         self.log: list[tuple[str, Any]] = []
         self._came: dict[str, int] = {}
+        self.learner_threads: int | None = None
         self.stored = self.collected = 0
         self.batches = 0  # in the weights of the group as it is
         self.saved_policies: list[int] = []
         self.plan: Any = SimpleNamespace(
-            learner=SimpleNamespace(device="cpu"),
+            learner=SimpleNamespace(device="cpu", compile=False),
             num_learners=1,
             cores=Cores(num_workers, 4, machine=4),
             roles=(Role(WORKER, num_workers, Resources(1.0), {}),),
