@@ -24,7 +24,7 @@ from amago_ray.settings import ExperimentSettings, env_processes, replay_folder
 from amago_ray.specs import row_bytes
 
 COMPILING_PAYS = 200_000  # timesteps in every environment, from which on workers compile their steps by default
-COMPILED_UPDATES_PAY = {"cpu": 50_000, "cuda": 200_000}  # batches of a run, likewise for learners
+COMPILED_LEARNING_PAYS = {"cpu": 50_000, "cuda": 200_000}  # batches of a run, likewise for learners
 ROLLOUT_GPU_SHARE = 0.1  # of one GPU, for each worker that acts on a GPU which no learner has
 SHARED_GPU = 0.5  # of the only learner's GPU, for the workers that act on it where they find no other
 # Added to a run's seed, so far apart that runs with neighbouring seeds do not validate where others train.
@@ -260,7 +260,7 @@ def learns_compiled(settings: ExperimentSettings, device: str) -> bool:
         return x.compile_learning == "always"
     whole = x.batch_layout != "packed" and x.micro_batch_size is None  # else there is a length for every batch
     padded = device == "cuda" or precision_on(device, x.mixed_precision) != "no"
-    return whole and padded and x.epochs * x.train_batches_per_epoch >= COMPILED_UPDATES_PAY[device]
+    return whole and padded and x.epochs * x.train_batches_per_epoch >= COMPILED_LEARNING_PAYS[device]
 
 
 def longest_piece(settings: ExperimentSettings) -> int:

@@ -200,8 +200,8 @@ class Learner:
         """What `update` takes, on the device. Safe to call from another thread."""
         x, longest = self.config, None
         few_sizes = self.device.type == "cpu" and self._accelerator.mixed_precision != "no"  # see `nets.sizes`
-        few_sizes_pay = few_sizes or self._graphed is not None or any(t.is_compiled for t in self._compiled)
-        if few_sizes_pay and not x.packed:  # each length takes new code, or a graph
+        few_lengths = few_sizes or self._graphed is not None or any(t.is_compiled for t in self._compiled)
+        if few_lengths and not x.packed:  # each length takes new code, or a graph
             longest = rounded_up(int(batch.lengths.max()), self._max_seq_len, LENGTHS)
         with nullcontext() if self._graphed is None else self._graphed.recording:
             return training_batch(

@@ -33,7 +33,7 @@ def _factors(shape: Sequence[int], dropped: int, dtype: torch.dtype) -> Tensor:
 # PyTorch's compiler does not know how to draw all bits of a word, and would compare 16 of them entry by entry.
 _compilable_factors = torch.library.custom_op(
     "amago_ray::dropout_factors",
-    lambda shape, dropped, dtype: _factors(shape, dropped, dtype),
+    _factors,
     mutates_args=(),
     schema="(SymInt[] shape, int dropped, ScalarType dtype) -> Tensor",
     tags=(torch.Tag.nondeterministic_seeded,),

@@ -293,11 +293,8 @@ class Transformer(nn.Module):
         assert self._compiled_layer is not None
         try:
             return self._compiled_layer(layer, x_BLD, rope)
-        except (
-            torch._dynamo.exc.TorchDynamoException,
-            OSError,
-        ) as error:  # what the compiler met, no layer
-            self._do_not_compile(error)
+        except (torch._dynamo.exc.TorchDynamoException, OSError) as error:
+            self._do_not_compile(error)  # what the compiler met, and not what the layer did
             return layer(x_BLD, rope, None, None)
 
     def train(self, mode: bool = True) -> Transformer:

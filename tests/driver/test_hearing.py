@@ -38,13 +38,8 @@ class LogsText(Counting):
     def step(self, action: Any) -> Any:
         obs, reward, terminated, truncated, info = super().step(action)
         self.steps += 1
-        return (
-            obs,
-            reward,
-            terminated,
-            truncated,
-            info | ({"AMAGO_LOG_METRIC place": "home"} if self.steps > 20 else {}),
-        )
+        logged = {"AMAGO_LOG_METRIC place": "home"} if self.steps > 20 else {}
+        return obs, reward, terminated, truncated, info | logged
 
 
 class Warns(GRUTrajEncoder):
