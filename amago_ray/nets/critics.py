@@ -136,18 +136,16 @@ class CriticEnsemble(nn.Module):
     def prepare(self, state_BLD: Tensor) -> Tensor:
         """Discrete: action values (B, L, C, G, A). Otherwise the first layer's state part (B, L, C, H)."""
         B, L, D = state_BLD.shape
-        layer = self.inp_layer
-        weight_CDH = layer.weight[:, :D]
-        # One (N, D) x (D, C H) product: the state is the same for every critic.
-        weight_DX = weight_CDH.transpose(0, 1).reshape(D, -1).to(state_BLD.dtype)
-        first = torch.addmm(layer.bias.flatten().to(state_BLD.dtype), state_BLD.reshape(B * L, D), weight_DX)
+        layer, state_ND = self.inp_layer, state_BLD.reshape(B * L, D)
         if self.action_input:
-            return first.view(B, L, len(weight_CDH), -1)
-        hidden_CNH = self._activate(first).view(B * L, len(weight_CDH), -1).transpose(0, 1)
-        if hidden_CNH.dtype.itemsize == 2 and not hidden_CNH.is_cuda:
-            hidden_CNH = hidden_CNH.contiguous()  # else products of half precision copy it again, and more slowly
+            # One (N, D) x (D, C H) product: the state is the same for every critic.
+            weight_DX = layer.weight[:, :D].transpose(0, 1).reshape(D, -1).to(state_ND.dtype)
+            first = torch.addmm(layer.bias.flatten().to(state_ND.dtype), state_ND, weight_DX)
+            return first.view(B, L, len(layer.weight), -1)
+        # Critic by critic from the first layer on: to change the layout of a hidden layer costs more than it saves.
+        hidden_CNH = self._activate(layer(state_ND.expand(len(layer.weight), -1, -1)))
         values_CNO = self._later_layers(hidden_CNH, frozen=False).float()
-        return values_CNO.transpose(0, 1).reshape(B, L, len(weight_CDH), self.num_gammas, -1)
+        return values_CNO.transpose(0, 1).reshape(B, L, len(layer.weight), self.num_gammas, -1)
 
     def values(
         self,
