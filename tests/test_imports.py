@@ -135,3 +135,16 @@ def test_a_shard_starts_without_pytorch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.processes
+def test_a_driver_starts_without_pytorchs_compiler() -> None:
+    """Which is imported wherever an optimiser is made, and would cost it a second and 70 MB."""
+    code = (
+        "import sys; from amago_ray import Experiment; from amago_ray.driver.probe import probe;"
+        "from amago_ray.envs.builtin import Counting;"
+        "probe(Experiment(run_name='a', make_train_env=Counting, max_seq_len=4));"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -124,7 +124,9 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
         )
     with _in_one_line("a first step of the networks"):
         _check_forward(agent, obs_spec, action_spec)
-        agent.init_optimizer(settings.learning_rate, settings.l2_coeff)
+        if agent.optimizer_type is not None or type(agent).init_optimizer is not Agent.init_optimizer:
+            # Not the one that is known: PyTorch imports its compiler to make it, which takes a second and 70 MB.
+            agent.init_optimizer(settings.learning_rate, settings.l2_coeff)
     return spec
 
 
