@@ -24,12 +24,11 @@ demo: .venv/.installed  ## train MetaFrozenLake on Ray, two minutes on two cores
 	$(BIN)/python -m amago_ray.train --config configs/meta_frozen_lake.gin --overwrite
 	$(BIN)/amago-ray plot runs/meta_frozen_lake
 
-# What starts no process runs beside more of its kind, one on each core; what does, two files at a time; what kills, alone.
+# What starts no process runs beside more of its kind, one on each core; what does, two files at a time.
 # PASSIVE: threads that wait for each other sleep; where others want their cores too, spinning costs a hundredfold.
 test: .venv/.installed  ## run all tests
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 -m "not processes"
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "processes and not alone"
-	$(BIN)/python -m pytest -q -m alone
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist loadfile -m processes
 
 test-fast: .venv/.installed  ## run what starts no process and trains nothing, in a minute or two
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 -m "not processes and not learning"

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from amago_ray import Experiment
 
 TESTS = Path(__file__).parent
-ALONE = ("test_chaos.py", "test_failures.py", "test_growth.py", "test_replay_kill.py")  # in tests/system
 TINY_NETWORKS = (
     "FFTstepEncoder.n_layers = 1",
     "FFTstepEncoder.d_hidden = 16",
@@ -52,8 +51,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.processes)
         if item.path.parent.name == "packages":  # some of them start processes as they are imported
             item.add_marker(pytest.mark.processes)
-        if room == "system" and item.path.name in ALONE:
-            item.add_marker(pytest.mark.alone)
         if room == "gpu" and torch.cuda.is_available():  # accelerate asks a command for its name
             item.add_marker(pytest.mark.processes)
         if room == "learning":

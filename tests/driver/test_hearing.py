@@ -49,7 +49,7 @@ class Warns(GRUTrajEncoder):
         return super().forward(*args)
 
 
-@pytest.mark.processes
+@pytest.mark.usefixtures("shared_processes")
 def test_warnings_of_workers_and_learners_are_said(
     make_experiment: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -63,7 +63,7 @@ def test_warnings_of_workers_and_learners_are_said(
         assert len([event for event in events if event.startswith(text)]) == 1
 
 
-@pytest.mark.processes
+@pytest.mark.usefixtures("shared_processes")
 def test_warnings_in_a_test_are_said(make_experiment: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
     experiment = make_experiment(verbose=True)
     experiment.evaluate_test(LogsText, episodes=80)

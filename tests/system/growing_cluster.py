@@ -20,10 +20,10 @@ from amago_ray.nets.traj_encoders import GRUTrajEncoder
 from amago_ray.watch.metrics import read_metrics
 
 WORKERS = 3
-# A node that does not answer is given up after two seconds in place of fifteen: what is tried is what comes after that.
+# A node that does not answer is given up after 5 seconds in place of 15: what is tried is what comes after that.
 SOON_GIVEN_UP = {
     "health_check_initial_delay_ms": 1000,
-    "health_check_period_ms": 400,
+    "health_check_period_ms": 1000,
     "health_check_failure_threshold": 5,
 }
 
