@@ -12,6 +12,7 @@ from gymnasium.wrappers import AtariPreprocessing
 
 from amago_ray.envs.builtin.arguments import check_flag, check_integer, check_number
 from amago_ray.envs.suites.extras import require
+from amago_ray.warned import warn
 
 EXTRA = "atari"
 
@@ -19,7 +20,8 @@ EXTRA = "atari"
 class LifeLoss(gym.Wrapper):
     """Every life is a rollout: losing one terminates, and the next `reset` goes on with the same game.
 
-    The step in between, of action 0, is not seen. The game itself is reset when it is over or truncated.
+    The step in between, of action 0, is not seen. The game itself is reset when it is over or truncated, and by a seed:
+    where games take turns, that is at every reset. One warning then says what to change.
 
     env: one whose `info` has "lives". Use it for training only: returns are those of lives, not of games.
     """
@@ -27,10 +29,17 @@ class LifeLoss(gym.Wrapper):
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
         self._lives = 0
-        self._game_over = True
+        self._game_over, self._life_lost = True, False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """The next life, or with a seed or after the last one a new game."""
+        if seed is not None and self._life_lost and not self._game_over:
+            warn(
+                "LifeLoss: every life begins a new game, since games that take turns are seeded at every reset; make "
+                "parallel_actors a multiple of the number of games",
+                stacklevel=2,
+            )
+        self._life_lost = False
         if not self._game_over and seed is None:
             observation, _, terminated, truncated, info = self.env.step(0)
             self._game_over = terminated or truncated
@@ -43,9 +52,9 @@ class LifeLoss(gym.Wrapper):
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._game_over = terminated or truncated
-        lost = int(info["lives"]) < self._lives
+        self._life_lost = int(info["lives"]) < self._lives
         self._lives = int(info["lives"])
-        return observation, reward, terminated or lost, truncated, info
+        return observation, reward, terminated or self._life_lost, truncated, info
 
 
 class ClippedRewards(gym.Wrapper):
@@ -124,6 +133,7 @@ def make_atari(
 def atari_games(games: Sequence[str] = ("Pong", "Breakout", "SpaceInvaders")) -> list[tuple[Any, dict[str, Any]]]:
     """For `make_train_env`: these games, which take turns and share all 18 actions, each under its own name.
 
+    With `make_atari.life_loss`, let `parallel_actors` be a multiple of their number (see `LifeLoss`).
     `make_atari` has the other settings. Raises ValueError for an empty list.
     """
     if not games:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -60,9 +61,19 @@ def test_a_seed_begins_a_new_game() -> None:
     game = FakeGame()
     env = LifeLoss(game)
     env.reset(seed=0)
+    env.step(np.int64(1))
+    with warnings.catch_warnings(action="error"):
+        assert env.reset(seed=1)[0].tolist() == [0] and game.games == 2 and game.actions == [1]
+
+
+def test_a_seed_at_every_life_is_told() -> None:
+    """As games get that take turns."""
+    env = LifeLoss(FakeGame())
+    env.reset(seed=0)
     for _ in range(3):
         env.step(np.int64(1))
-    assert env.reset(seed=1)[0].tolist() == [0] and game.games == 2 and game.actions == [1, 1, 1]
+    with pytest.warns(UserWarning, match="make parallel_actors a multiple of the number of games"):
+        assert env.reset(seed=1)[0].tolist() == [0]
 
 
 def test_a_game_that_ends_in_the_unseen_step_is_begun_anew() -> None:
