@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
 from amago_ray.envs.amago_env import env_name_of, has_attribute, name_before_reset
 from amago_ray.envs.pool import (
@@ -58,14 +58,14 @@ class VectorEnvPool(Pool):
         self.awaits_last_obs = self._mode is AutoresetMode.SAME_STEP
         self._first_env = first_env
         self.reseed(seed)
-        self._resetting, self._started = np.zeros((2, self.num_envs), bool)  # NEXT_STEP: in the next, the last step
+        self._started = np.zeros(self.num_envs, bool)  # NEXT_STEP: in the last step
         self._start_obs = self._observation.empty(self.num_envs)  # the other modes: of the rollouts that `begin` starts
 
     def reseed(self, seed: int) -> None:
         self._seeds = env_seeds(seed, self._first_env)
         self._next_seed: int | None = next(self._seeds)
 
-    def reset(self) -> dict[str, np.ndarray]:
+    def reset(self, turn: int = 0) -> dict[str, np.ndarray]:
         self._retry(slice(None), self._start_all)
         return self._obs
 
@@ -87,7 +87,7 @@ class VectorEnvPool(Pool):
         return self.reset(), self._fresh
 
     def close(self) -> None:
-        self._env.close()
+        _close(self._env, broken=bool(self._failed.any()))
 
     def _advance(self, actions: np.ndarray) -> dict[int, dict[str, float]]:
         """Step all rows once. Returns what was logged in the rollouts that ended."""
@@ -184,7 +184,7 @@ class VectorEnvPool(Pool):
 
     def _rebuild(self) -> None:
         with suppress(*FAILURES):  # it is broken: closing it may well fail too
-            self._env.close()
+            _close(self._env, broken=True)
         self._env = self._make()
         if self._env.num_envs != self.num_envs:
             raise ValueError(f"the rebuilt VectorEnv has {self._env.num_envs} environments instead of {self.num_envs}")
@@ -198,6 +198,14 @@ class VectorEnvPool(Pool):
     def _fail_all(self, error: BaseException) -> None:
         self._fail(slice(None), error)
         self._stepped[:] = False
+
+
+def _close(env: VectorEnv, broken: bool) -> None:
+    """broken: a step of it was not made. Gymnasium's one in processes would wait for that step, whoever has died."""
+    if broken and isinstance(env.unwrapped, AsyncVectorEnv):
+        env.close(terminate=True)
+    else:
+        env.close()
 
 
 def _copy(values: Any, column: np.ndarray) -> None:

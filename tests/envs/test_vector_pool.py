@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -197,3 +202,55 @@ def test_async_vector_envs_run_as_they_come(mode: AutoresetMode) -> None:
         return found
 
     assert rollouts(make) == rollouts(make_sync)
+
+
+class EndsItsProcess(gym.Env):
+    """Rollouts of three steps. The second of its kind ends its process in its seventh step, as long as it may."""
+
+    observation_space, action_space = spaces.Box(-1, 1, (2,)), spaces.Discrete(3)
+
+    def __init__(self, number: int, may: Any) -> None:
+        self.number, self.may, self.steps = number, may, 0
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        self.steps += 1
+        if self.number == 1 and self.steps == 7 and self.may.exists():
+            self.may.unlink()
+            os._exit(3)
+        return np.zeros(2, np.float32), 1.0, self.steps % 3 == 0, False, {}
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(60)
+def test_a_process_of_an_async_vector_env_that_dies_is_a_failure(tmp_path: Path) -> None:
+    """Gymnasium's own `close` waits for its answer for good."""
+    may = tmp_path / "may"
+    may.touch()
+    make = partial(AsyncVectorEnv, [partial(EndsItsProcess, number, may) for number in range(2)])
+    with closing(make_pool(make, 2, 0, seed=0)) as pool:
+        pool.reset()
+        steps = 0
+        for _ in range(40):
+            transition = pool.step(np.zeros(2, np.int64))
+            steps += int(transition.stepped.sum())
+            pool.begin(transition.terminated | transition.truncated)
+        assert pool.failures == 1 and steps > 40
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(60)
+def test_one_that_is_broken_is_closed(tmp_path: Path) -> None:
+    may = tmp_path / "may"
+    may.touch()
+    pool = make_pool(partial(AsyncVectorEnv, [partial(EndsItsProcess, n, may) for n in range(2)]), 2, 0, seed=0)
+    pool.reset()
+    while not pool.failures:
+        transition = pool.step(np.zeros(2, np.int64))
+        if not pool.failures:
+            pool.begin(transition.terminated | transition.truncated)
+    pool.close()
+    assert not multiprocessing.active_children()
