@@ -238,7 +238,7 @@ def _try_out(pool: Pool, seed: int, num_steps: int, action_mask_key: str | None)
         for step in range(max(num_steps, MAX_STEPS_TO_AN_END)):
             if step >= num_steps and not pool.awaits_last_obs:
                 break
-            legal = None if action_mask_key is None else obs[action_mask_key]
+            legal = pool.legal_actions(obs, action_mask_key)
             transition = pool.step(sample_actions(pool.action_spec, pool.num_envs, rng, legal))
             obs, _ = pool.begin(transition.terminated | transition.truncated)
     except EnvFailure as failure:

@@ -35,8 +35,8 @@ _FLAGS = (bool, np.bool_)
 class Counters:
     """How far each of N environments has come: all that another pool needs to go on in their place. (N,) int64 each.
 
-    rollout: number of the current rollout, since `reset`. seeds_used: of those that the environment is given in turn.
-    failures_in_a_row: without a finished rollout in between.
+    rollout: number of the current rollout, as of `Pool.reset`. seeds_used: of those that the environment is given in
+    turn. failures_in_a_row: without a finished rollout in between.
     """
 
     rollout: np.ndarray
@@ -54,9 +54,9 @@ class EnvPool(Pool):
     makers: one function per task. num_envs: N, by default one environment per task. total_envs: those of the run, of
     which this pool has `first_env` and the N - 1 that follow; by default up to its own last one.
 
-    Rollout r (from 0, since `reset`) of environment e of the run is of task (e + r * total_envs) modulo the number of
-    tasks, so that every task gets as many rollouts as any other, however many there are. A rollout that failed is
-    begun again with the same task. Environments that no longer have their task's turn are kept for the next.
+    Rollout r (from the `turn` of the last `reset`) of environment e of the run is of task (e + r * total_envs) modulo
+    the number of tasks, so that every task gets as many rollouts as any other, however many there are. A rollout that
+    failed is begun again with the same task. Environments that no longer have their task's turn are kept for the next.
 
     seed: environment e is seeded from (seed, e): where it keeps its task at its first reset only and with another seed
     after it was rebuilt, where tasks take turns at every reset with the next seed.
@@ -119,9 +119,9 @@ class EnvPool(Pool):
         self._seeds_used[:] = 0
         self._next_seed = [self._draw_seed(index) for index in range(self.num_envs)]
 
-    def reset(self) -> dict[str, np.ndarray]:
+    def reset(self, turn: int = 0) -> dict[str, np.ndarray]:
         self._begun = False  # no rollout is in progress that would have to be counted
-        self._rollout[:] = 0
+        self._rollout[:] = turn
         return self.begin(np.ones(self.num_envs, bool))[0]
 
     def step(self, actions: np.ndarray) -> Transition:

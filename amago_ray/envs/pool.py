@@ -74,13 +74,18 @@ class Pool(ABC):
         self._obs = self._observation.empty(num_envs)
         self._real_obs = {name: column for name, column in self._obs.items() if column.dtype.kind == "f"}
         self._logged = LoggedMetrics(num_envs)
+        self._resetting = np.zeros(num_envs, bool)  # in the coming step, which is none
         self._failures_in_a_row = np.zeros(num_envs, np.int64)
         self._rewards = np.zeros(num_envs, np.float32)
         self._terminated, self._truncated, self._stepped, self._failed, self._fresh = np.zeros((5, num_envs), bool)
 
     @abstractmethod
-    def reset(self) -> dict[str, np.ndarray]:
-        """Start a rollout in every environment. Returns their observations (N, ...)."""
+    def reset(self, turn: int = 0) -> dict[str, np.ndarray]:
+        """Start a rollout in every environment. Returns their observations (N, ...).
+
+        turn: number of this rollout, where tasks take turns. One that grows lets all of them have theirs, however few
+        rollouts there are until the next reset.
+        """
 
     @abstractmethod
     def reseed(self, seed: int) -> None:
@@ -89,6 +94,16 @@ class Pool(ABC):
     @abstractmethod
     def step(self, actions: np.ndarray) -> Transition:
         """Take stored actions (N, ...), one in each environment. Raises EnvFailure at the limit of failures."""
+
+    def legal_actions(self, obs: dict[str, np.ndarray], mask: str | None) -> np.ndarray | None:
+        """What the observations that came last say of the coming actions, (N, vector_size); None without a mask.
+
+        mask: name of the observation that says it. A rollout's last one may allow nothing: where the coming step only
+        resets, no action is looked at, and any will do.
+        """
+        if mask is None or not self._resetting.any():
+            return None if mask is None else obs[mask]
+        return np.where(self._resetting[:, None], 1, obs[mask])
 
     def send(self, actions: np.ndarray) -> None:
         """The first half of `step`: environments that have processes of their own set to work on it."""

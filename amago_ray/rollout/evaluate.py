@@ -52,7 +52,7 @@ def random_policy(
         statistics, tally = EpisodeStatistics(num_envs), Tally(assignment)
         obs = pool.reset()
         while not tally.done:
-            legal = None if action_mask_key is None else obs[action_mask_key]
+            legal = pool.legal_actions(obs, action_mask_key)
             transition = pool.step(sample_actions(pool.action_spec, num_envs, rng, legal))
             ended = transition.terminated | transition.truncated
             tally.add(statistics.add(transition, ended, pool.env_names), transition.stepped, pool.env_names)

@@ -135,7 +135,7 @@ class RolloutWorker:
         )
         self.random = TorchRandomStream(policy_seed, config.device)
         self.tally: Tally | None = None  # of the evaluation under way
-        self._parts = self._resets = 0
+        self._parts = self._resets = self._turn = 0
         self._cut = 0  # trajectories that were stored between two chunks
         self._explore = None
         if config.exploration_type is not None:
@@ -235,6 +235,7 @@ class RolloutWorker:
         self._resets, self._cut, self._obs = state["resets"], state["cut"], {}
         if state["begun"]:
             self._reseed(epoch, RESUMED)
+            self._turn += 1  # that of `epoch` is over
         elif self._resets:
             self._reseed(self._resets, RESET)
 
@@ -282,7 +283,11 @@ class RolloutWorker:
         self._pool.close()
 
     def _reseed(self, number: int, why: int) -> None:
-        """Random streams of environments and policy that begin anew, such as with evaluation number `number`."""
+        """Random streams of environments and policy that begin anew, such as with evaluation number `number`.
+
+        So do the turns of tasks, later by as many.
+        """
+        self._turn = number
         self._pool.reseed(env_seed(self.config, self._incarnation, number, why))
         seeds = np.random.SeedSequence((self.config.seed, self.config.first_env, self._incarnation, number, why))
         self.random = TorchRandomStream(int(seeds.generate_state(1)[0]), self.config.device)
@@ -386,11 +391,10 @@ class RolloutWorker:
         actions = self._policy_step.act(self._obs, self._previous.rl2, time_idx)
         if self._explore is None:
             return actions
-        mask = self.config.action_mask_key
-        return self._explore(actions, time_idx, None if mask is None else self._obs[mask])
+        return self._explore(actions, time_idx, self._pool.legal_actions(self._obs, self.config.action_mask_key))
 
     def _begin_all(self) -> None:
-        self._obs = self._pool.reset()
+        self._obs = self._pool.reset(self._turn)
         self._policy_step.begin_all()
         self._begin(np.ones(self.config.num_envs, dtype=bool))
 

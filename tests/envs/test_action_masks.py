@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from ring_cases import Recorded
 
 from amago_ray.envs.exploration import BilevelEpsilonGreedy, EpsilonGreedy, ExplorationWrapper
 from amago_ray.envs.makers import check_env
@@ -123,3 +126,43 @@ def test_the_check_and_the_random_policy_obey_the_mask(multi: bool) -> None:
 def test_a_mask_that_does_not_fit_the_action_is_refused(name: str, space: gym.Space, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_action_mask(name, obs_spec(Strict().observation_space), action_spec(space))
+
+
+class Over(gym.Env):
+    """Rollouts of `length` steps, whose last observation allows nothing, as games end."""
+
+    observation_space = spaces.Dict(mask=spaces.MultiBinary(3), value=spaces.Box(0, 1, (1,)))
+    action_space = spaces.Discrete(3)
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observe(), {}
+
+    def observe(self) -> dict[str, np.ndarray]:
+        mask = np.array([0, self.steps < self.length, 0], np.int8)
+        return {"mask": mask, "value": np.zeros(1, np.float32)}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        return self.observe(), float(action == 1), self.steps == self.length, False, {}
+
+
+@pytest.mark.parametrize("mode", [*AutoresetMode, None], ids=str)
+def test_the_end_of_a_rollout_may_allow_nothing(mode: AutoresetMode | None) -> None:
+    """mode: of a VectorEnv, whose rows in NEXT_STEP are asked for an action all the same; None for plain ones."""
+
+    def make(num_envs: int) -> SyncVectorEnv:
+        return SyncVectorEnv([partial(Over, 3 + number) for number in range(num_envs)], autoreset_mode=mode)
+
+    make_env = make if mode else partial(Over, 3)
+    lengths = [3, 4] if mode else [3, 3]
+    assert check_env(make_env, action_mask_key="mask")[1].nvec == (3,)
+    played = random_policy(make_env, 6, num_envs=2, action_mask_key="mask")
+    assert [result.total_reward for result in played] == [lengths[0]] * 3 + [lengths[1]] * 3
+    run = Recorded(make_env, action_mask_key="mask", exploration_type=EpsilonGreedy, traj_save_len=8)
+    run.worker.collect(80)
+    assert {trajectory.num_transitions for trajectory in run.written} == set(lengths)

@@ -93,6 +93,15 @@ def test_reset_starts_the_turns_anew_and_a_new_seed_repeats_the_rollouts() -> No
     assert played(pool, 3) == first
 
 
+def test_turns_go_on_where_a_reset_says() -> None:
+    pool = make_pool(tasks(5), 2, 0, seed=3)
+    pool.reset(turn=1)
+    assert pool.env_names == ["task 2", "task 3"]
+    pool.step(np.zeros((2, 1), np.float32))
+    pool.begin(pool.step(np.zeros((2, 1), np.float32)).terminated)
+    assert pool.env_names == ["task 4", "task 0"]
+
+
 def test_environments_are_kept_for_the_next_turn_of_their_task() -> None:
     built: list[int] = []
 

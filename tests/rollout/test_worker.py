@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -26,6 +27,7 @@ from ring_cases import (
 )
 
 from amago_ray.agent.flat_weights import flatten_state
+from amago_ray.envs.amago_env import AMAGOEnv
 from amago_ray.envs.builtin.action_spaces import make_action_space
 from amago_ray.envs.builtin.counting import Counting, misaligned
 from amago_ray.envs.exploration import EpsilonGreedy
@@ -475,6 +477,28 @@ def test_a_forced_reset_stores_what_was_unfinished_as_truncated() -> None:
     assert [t.first_time_idx for t in run.written[6:]] == [0, 0, 5, 5]
     new = Recorded(counting(8))
     assert new.worker.collect(2 * 8, resets=4).trajectories == 4, "there is nothing to reset in a worker that is new"
+
+
+def named(name: str, length: int) -> gym.Env:
+    return AMAGOEnv(Counting(length), name)
+
+
+def test_every_task_has_its_turn_however_few_rollouts_there_are_between_resets() -> None:
+    """And after a resume, and in evaluations that a limit of timesteps cuts short."""
+    makers = [partial(named, f"task {number}", 8) for number in range(6)]
+    run = Recorded(makers, num_envs=2)
+    frames: Counter[str] = Counter()
+    for resets in range(6):
+        frames.update(run.worker.collect(2 * 8, resets).frames_by_env)
+    assert frames == {f"task {number}": 2 * 8 for number in range(6)}
+
+    run.worker.load_state_dict(run.worker.pause(resets=5) | {"begun": True}, epoch=3)
+    assert set(run.worker.collect(2 * 8, resets=5).frames_by_env) == {"task 2", "task 3"}
+
+    (shares,) = zip(*(assign([2], None, 8, number) for number in range(3)), strict=True)
+    played = [run.worker.evaluate(share).episodes.values() for share in shares]
+    names = {result.env_name for results in played for result in results}
+    assert names == {f"task {number}" for number in range(6)}
 
 
 def test_pieces_are_staggered_where_that_is_asked_for() -> None:

@@ -152,7 +152,7 @@ class _Answers:
         rows.close()
         self.pool, self._line, self._env = pool, line, place.env
         here = slice(place.row, place.row + 1)
-        self._stepped = counters["stepped"][here]
+        self._stepped, self._turn = counters["stepped"][here], counters["rollout"][here]
         self._action = rows["action"][here]
         self._flags = [rows[name][here] for name in ("reward", "terminated", "truncated", "failed")]
         self._fresh = rows["fresh"][here]
@@ -189,7 +189,7 @@ class _Answers:
         self._write_start(self.pool.begin(ended)[0])
 
     def reset(self) -> None:
-        self._write_start(self.pool.reset())
+        self._write_start(self.pool.reset(int(self._turn[0])))
 
     def reseed(self, seed: int) -> None:
         self.pool.reseed(seed)

@@ -165,10 +165,10 @@ class ProcessPool(Pool):
 
     # ------------------------------------------------------------------------------------------ what every pool does
 
-    def reset(self) -> dict[str, np.ndarray]:
+    def reset(self, turn: int = 0) -> dict[str, np.ndarray]:
         self._settle()
         self._infos = {}
-        self._counters["rollout"][:] = 0
+        self._counters["rollout"][:] = turn
         self._has_stepped[:] = 1  # no step can be lost
         for process in self._processes.copy():
             if self._options.max_rollouts is not None and process.rollouts:
