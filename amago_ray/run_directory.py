@@ -3,7 +3,7 @@
 {ckpt_base_dir}/{run_name}/
     config.txt  spaces.json  metrics.jsonl  events.jsonl  wandb_logs/  replay/
     ckpts/training_states/{run_name}_epoch_{n}/   ckpts/latest/policy.pt   ckpts/policy_weights/policy_epoch_{n}.pt
-and, where they are asked for, tensorboard/  ckpts/best/  videos/  progress.json; stopped.json where a callback ended it
+and, where they are asked for, tensorboard/  ckpts/best/  videos/  progress.json; stopped.json where somebody ended it
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class RunDirectory:
         self.events = self.root / "events.jsonl"  # what became of processes
         self._lock = self.root.with_name(f".{run_name}.lock")  # beside the folder, which may be removed
         self._notes: LineFile | None = None
-        self.stopped = self.root / "stopped.json"  # of a run that a callback has ended, and why
+        self.stopped = self.root / "stopped.json"  # of a run that was ended, and why: see `record_stop`
 
     def check_writable(self) -> None:
         """Raises ValueError, naming the setting, where the run's folder cannot be made or written. Leaves nothing."""
@@ -102,6 +102,11 @@ class RunDirectory:
     def exists(self) -> bool:
         """Whether a run of this name has already trained here."""
         return (self.root / "metrics.jsonl").is_file() or bool(self.saved_epochs())
+
+    def record_stop(self, epoch: int, reason: str) -> None:
+        """Why the run came to no end of its own: a callback's reason, a signal. Raises OSError."""
+        text = json.dumps({"epoch": epoch, "reason": reason}) + "\n"
+        write_atomically(self.stopped, lambda path: path.write_text(text))
 
     def remove(self) -> None:
         """Delete the run, where there is one."""

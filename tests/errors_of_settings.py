@@ -129,6 +129,10 @@ CONTRADICTIONS = (
         ("there is nothing to learn from", "Experiment.dataset"),
     ),
     setting("collection that begins after the end", "Experiment.start_collecting_at_epoch = 9", "of epochs=2 collect"),
+    setting("learning that begins after the end", "Experiment.start_learning_at_epoch = 9", "nothing is ever learned"),
+    setting(
+        "an update of more batches than there are", "Experiment.batches_per_update = 999", "nothing is ever learned"
+    ),
     Case(
         "a start of learning that never comes",
         with_settings("Experiment.schedule = 'continuous'", "Experiment.replay_min_timesteps = 1000"),

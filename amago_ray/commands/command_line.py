@@ -166,7 +166,11 @@ def load_experiment(configs: Sequence[str | Path], bindings: Sequence[str]) -> E
     required = ("run_name", "make_train_env", "max_seq_len")
     missing = [name for name in required if not config.is_bound("Experiment", name)]
     if missing:
-        raise ValueError(f"the configuration lacks {', '.join(f'Experiment.{name}' for name in missing)}")
+        given = "; one that was given in Python gets a name by gymnasium.register or @gin.configurable"
+        raise ValueError(
+            f"the configuration lacks {', '.join(f'Experiment.{name}' for name in missing)}"
+            f"{given if missing == ['make_train_env'] else ''}"
+        )
     return Experiment()  # gin fills in the required ones
 
 

@@ -30,18 +30,28 @@ examples:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Print a column of facts for each run; exit status 1 where one is silent."""
+    """Print a column of facts for each run, and a line for what is none; exit status 1 where one is silent."""
     parser = Parser(
         prog="amago-ray status", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, such as runs/tmaze")
     options = parser.parse_args(arguments)
     with in_one_line():
-        found = [run_status(folder) for folder in options.runs]
+        found: list[RunStatus] = []
+        others: list[ValueError] = []  # of folders that are no run's
+        for folder in options.runs:
+            try:
+                found.append(run_status(folder))
+            except ValueError as error:  # that of a sweep, say, which a pattern of the shell has named too
+                others.append(error)
+        if not found:
+            raise others[0]
     console = Console()
     if not console.is_terminal:
         console = Console(width=TABLE_WIDTH)
     console.print(status_table(found))
+    for other in others:
+        print(other)
     return 1 if any(status.state == "silent" for status in found) else 0
 
 

@@ -155,7 +155,9 @@ def _compare_with_random(experiment: Experiment) -> None:
 def advice(experiment: Experiment) -> str:
     """What somebody who has pressed Ctrl-C can do next."""
     if _is_saved(experiment):
-        return "--resume goes on from the newest training state"
+        saved, done = experiment.directory.saved_epochs()[-1] + 1, experiment.progress.epoch + 1
+        again = f", and makes those up to {done} again" if done > saved else ""
+        return f"--resume goes on from the newest training state, after epoch {saved}{again}"
     if experiment.directory.exists():
         return f"no training state of {experiment.run_name} was saved yet: --overwrite starts it anew"
     return "nothing was trained yet"

@@ -66,6 +66,14 @@ def _check_sources(settings: ExperimentSettings) -> None:
             "or @MixtureOfDatasets()"
         )
     mixture = mixture_of(settings.dataset)
+    batches = settings.train_batches_per_epoch * (settings.epochs - settings.start_learning_at_epoch)
+    if settings.train_batches_per_epoch > 0 and batches < settings.batches_per_update:
+        raise ValueError(
+            f"nothing is ever learned: Experiment.start_learning_at_epoch={settings.start_learning_at_epoch} of "
+            f"epochs={settings.epochs} leaves {max(batches, 0)} batches, and batches_per_update="
+            f"{settings.batches_per_update} of them make an update; change one of these, or set "
+            "train_batches_per_epoch=0 only to collect or evaluate"
+        )
     learns = settings.train_batches_per_epoch > 0 and settings.start_learning_at_epoch < settings.epochs
     collects = settings.train_timesteps_per_epoch > 0 and settings.start_collecting_at_epoch < settings.epochs
     if settings.schedule == "continuous" and not (collects and mixture.learns_from_replay):

@@ -106,6 +106,12 @@ def state_to_resume(
         check_training_state(directory.training_state(saved[-1]))
     state = directory.load_run_state(saved[-1]) if resume and saved else {}
     if state:
+        done = state["progress"]["epoch"] + 1
+        if done > settings.epochs:
+            raise ValueError(
+                f"resume: {directory.root} has {done} epochs already, and Experiment.epochs={settings.epochs} asks for "
+                "no more: raise it, or evaluate what was learned (amago-ray evaluate)"
+            )
         check_same_weights(state["weight_shapes"], weight_shapes(agent_spec.build()))
         check_meaning(state.get("spaces"), layout, "resume: the environments are other ones than before")
     return state

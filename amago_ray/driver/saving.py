@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,10 +91,18 @@ class Saving:
 
     @contextmanager
     def before_leaving(self) -> Iterator[None]:
-        """Where the process is told to end within, the newest cut is written first, and the user told."""
+        """Where the process is told to end within, the newest cut is written first, and the user told.
+
+        The folder says how it ended, also after Ctrl-C.
+        """
         try:
+            with suppress(OSError):
+                self._directory.stopped.unlink(missing_ok=True)
             with self._preemption:
                 yield
+        except KeyboardInterrupt:
+            self._record_stop("Ctrl-C")
+            raise
         except Preempted:
             deadline = time.monotonic() + self._settings.preemption_grace_s
             self.finish(self._settings.preemption_grace_s, tell_only=True)
@@ -104,7 +112,12 @@ class Saving:
             saved = self._directory.saved_epochs()
             what = f"epoch {saved[-1] + 1} is saved" if saved else "no epoch was finished"
             self._ring.say(f"told to end (SIGTERM): {what}, --resume auto goes on from there (exit status {RESUMABLE})")
+            self._record_stop("SIGTERM")
             raise
+
+    def _record_stop(self, reason: str) -> None:
+        with suppress(OSError):  # a full disk: it ends all the same
+            self._directory.record_stop(self._ring.progress.epoch, reason)
 
     def _take_cut(self) -> None:
         epoch = self._ring.progress.epoch

@@ -84,7 +84,7 @@ class Schedule(ABC):
         result = self._run(epoch, last)
         if result.collected is not None or result.learned is not None:
             result.bound = time_by_resource(result.collected, result.learned, time.monotonic() - started, together)
-        if epoch > 0 and bound_of(result.bound) != self._bound:
+        if epoch > 0 and result.bound and bound_of(result.bound) != self._bound:
             self._bound = bound_of(result.bound)
             words = in_words(result.bound, self._ring.plan.learner.device)
             self._ring.say(f"epoch {epoch + 1}: {words}")

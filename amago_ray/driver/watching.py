@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -197,8 +196,7 @@ class Watching:
     def end(self) -> None:
         """All epochs are done, or the run was stopped, which its folder says then."""
         if self.stop_reason is not None:
-            stopped = json.dumps({"epoch": self._progress.epoch, "reason": self.stop_reason})
-            write_atomically(self._view.directory.stopped, lambda path: path.write_text(stopped + "\n"))
+            self._view.directory.record_stop(self._progress.epoch, self.stop_reason)
         self.call("on_end")
         self._begun = False
 

@@ -134,7 +134,14 @@ class TrajectoryRecorder:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Name and cut trajectories as from `state` on. `begin` must follow."""
+        """Name and cut trajectories as from `state` on. `begin` must follow.
+
+        Raises ValueError where it is of another number of environments.
+        """
+        if len(state["max_transitions"]) != len(self._max_transitions):
+            raise ValueError(
+                f"it had {len(state['max_transitions'])} environments and has {len(self._max_transitions)} now"
+            )
         self._incarnation, self._numbers.next = state["incarnation"], state["sequence"]
         self._max_transitions[:] = state["max_transitions"]
         for lengths, rng in zip(self._lengths, state["lengths"], strict=True):

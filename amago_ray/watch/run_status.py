@@ -30,7 +30,7 @@ class Return:
 class RunStatus:
     """What the files of a run say of it at one moment.
 
-    state: "starting", "running", "silent", "stopped" (by a callback; why is in `reason`) or "finished".
+    state: "starting", "running", "silent", "stopped" (by a callback, Ctrl-C or SIGTERM: `reason`) or "finished".
     age_s: since the newest row, or since the start where there is none yet. epoch: how many are finished.
     frames_per_s, updates_per_s: over the last RECENT_EPOCHS epochs, validations included; None before the first.
     saved: epochs (from 1) of complete training states. replay: what is stored, None where nothing is.

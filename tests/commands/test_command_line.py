@@ -87,7 +87,7 @@ def interrupt(*_: Any, **__: Any) -> None:
         ),
         (
             lambda directory: directory.save_training_state(0, lambda folder: None, {}),
-            "stopped; --resume goes on from the newest training state",
+            "stopped; --resume goes on from the newest training state, after epoch 1",
         ),
     ],
 )

@@ -46,6 +46,15 @@ def test_a_silent_run_is_told_by_the_exit_status_too(tmp_path: Path, capsys: pyt
     assert "finished" in out and "silent for" in out
 
 
+def test_what_is_no_run_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as the folder of a sweep, which `status runs/*` names too."""
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    assert train.main(["status", str(sweep), str(make_run(tmp_path / "run", 20).root)]) == 0
+    out = capsys.readouterr().out
+    assert "finished" in out and f"{sweep} has no config.txt; is it the folder of a run?" in out
+
+
 def test_what_is_no_run_is_a_mistake_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(["status", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"amago-ray: {tmp_path} has no config.txt; is it the folder of a run?\n"

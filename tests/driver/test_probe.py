@@ -130,6 +130,13 @@ def test_a_run_that_is_there_already(
 
     gin.clear_config()
     config.load([], TINY_NETWORKS)
+    with make_experiment(**settings | {"epochs": 2}) as longer:
+        longer.start(resume=True)
+        longer.learn()
+    recorded = experiment.directory.config.read_text()
+    with pytest.raises(ValueError, match="has 2 epochs already, and Experiment.epochs=1 asks for no more"):
+        make_experiment(**settings).start(resume=True)
+    assert experiment.directory.config.read_text() == recorded
     with make_experiment(**settings, seed=5) as anew:
         anew.start(overwrite=True)
         assert not anew.directory.latest_policy.exists() and anew.directory.saved_epochs() == []

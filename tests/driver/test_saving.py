@@ -11,6 +11,7 @@ import pytest
 from driver.test_ring import BATCHES, DIED, ENVS, EPOCHS, STEPS, Run, assert_all_was_done, no_time_passes  # noqa: F401
 from fake_topology import FakeCall, FakeTopology
 
+from amago_ray.atomic_files import read_json
 from amago_ray.driver.preemption import RESUMABLE, Preempted
 
 FULL = OSError(28, "No space left on device")
@@ -164,6 +165,16 @@ def test_a_process_that_is_told_to_end_saves_what_is_finished(tmp_path: Path) ->
         "told to end (SIGTERM): epoch 1 is saved, --resume auto goes on from there (exit status 75)"
     )
     assert signal.getsignal(signal.SIGTERM) is before
+    assert read_json(run.directory.stopped, "reason") == {"epoch": 0, "reason": "SIGTERM"}
+
+
+def test_ctrl_c_is_told_to_who_looks_until_the_run_goes_on(tmp_path: Path) -> None:
+    run = Run(tmp_path, "alternate", FakeTopology()).start()
+    with pytest.raises(KeyboardInterrupt), run.saving.before_leaving():
+        raise KeyboardInterrupt
+    assert read_json(run.directory.stopped, "reason")["reason"] == "Ctrl-C"
+    with run.saving.before_leaving():
+        assert not run.directory.stopped.exists()
 
 
 def test_a_shard_that_does_not_come_back_leaves_a_state_without_marks(

@@ -75,6 +75,23 @@ def files_below(root: Path) -> set[str]:
     return {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() or not any(p.iterdir())}
 
 
+@pytest.mark.parametrize(
+    "idle",
+    [
+        {"train_timesteps_per_epoch": 0, "train_batches_per_epoch": 0},
+        {"start_collecting_at_epoch": 2, "start_learning_at_epoch": 2},
+    ],
+    ids=["only validation", "later"],
+)
+def test_epochs_may_do_nothing(make_experiment: Callable[..., Any], idle: dict[str, Any]) -> None:
+    with make_experiment(val_interval=1, **idle) as experiment:
+        experiment.learn()
+    rows = read_metrics(experiment.directory.root)
+    assert [row["epoch"] for row in rows if row["section"] == "val"] == [0, 1, 2]
+    done = [row["epoch"] for row in rows if row["section"] == "collect"]
+    assert done == ([2] if "start_learning_at_epoch" in idle else [])
+
+
 def test_a_run_from_start_to_resumed_to_repeated(
     make_experiment: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
