@@ -17,6 +17,8 @@ from amago_ray.watch.run_status import Return, RunStatus, run_status
 
 TABLE_WIDTH = 120  # where the output is no terminal
 SHOWN_STATES = 6  # newest training states that are named
+MOST_COLUMNS = 4  # runs of which everything is told
+CHIEF_FACTS = ("state", "epoch", "frames", "updates", "return, validation", "best validation")
 STYLES = {"running": "green", "starting": "cyan", "finished": "blue", "stopped": "blue", "silent": "red"}
 DESCRIPTION = """\
 how runs are doing, from their files alone: from any terminal that sees the folder, while they train and after
@@ -30,7 +32,7 @@ examples:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Print a column of facts for each run, and a line for what is none; exit status 1 where one is silent."""
+    """Print facts of each run, and a line for what is none; exit status 1 where one is silent."""
     parser = Parser(
         prog="amago-ray status", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -56,21 +58,27 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def status_table(runs: Sequence[RunStatus]) -> Table:
-    """A column for each run, a row for each fact."""
+    """A column for each run and a row for each fact; of many runs, a row for each with the chief facts."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
-    for each in runs:
-        table.add_column(Text(each.name), overflow="fold")  # its brackets mean nothing
-    for fact, columns in zip(_facts(runs[0]), zip(*(_facts(each).values() for each in runs))):
-        table.add_row(fact, *(column if isinstance(column, Text) else Text(column) for column in columns))
+    facts = [(Text(each.name), _facts(each)) for each in runs]  # the brackets of a name mean nothing
+    if len(runs) > MOST_COLUMNS:
+        for fact in CHIEF_FACTS:
+            table.add_column(fact, overflow="fold")
+        for name, of_run in facts:
+            table.add_row(name, *(of_run[fact] for fact in CHIEF_FACTS))
+        return table
+    for name, _ in facts:
+        table.add_column(name, overflow="fold")
+    for fact in facts[0][1]:
+        table.add_row(fact, *(of_run[fact] for _, of_run in facts))
     return table
 
 
-def _facts(status: RunStatus) -> dict[str, str | Text]:
+def _facts(status: RunStatus) -> dict[str, Text]:
     states = [str(epoch) for epoch in status.saved[-SHOWN_STATES:]]
     more = len(status.saved) - len(states)
-    return {
-        "state": Text(_state(status), style=STYLES[status.state]),
+    facts = {
         "newest row": f"{'' if status.epoch else 'none; started '}{duration(status.age_s)} ago",
         "epoch": f"{status.epoch:,} of {status.epochs:,}",
         "frames": f"{status.frames:,}{_per_second(status.frames_per_s)}",
@@ -82,6 +90,8 @@ def _facts(status: RunStatus) -> dict[str, str | Text]:
         "saved states": f"after epoch {', '.join(states)}{f' and {more} before' if more else ''}" if states else "none",
         "replay": _replay(status.replay, status.replay_error),
     }
+    state = Text(_state(status), style=STYLES[status.state])
+    return {"state": state} | {name: Text(fact) for name, fact in facts.items()}
 
 
 def _state(status: RunStatus) -> str:

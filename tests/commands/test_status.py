@@ -46,6 +46,13 @@ def test_a_silent_run_is_told_by_the_exit_status_too(tmp_path: Path, capsys: pyt
     assert "finished" in out and "silent for" in out
 
 
+def test_many_runs_have_a_row_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [make_run(tmp_path / str(number), 20) for number in range(6)]
+    assert train.main(["status", *(str(run.root) for run in runs)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "finished" in line]
+    assert len(rows) == 6 and all(row[1:5] == ["finished", "20", "of", "20"] for row in rows)
+
+
 def test_what_is_no_run_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Such as the folder of a sweep, which `status runs/*` names too."""
     sweep = tmp_path / "sweep"
