@@ -41,12 +41,15 @@ class EpisodeDataset(RLDataset):
     """Episodes that are in memory, and that are sent to every shard.
 
     episodes: `Episode`s, or mappings of an Episode's fields. All of them are checked before the run starts.
+    Raises ValueError where there are none: shards have copies, and later ones would never be seen.
     """
 
     checked_bytes = UNBOUNDED
 
     def __init__(self, episodes: Iterable[Episode | Mapping[str, Any]]):
         self.episodes = [e if isinstance(e, Episode) else Episode(**e) for e in episodes]
+        if not self.episodes:
+            raise ValueError("EpisodeDataset.episodes=[]: it must hold one episode or more")
 
     def __len__(self) -> int:
         return len(self.episodes)

@@ -110,6 +110,11 @@ def test_the_table_of_an_episode() -> None:
     assert LAYOUT.trajectory(episode(0, terminated=[False] * 6), 0).truncated
 
 
+def test_no_episodes_at_all_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"EpisodeDataset\.episodes=\[\]: it must hold one episode or more"):
+        EpisodeDataset([])
+
+
 def test_observations_as_a_list_and_of_nested_spaces() -> None:
     space = spaces.Dict(image=spaces.Box(0, 255, (2, 2), np.uint8), inner=spaces.Tuple([spaces.Discrete(3, start=1)]))
     layout = RowLayout(space, spaces.Box(-2, 2, (2,)))
