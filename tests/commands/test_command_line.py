@@ -30,7 +30,6 @@ from amago_ray.commands.train import trials_of
 from amago_ray.driver.probe import check_data
 from amago_ray.driver.resume import create_folder
 from amago_ray.envs.builtin import Counting
-from amago_ray.run_directory import RunDirectory
 
 SETTINGS = (
     *TINY_NETWORKS,
@@ -80,14 +79,21 @@ def interrupt(*_: Any, **__: Any) -> None:
 @pytest.mark.parametrize(
     ("begin", "expected"),
     [
-        (lambda directory: None, "stopped; nothing was trained yet"),
+        (lambda run: None, "stopped; nothing was trained yet"),
         (
-            lambda directory: (directory.root / "metrics.jsonl").touch(),
+            lambda run: (run.directory.root / "metrics.jsonl").touch(),
             "stopped; no training state of short was saved yet: --overwrite starts it anew",
         ),
         (
-            lambda directory: directory.save_training_state(0, lambda folder: None, {}),
+            lambda run: run.directory.save_training_state(0, lambda folder: None, {}),
             "stopped; --resume goes on from the newest training state, after epoch 1",
+        ),
+        (
+            lambda run: (
+                run.directory.save_training_state(0, lambda folder: None, {}),
+                setattr(run.progress, "epoch", 3),
+            ),
+            "stopped; --resume goes on from the newest training state, after epoch 1, and makes those up to 4 again",
         ),
     ],
 )
@@ -95,12 +101,12 @@ def test_ctrl_c_says_how_a_run_goes_on(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    begin: Callable[[RunDirectory], object],
+    begin: Callable[[Experiment], object],
     expected: str,
 ) -> None:
     def train_a_little(experiment: Experiment, *_: Any, **__: Any) -> None:
         create_folder(experiment, experiment.directory, check_data(experiment))
-        begin(experiment.directory)
+        begin(experiment)
         interrupt()
 
     monkeypatch.setattr(train_command, "train", train_a_little)
