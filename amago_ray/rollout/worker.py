@@ -285,7 +285,7 @@ class RolloutWorker:
     def _reseed(self, number: int, why: int) -> None:
         """Random streams of environments and policy that begin anew, such as with evaluation number `number`.
 
-        So do the turns of tasks, later by as many.
+        Tasks take turns from that number on: if always from the first ones, the last would wait for good.
         """
         self._turn = number
         self._pool.reseed(env_seed(self.config, self._incarnation, number, why))

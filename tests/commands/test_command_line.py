@@ -114,6 +114,12 @@ def test_ctrl_c_says_how_a_run_goes_on(
     assert capsys.readouterr().err == f"\namago-ray: {expected}\n"
 
 
+def test_an_environment_that_was_given_in_python_needs_a_name() -> None:
+    """As in the `config.txt` of such a run."""
+    with pytest.raises(ValueError, match=r"lacks Experiment\.make_train_env; .* gymnasium\.register or @gin\.config"):
+        load_experiment([], ["Experiment.run_name = 'a'", "Experiment.max_seq_len = 4"])
+
+
 def test_ctrl_c_in_plot_advises_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("amago_ray.commands.plot.plot_runs", interrupt)
     assert train.main(["plot", "runs/a"]) == 130
