@@ -70,7 +70,7 @@ def test_the_commands_of_the_readme(installed: Path, tmp_path: Path) -> None:
     for command in others[:-1]:
         run(installed, tmp_path, *command)
     _look_at_the_board(installed, tmp_path, *others[-1])
-    assert (tmp_path / "runs" / "tmaze50" / "curves.png").is_file()
+    assert (tmp_path / "runs" / "tmaze20" / "curves.png").is_file()
 
 
 def _look_at_the_board(installed: Path, folder: Path, *command: str) -> None:
