@@ -21,7 +21,7 @@ unless --host says otherwise; there is no password. Of a remote machine, forward
 
 examples:
   amago-ray board runs                       all runs below a folder
-  amago-ray board runs/tmaze runs/tmaze50    these
+  amago-ray board runs/tmaze runs/tmaze20    these
 """
 PORT = 6010
 

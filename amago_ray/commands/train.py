@@ -34,7 +34,7 @@ train an agent from one or more gin configurations: files, or names of those tha
 
 examples:
   amago-ray --config meta_frozen_lake
-  amago-ray --config tmaze --set 'TMaze.corridor_length = 50' --set 'Experiment.run_name = "tmaze50"'
+  amago-ray --config tmaze --set 'TMaze.corridor_length = 20' --set 'Experiment.run_name = "tmaze20"'
   amago-ray --config tmaze --traj-encoder mamba --agent multitask --trials 3
   amago-ray --config mine.gin --resume                  go on after a crash or Ctrl-C
   amago-ray --config mine.gin --resume auto             begin or go on, whichever it takes: for a job queue
@@ -42,7 +42,7 @@ examples:
   amago-ray tune --config tmaze --param 'Agent.gamma=loguniform(0.9, 0.999)' --num-samples 8    a sweep
   amago-ray status runs/tmaze                           how a run is doing, from any terminal
   amago-ray board runs                                  runs as they train, in a web browser
-  amago-ray plot runs/tmaze runs/tmaze50                learning curves as a PNG
+  amago-ray plot runs/tmaze runs/tmaze20                learning curves as a PNG
   amago-ray evaluate runs/tmaze --gif tmaze.gif         returns of the newest policy, and a look at it
   amago-ray evaluate runs/tmaze --epoch all             a table and a picture of every policy that was kept
   amago-ray export runs/tmaze --format onnx             a file that acts where amago_ray is not installed
