@@ -251,7 +251,9 @@ class ExperimentSettings:
         update then takes about four fifths of its time in bf16, and 0.9 to 0.98 in float32. It takes 10 to 20 seconds
         for each of at most eight lengths of batches, once for each network on a machine, and on a processor a C++
         compiler. "auto": in runs of 50,000 batches or more on processors, in bf16, and of 200,000 on GPUs, unless
-        batch_layout is "packed" or a micro_batch_size is set; "always": in every run""",
+        batch_layout is "packed" or a micro_batch_size is set; "always": in every run. On a processor with a C++
+        compiler, attention of heads 16 or 32 wide is computed by code of this package in every run, unless it is
+        "never"; that takes some seconds, once on a machine""",
         one_of(CompileLearning),
     )
 

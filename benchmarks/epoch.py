@@ -103,7 +103,11 @@ class BareLoop:
     def __init__(self, spec: AgentSpec, precision: MixedPrecision, threads: int, steps: int, updates: int):
         self.threads, self.steps, self.updates = threads, steps, updates
         AcceleratorState._reset_state()  # accelerate holds a process to one precision
-        self.learner = Learner(LearnerConfig(mixed_precision=precision, compile=precision == "bf16"), spec, NoReplay())
+        self.learner = Learner(
+            LearnerConfig(mixed_precision=precision, compile=precision == "bf16", attention_kernel=True),
+            spec,
+            NoReplay(),
+        )
         self.few_sizes = precision == "bf16"  # see `rows_of`
         self.policy = laid_out_for_acting(spec.build().policy.eval())
         self.envs = [LAKE() for _ in range(NUM_ENVS)]

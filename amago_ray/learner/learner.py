@@ -34,7 +34,7 @@ from amago_ray.messages import Batch, LearnReport, Weights
 from amago_ray.nets.recomputation import held_statistics, recomputing
 from amago_ray.nets.sizes import LENGTHS, rounded_up
 from amago_ray.nets.transformer import Transformer
-from amago_ray.warned import warned
+from amago_ray.warned import warn, warned
 
 PRIORITY_BATCHES = 10  # whose priorities go back to replay together
 LARGEST_LOSS = 1e24  # squared errors of 1e12 of the scaled returns: what a number that stands for infinity gives
@@ -51,6 +51,7 @@ class LearnerConfig:
     activation_checkpointing: compute again in the backward pass what networks would else keep for it.
     cuda_graphs: start the launches of an update together (see `graphed`); "auto": where that can do no harm.
     compile: put the layers of Transformers through PyTorch's compiler.
+    attention_kernel: on a processor, compute narrow heads of Transformers by this package's kernel, where it compiles.
     """
 
     device: str = "cpu"
@@ -69,6 +70,7 @@ class LearnerConfig:
     activation_checkpointing: bool = False
     cuda_graphs: CudaGraphs = "auto"
     compile: bool = False
+    attention_kernel: bool = False
 
 
 def learning_rate_factor(config: LearnerConfig, step: int) -> float:
@@ -122,9 +124,9 @@ class Learner:
             raise ValueError(f"LearnerConfig.device={config.device!r}: there is none in sight, only {self.device.type}")
         set_seed(config.seed + rank)
         self.agent: Agent = agent_spec.build().train()
-        self._compiled = [m for m in self.agent.modules() if isinstance(m, Transformer)] if config.compile else []
-        for transformer in self._compiled:
-            transformer.compile_layers()
+        self._transformers = [m for m in self.agent.modules() if isinstance(m, Transformer)]
+        for transformer in self._transformers:
+            self._compile(transformer)
         recordable = self._accelerator.device.type == "cuda" and world_size == 1 and is_recordable(config, self.agent)
         optimizer = self.agent.init_optimizer(config.learning_rate, config.l2_coeff)
         self._rank = rank
@@ -150,6 +152,16 @@ class Learner:
         self.batches_done = 0
         self.updates_done = 0
         self.weight_version = 0
+
+    def _compile(self, transformer: Transformer) -> None:
+        if self.config.attention_kernel and self.device.type == "cpu":
+            try:
+                transformer.compile_attention()
+            except OSError as error:
+                if self.config.compile:  # else nobody has asked for it
+                    warn(f"attention of narrow heads is not compiled: {error}")
+        if self.config.compile:
+            transformer.compile_layers()
 
     def train(self, num_batches: int, mixture: Sequence[float] | None = None) -> LearnReport:
         """Learn from `num_batches` batches, with one optimiser step every `batches_per_update` of them.
@@ -200,7 +212,7 @@ class Learner:
         """What `update` takes, on the device. Safe to call from another thread."""
         x, longest = self.config, None
         few_sizes = self.device.type == "cpu" and self._accelerator.mixed_precision != "no"  # see `nets.sizes`
-        few_lengths = few_sizes or self._graphed is not None or any(t.is_compiled for t in self._compiled)
+        few_lengths = few_sizes or self._graphed is not None or any(t.is_compiled for t in self._transformers)
         if few_lengths and not x.packed:  # each length takes new code, or a graph
             longest = rounded_up(int(batch.lengths.max()), self._max_seq_len, LENGTHS)
         with nullcontext() if self._graphed is None else self._graphed.recording:

@@ -1,7 +1,9 @@
 """Causal attention over whole sequences and over a cache, full or windowed, without ever holding L x L weights.
 
-Whole sequences (padding, if any, at the end) take one of three ways, all of the same function:
+Whole sequences (padding, if any, at the end) take one of four ways, all of the same function:
 
+- narrow heads on a processor, everything in the past or a window without sinks, once `compile_narrow` has been called:
+  a kernel of this package (`narrow_attention.py`);
 - everything in the past is visible: PyTorch's fused causal kernel;
 - a sliding window, with or without sinks: the fused kernel over blocks of queries, in time L x window;
 - what no fused kernel offers (clipped or biased logits, a user's own `visible`, dropout on CPU): one block of queries
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import gin
@@ -23,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from amago_ray.nets import narrow_attention
 from amago_ray.nets.dropout import dropout
 
 UNLIMITED = 1 << 40  # timesteps of a window that nothing falls out of
@@ -64,6 +68,7 @@ class Attention(nn.Module, ABC):
 
     logit_clip: float | None = None
     num_sinks: int = 0
+    _narrow = False  # whether the kernel of narrow heads is there to be used
 
     @abstractmethod
     def visible(self, age: Tensor, index: Tensor) -> Tensor | None:
@@ -80,6 +85,19 @@ class Attention(nn.Module, ABC):
     def rescores(self) -> bool:
         """Whether `rescore` changes anything: no fused kernel knows how."""
         return self.logit_clip is not None or type(self).rescore is not Attention.rescore
+
+    def compile_narrow(self) -> None:
+        """From here on, narrow heads on a processor are computed by `narrow_attention`. Raises OSError as that does."""
+        narrow_attention.compiled()
+        self._narrow = True
+
+    def projected(self, qkv_BL3HK: Tensor, dropout_p: float = 0.0) -> Tensor:
+        """`sequence` of what one projection gives, queries, keys and values side by side. Returns (B, L, H, K)."""
+        window = NARROW_WINDOW.get(type(self))
+        if self._narrow and window is not None and dropout_p == 0.0 and narrow_attention.is_narrow(qkv_BL3HK):
+            return narrow_attention.narrow_attention(qkv_BL3HK, window(self))
+        q, k, v = qkv_BL3HK.permute(2, 0, 3, 1, 4)
+        return self.sequence(q, k, v, dropout_p).transpose(1, 2)
 
     def sequence(self, q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, dropout_p: float = 0.0) -> Tensor:
         """Causal attention over whole sequences, (B, H, L, K) -> (B, H, L, K).
@@ -299,3 +317,12 @@ class ClippedSlidingSinkAttention(SlidingWindowAttention):
     @property
     def rescores(self) -> bool:
         return bool(self.cut_off or (self.num_sinks and self.sink_bias))
+
+
+# Timesteps that each one sees, by the kernel of narrow heads. What derives from these may see others.
+NARROW_WINDOW: dict[type[Attention], Callable[[Any], int]] = {
+    CausalAttention: lambda attention: UNLIMITED,
+    SlidingWindowAttention: lambda attention: attention.window_size,
+    FlashAttention: lambda attention: attention.window_size,
+    SlidingWindowFlexAttention: lambda attention: attention.window_size,
+}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amago_ray.nets import narrow_attention
 from amago_ray.nets.attention import Attention
 from amago_ray.nets.dropout import Dropout
 from amago_ray.nets.feedforward import Normalization, activation
@@ -88,14 +89,19 @@ class AttentionLayer(nn.Module):
         if packing is not None:
             qkv = packing.pad(qkv)
         (B, L, _), D = qkv.shape, x_BLD.shape[2]
-        q, k, v = qkv.view(B, L, 3, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4)
-        if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
-        if cache is None:
-            heads_BHLK = self.attention.sequence(q, k, v, self.dropout_attn if self.training else 0.0)
+        qkv_BL3HK = qkv.view(B, L, 3, self.n_heads, D // self.n_heads)
+        if rope is not None or cache is not None:
+            q, k, v = qkv_BL3HK.permute(2, 0, 3, 1, 4)
+            if rope is not None:
+                q, k = rotate(q, *rope), rotate(k, *rope)
+        dropout_p = self.dropout_attn if self.training else 0.0
+        if cache is not None:
+            heads_BLHK = self.attention.cached(q, *cache.write(k, v), cache.age_BS, cache.index_BS).transpose(1, 2)
+        elif rope is not None:
+            heads_BLHK = self.attention.sequence(q, k, v, dropout_p).transpose(1, 2)
         else:
-            heads_BHLK = self.attention.cached(q, *cache.write(k, v), cache.age_BS, cache.index_BS)
-        heads_BLD = heads_BHLK.transpose(1, 2).reshape(B, L, D)
+            heads_BLHK = self.attention.projected(qkv_BL3HK, dropout_p)
+        heads_BLD = heads_BLHK.reshape(B, L, D)
         return self._project(heads_BLD if packing is None else packing.pack(heads_BLD))
 
     def scale_D(self) -> Tensor | None:
@@ -279,6 +285,14 @@ class Transformer(nn.Module):
             self._compiled_layer = torch.compile(_whole_sequences, dynamic=False)
         except OSError as error:  # it makes a folder for what it compiles
             self._do_not_compile(error)
+
+    def compile_attention(self) -> None:
+        """From here on, compute narrow heads on a processor by this package's kernel.
+
+        Raises OSError, which says why, where it cannot be compiled; they are computed as they were then.
+        """
+        if self.d_model // self.n_heads in narrow_attention.WIDTHS:
+            self.attention.compile_narrow()
 
     @property
     def is_compiled(self) -> bool:

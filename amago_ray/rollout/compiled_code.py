@@ -1,6 +1,6 @@
 """Programs of tensors that PyTorch's compiler has made into code, kept in files for all processes of a machine.
 
-They lie where PyTorch keeps what it compiles. The numbers of weights are not in the code: it reads them where they lie.
+The numbers of weights are not in the code: it reads them where they lie.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from amago_ray.atomic_files import write_atomically
+from amago_ray.nets.compiled_files import LOCKED_S, code_folder, processor
 
-FOLDER = "amago_ray"  # within the compiler's own
-LOCKED_S = 240.0  # that a process waits for another one that compiles the same
 # Random numbers are drawn by PyTorch itself, the same ones as without a compiler; of weights, no number is in the code.
 OPTIONS = {
     "fallback_random": True,
@@ -45,7 +44,7 @@ def compiled_code(program: ExportedProgram, given: list[Tensor], module: nn.Modu
     weights: dict[str, Tensor] = {**program.constants}
     weights |= dict(module.named_parameters(remove_duplicate=False))
     weights |= dict(module.named_buffers(remove_duplicate=False))
-    compiled = _folder() / f"{_fingerprint(program, given, weights)}.pt2"
+    compiled = code_folder() / f"{_fingerprint(program, given, weights)}.pt2"
     with FileLock(compiled.with_suffix(".lock"), timeout=LOCKED_S):
         model = None
         if compiled.exists():
@@ -96,18 +95,6 @@ def _run(loader: Any, held: dict[str, Tensor], tensors: list[Tensor]) -> list[Te
     return loader.run(tensors)
 
 
-def _folder() -> Path:
-    """Where compiled steps lie: beside what else PyTorch compiles. What others may write is not run."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    folder = Path(cache_dir()) / FOLDER
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    its = folder.stat()
-    if its.st_uid != os.getuid() or its.st_mode & 0o022:
-        raise PermissionError(f"others than you may write into {folder}; set TORCHINDUCTOR_CACHE_DIR")
-    return folder
-
-
 def _fingerprint(program: ExportedProgram, given: list[Tensor], weights: Mapping[str, Tensor]) -> str:
     """Of all that compiled code depends on."""
 
@@ -115,14 +102,6 @@ def _fingerprint(program: ExportedProgram, given: list[Tensor], weights: Mapping
         return x.dtype, tuple(x.shape), x.stride()
 
     layouts = [layout(x) for x in given], sorted((name, layout(x)) for name, x in weights.items())
-    machine = platform.node(), torch.backends.cpu.get_cpu_capability(), _processor(), torch.get_num_threads()
+    machine = platform.node(), torch.backends.cpu.get_cpu_capability(), processor(), torch.get_num_threads()
     graph = program.graph_module.print_readable(print_output=False)
     return hashlib.sha256(repr((torch.__version__, OPTIONS, machine, layouts, graph)).encode()).hexdigest()
-
-
-def _processor() -> str:
-    """What code for this processor alone may be made for."""
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
-    return platform.processor()

@@ -1,0 +1,290 @@
+// Causal attention of narrow heads on a processor, forward and backward: see narrow_attention.py.
+//
+// One head of one sequence at a time, whose L x K matrices lie in the cache. Queries are taken ROWS at a time; their
+// weights exist for that long only, and are computed again in backward (Dao et al. 2022, arXiv 2205.14135). A register
+// has LANES keys where there are keys in columns, and LANES entries of a head where there are those: no sum runs across
+// a register, but those of the softmax. All arithmetic is in float32.
+//
+// Shape letters: B sequences, L timesteps, H heads, K head width (a multiple of LANES).
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+#if defined(__AVX512F__) || defined(SIXTEEN_LANES)
+constexpr int64_t LANES = 16, ROWS = 8;  // of 32 registers
+#else
+constexpr int64_t LANES = 8, ROWS = 4;  // of 16
+#endif
+constexpr float HIDDEN = -1e30f;  // the logit of a key that a query does not see
+
+typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int32_t Bits __attribute__((vector_size(4 * LANES), aligned(4)));
+
+inline Lanes load(const float* x) { return *reinterpret_cast<const Lanes*>(x); }
+inline void store(float* x, Lanes value) { *reinterpret_cast<Lanes*>(x) = value; }
+inline Lanes all(float x) { return x - Lanes{}; }
+inline int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// e^x for x <= 0 or thereabouts, to 2e-7 of its value; below -87 that of -87. NaN stays NaN.
+// x = n ln 2 + r with |r| <= ln 2 / 2, and e^r is its Taylor polynomial of order 7; n goes into the exponent.
+inline Lanes exponential(Lanes x) {
+  x = x < all(-87.0f) ? all(-87.0f) : x;
+  const Lanes shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: what is left of the fraction is n
+  const Lanes n = shifted - 12582912.0f;
+  const Lanes r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+  Lanes y = r * (1.0f / 5040) + 1.0f / 720;
+  y = y * r + 1.0f / 120;
+  y = y * r + 1.0f / 24;
+  y = y * r + 1.0f / 6;
+  y = y * r + 0.5f;
+  y = y * r + 1.0f;
+  y = y * r + 1.0f;
+  Bits bits, exponent;
+  std::memcpy(&bits, &y, sizeof y);
+  std::memcpy(&exponent, &shifted, sizeof shifted);
+  bits += exponent << 23;
+  std::memcpy(&y, &bits, sizeof y);
+  return y;
+}
+
+struct BFloat16 { uint16_t bits; };
+
+inline float widened(float x) { return x; }
+inline float widened(BFloat16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+inline void narrow(float x, float& to) { to = x; }
+inline void narrow(float x, BFloat16& to) {  // to the nearest, ties to even; NaN stays NaN
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof x);
+  to.bits = x != x ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+// out (L, K) = scale * x, of which timesteps are `stride` apart.
+template <typename T, int64_t K>
+void gather(const T* x, int64_t stride, int64_t L, float scale, float* out) {
+  for (int64_t l = 0; l < L; l++)
+    for (int64_t k = 0; k < K; k++) out[l * K + k] = widened(x[l * stride + k]) * scale;
+}
+
+template <typename T, int64_t K>
+void scatter(const float* x, float scale, int64_t L, T* out, int64_t stride) {
+  for (int64_t l = 0; l < L; l++)
+    for (int64_t k = 0; k < K; k++) narrow(x[l * K + k] * scale, out[l * stride + k]);
+}
+
+// out (K, width) = x (L, K) transposed, zeros behind it.
+template <int64_t K>
+void transpose(const float* x, int64_t L, int64_t width, float* out) {
+  for (int64_t k = 0; k < K; k++) {
+    for (int64_t l = 0; l < L; l++) out[k * width + l] = x[l * K + k];
+    for (int64_t l = L; l < width; l++) out[k * width + l] = 0.0f;
+  }
+}
+
+// out[r][j] = sum_k x[r][k] y[k][j] for j from `first` (a multiple of LANES) to `stop`, rounded up; y, out: rows of `width`.
+template <int64_t K, int64_t COLUMNS>
+int64_t some_products(const float* x, const float* y, int64_t width, int64_t first, int64_t stop, float* out) {
+  int64_t j = first;
+  for (; j + (COLUMNS - 1) * LANES < stop; j += COLUMNS * LANES) {
+    Lanes sum[ROWS][COLUMNS] = {};
+    for (int64_t k = 0; k < K; k++)
+      for (int64_t c = 0; c < COLUMNS; c++) {
+        const Lanes column = load(y + k * width + j + c * LANES);
+        for (int64_t r = 0; r < ROWS; r++) sum[r][c] += x[r * K + k] * column;
+      }
+    for (int64_t r = 0; r < ROWS; r++)
+      for (int64_t c = 0; c < COLUMNS; c++) store(out + r * width + j + c * LANES, sum[r][c]);
+  }
+  return j;
+}
+
+template <int64_t K>
+void products(const float* x, const float* y, int64_t width, int64_t first, int64_t stop, float* out) {
+  some_products<K, 1>(x, y, width, some_products<K, 2>(x, y, width, first, stop, out), stop, out);
+}
+
+// out[r][k] = sum_j w[r][j] y[j][k] for j from `first` to before `stop`; w: rows of `width`.
+template <int64_t K>
+void weighted_sums(const float* w, const float* y, int64_t width, int64_t first, int64_t stop, float* out) {
+  constexpr int64_t PARTS = K / LANES;
+  Lanes sum[ROWS][PARTS] = {};
+  for (int64_t j = first; j < stop; j++)
+    for (int64_t p = 0; p < PARTS; p++) {
+      const Lanes part = load(y + j * K + p * LANES);
+      for (int64_t r = 0; r < ROWS; r++) sum[r][p] += w[r * width + j] * part;
+    }
+  for (int64_t r = 0; r < ROWS; r++)
+    for (int64_t p = 0; p < PARTS; p++) store(out + r * K + p * LANES, sum[r][p]);
+}
+
+// y[j][k] += sum_r w[r][j] x[r][k] for the same j.
+template <int64_t K>
+void spread(const float* w, const float* x, int64_t width, int64_t first, int64_t stop, float* y) {
+  for (int64_t p = 0; p < K; p += LANES) {
+    Lanes part[ROWS];
+    for (int64_t r = 0; r < ROWS; r++) part[r] = load(x + r * K + p);
+    for (int64_t j = first; j < stop; j++) {
+      Lanes sum = load(y + j * K + p);
+      for (int64_t r = 0; r < ROWS; r++) sum += w[r * width + j] * part[r];
+      store(y + j * K + p, sum);
+    }
+  }
+}
+
+// Which keys the ROWS queries from `row` on see, out of L: those from `first` (rounded down) to before `stop`.
+struct Band {
+  int64_t row, rows, first, stop, window;
+
+  Band(int64_t row, int64_t L, int64_t window) : row(row), rows(L - row < ROWS ? L - row : ROWS), window(window) {
+    first = row < window ? 0 : (row - window + 1) / LANES * LANES;
+    stop = row + rows;
+  }
+  // Sets x[r][j] where query row + r does not see key j, in all of the registers that hold keys it sees.
+  void hide(int64_t r, float* x, float value) const {
+    for (int64_t j = first; j <= row + r - window; j++) x[j] = value;
+    for (int64_t j = row + r + 1; j < up(stop, LANES); j++) x[j] = value;
+  }
+};
+
+// This thread's memory for `size` floats.
+float* scratch(int64_t size) {
+  static thread_local std::vector<float> memory;
+  if (int64_t(memory.size()) < size) memory.resize(size);
+  return memory.data();
+}
+
+struct Shape {
+  int64_t B, L, H, window;
+  int threads;
+};
+
+// qkv: (B, L, 3, H, K). out: (B, L, H, K). lse: (B, H, L), the logarithm of the sum of each query's exponentials.
+template <typename T, int64_t K>
+void forward(const T* qkv, T* out, float* lse, Shape s) {
+  const int64_t L = s.L, padded = up(L, ROWS), width = up(L, 2 * LANES);
+  const float scale = 1.0f / std::sqrt(float(K));
+#pragma omp parallel for num_threads(s.threads) schedule(dynamic)
+  for (int64_t task = 0; task < s.B * s.H; task++) {
+    const int64_t b = task / s.H, h = task % s.H;
+    const T* head = qkv + (b * L * 3 * s.H + h) * K;
+    const int64_t next = s.H * K;  // from queries to keys to values
+    float* q = scratch((padded + L + width + L) * K + ROWS * (width + K));
+    float *k = q + padded * K, *k_columns = k + L * K, *v = k_columns + width * K;
+    float *w = v + L * K, *y = w + ROWS * width;
+    gather<T, K>(head, 3 * next, L, scale, q);
+    gather<T, K>(head + next, 3 * next, L, 1.0f, k);
+    gather<T, K>(head + 2 * next, 3 * next, L, 1.0f, v);
+    std::memset(q + L * K, 0, (padded - L) * K * sizeof(float));
+    transpose<K>(k, L, width, k_columns);
+    for (int64_t row = 0; row < L; row += ROWS) {
+      const Band band(row, L, s.window);
+      products<K>(q + row * K, k_columns, width, band.first, band.stop, w);
+      float total[ROWS];
+      for (int64_t r = 0; r < ROWS; r++) {
+        float* w_r = w + r * width;
+        band.hide(r, w_r, HIDDEN);
+        Lanes largest = load(w_r + band.first), sums = {};
+        for (int64_t j = band.first; j < band.stop; j += LANES) {
+          const Lanes logits = load(w_r + j);
+          largest = logits > largest ? logits : largest;
+        }
+        float most = largest[0];
+        for (int64_t n = 1; n < LANES; n++) most = largest[n] > most ? largest[n] : most;
+        for (int64_t j = band.first; j < band.stop; j += LANES) {
+          const Lanes weights = exponential(load(w_r + j) - most);
+          store(w_r + j, weights);
+          sums += weights;
+        }
+        band.hide(r, w_r, 0.0f);
+        total[r] = 0.0f;
+        for (int64_t n = 0; n < LANES; n++) total[r] += sums[n];
+        if (r < band.rows) lse[task * L + row + r] = most + std::log(total[r]);
+      }
+      weighted_sums<K>(w, v, width, band.first, band.stop, y);
+      for (int64_t r = 0; r < band.rows; r++)
+        scatter<T, K>(y + r * K, 1.0f / total[r], 1, out + ((b * L + row + r) * s.H + h) * K, 0);
+    }
+  }
+}
+
+// d_qkv as qkv; out, d_out: (B, L, H, K). With weights w = e^(logits - lse):
+// dw = d_out v^T, d_logits = w (dw - sum_k out d_out), dq = d_logits k, dk = d_logits^T q, dv = w^T d_out.
+template <typename T, int64_t K>
+void backward(const T* qkv, const T* out, const T* d_out, const float* lse, T* d_qkv, Shape s) {
+  const int64_t L = s.L, padded = up(L, ROWS), width = up(L, 2 * LANES);
+  const float scale = 1.0f / std::sqrt(float(K));
+#pragma omp parallel for num_threads(s.threads) schedule(dynamic)
+  for (int64_t task = 0; task < s.B * s.H; task++) {
+    const int64_t b = task / s.H, h = task % s.H, next = s.H * K;
+    const int64_t at = (b * L * 3 * s.H + h) * K, at_out = (b * L * s.H + h) * K;
+    float* q = scratch((2 * padded + 4 * L + 2 * width + ROWS) * K + 2 * ROWS * width);
+    float *dy = q + padded * K, *k = dy + padded * K, *v = k + L * K, *dk = v + L * K, *dv = dk + L * K;
+    float *k_columns = dv + L * K, *v_columns = k_columns + width * K, *dq = v_columns + width * K;
+    float *w = dq + ROWS * K, *d_logits = w + ROWS * width;
+    gather<T, K>(qkv + at, 3 * next, L, scale, q);
+    gather<T, K>(qkv + at + next, 3 * next, L, 1.0f, k);
+    gather<T, K>(qkv + at + 2 * next, 3 * next, L, 1.0f, v);
+    gather<T, K>(d_out + at_out, next, L, 1.0f, dy);
+    std::memset(q + L * K, 0, (padded - L) * K * sizeof(float));
+    std::memset(dy + L * K, 0, (padded - L) * K * sizeof(float));
+    std::memset(dk, 0, 2 * L * K * sizeof(float));
+    transpose<K>(k, L, width, k_columns);
+    transpose<K>(v, L, width, v_columns);
+    for (int64_t row = 0; row < L; row += ROWS) {
+      const Band band(row, L, s.window);
+      products<K>(q + row * K, k_columns, width, band.first, band.stop, w);
+      products<K>(dy + row * K, v_columns, width, band.first, band.stop, d_logits);
+      for (int64_t r = 0; r < ROWS; r++) {
+        float *w_r = w + r * width, *d_r = d_logits + r * width;
+        if (r < band.rows) {
+          const T* y = out + at_out + (row + r) * next;
+          float mean = 0.0f;
+          for (int64_t n = 0; n < K; n++) mean += widened(y[n]) * dy[(row + r) * K + n];
+          for (int64_t j = band.first; j < band.stop; j += LANES) {
+            const Lanes weights = exponential(load(w_r + j) - lse[task * L + row + r]);
+            store(w_r + j, weights);
+            store(d_r + j, weights * (load(d_r + j) - mean));
+          }
+          band.hide(r, w_r, 0.0f);
+          band.hide(r, d_r, 0.0f);
+        } else {
+          std::memset(w_r + band.first, 0, (band.stop - band.first) * sizeof(float));
+          std::memset(d_r + band.first, 0, (band.stop - band.first) * sizeof(float));
+        }
+      }
+      weighted_sums<K>(d_logits, k, width, band.first, band.stop, dq);
+      spread<K>(d_logits, q + row * K, width, band.first, band.stop, dk);
+      spread<K>(w, dy + row * K, width, band.first, band.stop, dv);
+      scatter<T, K>(dq, scale, band.rows, d_qkv + at + row * 3 * next, 3 * next);
+    }
+    scatter<T, K>(dk, 1.0f, L, d_qkv + at + next, 3 * next);
+    scatter<T, K>(dv, 1.0f, L, d_qkv + at + 2 * next, 3 * next);
+  }
+}
+
+}  // namespace
+
+#define FOR_WIDTH(T, K)                                                                                       \
+  extern "C" void forward_##T##_##K(const void* qkv, void* out, float* lse, int64_t B, int64_t L, int64_t H,   \
+                                    int64_t window, int threads) {                                            \
+    forward<T, K>(static_cast<const T*>(qkv), static_cast<T*>(out), lse, {B, L, H, window, threads});         \
+  }                                                                                                           \
+  extern "C" void backward_##T##_##K(const void* qkv, const void* out, const void* d_out, const float* lse,    \
+                                     void* d_qkv, int64_t B, int64_t L, int64_t H, int64_t window,            \
+                                     int threads) {                                                           \
+    backward<T, K>(static_cast<const T*>(qkv), static_cast<const T*>(out), static_cast<const T*>(d_out), lse, \
+                   static_cast<T*>(d_qkv), {B, L, H, window, threads});                                       \
+  }
+
+FOR_WIDTH(float, 16)
+FOR_WIDTH(float, 32)
+FOR_WIDTH(BFloat16, 16)
+FOR_WIDTH(BFloat16, 32)
