@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from typing import Any
 
+import numpy as np
 from ray.tune.schedulers import PopulationBasedTraining
+from ray.tune.search.sample import Float, Integer, Quantized
 
 
 class Population(PopulationBasedTraining):
@@ -49,3 +51,19 @@ class _WithoutFinished:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._controller, name)
+
+
+class Bounds:
+    """Keeps parameters that "pbt" has multiplied among the values that they are drawn from: in range, on the grid."""
+
+    def __init__(self, space: Mapping[str, Any]):
+        self._domains = {name: values for name, values in space.items() if isinstance(values, Float | Integer)}
+
+    def __call__(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        for name, values in self._domains.items():
+            high = values.upper - isinstance(parameters[name], int)
+            value, sampler = min(max(parameters[name], values.lower), high), values.get_sampler()
+            if isinstance(sampler, Quantized):  # whose bounds are multiples themselves
+                value = float(np.round(np.divide(value, sampler.q)) * sampler.q)  # as Tune does when it draws
+            parameters[name] = value
+        return parameters

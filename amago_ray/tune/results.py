@@ -34,23 +34,28 @@ GAP = 10.0  # ratio of the largest to the smallest value above which an axis is 
 
 @dataclass
 class Trial:
-    """One trial. best, last: of the metric, None before there was any. epoch: finished ones."""
+    """One trial. best, last: of the metric, None before there was any. epoch: finished ones. epochs: that it has."""
 
     params: dict[str, Any]
     status: str = "running"
     epoch: int = 0
     best: float | None = None
     last: float | None = None
+    epochs: int | None = None
 
 
 @dataclass
 class SweepResults:
-    """All trials of a sweep, by trial id."""
+    """All trials of a sweep, by trial id.
+
+    epochs: of a trial that says nothing else. settings: of the `Sweep`; None in files of before they were kept.
+    """
 
     metric: str
     mode: str
     epochs: int
     trials: dict[str, Trial] = field(default_factory=dict)
+    settings: dict[str, Any] | None = None
 
     @property
     def running(self) -> bool:
@@ -74,6 +79,10 @@ class SweepResults:
         folder.mkdir(parents=True, exist_ok=True)
         content = json.dumps(asdict(self), indent=2, default=_plain)
         write_atomically(folder / SWEEP_FILE, lambda path: path.write_text(content))
+
+    def epochs_of(self, trial: Trial) -> int:
+        """How many epochs a trial has, which may be what the sweep varies."""
+        return self.epochs if trial.epochs is None else trial.epochs
 
     def add(self, name: str, params: Mapping[str, Any], epoch: int, value: float) -> Trial:
         """Take a report of a trial."""

@@ -6,21 +6,21 @@ checkpoints are the run's training states.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search.sample import Categorical, Float, Integer
+from ray.tune.search.sample import Categorical
 from ray.util.placement_group import get_current_placement_group
 
 from amago_ray import config
-from amago_ray.config import nearest
 from amago_ray.config.value_checks import folder_name
 from amago_ray.driver.cluster import connect, disconnect, survey
 from amago_ray.driver.placement import Cluster, Role, check_fits, place
@@ -28,13 +28,16 @@ from amago_ray.driver.plan import make_plan
 from amago_ray.driver.probe import probe
 from amago_ray.driver.topology import bundles
 from amago_ray.experiment import Experiment
-from amago_ray.tune.population import Population
+from amago_ray.tune.population import Bounds, Population
 from amago_ray.tune.results import SWEEP_FILE, SweepResults, Trial, show
 from amago_ray.tune.sweep import Sweep, binding, domain
+from amago_ray.tune.unknown_metric import StopUnknownMetric, check_metric
 from amago_ray.watch.metrics import AVERAGE_RETURN
 
 STATE = "training_state"
 TUNE_FOLDER = "tune"  # of a sweep, where Ray Tune keeps its own files
+TUNE_STATE = "experiment_state-*.json"  # there, once Tune has begun
+NOTHING_PLANNED = {"CPU": 0.5}  # all that a trial asks for whose experiment cannot be made: it only says why
 
 MakeExperiment = Callable[[dict[str, Any]], Experiment]
 
@@ -78,8 +81,14 @@ class _ExperimentTrial(tune.Trainable):
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        """The trial itself, which only waits, and a bundle for each of its processes."""
-        wanted, labels = bundles(trial_roles(cls.make(dict(config))))
+        """The trial itself, which only waits, and a bundle for each of its processes.
+
+        An error here would end the whole sweep. What cannot be made is asked to say so as a trial, which fails alone.
+        """
+        try:
+            wanted, labels = bundles(trial_roles(cls.make(dict(config))))
+        except Exception:
+            return tune.PlacementGroupFactory([NOTHING_PLANNED])
         selectors = {} if labels is None else {"bundle_label_selector": labels}
         return tune.PlacementGroupFactory([{}, *wanted], strategy="PACK", **selectors)
 
@@ -87,6 +96,9 @@ class _ExperimentTrial(tune.Trainable):
         made = self.make(dict(config))
         group = get_current_placement_group()
         assert group is not None, "Tune places every trial into a group"
+        if group.bundle_specs == [NOTHING_PLANNED]:
+            trial_roles(made)  # raises what kept it from being planned
+            raise RuntimeError("its processes could not be planned when it was made, and can be now: make it anew")
         self.experiment = replace(
             made,
             ckpt_base_dir=Path(made.ckpt_base_dir).expanduser().resolve() / made.run_name,
@@ -108,6 +120,7 @@ class _ExperimentTrial(tune.Trainable):
             "val/return": newest.get(f"val/{AVERAGE_RETURN}", float("nan")),
             "collect/return": newest.get(f"collect/{AVERAGE_RETURN}", float("nan")),
             "epoch": progress.epoch + 1,
+            "epochs": experiment.epochs,
             "frames": progress.total_frames,
             "updates": progress.gradient_steps,
             "run": str(experiment.directory.root),
@@ -161,10 +174,9 @@ def run_sweep(experiment: Experiment, sweep: Sweep, name: str, resume: bool = Fa
     space = {parameter: domain(parameter, text, tune) for parameter, text in sweep.params.items()}
     make = ConfiguredExperiment(config.snapshot(), str(folder.parent), name)
     _check_parameters(make, space)
-    restorable = tune.Tuner.can_restore(str(folder / TUNE_FOLDER))
-    if resume and not restorable:
-        raise ValueError(f"--resume: {folder} holds no sweep that could go on; leave --resume out to start one")
-    if folder.exists() and not resume:
+    if resume:
+        check_resumable(folder, sweep)
+    elif folder.exists():
         raise ValueError(f"{folder} exists already: go on with it (--resume), or choose another --name")
 
     def cpus_of_a_trial(machine: Cluster) -> float:
@@ -176,16 +188,17 @@ def run_sweep(experiment: Experiment, sweep: Sweep, name: str, resume: bool = Fa
         roles = trial_roles(experiment)
         check_fits(roles, cluster, whole=True)
         print(f"{name}: {_room(roles, survey())}\n", flush=True)
-        log = SweepLog(folder, SweepResults(sweep.metric, sweep.mode, experiment.epochs))
         # A metric may be missing from a report: nothing was learned yet, say. `StopUnknownMetric` tells the others.
         os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-        if resume:
-            tuner = tune.Tuner.restore(str(folder / TUNE_FOLDER), trainable(make), resume_errored=True)
-        else:
-            tuner = _tuner(experiment, sweep, space, trainable(make), folder, log)
+        trial = trainable(make)
+        if resume and any((folder / TUNE_FOLDER).glob(TUNE_STATE)):
+            tuner = tune.Tuner.restore(str(folder / TUNE_FOLDER), trial, resume_errored=True, param_space=space)
+        else:  # where it was killed before Tune had begun, Tune would restore one trial, of no parameters
+            tuner = _tuner(experiment, sweep, space, trial, folder)
         trials = tuner.fit()
-        _check_metric(sweep.metric, [trials[i].metrics or {} for i in range(len(trials))], folder)
-        if not (folder / SWEEP_FILE).is_file() or SweepResults.read(folder).running:
+        check_metric(sweep.metric, [trials[i].metrics or {} for i in range(len(trials))], folder)
+        results = SweepResults.read(folder)
+        if results.running or len(trials) < number_of_trials(sweep, space):
             # Tune caught it, kept what it needs, and returned.
             raise KeyboardInterrupt("--resume goes on with the sweep")
     finally:
@@ -194,48 +207,33 @@ def run_sweep(experiment: Experiment, sweep: Sweep, name: str, resume: bool = Fa
     return folder
 
 
-def is_unknown(metric: str, report: Mapping[str, Any]) -> bool:
-    """Whether a report shows that no trial will ever report a metric, and not only that there is nothing of it yet."""
-    if not report or metric in report:
-        return False
-    if report.get("done"):
-        return True
-    section, _, name = metric.partition("/")
-    if section in ("val", "collect"):  # what belongs to an environment comes when that one has finished a rollout
-        return f"{section}/{AVERAGE_RETURN}" in report and " in " not in name
-    if section == "train":
-        return "train/Total Loss" in report
-    return True
+def check_resumable(folder: Path, sweep: Sweep) -> None:
+    """Raises ValueError where `folder` holds no sweep that can go on, or one that was begun with other settings.
 
-
-def _check_metric(metric: str, reports: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Raises ValueError, with the nearest name that is reported, where the sweep in `folder` ended for its metric."""
-    for report in reports:
-        if is_unknown(metric, report):
-            results = SweepResults.read(folder)
-            for trial in results.trials.values():  # of those that it ends with the sweep, Tune tells nobody
-                trial.status = "stopped" if trial.status == "running" else trial.status
-            results.write(folder)
-            known = [name for name in report if "/" in name]
+    Tune goes on with what a sweep was begun with, whatever it is told.
+    """
+    if not tune.Tuner.can_restore(str(folder / TUNE_FOLDER)):
+        raise ValueError(f"--resume: {folder} holds no sweep that could go on; leave --resume out to start one")
+    begun = SweepResults.read(folder).settings if (folder / SWEEP_FILE).is_file() else None
+    if begun is None:  # of a version that did not keep them
+        return
+    for name, value in plain_settings(sweep).items():
+        if name in begun and begun[name] != value:
             raise ValueError(
-                f"Sweep.metric={metric!r}: no trial reports it{nearest(metric, known)}; the sweep is stopped, and what "
-                f"it has begun is in {folder}: remove that, or choose another --name"
+                f"--resume: {folder} was begun with {name}={begun[name]!r}, and now it is {value!r}: give it what it "
+                "was begun with, or begin another sweep with another --name"
             )
 
 
-class StopUnknownMetric(tune.Stopper):
-    """Ends a sweep at the first report that shows its metric to be misspelt."""
+def plain_settings(sweep: Sweep) -> dict[str, Any]:
+    """The settings of a sweep as `sweep.json` keeps them, by the names that messages call them."""
+    return {f"Sweep.{name}": value for name, value in asdict(sweep).items()}
 
-    def __init__(self, metric: str):
-        self._metric = metric
-        self._stop = False
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        self._stop |= is_unknown(self._metric, result)
-        return self._stop
-
-    def stop_all(self) -> bool:
-        return self._stop
+def number_of_trials(sweep: Sweep, space: Mapping[str, Any]) -> int:
+    """How many trials a sweep has when all of them have begun."""
+    grids = (len(values["grid_search"]) for values in space.values() if isinstance(values, dict))
+    return sweep.num_samples * math.prod(grids)
 
 
 class SweepLog(tune.Callback):
@@ -247,15 +245,18 @@ class SweepLog(tune.Callback):
     def setup(self, *args: Any, **info: Any) -> None:
         if (self._folder / SWEEP_FILE).is_file():  # the sweep is being resumed
             self._results = SweepResults.read(self._folder)
+        else:
+            self._results.write(self._folder)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         results = self._results
         entry = results.add(trial.trial_id, trial.config, result["epoch"], result.get(results.metric, float("nan")))
+        entry.epochs = result.get("epochs")
         counts = Counter(t.status for t in trials)
         print(
-            f"trial {trial.trial_id}  epoch {entry.epoch:>4}/{results.epochs}  "
+            f"trial {trial.trial_id}  epoch {entry.epoch:>4}/{results.epochs_of(entry)}  "
             f"{results.metric} {show(entry.last):>8}  best {show(entry.best):>8}  |  "
             f"{counts['RUNNING']} running, {counts['PENDING'] + counts['PAUSED']} waiting, "
             f"{counts['TERMINATED'] + counts['ERROR']} done",
@@ -274,7 +275,8 @@ class SweepLog(tune.Callback):
 
     def _end(self, trial: Any, status: str) -> None:
         entry = self._results.trials.setdefault(trial.trial_id, Trial(dict(trial.config)))
-        entry.status = "stopped" if status == "finished" and entry.epoch < self._results.epochs else status
+        early = entry.epoch < self._results.epochs_of(entry)
+        entry.status = "stopped" if status == "finished" and early else status
         self._results.write(self._folder)
 
 
@@ -291,13 +293,27 @@ class ConfiguredExperiment:
 
 
 def _check_parameters(make: ConfiguredExperiment, space: Mapping[str, Any]) -> None:
-    """Make the experiment with one value of every parameter, and without any, which stays configured."""
-    drawn = {
-        name: values["grid_search"][0] if isinstance(values, dict) else values.sample()
-        for name, values in space.items()
-    }
-    make(drawn)
-    make({})
+    """Make the experiment with every value that is listed and one of those that are drawn; then without any.
+
+    Raises ValueError for a value that neither the configuration allows nor the first values of the other parameters.
+    """
+    listed = {name: _listed(values) for name, values in space.items()}
+    first = {name: values[0] for name, values in listed.items()}
+    make(first)
+    for name, values in listed.items():
+        for value in values[1:]:
+            try:
+                make({name: value})
+            except Exception:
+                make(first | {name: value})
+    make({})  # which stays configured
+
+
+def _listed(values: Any) -> Sequence[Any]:
+    """All values of a grid or choice; one of a distribution."""
+    if isinstance(values, dict):
+        return values["grid_search"]
+    return values.categories if isinstance(values, Categorical) else [values.sample()]
 
 
 def _room(roles: tuple[Role, ...], cluster: Cluster) -> str:
@@ -317,8 +333,8 @@ def _tuner(
     space: dict[str, Any],
     trial: type[tune.Trainable],
     folder: Path,
-    log: SweepLog,
 ) -> tune.Tuner:
+    log = SweepLog(folder, SweepResults(sweep.metric, sweep.mode, experiment.epochs, settings=plain_settings(sweep)))
     keeps_all = sweep.scheduler == "pbt"  # a trial may be told to go on from a checkpoint that is no longer the newest
     return tune.Tuner(
         trial,
@@ -366,17 +382,3 @@ def scheduler(sweep: Sweep, epochs: int, val_interval: int, space: Mapping[str, 
             synch=sweep.synchronous,
         )
     return FIFOScheduler()
-
-
-class Bounds:
-    """Keeps parameters that "pbt" has multiplied within the range that they are drawn from."""
-
-    def __init__(self, space: Mapping[str, Any]):
-        self._ranges = {
-            name: (values.lower, values.upper) for name, values in space.items() if isinstance(values, Float | Integer)
-        }
-
-    def __call__(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        for name, (low, high) in self._ranges.items():
-            parameters[name] = min(max(parameters[name], low), high - isinstance(parameters[name], int))
-        return parameters

@@ -110,6 +110,23 @@ def test_a_trial_with_a_bug_fails_and_says_why(
     assert [entry["status"] for entry in trials(tmp_path / "runs" / "tiny_sweep").values()] == ["failed"]
 
 
+def test_a_trial_whose_experiment_cannot_be_made_fails_alone(
+    ray_instance: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_config(tmp_path, "Experiment.epochs = 1", "Sweep.max_failures = 0")
+    environments = "Experiment.make_train_env=grid_search(['@Counting', 'amago_ray/Nowhere-v0', '@Counting'])"
+    assert command(file, "--param", environments) == 1
+    assert "building the environment amago_ray/Nowhere-v0 failed" in capsys.readouterr().out
+    entries = trials(tmp_path / "runs" / "tiny_sweep").values()
+    assert sorted((entry["status"], entry["params"]["Experiment.make_train_env"]) for entry in entries) == [
+        ("failed", "amago_ray/Nowhere-v0"),
+        ("finished", "@Counting"),
+        ("finished", "@Counting"),
+    ]
+    assert command(file, "--param", "Experiment.seed=grid_search([1])", "--resume") == 2
+    assert "was begun with Sweep.params=" in capsys.readouterr().err
+
+
 def learner_pid() -> int:
     """Of the learner that was started last; those of other tests wait for another experiment."""
     learners = []
@@ -211,10 +228,3 @@ def test_schedulers_count_in_epochs() -> None:
     assert (asha._time_attr, asha._max_t, asha._brackets[0]._rungs[-1][0]) == ("epoch", 90, 10)
     assert (pbt._time_attr, pbt._perturbation_interval, pbt._synch) == ("epoch", 10, True), "whole validations"
     assert pbt._hyperparam_mutations["Experiment.batch_size"] == [16, 32], "only these values are tried"
-
-
-def test_parameters_stay_within_their_range() -> None:
-    space = {"a": ray_tune.uniform(0.9, 0.99), "n": ray_tune.randint(1, 8), "c": ray_tune.choice([1, 2])}
-    bounds = tune.Bounds(space)
-    assert bounds({"a": 1.188, "n": 9, "c": 1}) == {"a": 0.99, "n": 7, "c": 1}
-    assert bounds({"a": 0.1, "n": 0, "c": 2}) == {"a": 0.9, "n": 1, "c": 2}

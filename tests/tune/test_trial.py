@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import tune
 
-from amago_ray.tune.trial import StopUnknownMetric, _ExperimentTrial, is_unknown
-from amago_ray.watch.metrics import AVERAGE_RETURN, Progress
-
-BEGUN: dict[str, Any] = {"epoch": 1, "val/return": 0.1, "collect/return": float("nan"), "collect/Frames per Second": 9}
-LEARNED = BEGUN | {f"{part}/{AVERAGE_RETURN}": 0.1 for part in ("val", "collect")} | {"train/Total Loss": 1.0}
-
-
-@pytest.mark.parametrize(
-    ("metric", "report", "unknown"),
-    [
-        ("val/return", BEGUN, False),
-        ("val/retrun", LEARNED, True),
-        ("val/retrun", BEGUN | {f"val/{AVERAGE_RETURN}": 0.1}, True),
-        ("retrun", BEGUN, True),
-        ("valid/return", BEGUN, True),
-        ("train/Totl Loss", BEGUN, False),
-        ("train/Totl Loss", LEARNED, True),
-        ("collect/Average Total Return", BEGUN, False),
-        ("val/Average Success in Lake", LEARNED, False),
-        ("val/Average Success in Lake", LEARNED | {"done": True}, True),
-        ("val/retrun", {}, False),
-    ],
+from amago_ray.tune.results import SweepResults
+from amago_ray.tune.sweep import Sweep
+from amago_ray.tune.trial import (
+    NOTHING_PLANNED,
+    TUNE_FOLDER,
+    SweepLog,
+    _check_parameters,
+    _ExperimentTrial,
+    check_resumable,
+    number_of_trials,
+    plain_settings,
+    trainable,
 )
-def test_a_metric_that_will_never_come_is_told_from_one_that_has_not_come_yet(
-    metric: str, report: dict[str, Any], unknown: bool
-) -> None:
-    assert is_unknown(metric, report) is unknown
-    stop = StopUnknownMetric(metric)
-    assert stop("trial", report) is unknown and stop.stop_all() is unknown
+from amago_ray.watch.metrics import Progress
 
 
 @pytest.mark.parametrize("reason", [None, "a callback said so"])
@@ -53,3 +41,75 @@ def test_a_trial_that_a_callback_has_stopped_is_done(reason: str | None) -> None
         directory=SimpleNamespace(root="runs/a"),
     )
     assert trial.step()["done"] is (reason is not None)
+
+
+def test_a_trial_whose_experiment_cannot_be_made_asks_for_what_it_takes_to_say_so() -> None:
+    def make(parameters: Mapping[str, Any]) -> Any:
+        raise ValueError("batch_size=-1")
+
+    assert trainable(make).default_resource_request({"batch_size": -1}).bundles == [NOTHING_PLANNED]
+
+
+@pytest.mark.parametrize("values", [tune.grid_search([5, -1, 6]), tune.choice([5, 6, -1])])
+def test_every_value_that_is_listed_is_tried_before_anything_starts(values: Any) -> None:
+    def make(parameters: Mapping[str, Any]) -> Any:
+        if parameters.get("batch_size", 1) < 1:
+            raise ValueError(f"batch_size={parameters['batch_size']}")
+
+    space: Any = {"gamma": tune.uniform(0, 1), "batch_size": values}
+    with pytest.raises(ValueError, match="batch_size=-1"):
+        _check_parameters(make, space)  # type: ignore[arg-type]
+
+
+def test_a_listed_value_may_go_with_the_configuration_or_with_the_other_parameters() -> None:
+    made = []
+
+    def make(parameters: Mapping[str, Any]) -> Any:
+        batch_size, learners = parameters.get("batch_size", 4), parameters.get("learners", 4)
+        if batch_size % learners:
+            raise ValueError(f"batch_size={batch_size} with learners={learners}")
+        made.append((batch_size, learners))
+
+    space: Any = {"batch_size": tune.grid_search([6, 8, 10]), "learners": tune.grid_search([2, 4])}
+    _check_parameters(make, space)  # type: ignore[arg-type]
+    assert made == [(6, 2), (8, 4), (10, 2), (4, 4), (4, 4)], "the configuration comes last"
+
+
+def test_a_sweep_has_a_trial_for_each_point_of_its_grid() -> None:
+    space: Any = {"a": tune.grid_search([1, 2]), "b": tune.uniform(0, 1), "c": tune.grid_search([1, 2, 3])}
+    assert number_of_trials(Sweep(params={"b": "uniform(0, 1)"}, num_samples=2), space) == 12
+
+
+def test_a_sweep_goes_on_with_the_settings_that_it_was_begun_with(tmp_path: Path) -> None:
+    begun = Sweep(params={"Agent.gamma": "uniform(0.9, 0.99)"}, num_samples=2)
+    with pytest.raises(ValueError, match="holds no sweep that could go on"):
+        check_resumable(tmp_path, begun)
+    (tmp_path / TUNE_FOLDER).mkdir()
+    (tmp_path / TUNE_FOLDER / "tuner.pkl").touch()
+    check_resumable(tmp_path, begun)
+    SweepResults("val/return", "max", 4).write(tmp_path)
+    check_resumable(tmp_path, begun)  # of a version that kept no settings
+    SweepResults("val/return", "max", 4, settings=plain_settings(begun)).write(tmp_path)
+    check_resumable(tmp_path, begun)
+    for changes, said in (
+        ({"num_samples": 4}, "Sweep.num_samples=2, and now it is 4"),
+        ({"scheduler": "asha"}, "Sweep.scheduler='fifo', and now it is 'asha'"),
+        ({"metric": "collect/return"}, "Sweep.metric='val/return'"),
+        ({"params": {"Agent.tau": "uniform(0, 1)"}}, "Sweep.params={'Agent.gamma'"),
+    ):
+        changed: Any = {"params": begun.params, "num_samples": 2} | changes
+        with pytest.raises(ValueError) as error:
+            check_resumable(tmp_path, Sweep(**changed))
+        assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_trials_own_epochs_say_whether_it_was_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = SweepLog(tmp_path, SweepResults("val/return", "max", epochs=2))
+    log.setup()
+    assert SweepResults.read(tmp_path).trials == {}, "there is a record from the beginning on"
+    for name, epoch in (("a", 3), ("b", 2)):
+        trial: Any = SimpleNamespace(trial_id=name, config={"Experiment.epochs": 3}, status="RUNNING")
+        log.on_trial_result(1, [trial], trial, {"epoch": epoch, "epochs": 3, "val/return": 0.0})
+        log.on_trial_complete(1, [trial], trial)
+        assert f"epoch    {epoch}/3 " in capsys.readouterr().out
+    assert [trial.status for trial in SweepResults.read(tmp_path).trials.values()] == ["finished", "stopped"]
