@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gin
@@ -79,5 +79,7 @@ def _sweep(options: argparse.Namespace) -> Sweep:
             configured = gin.query_parameter("Sweep.params")
         except ValueError:  # none there
             configured = {}
-        given["params"] = {**configured, **dict(split_param(param) for param in options.param)}
+        if isinstance(configured, Mapping):  # what else it is, Sweep refuses
+            configured = {**configured, **dict(split_param(param) for param in options.param)}
+        given["params"] = configured
     return Sweep(**given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -12,6 +13,8 @@ import gin
 from amago_ray.config import nearest, reject_unknown_arguments
 
 SchedulerName = Literal["fifo", "asha", "pbt"]
+# What a trial gives its experiment itself, and what all trials share.
+OF_THE_SWEEP = ("run_name", "ckpt_base_dir", "verbose", "ray_address")
 # Names of `ray.tune` that a parameter may be drawn by, and how many arguments each takes at least.
 DISTRIBUTIONS = {
     "uniform": 2,
@@ -67,6 +70,7 @@ class Sweep:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        _check_texts(self.params)
         if not self.params:
             raise ValueError("a sweep needs a parameter: --param 'Agent.gamma=loguniform(0.9, 0.999)', or Sweep.params")
         for name, value, choices in (
@@ -91,10 +95,23 @@ class Sweep:
             )
         for name, text in self.params.items():
             distribution, _ = parse(name, text)
+            owner, _, setting = name.rpartition("/")[2].rpartition(".")
+            if owner.rpartition(".")[2] == "Experiment" and setting in OF_THE_SWEEP:
+                raise ValueError(f"{name}={text}: the sweep sets it itself for every trial: vary another setting")
             if self.scheduler == "pbt" and distribution == "grid_search":
                 raise ValueError(
                     f"{name}={text}: scheduler 'pbt' changes parameters, which a grid does not allow: use choice"
                 )
+
+
+def _check_texts(params: Any) -> None:
+    """Raises ValueError for parameters that are no texts by name."""
+    example = "write {'Agent.gamma': 'loguniform(0.9, 0.999)'}, or --param 'Agent.gamma=loguniform(0.9, 0.999)'"
+    if not isinstance(params, Mapping):
+        raise ValueError(f"Sweep.params={params!r}: {example}")
+    for name, text in params.items():
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise ValueError(f"Sweep.params[{name!r}]={text!r}: {example}")
 
 
 def parse(name: str, text: str) -> tuple[str, Sequence[Any]]:
@@ -111,6 +128,8 @@ def parse(name: str, text: str) -> tuple[str, Sequence[Any]]:
             raise ValueError(f"{distribution} takes {DISTRIBUTIONS[distribution]} arguments or more")
         if distribution in ("choice", "grid_search") and not isinstance(arguments[0], (list, tuple)):
             raise ValueError(f"{distribution} takes one list of values")
+        if distribution in ("choice", "grid_search") and not arguments[0]:
+            raise ValueError(f"{distribution} takes a list with a value in it")
         return distribution, arguments
     except (ValueError, SyntaxError) as error:
         raise ValueError(
@@ -120,13 +139,35 @@ def parse(name: str, text: str) -> tuple[str, Sequence[Any]]:
 
 
 def domain(name: str, text: str, tune: Any) -> Any:
-    """The search space of a parameter, in the terms of `tune`, the module `ray.tune`. Raises ValueError."""
+    """The search space of a parameter, in the terms of `tune`, the module `ray.tune`.
+
+    Raises ValueError, naming the parameter, for one that no value can be drawn from.
+    """
     distribution, arguments = parse(name, text)
     make: Callable[..., Any] = getattr(tune, distribution)
     try:
-        return make(*arguments)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ValueError(f"{name}={text}: {error}") from error
+        _check_range(distribution, arguments)
+        values = make(*arguments)
+        if not isinstance(values, dict):  # as a grid is
+            drawn = values.sample()
+            if isinstance(drawn, float) and not math.isfinite(drawn):
+                raise ValueError(f"it draws {drawn}")
+        return values
+    except (TypeError, ValueError, AssertionError, ArithmeticError) as error:
+        raise ValueError(f"{name}={text}: {' '.join(str(error).split())}") from error
+
+
+def _check_range(distribution: str, arguments: Sequence[Any]) -> None:
+    """Raises ValueError for bounds in the wrong order, and for steps that are none: Tune takes some of them."""
+    if distribution in ("choice", "grid_search"):
+        return
+    for value in arguments:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ValueError(f"{value!r} is no number")
+    if DISTRIBUTIONS[distribution] >= 2 and not arguments[0] < arguments[1]:
+        raise ValueError(f"{arguments[0]} is not below {arguments[1]}: write the lower bound first, then the upper one")
+    if DISTRIBUTIONS[distribution] == 3 and not arguments[2] > 0:
+        raise ValueError(f"values are rounded to multiples of {arguments[2]}, which must be above 0")
 
 
 def binding(name: str, value: Any) -> str:

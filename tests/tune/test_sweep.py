@@ -45,6 +45,14 @@ def test_every_distribution_of_the_table_is_one_of_tune(text: str) -> None:
         ("0.5", "not a call"),
         ("uniform(open('x'), 2)", "Agent.gamma=uniform"),
         ("loguniform(-1, 2)", "Agent.gamma=loguniform"),
+        ("choice([])", "takes a list with a value in it"),
+        ("grid_search([])", "takes a list with a value in it"),
+        ("uniform(1, 0)", "1 is not below 0"),
+        ("randint(5, 5)", "5 is not below 5"),
+        ("quniform(0.9, 0.99, 0)", "multiples of 0, which must be above 0"),
+        ("uniform(0, 1e999)", "Agent.gamma=uniform"),
+        ("randn(0, -1)", "Agent.gamma=randn"),
+        ("uniform('a', 'b')", "'a' is no number"),
     ],
 )
 def test_mistakes_in_a_distribution(text: str, expected: str) -> None:
@@ -64,6 +72,11 @@ def test_mistakes_in_a_distribution(text: str, expected: str) -> None:
         ({"max_concurrent": 0}, "Sweep.max_concurrent=0"),
         ({"scheduler": "pbt", "num_samples": 4, "max_concurrent": 2}, "Sweep.max_concurrent=2: scheduler 'pbt'"),
         ({"scheduler": "pbt", "params": {"Experiment.seed": "grid_search([1])"}}, "does not allow: use choice"),
+        ({"params": ["Agent.gamma"]}, "Sweep.params=['Agent.gamma']: write {'Agent.gamma': 'loguniform"),
+        ({"params": {"Agent.gamma": [0.9, 0.99]}}, "Sweep.params['Agent.gamma']=[0.9, 0.99]: write"),
+        ({"params": {"Agent.gamma": 0.9}}, "Sweep.params['Agent.gamma']=0.9: write"),
+        ({"params": {"Experiment.run_name": "choice(['a'])"}}, "Experiment.run_name=choice(['a']): the sweep sets it"),
+        ({"params": {"amago_ray.experiment.Experiment.verbose": "choice([True])"}}, "the sweep sets it itself"),
     ],
 )
 def test_mistakes_in_settings(changes: dict[str, Any], expected: str) -> None:
