@@ -22,6 +22,7 @@ UNKNOWN_MACRO = re.compile(
     r"macro\(\) missing 1 required positional argument.*In call to configurable 'macro' .*? in scope '([^']*)'",
     re.DOTALL,
 )
+NO_VALUE = re.compile(r"malformed node or string.*Failed to parse token '([^']*)'(?: (\(.*line \d+\)))?", re.DOTALL)
 # What gin adds to the messages of everything that it has called.
 GIN_CALLS = re.compile(
     r"\s+No values supplied by Gin or caller for arguments: \[.*?\]"
@@ -48,9 +49,20 @@ def explain(error: Exception) -> str:
         return f"the configuration ends within a bracket or a text ({what}, line {line}): close it"
     if match := MISSING_VALUE.search(text):
         return f"{match.group(1)} needs a value of {match.group(2)}"
+    if isinstance(error, SyntaxError) and error.text and (match := NO_VALUE.search(text)):
+        word, place = match.groups()
+        return f"{error.text.strip()}: {no_value(word)}{f' {place}' if place else ''}"
     if isinstance(error, SyntaxError) and error.text:
         text = f"{text}: {error.text.strip()!r}"
     return " ".join(without_gin_calls(text).split())
+
+
+def no_value(word: str) -> str:
+    """What is said of a word that stands where a value should."""
+    constant = {"true": "True", "false": "False", "none": "None", "null": "None"}.get(word.lower())
+    if constant is not None:
+        return f"{word} is no value; did you mean {constant}?"
+    return f"{word} is no value: write @X for a class or function, quotes for text"
 
 
 def explain_call(error: Exception, otherwise: str) -> str:
@@ -89,12 +101,18 @@ def as_raised(error: Exception) -> Exception:
     return raised.with_traceback(error.__traceback__)
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like `name`; None where none is like it."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """ "; did you mean 'x'?", or the list of known names when none is close."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]!r}?"
+    close = closest(name, known)
+    if close is not None:
+        return f"; did you mean {close!r}?"
     return f"; known: {', '.join(sorted(known))}" if len(known) < 60 else ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import io
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from amago_ray.config import amago_names, shipped
 from amago_ray.config.mistakes import explain
 from amago_ray.config.registry import matching, parameters_of
 from amago_ray.config.text import DRIVER_CONFIGURABLES, has_no_text, literal
+from amago_ray.config.unused import MACRO, Given
 from amago_ray.config.value_types import check_argument
 
 T = TypeVar("T")
@@ -54,8 +56,14 @@ def load(configs: Sequence[str | Path], bindings: Sequence[str] = ()) -> None:
 
     configs: files, or names of configurations that come along, such as "tmaze" or "tmaze/passive_50".
     Names of AMAGO are taken for what they are called here, and one line says so of each.
-    Raises ValueError, in one line, for a missing file, a syntax error, or a name that is not configurable.
+    Raises ValueError, in one line, for a missing file, a syntax error, a name that is not configurable, or a single
+    binding that sets nothing, as a macro that nothing refers to; of one in a file a line is logged.
     """
+    _read(configs, bindings).given.check()
+
+
+def _read(configs: Sequence[str | Path], bindings: Sequence[str]) -> _Reader:
+    """Parse as `load` does, without looking for what sets nothing."""
     _import_configurables(CONFIGURABLE_MODULES)
     files = [shipped.find(path) for path in configs]
     reader = _Reader()
@@ -66,6 +74,7 @@ def load(configs: Sequence[str | Path], bindings: Sequence[str] = ()) -> None:
     except (ValueError, SyntaxError, TypeError, TokenError) as error:
         raise ValueError(explain(error)) from error
     reader.tell()
+    return reader
 
 
 def bind(settings: Mapping[str, Any]) -> None:
@@ -80,7 +89,7 @@ def bind(settings: Mapping[str, Any]) -> None:
         if text is None:
             raise ValueError(has_no_text(name, value))
         bindings.append(f"{name} = {text}")
-    load([], bindings)
+    _read([], bindings)  # files that are read later may take macros of these
 
 
 def _import_configurables(modules: Iterable[str]) -> None:
@@ -94,12 +103,16 @@ class _Reader(gin.config.ParserDelegate):
     def __init__(self) -> None:
         super().__init__()
         self._notices: dict[str, None] = {}  # in order, each once
+        self._open: list[Path] = []  # files that are being read, each included by the one before
+        self.given = Given()
 
     def tell(self) -> None:
         for notice in self._notices:
             logger.warning(notice)
 
     def read_file(self, path: Path) -> None:
+        if path.resolve() in self._open:
+            raise ValueError(f"{path} includes itself, or others that include it: leave one include out")
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -107,8 +120,11 @@ class _Reader(gin.config.ParserDelegate):
         if "__gin__" in text:  # gin's dynamic registration looks names up in the file's own imports
             gin.parse_config_file(str(path))
             return
-        with path.open(encoding="utf-8") as file:
-            self.read(file, path.parent)
+        file = io.StringIO(text)
+        file.name = str(path)  # which gin names where something is wrong
+        self._open.append(path.resolve())
+        self.read(file, path.parent)
+        self._open.pop()
 
     def read(self, source: str | TextIO, folder: Path | None = None) -> None:
         """folder: of the file, where its includes are looked for if they are not in the current folder."""
@@ -124,10 +140,15 @@ class _Reader(gin.config.ParserDelegate):
                     self._include(statement.filename, folder)
 
     def _bind(self, statement: config_parser.BindingStatement) -> None:
-        scope, name, argument, value, _ = statement
+        scope, name, argument, value, location = statement
+        setting = f"{scope}/{name}" if scope else name
+        said = f"{setting}{'.' if argument else ''}{argument} = {value!r}", _place(location)
         if not argument:
-            gin.bind_parameter((f"{scope}/{name}" if scope else name, "gin.macro", "value"), value)
+            self.given.macros[setting] = said
+            gin.bind_parameter((setting, MACRO, "value"), value)
             return
+        if scope:
+            self.given.scopes[scope] = said
         selector = self._selector(name)
         amago, here = name.rpartition(".")[2], selector.rpartition(".")[2]
         rule = amago_names.ARGUMENTS.get(f"{amago}.{argument}")
@@ -171,10 +192,11 @@ class _Reader(gin.config.ParserDelegate):
             self._notices[f"import {statement.module} is not needed here: all of amago_ray is known"] = None
         else:
             gin.parse_config(statement.format())
+            self.given.own_code |= statement.module.split(".")[0] != "amago_ray"
 
     def _include(self, filename: str, folder: Path | None) -> None:
         places = [Path(filename), *([folder / filename] if folder is not None else [])]
-        path = next((place for place in places if place.is_file()), None)
+        path = next((place for place in places if shipped.is_readable(place)), None)
         if path is not None:
             self.read_file(path)
             return
@@ -201,8 +223,12 @@ def _at(location: config_parser.Location) -> Iterator[None]:
     except ImportError:
         raise
     except (ValueError, TypeError) as error:
-        place = f" ({location.filename} line {location.line_num})" if location.filename else ""
-        raise ValueError(explain(error) + place) from error
+        raise ValueError(explain(error) + _place(location)) from error
+
+
+def _place(location: config_parser.Location) -> str:
+    """ " (file line 3)"; nothing of a single binding."""
+    return f" ({location.filename} line {location.line_num})" if location.filename else ""
 
 
 def accept_amago_arguments(cls: type[T]) -> type[T]:

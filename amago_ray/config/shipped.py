@@ -31,13 +31,18 @@ def find(config: str | Path) -> Path:
     Raises ValueError, with the nearest name, where there is none.
     """
     for path in (Path(config), Path(f"{config}.gin"), named(config)):
-        if path is not None and path.is_file():
+        if path is not None and is_readable(path):
             return path
     if Path(config).is_absolute() or Path(config).suffix not in ("", ".gin"):  # meant as a file, and not as a name
         raise ValueError(f"--config {config}: there is no such file")
     close = difflib.get_close_matches(_name(config), names(), n=1)
     advice = f"; did you mean {close[0]!r}?" if close else "; `amago-ray configs` lists those that do"
     raise ValueError(f"--config {config}: there is no such file, nor does one of that name come along{advice}")
+
+
+def is_readable(path: Path) -> bool:
+    """Whether there is something to read: a file, or what a shell gives in place of one, as `--config <(command)`."""
+    return path.exists() and not path.is_dir()
 
 
 def _name(config: str | Path) -> str:

@@ -123,7 +123,7 @@ def parse(name: str, text: str) -> tuple[str, Sequence[Any]]:
         distribution = call.func.id
         if distribution not in DISTRIBUTIONS:
             raise ValueError(f"no distribution is named {distribution!r}{nearest(distribution, DISTRIBUTIONS)}")
-        arguments = [ast.literal_eval(argument) for argument in call.args]
+        arguments = [_value_of(argument) for argument in call.args]
         if len(arguments) < DISTRIBUTIONS[distribution]:
             raise ValueError(f"{distribution} takes {DISTRIBUTIONS[distribution]} arguments or more")
         if distribution in ("choice", "grid_search") and not isinstance(arguments[0], (list, tuple)):
@@ -136,6 +136,13 @@ def parse(name: str, text: str) -> tuple[str, Sequence[Any]]:
             f"{name}={text}: {error if isinstance(error, ValueError) else 'this is no expression'}; write it like "
             f"'loguniform(0.9, 0.999)' or 'choice([16, 32])', with one of {', '.join(DISTRIBUTIONS)}"
         ) from error
+
+
+def _value_of(argument: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(argument)
+    except ValueError:
+        raise ValueError(f"{ast.unparse(argument)} is no value: put names and text in quotes") from None
 
 
 def domain(name: str, text: str, tune: Any) -> Any:

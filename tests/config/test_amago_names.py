@@ -71,7 +71,7 @@ def test_a_setting_of_the_same_name(row: dict[str, str], caplog: pytest.LogCaptu
 
 @pytest.mark.parametrize("row", rows("class", "same"))
 def test_a_class_of_the_same_name(row: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
-    config.load([], [f"kept = @{row['module']}.{row['owner']}"])
+    config.load([], [f"kept = @{row['module']}.{row['owner']}", "Experiment.run_name = %kept"])
     assert not caplog.records
 
 
@@ -87,7 +87,7 @@ def test_a_setting_of_another_name(row: dict[str, str], caplog: pytest.LogCaptur
 
 @pytest.mark.parametrize("row", rows("class", "alias"))
 def test_a_class_of_another_name(row: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
-    config.load([], [f"kept = @{row['module']}.{row['owner']}"])
+    config.load([], [f"kept = @{row['module']}.{row['owner']}", "Experiment.run_name = %kept"])
     (notice,) = (record.getMessage() for record in caplog.records)
     assert notice == f"{row['owner']} is {amago_names.CLASSES[row['owner']]} here"
 
@@ -167,7 +167,9 @@ def test_names_in_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
         assert gin.query_parameter(f"Experiment.sample_actions_{name}") is False
     for owner in ("Agent", "MultiTaskAgent"):
         assert gin.query_parameter(f"{owner}.critic_loss_weight") == 3.0
-    assert [record.getMessage() for record in caplog.records] == [
+    *notices, of_scope = (record.getMessage() for record in caplog.records)
+    assert of_scope.startswith("test/PopArtLayer.beta = 0.75 sets nothing"), "but for code of one's own"
+    assert notices == [
         "import amago.nets.traj_encoders is not needed here: all of amago_ray is known",
         "VanillaAttention is CausalAttention here",
         "PopArtLayer is PopArt here",

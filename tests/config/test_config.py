@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,15 @@ def test_arguments_that_a_function_does_not_take() -> None:
         ("Agent.gama = 0.9", r"Agent has no setting 'gama'; did you mean 'gamma'\?"),
         ("Experiment.epoch = 9", r"Experiment has no setting 'epoch'; did you mean 'epochs'\?"),
         ("Agent.gamma 0.9", r"Couldn't parse .*: 'Agent.gamma 0.9'"),
+        ("Experiment.run_name = mine", r"run_name = mine: mine is no value: write @X for a class .*, quotes for text"),
+        ("Experiment.make_val_env = [TMaze]", r"make_val_env = \[TMaze\]: TMaze is no value: write @X for a class"),
+        ("Experiment.verbose = true", r"verbose = true: true is no value; did you mean True\?"),
+        ("batch_size = 64", r"^batch_size = 64 sets nothing: no %batch_size .*did you mean 'Experiment\.batch_size'\?"),
+        ("learnin_rate = 1.0", r"did you mean 'Experiment\.learning_rate'\?"),
+        ("gamma = 1.0", r"did you mean 'Agent\.gamma'\?"),
+        ("zzzz = 1.0", r"no %zzzz stands for it anywhere; a setting is written with its class, as Agent\.gamma"),
+        ("nosuch/Agent.gamma = 0.3", r"^nosuch/Agent\.gamma = 0\.3 sets nothing: no reference has the scope 'nosuch'"),
+        ("x = %x", r"^x = %x: a macro cannot stand for itself"),
     ],
 )
 def test_mistakes_are_answered_in_one_line(binding: str, answer: str) -> None:
@@ -64,6 +74,58 @@ def test_a_mistake_in_a_file_names_the_file_and_the_line(tmp_path: Path) -> None
         config.load([tmp_path / "bad.gin"])
     with pytest.raises(ValueError, match=r"--config .*none\.gin: there is no such file"):
         config.load([tmp_path / "none.gin"])
+
+
+def test_macros_and_scopes_that_something_takes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config.load([], ["x = [%y]", "y = 3", "Multigammas.discrete = %x"])
+    config.load([], ["y = 4"])  # of what is configured already, as a trial's
+    config.load([], ["outer/inner/TMaze.penalty = 1.0", "Experiment.make_train_env = [@outer/inner/TMaze]"])
+    (tmp_path / "own_scopes.gin").write_text("import process_envs\n")
+    assert not caplog.records
+    config.load([tmp_path / "own_scopes.gin"], ["theirs/TMaze.penalty = 1.0"])  # its code may enter it
+    (notice,) = (record.getMessage() for record in caplog.records)
+    assert notice.startswith("theirs/TMaze.penalty = 1.0 sets nothing") and "did you mean" not in notice
+
+
+def test_macros_and_scopes_of_a_file_that_nothing_takes_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They may be meant for other files; a run's config.txt may have some whose setting was overridden."""
+    (tmp_path / "a.gin").write_text("batch_size = 3\nnosuch/Agent.gamma = 0.3\nx = 1\nAgent.tau = %x\n")
+    config.load([tmp_path / "a.gin"])
+    macro, scope = (record.getMessage() for record in caplog.records)
+    assert macro.startswith("batch_size = 3 sets nothing") and macro.endswith("a.gin line 1)")
+    assert scope.startswith("nosuch/Agent.gamma = 0.3 sets nothing") and scope.endswith("a.gin line 2)")
+
+
+def test_macros_that_stand_for_one_another() -> None:
+    with pytest.raises(ValueError, match=r"^(a = \[%b\]|b = %a): a macro cannot stand for itself$"):
+        config.load([], ["a = [%b]", "b = %a", "c = %a", "Agent.gamma = %c"])
+
+
+def test_files_that_include_one_another_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "base.gin").write_text("Agent.gamma = 0.9\n")
+    (tmp_path / "a.gin").write_text("include 'base.gin'\ninclude 'base.gin'\ninclude 'b.gin'\n")
+    (tmp_path / "b.gin").write_text("include 'a.gin'\n")
+    with pytest.raises(
+        ValueError, match=r"a\.gin includes itself, or others that include it.*b\.gin line 1\)"
+    ) as error:
+        config.load([tmp_path / "a.gin"])
+    assert "\n" not in str(error.value)
+
+
+def test_a_configuration_is_read_from_what_a_shell_gives_for_a_file(tmp_path: Path) -> None:
+    """As `--config <(command)` does: it is there once only."""
+    reader, writer = os.pipe()
+    os.write(writer, b"Agent.gamma = 0.3\n")
+    os.close(writer)
+    try:
+        config.load([f"/dev/fd/{reader}"])
+    finally:
+        os.close(reader)
+    assert gin.query_parameter("Agent.gamma") == 0.3
+    with pytest.raises(ValueError, match="there is no such file"):
+        config.load([tmp_path])
 
 
 def test_later_ones_win(tmp_path: Path) -> None:
@@ -83,6 +145,7 @@ def test_a_snapshot_carries_everything_over() -> None:
         "Experiment.run_name = 'with \\'quotes\\' and a long, long, long, long, long, long, long, long, long name'",
         "length = 3",
         "eval/TMaze.corridor_length = %length",
+        "Experiment.make_val_env = @eval/TMaze",
     ]
     config.load([], bindings)
     before = snapshot()

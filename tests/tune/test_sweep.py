@@ -45,6 +45,7 @@ def test_every_distribution_of_the_table_is_one_of_tune(text: str) -> None:
         ("0.5", "not a call"),
         ("uniform(open('x'), 2)", "Agent.gamma=uniform"),
         ("loguniform(-1, 2)", "Agent.gamma=loguniform"),
+        ("choice([GRUTrajEncoder])", "[GRUTrajEncoder] is no value: put names and text in quotes"),
         ("choice([])", "takes a list with a value in it"),
         ("grid_search([])", "takes a list with a value in it"),
         ("uniform(1, 0)", "1 is not below 0"),
