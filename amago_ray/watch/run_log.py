@@ -117,11 +117,19 @@ class RunLog:
                 if series is None:
                     series = self.series[name] = Series()
                 series.rows.append(number)
-                series.values.append(math.nan if value is None else float(value))
+                series.values.append(_number(value))
 
     def finite(self, name: str) -> Iterator[tuple[int, float]]:
         """(row, value) of a metric, oldest first; nothing where it was not logged."""
         return self.series[name].finite() if name in self.series else iter(())
+
+
+def _number(value: float | None) -> float:
+    """A value as it is kept; integers beyond the range of floats are no finite ones either."""
+    try:
+        return math.nan if value is None else float(value)
+    except OverflowError:
+        return math.nan
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
@@ -133,4 +141,5 @@ def _row(line: bytes) -> dict[str, Any] | None:
     if not isinstance(row, dict) or not isinstance(row.get("section"), str):
         return None
     numbers = (row.get(name) for name in AXES)
-    return row if all(isinstance(number, int | float) and math.isfinite(number) for number in numbers) else None
+    good = all(isinstance(number, int | float) and math.isfinite(_number(number)) for number in numbers)
+    return row if good else None

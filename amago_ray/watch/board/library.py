@@ -21,7 +21,7 @@ SCAN_INTERVAL_S = 5.0
 # After which a status is made anew though nothing was logged: a run may have become silent, one at rest been resumed.
 STATUS_INTERVAL_S, AT_REST_INTERVAL_S = 2.0, 15.0
 AT_REST = ("finished", "stopped", "silent")
-NOT_RUNS = ("replay", "ckpts", "wandb_logs", "tensorboard", "videos", "tune")  # folders that are not looked into
+SWEEP_FILE, OF_TUNE = "sweep.json", "tune"  # in a sweep's folder; the second holds no runs, and is not looked into
 MEDIA = {".gif": "image/gif", ".png": "image/png", ".mp4": "video/mp4", ".webm": "video/webm"}
 MAX_MEDIA, MAX_EVENTS = 500, 500
 
@@ -40,6 +40,7 @@ class Run:
     def __init__(self, name: str, root: Path):
         self.id, self.root = name, root
         self.log = RunLog(root)
+        self.unread: str | None = None  # why its log could not be read
         self._status: RunStatus | None = None
         self._status_of: tuple[str, float] = ("", 0.0)
         self._bound: Bound | None = None
@@ -49,8 +50,19 @@ class Run:
     def directory(self) -> RunDirectory:
         return RunDirectory(self.root.parent, self.root.name)
 
+    def refresh(self) -> None:
+        """Read what is new in its log; where that fails, `unread` says why."""
+        try:
+            self.log.refresh()
+            self.unread = None
+        except OSError as error:
+            self.unread = str(error)
+
     def status(self, now: float) -> RunStatus:
-        """How it is doing, by what was read of its log, without its replay. Raises ValueError when it is gone."""
+        """How it is doing, by what was read of its log, without its replay.
+
+        Raises ValueError when it is gone, and OSError when it may not be read.
+        """
         version, made = self._status_of
         if self._status is not None and version == self.log.version:
             if now - made <= (AT_REST_INTERVAL_S if self._status.state in AT_REST else STATUS_INTERVAL_S):
@@ -69,7 +81,7 @@ class Run:
         """Pictures and videos by their path in the run's folder, newest first. Links are left out."""
         files = [*_files(self.root), *_files(self.root / "videos")]
         found = sorted(((time_s, path) for path, time_s in files if path.suffix.lower() in MEDIA), reverse=True)
-        return {path.relative_to(self.root).as_posix(): Media(path, time_s) for time_s, path in found[:MAX_MEDIA]}
+        return {_legible(path.relative_to(self.root)): Media(path, time_s) for time_s, path in found[:MAX_MEDIA]}
 
     def events(self) -> list[dict[str, Any]]:
         """The newest rows of events.jsonl, oldest first, less what is no row."""
@@ -107,7 +119,7 @@ class Library:
             for root in _runs_below(folder, MAX_DEPTH):
                 name = _name(root, folder, prefix=len(self.folders) > 1)
                 if root not in (run.root for run in runs.values()):
-                    name = name if name not in runs else root.as_posix()
+                    name = name if name not in runs else _legible(root)
                     runs[name] = known.get(root) or Run(name, root)
         self.runs = dict(sorted(runs.items(), key=lambda item: _natural(item[0])))
         self._scanned_at = time.monotonic()
@@ -121,29 +133,33 @@ class Library:
         for run in sorted(self.runs.values(), key=_last_written, reverse=True):
             if time.monotonic() > deadline:
                 return False
-            run.log.refresh()
+            run.refresh()
         return True
 
 
 def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
-    if (folder / "config.txt").is_file():
-        yield folder
-        return
-    if depth == 0 or (folder.name in NOT_RUNS and depth < MAX_DEPTH):
-        return
     try:
-        inside = [entry for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
+        if (folder / "config.txt").is_file():
+            yield folder
+            return
+        is_sweep = (folder / SWEEP_FILE).is_file()
+        inside = [entry for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)] if depth else []
     except OSError:  # removed meanwhile, or not ours to read: there is nothing to show of it
         return
     for entry in inside:
-        if not entry.name.startswith("."):
+        if not entry.name.startswith(".") and not (is_sweep and entry.name == OF_TUNE):
             yield from _runs_below(Path(entry.path), depth - 1)
 
 
 def _name(root: Path, folder: Path, prefix: bool) -> str:
     if root == folder:
-        return root.name
-    return (Path(folder.name) / root.relative_to(folder) if prefix else root.relative_to(folder)).as_posix()
+        return _legible(Path(root.name))
+    return _legible(Path(folder.name) / root.relative_to(folder) if prefix else root.relative_to(folder))
+
+
+def _legible(path: Path) -> str:
+    """A path as text that a page can send back: bytes that are no UTF-8 are written out."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

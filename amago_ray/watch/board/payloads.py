@@ -23,6 +23,8 @@ STATEMENT = re.compile(r"^([\w./]+) = ?", re.MULTILINE)
 
 def run_row(run: Run) -> dict[str, Any]:
     """A line of the list of runs. A run that cannot be read has an "error" instead."""
+    if run.unread is not None:
+        return {"id": run.id, "error": run.unread}
     try:
         status = run.status(time.time())
     except (OSError, ValueError) as error:

@@ -80,15 +80,20 @@ class Board:
     @web.middleware
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse what another site's page could ask through the user's browser; mistakes become JSON of one line."""
-        if self._host in LOOPBACK and request.url.host not in LOOPBACK:
-            return _error(403, f"this board answers to localhost, not to {request.url.host}")
         try:
+            if self._host in LOOPBACK and request.url.host not in LOOPBACK:
+                return _error(403, f"this board answers to localhost, not to {request.url.host}")
             response = await handler(request)
         except web.HTTPException as error:
             return _error(error.status, error.reason)
         except KeyError as error:
             return _error(404, f"there is no run {error.args[0]!r} any more" if error.args else "not found")
-        except (OSError, ValueError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            RecursionError,
+        ) as error:  # of charsets, of JSON
             return _error(400, str(error))
         if not response.prepared:
             for name, value in HEADERS.items():
@@ -111,7 +116,7 @@ class Board:
     def _named(self, name: str) -> Run:
         self._library.scan()
         run = self._library.runs[name]
-        run.log.refresh()
+        run.refresh()
         return run
 
     def _one(self, request: web.Request) -> Run:

@@ -54,6 +54,45 @@ def test_two_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert len(names) == 2 and "run" in names and (tmp_path / "y" / "run").as_posix() in names
 
 
+def test_runs_below_a_folder_of_any_name_are_found_but_what_tune_keeps_of_a_sweep(tmp_path: Path) -> None:
+    names = ("tune", "videos", "replay", "ckpts", "tensorboard", "wandb_logs")
+    for name in names:
+        (tmp_path / name).mkdir()
+        run_at(tmp_path / name / "run")
+    (tmp_path / "sweep" / "tune").mkdir(parents=True)
+    (tmp_path / "sweep" / "sweep.json").write_text("{}")
+    run_at(tmp_path / "sweep" / "trial")
+    run_at(tmp_path / "sweep" / "tune" / "not_a_run_of_its_own")
+    assert set(found(tmp_path)) == {"sweep/trial", *(f"{name}/run" for name in names)}
+
+
+def test_a_folder_that_may_not_be_read_does_not_hide_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_at(tmp_path / "ours")
+    (tmp_path / "theirs").mkdir()
+    is_file = Path.is_file
+
+    def guarded(path: Path) -> bool:
+        if path.parent.name == "theirs":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", guarded)
+    assert found(tmp_path) == ["ours"]
+
+
+def test_names_that_are_no_utf8_can_be_asked_for(tmp_path: Path) -> None:
+    bad = tmp_path / os.fsdecode(b"bad\xff")
+    run_at(bad)
+    (bad / os.fsdecode(b"\xfe.png")).touch()
+    library = Library([tmp_path])
+    library.scan()
+    (run,) = library.runs.values()
+    assert run.id == "bad\\xff" and run.root == bad and list(run.media()) == ["\\xfe.png"]
+    assert found(bad) == ["bad\\xff"]
+
+
 def test_links_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "inside").mkdir()
     run_at(tmp_path / "outside")
@@ -103,7 +142,7 @@ def test_many_logs_are_read_bit_by_bit_newest_first(tmp_path: Path) -> None:
     assert calls == 10 and not any(len(run.log) for run in library.runs.values())
     order: list[str] = []
     for run in library.runs.values():
-        run.log.refresh = lambda name=run.id: order.append(name)  # type: ignore[method-assign, misc]
+        run.refresh = lambda name=run.id: order.append(name)  # type: ignore[method-assign, misc]
     assert library.refresh(budget_s=10.0) and order == ["run_2", "run_1", "run_0"]
 
 

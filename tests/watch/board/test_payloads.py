@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from unittest.mock import Mock
 
+import pytest
 from watch.test_run_status import make_run
 
 from amago_ray.watch.board.library import Library, Run
@@ -62,6 +64,24 @@ def test_a_run_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> N
     assert "error" in rows["bad/run"]
     json.dumps(finite_json(rows), allow_nan=False)
     assert good.root.is_dir()
+
+
+def test_a_log_that_may_not_be_read_is_an_error_of_its_run_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "good", 2), make_run(tmp_path / "bad", 2)
+    library = Library([tmp_path])
+    library.scan()
+    refused = PermissionError(13, "Permission denied", "metrics.jsonl")
+    log = library.runs["bad/run"].log
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "refresh", Mock(side_effect=refused))
+        assert library.refresh(10.0)
+        rows = {row["id"]: row for row in list_of_runs(library, True)["runs"]}
+    assert rows["good/run"]["epoch"] == 2
+    assert rows["bad/run"] == {"id": "bad/run", "error": "[Errno 13] Permission denied: 'metrics.jsonl'"}
+    library.refresh(10.0)
+    assert run_row(library.runs["bad/run"])["epoch"] == 2, "when it may be read again"
 
 
 def test_a_run_without_metrics_has_a_row_and_details(tmp_path: Path) -> None:

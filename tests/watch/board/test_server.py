@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import sys
 from collections.abc import Awaitable, Callable
@@ -137,6 +138,31 @@ def test_mistakes_are_answers_of_one_line(tmp_path: Path) -> None:
         assert "ask for fewer" in (await ask(client, "/api/curves", 400, run="run", name=["x"] * 2001))["error"]
         assert (await ask(client, "/api/curves", 400, run="run", name="x", points="many"))["error"]
         assert await ask(client, "/api/nothing", 404)
+
+    look(tmp_path, session)
+
+
+def test_requests_that_cannot_be_read_are_mistakes_too(tmp_path: Path) -> None:
+    make_run(tmp_path, 1)
+
+    async def session(client: Any) -> None:
+        for host in ("a:b:c", "localhost:99999999"):
+            answer = await client.get("/api/runs", headers={"Host": host})
+            assert answer.status == 400 and (await answer.json())["error"], host
+        for body, charset in (("{}", "nosuch"), ("[" * 100_000, "utf-8")):
+            headers = {"Content-Type": f"application/json; charset={charset}"}
+            answer = await client.post("/api/rollout", data=body.encode(), headers=headers)
+            assert answer.status == 400 and (await answer.json())["error"], charset
+
+    look(tmp_path, session)
+
+
+def test_a_run_whose_path_is_no_utf8_is_one_like_any_other(tmp_path: Path) -> None:
+    make_run(tmp_path / os.fsdecode(b"bad\xff"), 1), make_run(tmp_path / "good", 1)
+
+    async def session(client: Any) -> None:
+        names = [row["id"] for row in (await ask(client, "/api/runs"))["runs"]]
+        assert set(await ask(client, "/api/curves", run=names, name=RETURN)) == set(names) and len(names) == 2
 
     look(tmp_path, session)
 
