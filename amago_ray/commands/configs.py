@@ -24,13 +24,13 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="of a configuration to print")
     options = parser.parse_args(arguments)
     with in_one_line():
-        files = [shipped.find(name) for name in options.names]
+        files = [shipped.get(name) for name in options.names]
     for file in files:
         print(file.read_text(encoding="utf-8"), end="")
     if not files:
         names = shipped.names()
         width = max(map(len, names))
         for name in names:
-            sentence = shipped.introduction(shipped.find(name)).split(". ")[0].rstrip(".:")
+            sentence = shipped.introduction(shipped.get(name)).split(". ")[0].rstrip(".:")
             print(f"{name:{width}}  {textwrap.shorten(sentence, 118 - width, placeholder=' ...')}")
     return 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
+
+from amago_ray.config.mistakes import closest
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -35,9 +36,20 @@ def find(config: str | Path) -> Path:
             return path
     if Path(config).is_absolute() or Path(config).suffix not in ("", ".gin"):  # meant as a file, and not as a name
         raise ValueError(f"--config {config}: there is no such file")
-    close = difflib.get_close_matches(_name(config), names(), n=1)
-    advice = f"; did you mean {close[0]!r}?" if close else "; `amago-ray configs` lists those that do"
-    raise ValueError(f"--config {config}: there is no such file, nor does one of that name come along{advice}")
+    raise ValueError(f"--config {config}: there is no such file, nor does one of that name come along{_advice(config)}")
+
+
+def get(name: str) -> Path:
+    """The one that comes along as `name`, whatever files there are. Raises ValueError, with the nearest name."""
+    found = named(name)
+    if found is None:
+        raise ValueError(f"{name}: no configuration of that name comes along{_advice(name)}")
+    return found
+
+
+def _advice(config: str | Path) -> str:
+    close = closest(_name(config), names())
+    return f"; did you mean {close!r}?" if close else "; `amago-ray configs` lists those that do"
 
 
 def is_readable(path: Path) -> bool:

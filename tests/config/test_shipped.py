@@ -81,7 +81,12 @@ def test_a_file_of_ones_own_may_include_one(tmp_path: Path) -> None:
     assert gin.query_parameter("Experiment.run_name") == "mine"
 
 
-def test_the_command_lists_and_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_lists_and_prints_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("tmaze.gin", "tmase", "secret.txt"):  # as `amago-ray configs tmaze > tmaze.gin` has made one already
+        (tmp_path / name).write_text("here")
     assert train.main(["configs"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == shipped.names()
@@ -89,7 +94,10 @@ def test_the_command_lists_and_prints_them(capsys: pytest.CaptureFixture[str]) -
     assert train.main(["configs", "tmaze", "models/gru"]) == 0
     assert capsys.readouterr().out == "".join((CONFIGS / f"{name}.gin").read_text() for name in ("tmaze", "models/gru"))
     assert train.main(["configs", "tmase"]) == 2
-    assert "did you mean 'tmaze'?" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        "amago-ray: tmase: no configuration of that name comes along; did you mean 'tmaze'?\n"
+    )
+    assert train.main(["configs", "secret.txt"]) == 2 and capsys.readouterr().out == ""
 
 
 @pytest.mark.processes
