@@ -24,17 +24,29 @@ def run(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_args(arguments)
     with in_one_line():
-        if (options.runs[0] / SWEEP_FILE).is_file():
-            print(plot_sweep(options.runs[0], options.out))
+        sweep = next((folder for folder in options.runs if (folder / SWEEP_FILE).is_file()), None)
+        if sweep is not None:
+            _check_alone(sweep, options.runs, options.reached)
+            print(plot_sweep(sweep, options.out))
             return 0
         picture = plot_runs(options.runs, options.out or options.runs[0] / "curves.png")
-        for folder in without_returns(options.runs):
+        left_out = without_returns(options.runs)
+        for folder in left_out:
             print(f"{folder} has no returns yet and is left out")
         print(picture)
-        for folder in options.runs if options.reached is not None else ():
+        drawn = [folder for folder in options.runs if folder not in left_out]
+        for folder in drawn if options.reached is not None else ():
             for section, what in (("collect", "training (exploring)"), ("val", "validation")):
                 print(f"{folder.name}: {what} return {reached(read_metrics(folder), section, options.reached)}")
     return 0
+
+
+def _check_alone(sweep: Path, runs: Sequence[Path], target: float | None) -> None:
+    """Raises ValueError where a sweep is asked for with what its picture has no place for."""
+    if len(runs) > 1:
+        raise ValueError(f"{sweep} is a sweep, which is drawn by itself: name nothing beside it, or runs of it")
+    if target is not None:
+        raise ValueError(f"--reached {target:g}: {sweep} is a sweep; name runs of it")
 
 
 def reached(rows: Sequence[Mapping[str, Any]], section: str, target: float) -> str:

@@ -1,0 +1,37 @@
+"""`amago-ray plot`: what it says beside the picture, and what it has no picture of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from watch.test_curves import write_run
+
+from amago_ray import train
+from amago_ray.tune.results import SweepResults
+
+
+def test_runs_that_have_only_begun_have_reached_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn, starting = write_run(tmp_path / "drawn"), tmp_path / "starting"
+    starting.mkdir()
+    (starting / "config.txt").touch()
+    assert train.main(["plot", str(starting), str(drawn), "--reached", "0.5", "--out", str(tmp_path / "a.png")]) == 0
+    left_out, picture, collected, validated = capsys.readouterr().out.splitlines()
+    assert left_out == f"{starting} has no returns yet and is left out" and picture == str(tmp_path / "a.png")
+    assert collected.startswith("drawn: training (exploring) return reached 0.5 after 10 s of training, 5,000 frames")
+    assert validated.startswith("drawn: validation return reached 0.5 after 12 s")
+
+
+@pytest.mark.parametrize("words", ["sweep --reached 1", "sweep run", "run sweep", "sweep run --reached 1"])
+def test_a_sweep_is_drawn_by_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "run")
+    results = SweepResults("val/return", "max", epochs=4)
+    results.add("a_00000", {"Agent.gamma": 0.9}, 1, 1.0)
+    results.write(tmp_path / "sweep")
+    assert train.main(["plot", *words.split()]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert "sweep is a sweep" in err
