@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from amago_ray.commands.command_line import DEBUG, Mistake, is_unread
+from amago_ray.commands.command_line import DEBUG, Mistake, is_unread, is_unwritten
 from amago_ray.config import nearest
 
 # The word of the command line -> its module of `commands`, with a function run(arguments) -> exit status.
@@ -31,14 +31,20 @@ COMMANDS = {
     "tune": "tune",
 }
 
+UNREAD = 128 + signal.SIGPIPE  # the exit status of what nobody reads any more
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status, 2 for a mistake of the user, which ends in one line on stderr.
 
     `--debug` shows the stack above that line. When the reader of its output goes away, as `head` does, it ends with
-    141, as what a shell runs does; in silence, but for a training, which says how to go on.
+    141, as what a shell runs does; in silence, but for a training, which says how to go on. An output that is closed,
+    or takes nothing more, is a mistake too.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if sys.stdout is None:  # and the next file that is opened would be taken for it
+        print("amago-ray: standard output is closed; send it to /dev/null where nobody reads it", file=sys.stderr)
+        return 2
     name = "train"
     if arguments and not arguments[0].startswith("-"):
         if arguments[0] not in COMMANDS:
@@ -58,12 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         advice = f"; {interrupt}" if str(interrupt) else ""
         print(f"\namago-ray: stopped{advice}", file=sys.stderr)
         if isinstance(interrupt.__cause__, BrokenPipeError):
-            return _unread()
+            return _let_go_of_output(UNREAD)
         return 130
-    except BrokenPipeError as error:
-        if not is_unread(error):
+    except OSError as error:
+        if is_unread(error):
+            return _let_go_of_output(UNREAD)
+        if not is_unwritten(error):
             raise
-        return _unread()
+        print(f"amago-ray: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        return _let_go_of_output(2)
 
 
 def _run(name: str, arguments: Sequence[str]) -> int:
@@ -74,10 +83,10 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         raise
 
 
-def _unread() -> int:
-    """Let go of what nobody reads, or the interpreter stumbles over it once more as it ends; the exit status."""
+def _let_go_of_output(status: int) -> int:
+    """Let go of what cannot be written, or the interpreter stumbles over it once more as it ends; returns `status`."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 128 + signal.SIGPIPE
+    return status
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
+import os
 import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from amago_ray.experiment import Experiment
 
 DEBUG = "--debug"
+MOST_SEED = 2**31 - 1
+NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 # For commands that need an experiment's environments and agent: its data may not be at hand, nor made yet.
 WITHOUT_DATA = (
     "Experiment.dataset = None",
@@ -47,6 +51,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**settings)
         self.add_argument(DEBUG, action="store_true", help="show where in the code an error comes from, too")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)  # argparse passes over what goes wrong here
+
     def error(self, message: str) -> NoReturn:
         raise Mistake(f"{message}; {self.prog} --help shows what there is")
 
@@ -57,7 +64,7 @@ def in_one_line() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, EnvFailure, OSError, ImportError, MemoryError) as error:
-        if is_unread(error):
+        if is_unread(error) or is_unwritten(error):
             raise
         raise Mistake(config.explain(error)) from error
     except RuntimeError as error:
@@ -72,7 +79,7 @@ def while_it_trains() -> Iterator[None]:
     try:
         yield
     except (CannotGoOn, OSError) as error:
-        if is_unread(error):
+        if is_unread(error) or is_unwritten(error):
             raise
         raise Mistake(config.explain(error)) from error
 
@@ -101,6 +108,19 @@ def is_unread(error: BaseException) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
+def is_unwritten(error: BaseException) -> bool:
+    """Whether `error` is of a standard output that takes nothing more, as that of `amago-ray configs > /dev/full`."""
+    if not isinstance(error, OSError) or error.errno not in NOT_WRITTEN or error.filename is not None:
+        return False
+    try:
+        os.write(sys.stdout.fileno(), b"\n")  # a file of another kind may be what is full: no other way tells
+    except io.UnsupportedOperation:  # another stream stands in for it, as a test's
+        return False
+    except OSError as again:
+        return again.errno == error.errno
+    return False
 
 
 def settings_options(required: bool = True) -> argparse.ArgumentParser:
@@ -138,6 +158,12 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="'NAME = VALUE'", help="one gin binding, on top of the files"
     )
+
+
+def check_seed(seed: int) -> None:
+    """Raises Mistake for a seed that environments and generators of random numbers do not take."""
+    if not 0 <= seed <= MOST_SEED:
+        raise Mistake(f"--seed {seed}: it must be from 0 to {MOST_SEED}")
 
 
 def bindings_of(options: argparse.Namespace) -> list[str]:

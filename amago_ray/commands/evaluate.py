@@ -11,6 +11,7 @@ from amago_ray.commands.command_line import (
     WITHOUT_DATA,
     Mistake,
     Parser,
+    check_seed,
     environment_bindings,
     in_one_line,
     latest_weights,
@@ -111,6 +112,7 @@ def _parser() -> Parser:
 
 
 def _check(options: argparse.Namespace) -> None:
+    check_seed(options.seed)
     if options.episodes < 1:
         raise Mistake(f"--episodes {options.episodes}: it must be 1 or more")
     if options.best and options.epoch is not None:

@@ -12,6 +12,7 @@ from amago_ray.commands.command_line import (
     WITHOUT_DATA,
     Mistake,
     Parser,
+    check_seed,
     environment_bindings,
     in_one_line,
     latest_weights,
@@ -35,6 +36,7 @@ examples:
 def run(arguments: Sequence[str]) -> int:
     """Play and print one rollout."""
     options = _parser().parse_args(arguments)
+    check_seed(options.seed)
     if options.max_steps < 1:
         raise Mistake(f"--max-steps {options.max_steps}: it must be 1 or more")
     if options.temperature is not None and options.greedy:

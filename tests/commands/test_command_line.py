@@ -145,6 +145,37 @@ def test_a_reader_that_goes_away_ends_a_command_in_silence(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("arguments", [["configs"], ["settings"], ["configs", "tmaze"], ["plot", "--help"]])
+def test_an_output_that_cannot_be_written_is_a_mistake_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    with open("/dev/full", "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert train.main(arguments) == 2
+    expected = "standard output cannot be written: No space left on device"
+    assert capsys.readouterr().err == f"amago-ray: {expected}\n"
+
+
+def test_an_output_that_is_closed_is_a_mistake_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert train.main(["configs"]) == 2
+    assert capsys.readouterr().err.startswith("amago-ray: standard output is closed")
+
+
+def test_another_file_that_is_full_is_told_as_any_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        with while_it_trains():
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(train_command, "train", fail)
+    assert train.main(["--config", write_config(tmp_path)]) == 2
+    assert capsys.readouterr().err == "amago-ray: [Errno 28] No space left on device\n"
+
+
 def test_a_training_whose_reader_goes_away_says_how_it_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

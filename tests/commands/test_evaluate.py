@@ -105,6 +105,7 @@ def test_saved_rollouts_are_amagos_files(run: Path, tmp_path: Path, capsys: pyte
         (["--epoch", "2", "--out", "a.png"], "--out is of the picture of several policies"),
         (["--temperature", "0"], "--temperature 0.0: it must be above 0; --greedy takes the policy's mode"),
         (["--temperature", "2", "--greedy"], "--greedy draws no actions"),
+        (["--seed", "-1"], "--seed -1: it must be from 0 to 2147483647"),
         (["--save-trajectories", "."], "--save-trajectories .: there is something already"),
     ],
 )

@@ -43,6 +43,8 @@ def test_a_line_per_step(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--greedy", "--temperature", "1"], "leave out either"),
         (["--epoch", "7"], "policy_epoch_7.pt"),
         (["--temperature", "-1"], "temperature"),
+        (["--seed", "-100000000"], "--seed -100000000: it must be from 0 to 2147483647"),
+        (["--seed", str(2**31)], "--seed 2147483648: it must be from 0"),
     ],
 )
 def test_mistakes(run: Path, arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
