@@ -83,7 +83,7 @@ def sendable_tasks(make_env: MakeEnv) -> Tasks:
                 f"the environment {maker.spec.id} cannot be sent to other processes: register it with an entry point "
                 "that holds no locks, files or open connections"
             )
-    return replace(tasks, registered=_registered_here())
+    return replace(tasks, registered={**tasks.registered, **_registered_here()})  # `tasks` may have come from elsewhere
 
 
 def entries_of(make_env: MakeEnv) -> list[Entry]:
@@ -136,12 +136,20 @@ def sized(maker: EnvMaker, num_envs: int, seeds: Iterator[int]) -> EnvMaker:
     """`maker` without parameters: one of `num_envs` is given it, and one of `seed` besides the next of `seeds`."""
     if isinstance(maker, RegisteredEnv):
         return maker
-    parameters = inspect.signature(maker).parameters
+    parameters = parameters_of(maker)
     if "num_envs" not in parameters:
         return maker
     if "seed" not in parameters:
         return partial(maker, num_envs=num_envs)
     return lambda: maker(num_envs=num_envs, seed=next(seeds))
+
+
+def parameters_of(maker: EnvMaker) -> Mapping[str, inspect.Parameter]:
+    """The parameters that `maker` takes; none where its arguments do not fit, which a call of it says best."""
+    try:
+        return inspect.signature(maker).parameters
+    except (TypeError, ValueError):
+        return {}
 
 
 def one_line(error: BaseException | None) -> str:

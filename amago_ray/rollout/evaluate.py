@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +16,7 @@ from amago_ray.agent.flat_weights import flatten_state, load_weights
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.envs.makers import EnvProcesses, MakeEnv, make_pool
 from amago_ray.envs.spaces import sample_actions
-from amago_ray.envs.tasks import RegisteredEnv, entries_of, entry_name, maker_of
+from amago_ray.envs.tasks import RegisteredEnv, entries_of, entry_name, maker_of, parameters_of
 from amago_ray.messages import EpisodeResult, Trajectory, Weights
 from amago_ray.rollout.assignment import DEFAULT_ROLLOUT_LIMIT_S, Tally, assign, in_order
 from amago_ray.rollout.halves import make_worker
@@ -73,7 +72,7 @@ def fixed_num_envs(make_env: MakeEnv, env_processes: EnvProcesses | None = None)
         return None
     entries = entries_of(make_env)
     make = maker_of(entries[0])
-    if len(entries) > 1 or isinstance(make, RegisteredEnv) or "num_envs" in inspect.signature(make).parameters:
+    if len(entries) > 1 or isinstance(make, RegisteredEnv) or "num_envs" in parameters_of(make):
         return None
     with closing(make()) as env:
         return env.num_envs if isinstance(env, VectorEnv) else None
@@ -228,6 +227,6 @@ def renderable(make_env: MakeEnv) -> gym.Env:
 
 
 def _call_with_render_mode(make: Callable[..., Any]) -> Any:
-    parameters = inspect.signature(make).parameters
+    parameters = parameters_of(make)
     accepts = "render_mode" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())  # gym.make
     return make(render_mode="rgb_array") if accepts else make()

@@ -213,6 +213,12 @@ def test_a_pair_gives_gym_make_its_settings() -> None:
         check_env(("CartPole-v1", {"no_such": 1}))
 
 
+def test_what_is_wrong_with_the_arguments_of_a_pair_is_said() -> None:
+    for what in (Task, named):
+        with pytest.raises(ValueError, match=r"with {'lenght': 3} failed with TypeError: .* argument 'lenght'"):
+            check_env((what, {"lenght": 3}))
+
+
 SCRIPT = """
 import sys
 import cloudpickle
@@ -269,6 +275,16 @@ def test_an_id_that_cannot_be_sent_is_refused_and_others_are_no_hindrance() -> N
         assert "Locked-v0" not in sendable_tasks("CartPole-v1").registered
     finally:
         del gym.registry["Locked-v0"]
+
+
+def test_what_is_sent_on_keeps_the_ids_that_came_with_it() -> None:
+    """As a worker does whose environments have processes of their own, and which has registered nothing."""
+    gym.register("Sent-v0", entry_point=Task, kwargs={"number": 3})
+    try:
+        sent = cloudpickle.loads(cloudpickle.dumps(sendable_tasks(lambda: gym.make("Sent-v0"))))
+    finally:
+        del gym.registry["Sent-v0"]
+    assert "Sent-v0" in sendable_tasks(sent).registered
 
 
 def test_what_is_sent_is_taken_as_it_is() -> None:
