@@ -16,7 +16,6 @@ from amago_ray.envs.amago_env import env_name_of, name_before_reset
 from amago_ray.envs.pool import (
     FAILURES,
     MAX_FAILURES_IN_A_ROW,
-    STEP_RESULT,
     Pool,
     Transition,
     check_same_spaces,
@@ -24,6 +23,7 @@ from amago_ray.envs.pool import (
     env_seeds,
     reset_env,
     spaces_of,
+    step_result,
     vector_env_in_list,
 )
 from amago_ray.envs.together import Together, bare, step_together
@@ -145,12 +145,9 @@ class EnvPool(Pool):
     def _step_one_by_one(self, actions: np.ndarray) -> None:
         obs, rewards, terminated, truncated = self._obs, self._rewards, self._terminated, self._truncated
         write = self._observation.write
-        for index, (env, action) in enumerate(zip(self._envs, self._action.to_env(actions), strict=True)):
+        for index, (env, action) in enumerate(zip(self._envs, self._action.each_to_env(actions), strict=True)):
             try:
-                result = env.step(action)
-                if len(result) != 5:
-                    raise TypeError(STEP_RESULT)
-                env_obs, reward, terminates, truncates, info = result
+                env_obs, reward, terminates, truncates, info = step_result(env.step(action))
                 write(obs, index, env_obs)
                 rewards[index] = reward if isinstance(reward, float) else _scalar("reward", reward)
                 terminated[index] = terminates if isinstance(terminates, _FLAGS) else _scalar("terminated", terminates)

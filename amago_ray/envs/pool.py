@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -21,7 +21,7 @@ from amago_ray.specs import ActionSpec, ObsSpec
 MAX_FAILURES_IN_A_ROW = 5  # of one environment, at which the run ends
 FAILURES = (Exception, SystemExit)  # what a user's environment may raise; simulators exit when their window goes away
 
-STEP_RESULT = "step must return (observation, reward, terminated, truncated, info), as in gymnasium"
+_STEP_RESULT = "step must return (observation, reward, terminated, truncated, info), as in gymnasium"
 _RESET_RESULT = "reset must return (observation, info), as in gymnasium"
 
 
@@ -191,6 +191,13 @@ def reset_env(env: Any, seed: int | None, options: dict[str, Any] | None = None)
     result = env.reset(seed=seed) if options is None else env.reset(options=options)
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
         raise TypeError(_RESET_RESULT)
+    return result
+
+
+def step_result(result: Any) -> Sequence[Any]:
+    """What a step returned. Raises TypeError if it is not gymnasium's five."""
+    if not (isinstance(result, (tuple, list)) and len(result) == 5):
+        raise TypeError(_STEP_RESULT)
     return result
 
 

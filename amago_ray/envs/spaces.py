@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from amago_ray.envs.refused_spaces import action_remedy, described, observation_remedy
 from amago_ray.specs import ActionSpec, ArraySpec, Bounds
 
 OBSERVATION = "observation"  # name of an observation that is not a Dict
@@ -122,11 +123,11 @@ class ActionConverter:
                 self._middle, self._reach = (high + low) / 2, (high - low) / 2
             case _:
                 raise ValueError(
-                    f"the action space {_describe(space)} is not supported: "
-                    f"use Box, Discrete, MultiDiscrete or MultiBinary; {_remedy(space)}"
+                    f"the action space {described(space)} is not supported: "
+                    f"use Box, Discrete, MultiDiscrete or MultiBinary; {action_remedy(space)}"
                 )
         if self.spec.vector_size == 0:
-            raise ValueError(f"the action space {_describe(space)} has no entries: there is nothing to decide")
+            raise ValueError(f"the action space {described(space)} has no entries: there is nothing to decide")
 
     def to_env(self, stored: np.ndarray) -> Any:
         """The environment's own form of one stored action, or of a batch (N, ...) of them, always in new memory."""
@@ -138,7 +139,15 @@ class ActionConverter:
             values = np.clip(values * self._reach + self._middle, space.low, space.high)
             if space.dtype.kind != "f":
                 values = np.rint(values)
-        return values.astype(space.dtype)
+        values = values.astype(space.dtype)
+        return values if isinstance(space, spaces.Discrete) else np.asarray(values)  # numpy makes scalars of shape ()
+
+    def each_to_env(self, stored: np.ndarray) -> Any:
+        """`to_env` of a batch (N, ...), to be iterated over: an array each, of a Discrete action an integer."""
+        actions = self.to_env(stored)
+        if actions.ndim > 1 or isinstance(self.space, spaces.Discrete):
+            return actions
+        return [actions[row, ...] for row in range(len(actions))]  # what iterating gives are scalars and no arrays
 
     def from_env(self, actions: np.ndarray) -> np.ndarray:
         """The inverse of `to_env` for a batch (N, ...) of the environment's actions: (N, *spec.shape) as stored.
@@ -347,8 +356,9 @@ def _leaves(space: gym.Space, path: tuple[Any, ...], name: str) -> Iterator[_Lea
             yield _Leaf(name, path, space.shape, ArraySpec((len(nvec),), _category_dtype(max(nvec)), nvec), start)
         case _:
             raise ValueError(
-                f"the observation space {_describe(space)} at {name!r} is not supported: "
-                f"use Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these; {_remedy(space)}"
+                f"the observation space {described(space)} at {name!r} is not supported: "
+                f"use Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these; "
+                f"{observation_remedy(space)}"
             )
 
 
@@ -361,34 +371,7 @@ def _check_categories(space: gym.Space, total: int) -> None:
     """Raises ValueError for actions of too many categories. Observations of many are embedded."""
     if total > MAX_CATEGORIES:
         raise ValueError(
-            f"the action space {_describe(space)} has {total} categories, and networks see a vector of as many numbers "
+            f"the action space {described(space)} has {total} categories, and networks see a vector of as many numbers "
             f"at each timestep: {MAX_CATEGORIES} are the most; split it into the digits of a MultiDiscrete, or make it "
             "a Box of features, with gymnasium.wrappers.TransformAction"
         )
-
-
-def _remedy(space: gym.Space) -> str:
-    """How to get rid of a space that is not supported."""
-    match space:
-        case gym.Space() if space.dtype == np.dtype(str):  # MiniGrid's missions are no spaces.Text
-            return (
-                "turn the text into tokens with amago_ray.envs.suites.minigrid.MissionTokens(env, max_words, words) "
-                "(MiniGrid as a whole: amago_ray.envs.suites.make_minigrid), or drop it with "
-                "gymnasium.wrappers.FilterObservation(env, keys)"
-            )
-        case spaces.Sequence():
-            return "pad it to a fixed length with gymnasium.wrappers.TransformObservation(env, func, space)"
-        case spaces.Graph():
-            return "pad nodes and edges into Boxes of a fixed size with gymnasium.wrappers.TransformObservation"
-        case spaces.OneOf():
-            return "write it as a Dict of a Discrete choice and every alternative, with a wrapper"
-        case spaces.Dict() | spaces.Tuple():
-            return (
-                "join its parts into one MultiDiscrete or Box with gymnasium.wrappers.TransformAction(env, func, space)"
-            )
-        case _:
-            return "turn it into numbers with a wrapper, as gymnasium.wrappers.TransformObservation or TransformAction"
-
-
-def _describe(space: Any) -> str:
-    return f"{space} (of {type(space).__module__})"

@@ -13,12 +13,12 @@ from amago_ray.envs.amago_env import env_name_of, has_attribute, name_before_res
 from amago_ray.envs.pool import (
     FAILURES,
     MAX_FAILURES_IN_A_ROW,
-    STEP_RESULT,
     Pool,
     Transition,
     converters,
     env_seeds,
     reset_env,
+    step_result,
 )
 
 
@@ -91,10 +91,7 @@ class VectorEnvPool(Pool):
 
     def _advance(self, actions: np.ndarray) -> dict[int, dict[str, float]]:
         """Step all rows once. Returns what was logged in the rollouts that ended."""
-        result = self._env.step(self._action.to_env(actions))
-        if len(result) != 5:
-            raise TypeError(STEP_RESULT)
-        obs, rewards, terminated, truncated, info = result
+        obs, rewards, terminated, truncated, info = step_result(self._env.step(self._action.to_env(actions)))
         _copy(rewards, self._rewards)
         _copy(terminated, self._terminated)
         _copy(truncated, self._truncated)

@@ -363,6 +363,11 @@ class OldApi(Counting):
         return super().step(action)[:4]
 
 
+class ReturnsNothing(Counting):
+    def step(self, action: int) -> Any:
+        super().step(action)
+
+
 class OldReset(Counting):
     def reset(self, **kwargs: Any) -> Any:
         return super().reset(**kwargs)[0]
@@ -379,6 +384,7 @@ class Unbounded(Counting):
     [
         (object, "object has no reset, step, observation_space, action_space: .*gymnasium"),
         (OldApi, "OldApi failed with TypeError: step must return"),
+        (ReturnsNothing, "ReturnsNothing failed with TypeError: step must return"),
         (OldReset, "OldReset failed with TypeError: reset must return"),
         (Unbounded, "environment Unbounded: the action space.*no finite bounds"),
         (partial(Counting, 3, lambda env: {"count": np.full(3, np.nan), "odd": 0}), "Counting failed.*not finite"),

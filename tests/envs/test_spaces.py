@@ -209,7 +209,18 @@ def test_a_refused_space_comes_with_its_remedy(space: gym.Space, remedy: str) ->
         obs_spec(space)
     with pytest.raises(ValueError, match="is not supported") as of_actions:
         action_spec(space)
+    assert "gymnasium.wrappers.TransformAction(env, func, space)" in str(of_actions.value)
+    assert "Observation" not in str(of_actions.value)
     assert "\n" not in str(of_observations.value) + str(of_actions.value)
+
+
+def test_actions_without_a_shape_are_arrays_of_their_space() -> None:
+    for space in (spaces.Box(-2, 3, ()), spaces.Box(0, 5, (), np.int32)):
+        converter = ActionConverter(space)
+        for action in (*converter.each_to_env(np.zeros((2, 1), np.float32)), converter.to_env(np.ones(1, np.float32))):
+            assert isinstance(action, np.ndarray) and action.shape == () and space.contains(action)
+    number = next(iter(ActionConverter(spaces.Discrete(3)).each_to_env(np.zeros(2, np.int64))))
+    assert {number: "an index of a dict"}
 
 
 def test_actions_of_a_million_categories_are_refused_and_observations_are_not() -> None:

@@ -140,6 +140,17 @@ def test_rewards_that_are_none_fail_all_rows(reward: Any, message: str) -> None:
         raise AssertionError(pool.last_failure)
 
 
+def test_a_step_that_returns_nothing_says_what_it_must_return() -> None:
+    class Silent(Batched):
+        def step(self, actions: np.ndarray) -> Any:
+            super().step(actions)
+
+    pool = make_pool(Silent, 2, 0, seed=0)
+    pool.reset()
+    assert pool.step(np.zeros(2, np.int64)).failed.all()
+    assert "TypeError: step must return (observation, reward," in pool.last_failure
+
+
 def test_integers_that_do_not_fit_fail_the_vector_env() -> None:
     class Overflowing(Batched):
         def observe(self) -> dict[str, Any]:
