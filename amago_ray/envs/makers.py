@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from contextlib import closing, suppress
 from functools import partial
 from typing import Any
 
@@ -25,12 +24,13 @@ import amago_ray.envs.builtin  # noqa: F401 (registers the gymnasium ids of the 
 from amago_ray.envs.amago_env import name_before_reset
 from amago_ray.envs.plain_pool import EnvPool, check_separate
 from amago_ray.envs.pool import (
-    FAILURES,
     MAX_FAILURES_IN_A_ROW,
     EnvFailure,
     Pool,
     Transition,
     check_same_spaces,
+    close_env,
+    closing_env,
     converters,
     env_seeds,
     spaces_of,
@@ -155,8 +155,7 @@ def check_env(
             if processes is not None and isinstance(env, VectorEnv):
                 raise vector_env_refused(name_before_reset(env))
         except (TypeError, ValueError):
-            with suppress(*FAILURES):
-                env.close()
+            close_env(env)
             raise
         pool = _pool_to_try(entry, env, seed, processes)
         found.append(_try_out(pool, seed, num_steps, action_mask_key))
@@ -169,7 +168,7 @@ def check_env(
 
 def env_spaces(make_env: MakeEnv) -> tuple[gym.Space, gym.Space]:
     """Observation and action space of one environment of `make_env`, which all of them share (see `check_env`)."""
-    with closing(build(entries_of(make_env)[0])) as env:
+    with closing_env(build(entries_of(make_env)[0])) as env:
         return spaces_of(env)
 
 
@@ -189,8 +188,7 @@ def _check_vector_env(env: VectorEnv, num_envs: int, num_entries: int) -> None:
             "(a worker's share of parallel_actors): give make_env a parameter num_envs"
         )
     if fault is not None:
-        with suppress(*FAILURES):
-            env.close()
+        close_env(env)
         raise fault
 
 
@@ -213,8 +211,7 @@ def _check_builds_anew(entry: Entry, env: Any) -> None:
     if not callable(what) or inspect.isclass(what):
         return
     again = build(entry)
-    with suppress(*FAILURES):
-        again.close()
+    close_env(again)
     check_separate(again, env)
 
 
@@ -223,8 +220,7 @@ def _pool_to_try(entry: Entry, env: gym.Env | VectorEnv, seed: int, processes: E
     if processes is None:
         num_envs = env.num_envs if isinstance(env, VectorEnv) else 1
         return make_pool(lambda: env, num_envs, first_env=0, seed=seed, max_failures_in_a_row=1)
-    with suppress(*FAILURES):
-        env.close()
+    close_env(env)
     return make_pool(entry, 1, first_env=0, seed=seed, max_failures_in_a_row=1, processes=processes)
 
 
@@ -244,8 +240,7 @@ def _try_out(pool: Pool, seed: int, num_steps: int, action_mask_key: str | None)
     except EnvFailure as failure:
         raise ValueError(f"environment {pool.env_names[0]} failed with {one_line(failure.__cause__)}") from failure
     finally:
-        with suppress(*FAILURES):
-            pool.close()
+        pool.close()
     return pool.obs_spec, pool.action_spec, pool.env_names[0]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +18,7 @@ from amago_ray.envs.pool import (
     Pool,
     Transition,
     check_same_spaces,
+    close_env,
     converters,
     env_seeds,
     reset_env,
@@ -93,8 +93,7 @@ class EnvPool(Pool):
                 self._envs.append(self._build(task))
             super().__init__(converters(self._envs[0]), num_envs, max_failures_in_a_row)
         except BaseException:
-            with suppress(*FAILURES):  # the first error is the one to tell
-                self.close()
+            self.close()
             raise
         tasks = zip(self._envs, self._task, strict=True)
         self.env_names = [name_before_reset(env) + self._labels[task] for env, task in tasks]
@@ -173,7 +172,7 @@ class EnvPool(Pool):
 
     def close(self) -> None:
         for env in self._all():
-            env.close()
+            close_env(env)
 
     def _finish_rollout(self, index: int) -> None:
         """Count one; where none has begun yet, there is none to count."""
@@ -212,8 +211,7 @@ class EnvPool(Pool):
         self.env_names[index] = env_name_of(self._envs[index]) + self._labels[self._task[index]]
 
     def _rebuild(self, index: int) -> None:
-        with suppress(*FAILURES):  # it is broken: closing it may well fail too
-            self._envs[index].close()
+        close_env(self._envs[index])
         self._task[index] = self._task_of(index)
         self._envs[index] = self._build(self._task[index])
         self._next_seed[index] = self._draw_seed(index)
@@ -232,8 +230,7 @@ class EnvPool(Pool):
             if self._envs:
                 check_same_spaces(env, spaces_of(self._envs[0]), name_before_reset(self._envs[0]))
         except (TypeError, ValueError):
-            with suppress(*FAILURES):
-                env.close()
+            close_env(env)
             raise
         return env
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -18,6 +19,7 @@ from amago_ray.envs.logged import LoggedMetrics
 from amago_ray.envs.spaces import ActionConverter, ObsConverter
 from amago_ray.specs import ActionSpec, ObsSpec
 
+T = TypeVar("T")
 MAX_FAILURES_IN_A_ROW = 5  # of one environment, at which the run ends
 FAILURES = (Exception, SystemExit)  # what a user's environment may raise; simulators exit when their window goes away
 
@@ -123,7 +125,7 @@ class Pool(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Close the environments."""
+        """Close the environments. Never raises."""
 
     def _transition(self, infos: dict[int, dict[str, float]]) -> Transition:
         return Transition(
@@ -192,6 +194,21 @@ def reset_env(env: Any, seed: int | None, options: dict[str, Any] | None = None)
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
         raise TypeError(_RESET_RESULT)
     return result
+
+
+def close_env(env: Any) -> None:
+    """Close an environment. What that raises, as where there is no `close`, changes nothing: its rollouts are over."""
+    with suppress(*FAILURES):
+        env.close()
+
+
+@contextmanager
+def closing_env(env: T) -> Iterator[T]:
+    """As `contextlib.closing`, with `close_env`."""
+    try:
+        yield env
+    finally:
+        close_env(env)
 
 
 def step_result(result: Any) -> Sequence[Any]:

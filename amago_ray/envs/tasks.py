@@ -6,7 +6,6 @@ import importlib
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
@@ -17,6 +16,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvCreator, EnvSpec, load_env_creator
 
 from amago_ray.envs.amago_env import env_name_of, names_its_own_tasks
+from amago_ray.envs.pool import closing_env
 from amago_ray.warned import warn
 
 EnvMaker = Callable[..., Any]  # returns a gym.Env or a VectorEnv
@@ -185,7 +185,7 @@ def _labels(entries: Sequence[Entry]) -> tuple[str, ...]:
         return ("",) * len(entries)
     for entry in different:
         if id(entry) not in _names:
-            with closing(build(entry)) as env:
+            with closing_env(build(entry)) as env:
                 env.reset(seed=0)
                 remember_name(entry, env, env_name_of(env))
     seen: Counter[str] = Counter()

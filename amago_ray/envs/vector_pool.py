@@ -15,6 +15,7 @@ from amago_ray.envs.pool import (
     MAX_FAILURES_IN_A_ROW,
     Pool,
     Transition,
+    close_env,
     converters,
     env_seeds,
     reset_env,
@@ -49,8 +50,7 @@ class VectorEnvPool(Pool):
             super().__init__(converters(self._env), self._env.num_envs, max_failures_in_a_row)
             self._mode = _autoreset_mode(self._env)
         except BaseException:
-            with suppress(*FAILURES):  # the first error is the one to tell
-                self._env.close()
+            close_env(self._env)
             raise
         self.env_names = [name_before_reset(self._env)] * self.num_envs
         with suppress(*FAILURES):  # names that are only known after a reset are asked for then
@@ -180,8 +180,7 @@ class VectorEnvPool(Pool):
         self.env_names = _vector_names(self._env)
 
     def _rebuild(self) -> None:
-        with suppress(*FAILURES):  # it is broken: closing it may well fail too
-            _close(self._env, broken=True)
+        _close(self._env, broken=True)
         self._env = self._make()
         if self._env.num_envs != self.num_envs:
             raise ValueError(f"the rebuilt VectorEnv has {self._env.num_envs} environments instead of {self.num_envs}")
@@ -200,9 +199,10 @@ class VectorEnvPool(Pool):
 def _close(env: VectorEnv, broken: bool) -> None:
     """broken: a step of it was not made. Gymnasium's one in processes would wait for that step, whoever has died."""
     if broken and isinstance(env.unwrapped, AsyncVectorEnv):
-        env.close(terminate=True)
+        with suppress(*FAILURES):
+            env.close(terminate=True)
     else:
-        env.close()
+        close_env(env)
 
 
 def _copy(values: Any, column: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from amago_ray.agent.flat_weights import flatten_state, load_weights
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.envs.makers import EnvProcesses, MakeEnv, make_pool
+from amago_ray.envs.pool import close_env, closing_env
 from amago_ray.envs.spaces import sample_actions
 from amago_ray.envs.tasks import RegisteredEnv, entries_of, entry_name, maker_of, parameters_of
 from amago_ray.messages import EpisodeResult, Trajectory, Weights
@@ -74,7 +75,7 @@ def fixed_num_envs(make_env: MakeEnv, env_processes: EnvProcesses | None = None)
     make = maker_of(entries[0])
     if len(entries) > 1 or isinstance(make, RegisteredEnv) or "num_envs" in parameters_of(make):
         return None
-    with closing(make()) as env:
+    with closing_env(make()) as env:
         return env.num_envs if isinstance(env, VectorEnv) else None
 
 
@@ -203,7 +204,7 @@ def record_gif(
 
 def check_renderable(make_env: MakeEnv) -> None:
     """Build one environment as `record_gif` does and look at a picture. Raises ValueError when it cannot render."""
-    with closing(renderable(make_env)) as env:
+    with closing_env(renderable(make_env)) as env:
         env.reset(seed=0)
         picture = np.asarray(env.render())
     if picture.ndim != 3 or picture.shape[2] != 3:
@@ -218,10 +219,10 @@ def renderable(make_env: MakeEnv) -> gym.Env:
     make, name = maker_of(entry), entry_name(entry)
     env = make(render_mode="rgb_array") if isinstance(make, RegisteredEnv) else _call_with_render_mode(make)
     if isinstance(env, VectorEnv):
-        env.close()
+        close_env(env)
         raise ValueError(f"{name} makes a VectorEnv, of which no single rollout can be rendered: name a plain Env")
     if env.render_mode != "rgb_array":
-        env.close()
+        close_env(env)
         raise ValueError(f"{name} does not render: it must take render_mode='rgb_array'")
     return env
 

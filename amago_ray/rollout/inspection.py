@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 
 import gymnasium as gym
@@ -18,6 +17,7 @@ from torch import Tensor
 from amago_ray.agent.actor_critic import Agent
 from amago_ray.agent.transitions import Transitions
 from amago_ray.envs.makers import MakeEnv
+from amago_ray.envs.pool import close_env, closing_env
 from amago_ray.envs.tasks import build, entries_of, entry_name
 from amago_ray.rollout.acting import ActingPolicy
 from amago_ray.rollout.evaluate import renderable
@@ -96,7 +96,7 @@ def inspect_rollout(policy: ThinkingPolicy, make_env: MakeEnv, seed: int, max_st
     or "cut" after max_steps)}. Pictures are PNGs in base 64; where the environment does not draw itself, None.
     Raises ValueError for a VectorEnv, and for what building raises.
     """
-    with closing(_make(make_env)) as env:
+    with closing_env(_make(make_env)) as env:
         renders = env.render_mode == "rgb_array"
         action_spec = policy._action.spec
         yield {
@@ -131,7 +131,7 @@ def _make(make_env: MakeEnv) -> gym.Env:
     except ValueError:
         env = build(entries_of(make_env)[0])
         if isinstance(env, VectorEnv):
-            env.close()
+            close_env(env)
             raise
         return env
 

@@ -17,7 +17,9 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from amago_ray.envs.amago_env import AMAGOEnv
-from amago_ray.envs.makers import EnvFailure, EnvPool, VectorEnvPool, check_env, make_pool
+from amago_ray.envs.makers import EnvFailure, EnvPool, VectorEnvPool, check_env, env_spaces, make_pool
+from amago_ray.envs.tasks import tasks_of
+from amago_ray.rollout.evaluate import random_policy
 
 ROOT = Path(__file__).parents[2]
 
@@ -361,6 +363,32 @@ def test_check_env_returns_what_the_run_needs() -> None:
 class OldApi(Counting):
     def step(self, action: int) -> Any:
         return super().step(action)[:4]
+
+
+class FailsToClose(Counting):
+    closed = 0
+
+    def close(self) -> None:
+        FailsToClose.closed += 1
+        raise RuntimeError("the simulator is gone already")
+
+
+class HasNoClose:  # the rest of the interface, and no gymnasium.Env
+    def __init__(self) -> None:
+        self.env_of = Counting(0)
+        self.observation_space, self.action_space = self.env_of.observation_space, self.env_of.action_space
+        self.reset, self.step = self.env_of.reset, self.env_of.step
+
+
+@pytest.mark.parametrize("make", [FailsToClose, HasNoClose])
+def test_closing_ends_nothing(make: Any) -> None:
+    check_env(make)
+    assert env_spaces(make) == (make().observation_space, make().action_space)
+    tasks_of([partial(make), Counting])
+    assert random_policy(make, episodes=2)
+    before = FailsToClose.closed
+    make_pool(make, 3, 0, seed=0).close()
+    assert make is HasNoClose or FailsToClose.closed == before + 3  # one after the other, whatever they raise
 
 
 class ReturnsNothing(Counting):

@@ -15,7 +15,7 @@ from gymnasium.vector import VectorEnv
 from amago_ray import config
 from amago_ray.envs.amago_env import name_before_reset
 from amago_ray.envs.plain_pool import Counters, EnvPool
-from amago_ray.envs.pool import FAILURES, EnvFailure, env_seeds
+from amago_ray.envs.pool import FAILURES, EnvFailure, close_env, env_seeds
 from amago_ray.envs.processes.line import Line, LineClosed, Say
 from amago_ray.envs.processes.shared_arrays import OBS, START, SharedArrays, counter_fields, row_fields
 from amago_ray.envs.tasks import EnvMaker, Tasks, one_line, sized
@@ -106,8 +106,7 @@ def run(line: Line, common: Common) -> None:
         try:
             left = _serve(line, answers)
         finally:
-            with suppress(*FAILURES):  # its rollouts are over: what closing raises changes nothing
-                pool.close()
+            pool.close()
         if left:
             line.send(Say.LEFT)
 
@@ -236,7 +235,7 @@ def _plain(maker: EnvMaker) -> EnvMaker:
         env = maker()
         if isinstance(env, VectorEnv):
             name = name_before_reset(env)
-            env.close()
+            close_env(env)
             raise vector_env_refused(name)
         return env
 

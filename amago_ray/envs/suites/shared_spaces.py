@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from typing import Any
 
 import gin
@@ -12,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from amago_ray.envs.pool import closing_env
 from amago_ray.envs.tasks import Entry, build, maker_of
 
 
@@ -97,5 +97,5 @@ def make_shared(task: Entry, num_features: int, num_actions: int) -> gym.Env:
 
 
 def _sizes_of(task: Entry) -> tuple[int, int]:
-    with closing(build(task)) as env:
+    with closing_env(build(task)) as env:
         return num_features_and_actions(env)
