@@ -16,8 +16,13 @@ from typing import Any
 import gin
 import numpy as np
 
-from amago_ray.envs.spaces import is_legal, sample_actions
+from amago_ray.envs.spaces import BOUNDS_TOLERANCE, is_legal, sample_actions
+from amago_ray.messages import CannotGoOn
 from amago_ray.specs import ActionSpec
+
+
+class BadExploration(CannotGoOn, ValueError):
+    """What a class of one's own explores with are no actions."""
 
 
 class ExplorationWrapper(ABC):
@@ -38,12 +43,20 @@ class ExplorationWrapper(ABC):
 
     @abstractmethod
     def explore(self, actions: np.ndarray, time_idx: np.ndarray) -> np.ndarray:
-        """The actions to take, a new array. actions: (N, ...) in stored form. time_idx: (N,) step in the rollout."""
+        """The actions to take, a new array. actions: (N, ...) in stored form. time_idx: (N,) step in the rollout.
+
+        Stored are continuous actions as numbers between -1 and 1, all others as integers counted from 0.
+        """
 
     def __call__(self, actions: np.ndarray, time_idx: np.ndarray, legal: np.ndarray | None = None) -> np.ndarray:
-        """`explore` among the `legal` actions, and one more step counted in every environment."""
+        """`explore` among the `legal` actions, and one more step counted in every environment.
+
+        Raises BadExploration where `explore` of a class of one's own returns what are no stored actions.
+        """
         self.legal = legal
         explored = self.explore(actions, time_idx)
+        if type(self).__module__ != __name__:
+            explored = _checked(type(self).__name__, explored, actions.shape, self.action_spec)
         self.steps += 1
         return explored if legal is None else np.where(is_legal(self.action_spec, explored, legal), explored, actions)
 
@@ -274,6 +287,31 @@ class TMazeExploration(EpsilonGreedy):
     def schedule(self, time_idx: np.ndarray) -> np.ndarray:
         between = (self.start_window < time_idx) & (time_idx < self.horizon - self.end_window)
         return np.where(between, 0.5 / self.horizon, super().schedule(time_idx))
+
+
+def _checked(name: str, explored: Any, shape: tuple[int, ...], spec: ActionSpec) -> np.ndarray:
+    """What the class `name` returned as stored actions. Raises BadExploration, in one line, where it is none."""
+    returned = f"{name}.explore returned"
+    try:
+        array = np.asarray(explored)
+    except ValueError as error:  # lists of different lengths
+        raise BadExploration(f"{returned} {explored!r:.80}, which is no array: it must have shape {shape}") from error
+    continuous = spec.kind == "continuous"
+    if array.dtype.kind not in ("biuf" if continuous else "biu"):
+        what = repr(explored) if array.dtype == object else f"an array of dtype {array.dtype}"
+        raise BadExploration(f"{returned} {what:.80}: {spec.kind} actions are of dtype {spec.dtype}")
+    if array.shape != shape:
+        raise BadExploration(f"{returned} an array of shape {array.shape}: these actions have shape {shape}")
+    slack = BOUNDS_TOLERANCE if continuous else 0
+    low, high = (-1, 1) if continuous else (0, np.subtract(spec.nvec or 2, 1))
+    inside = (array >= low - slack) & (array <= high + slack)  # False for NaN
+    if not inside.all():
+        least = np.broadcast_to(high, array.shape)[~inside][0]
+        remedy = ", as numpy.clip makes them" if continuous else ""
+        raise BadExploration(
+            f"{returned} {array[~inside][0]}: {spec.kind} actions are between {low} and {least} in stored form{remedy}"
+        )
+    return (np.clip(array, low, high) if continuous else array).astype(spec.dtype, copy=False)
 
 
 def _check_fractions(**settings: float) -> None:

@@ -13,6 +13,7 @@ from gymnasium import spaces
 
 from amago_ray.envs.exploration import BilevelEpsilonGreedy, EpsilonGreedy, ExplorationWrapper, TMazeExploration
 from amago_ray.envs.spaces import action_spec
+from amago_ray.messages import CannotGoOn
 
 SPACES = {
     "discrete": spaces.Discrete(5, start=3),
@@ -21,6 +22,51 @@ SPACES = {
     "multidiscrete": spaces.MultiDiscrete([2, 5, 3]),
 }
 DISCRETE = action_spec(SPACES["discrete"])
+
+
+class Returning(ExplorationWrapper):
+    """Explores by whatever a test wants."""
+
+    def __init__(self, spec: Any, change: Any) -> None:
+        super().__init__(3, spec, seed=0)
+        self.change = change
+
+    def explore(self, actions: np.ndarray, time_idx: np.ndarray) -> Any:
+        return self.change(actions)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("discrete", lambda a: a + 7, "Returning.explore returned 7: discrete actions are between 0 and 4 in stored"),
+        ("discrete", lambda a: a - 1, "returned -1: discrete actions"),
+        ("discrete", lambda a: a + 0.5, "returned an array of dtype float64: discrete actions are of dtype int64"),
+        ("discrete", lambda a: None, "returned None: discrete actions are of dtype int64"),
+        ("discrete", lambda a: a[:, None], r"returned an array of shape \(3, 1\): these actions have shape \(3,\)"),
+        ("discrete", lambda a: [[0], [0, 1]], r"returned \[\[0\], \[0, 1\]\], which is no array"),
+        ("multidiscrete", lambda a: a + 2, "returned 2: multidiscrete actions are between 0 and 1"),
+        ("multidiscrete", lambda a: a + np.array([0, 0, 3]), "returned 3: multidiscrete actions are between 0 and 2"),
+        ("multibinary", lambda a: a - 1, "returned -1: multibinary actions are between 0 and 1"),
+        ("continuous", lambda a: a + 1.5, "returned 1.5: continuous actions are between -1 and 1.*numpy.clip"),
+        ("continuous", lambda a: a * np.nan, "returned nan: continuous"),
+        ("continuous", lambda a: a.astype(str), "returned an array of dtype <U"),
+    ],
+)
+def test_what_is_no_action_is_refused_in_one_line(kind: str, change: Any, message: str) -> None:
+    spec = action_spec(SPACES[kind])
+    with pytest.raises(CannotGoOn, match=message) as refused:
+        Returning(spec, change)(np.zeros((3, *spec.shape), spec.dtype), np.zeros(3))
+    assert "\n" not in str(refused.value)
+
+
+def test_actions_of_another_dtype_or_rounded_beyond_a_bound_are_stored_as_they_should_be() -> None:
+    spec = action_spec(SPACES["continuous"])
+    found = Returning(spec, lambda a: a.astype(np.float64) + 1 + 1e-7)(np.zeros((3, 3), np.float32), np.zeros(3))
+    assert found.dtype == np.float32 and (found == 1).all()
+    spec = action_spec(SPACES["multibinary"])
+    found = Returning(spec, lambda a: a == 0)(np.zeros((3, 4), np.int8), np.zeros(3))
+    assert found.dtype == np.int8 and (found == 1).all()
+    assert Returning(DISCRETE, lambda a: a + 4)(np.zeros(3, np.int64), np.zeros(3)).tolist() == [4, 4, 4]
 
 
 def eps_at(explore: Any, steps: int, time_idx: int = 0) -> float:
