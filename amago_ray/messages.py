@@ -171,7 +171,7 @@ class RolloutReport:
     name. act_s, step_s, wait_s: seconds in the policy, in the environments, and waiting for replay to acknowledge.
     idle_s: seconds of total_s in which the process had nothing to run: it slept, or waited for others, as environments
     of a simulator elsewhere do; 0 where the system does not tell.
-    env_failures: environments rebuilt during the chunk.
+    env_failures: environments rebuilt during the chunk. env_failed: which was the first, and what it said; "" for none.
     shard_away: why some of what it finished is not stored yet, in words; "" where everything is.
     warned: what its process has warned of so far (see the module of that name).
     """
@@ -190,6 +190,7 @@ class RolloutReport:
     env_failures: int = 0
     exploration: dict[str, float] = field(default_factory=dict)
     shard_away: str = ""
+    env_failed: str = field(default="", compare=False)
     warned: tuple[str, ...] = field(default=(), compare=False)
     idle_s: float = field(default=0.0, compare=False)  # a measure, no result
 
@@ -201,7 +202,7 @@ class EvaluationReport:
     part: which one; 0 where the share was begun anew. episodes: the rollouts that it finished and that count, by
     (number of the environment within the run, number of its rollout). unfinished: those that were begun and left out,
     in this and earlier parts. finished: nothing is left to play. timesteps: environment steps made in this part.
-    warned: what its process has warned of so far.
+    warned: what its process has warned of so far. env_failed: as of `RolloutReport`.
     """
 
     part: int
@@ -210,6 +211,7 @@ class EvaluationReport:
     finished: bool
     timesteps: int
     warned: tuple[str, ...] = field(default=(), compare=False)
+    env_failed: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,7 @@ class Collection:
         self._started = time.monotonic()
         self.summary = CollectSummary()
         self._chunk_limit: int | None = None
+        self._told_of_failure = False
         self._kept_for: dict[int, str] = {}  # why a worker keeps what it finished
 
     @property
@@ -164,7 +165,7 @@ class Collection:
     def hand_over(self) -> CollectSummary:
         """What was collected since the last call of this method."""
         done, self.summary = self.summary, CollectSummary()
-        self._started = time.monotonic()
+        self._started, self._told_of_failure = time.monotonic(), False
         return done
 
     def calls(self) -> list[RemoteCall]:
@@ -210,6 +211,9 @@ class Collection:
             self._message(f"rollout worker {worker} keeps what it finished: {report.shard_away}")
         self._kept_for[worker] = report.shard_away
         self._hear(report.warned)
+        if report.env_failed and not self._told_of_failure:  # one speaks for an epoch; how many there were is counted
+            self._told_of_failure = True
+            self._message(f"rollout worker {worker}: {report.env_failed}; it was built anew")
         self.summary.add(report)
         self.summary.wall_s = time.monotonic() - self._started
         num_envs = self._topology.num_envs(worker)

@@ -37,6 +37,7 @@ class Evaluation:
     ):
         self._liveness, self._start, self._restart = liveness, start, restart
         self._timeout_s = timeout_s
+        self.env_failed = ""  # who survived the first failure of an environment, and what that said
         self._parts: list[list[EvaluationReport]] = [[] for _ in range(num_shares)]
         self._holder: dict[int, int] = {}  # share -> the worker that has begun it
         self._in_flight: dict[int, tuple[RemoteCall[EvaluationReport], int, float]] = {}  # share -> call, worker, start
@@ -101,6 +102,8 @@ class Evaluation:
             self._forget(share)
             return
         self._liveness.worked(worker)
+        if report.env_failed and not self.env_failed:
+            self.env_failed = f"rollout worker {worker}, evaluating: {report.env_failed}; it was built anew"
         self._parts[share] = [*self._parts[share][: report.part], report]
 
     def _is_played(self, share: int) -> bool:

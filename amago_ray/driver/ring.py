@@ -349,6 +349,8 @@ class Ring:
 
         run_jobs([evaluation], tick)
         self._hearing.hear(evaluation.warned)
+        if evaluation.env_failed:
+            self.say(evaluation.env_failed)
         if evaluation.unfinished:
             self.say(f"{evaluation.unfinished} rollouts were left out: they had not ended after twice the timesteps")
         return evaluation

@@ -33,6 +33,7 @@ from amago_ray.envs.pool import (
     closing_env,
     converters,
     env_seeds,
+    one_line,
     spaces_of,
     vector_env_in_list,
 )
@@ -48,7 +49,6 @@ from amago_ray.envs.tasks import (
     build,
     distinct,
     entries_of,
-    one_line,
     remember_name,
     sendable_tasks,
     sized,

@@ -21,6 +21,7 @@ from amago_ray.specs import ActionSpec, ObsSpec
 
 T = TypeVar("T")
 MAX_FAILURES_IN_A_ROW = 5  # of one environment, at which the run ends
+_MOST_TOLD = 500  # characters of what an environment that failed said
 FAILURES = (Exception, SystemExit)  # what a user's environment may raise; simulators exit when their window goes away
 
 _STEP_RESULT = "step must return (observation, reward, terminated, truncated, info), as in gymnasium"
@@ -68,7 +69,7 @@ class Pool(ABC):
         self.num_envs = num_envs
         self.max_failures_in_a_row = max_failures_in_a_row
         self.failures = 0
-        self.last_failure = ""
+        self.last_failure = self._first_failure = ""
         self.env_names: list[str] = [""] * num_envs
         self._observation, self._action = converters
         self.obs_spec: ObsSpec = self._observation.spec
@@ -123,6 +124,11 @@ class Pool(ABC):
         had not ended where `fresh` is True was lost to a failure. Raises EnvFailure at the limit of failures.
         """
 
+    def take_failure(self) -> str:
+        """What the first failure since the last call was, in one line; "" where there was none."""
+        failed, self._first_failure = self._first_failure, ""
+        return failed
+
     @abstractmethod
     def close(self) -> None:
         """Close the environments. Never raises."""
@@ -167,6 +173,8 @@ class Pool(ABC):
         self._failures_in_a_row[rows] += 1
         self.last_failure = "".join(traceback.format_exception(error))
         first = rows if isinstance(rows, int) else 0
+        if not self._first_failure:
+            self._first_failure = f"environment {self.env_names[first]} failed with {one_line(error):.{_MOST_TOLD}}"
         if self._failures_in_a_row[first] >= self.max_failures_in_a_row:
             raise EnvFailure(
                 f"environment {self.env_names[first]} failed {self._failures_in_a_row[first]} times in a row, "
@@ -209,6 +217,10 @@ def closing_env(env: T) -> Iterator[T]:
         yield env
     finally:
         close_env(env)
+
+
+def one_line(error: BaseException | None) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def step_result(result: Any) -> Sequence[Any]:

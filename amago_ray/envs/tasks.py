@@ -16,7 +16,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvCreator, EnvSpec, load_env_creator
 
 from amago_ray.envs.amago_env import env_name_of, names_its_own_tasks
-from amago_ray.envs.pool import closing_env
+from amago_ray.envs.pool import closing_env, one_line
 from amago_ray.warned import warn
 
 EnvMaker = Callable[..., Any]  # returns a gym.Env or a VectorEnv
@@ -150,10 +150,6 @@ def parameters_of(maker: EnvMaker) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(maker).parameters
     except (TypeError, ValueError):
         return {}
-
-
-def one_line(error: BaseException | None) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 # Names of the environments that entries build, by the identity of the entry, which is kept here so that it holds. None

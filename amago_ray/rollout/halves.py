@@ -103,6 +103,7 @@ class DoubleBufferedWorker:
         return replace(
             first,
             env_failures=first.env_failures + second.env_failures,
+            env_failed=first.env_failed or second.env_failed,
             exploration={
                 name: self._mean(value, second.exploration[name]) for name, value in first.exploration.items()
             },
@@ -123,7 +124,8 @@ class DoubleBufferedWorker:
         if not self._open:
             self._assignment = None
         episodes = {origin: result for report in reports for origin, result in report.episodes.items()}
-        return EvaluationReport(part, episodes, left_out, not self._open, chunk.frames.total(), warned())
+        failed, steps = next((report.env_failed for report in reports if report.env_failed), ""), chunk.frames.total()
+        return EvaluationReport(part, episodes, left_out, not self._open, steps, warned(), failed)
 
     def pause(self, resets: int) -> dict[str, Any]:
         """As `RolloutWorker.pause`."""

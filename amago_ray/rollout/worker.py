@@ -273,7 +273,8 @@ class RolloutWorker:
         if tally.done:
             self.tally = None
             self._obs = {}
-        return EvaluationReport(part, tally.take(), tally.unfinished, tally.done, chunk.frames.total(), warned())
+        failed, steps = self._pool.take_failure(), chunk.frames.total()
+        return EvaluationReport(part, tally.take(), tally.unfinished, tally.done, steps, warned(), failed)
 
     def forget_rollouts(self) -> None:
         """Let all rollouts begin anew, because a step was broken off; what they had unfinished is dropped."""
@@ -336,6 +337,7 @@ class RolloutWorker:
             env_failures=env_failures,
             exploration=self._explore.metrics() if self._explore is not None else {},
             shard_away=shard_away,
+            env_failed=self._pool.take_failure(),
             idle_s=idle_s,
             warned=warned(),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,6 +109,16 @@ def test_parts_are_added_up_and_rollouts_are_in_the_order_of_environments() -> N
     assert rollouts.job.unfinished == 3
     summary = rollouts.job.summary()
     assert summary["Total Episodes"] == 5 and summary["Unfinished Rollouts"] == 3
+
+
+def test_the_first_failure_of_an_environment_is_kept() -> None:
+    rollouts = Rollouts(Here(0, 1), num_shares=2)
+    rollouts.job.calls()
+    for worker, text in ((1, "environment a failed with E: 1"), (0, "environment a failed with E: 0")):
+        rollouts.answer((worker, worker, 0), replace(report(), env_failed=text))
+    assert rollouts.job.env_failed == (
+        "rollout worker 1, evaluating: environment a failed with E: 1; it was built anew"
+    )
 
 
 def test_a_begun_share_stays_with_its_worker() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_topology import FakeTopology, Script, wait_any
+from fake_topology import FakeCall, FakeTopology, Script, wait_any
 
 from amago_ray.driver import failures
 from amago_ray.driver.placement import Cluster
@@ -140,6 +141,28 @@ def test_whatever_dies_everything_is_done(tmp_path: Path, schedule: str, script:
     run = Run(tmp_path, schedule, FakeTopology(script=script)).start().learn()
     assert_all_was_done(run)
     assert not script.keys() - {(kind, n) for kind, _ in script for n in range(run.topology.count(kind))}
+
+
+class FailingEnvs(FakeTopology):
+    """In every chunk an environment fails, and says so."""
+
+    def collect(self, worker: int, *args: Any, **options: Any) -> Any:
+        call, number = super().collect(worker, *args, **options), self.count("collect")
+        report = call.result()
+        failed = f"environment Counting failed with RuntimeError: {number}"
+        return FakeCall(replace(report, env_failures=1, env_failed=failed))
+
+
+def test_a_failure_of_an_environment_is_told_once_an_epoch(tmp_path: Path) -> None:
+    run = Run(tmp_path, "alternate", FailingEnvs()).start()
+    told: list[list[str]] = []
+    for epoch in range(EPOCHS):
+        before = len(run.said)
+        run.learn(epoch + 1, save=False)
+        told.append([text for text in run.said[before:] if "failed" in text])
+    assert [len(texts) for texts in told] == [1] * EPOCHS
+    assert told[0] == ["rollout worker 0: environment Counting failed with RuntimeError: 1; it was built anew"]
+    assert json.loads(run.directory.events.read_text().splitlines()[-1])["text"] == told[-1][0]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES[:2])

@@ -204,6 +204,7 @@ def test_a_failure_costs_only_the_unfinished_trajectory_of_its_environment(traj_
     broken = Recorded(partial(Breaking, 6), **settings)
     report = broken.worker.collect(3 * 30)
     assert report.env_failures == 1 and Breaking.built == 4
+    assert report.env_failed == "environment Counting failed with RuntimeError: the simulator fell over"
     assert report.timesteps == report.frames_by_env["Counting"] == 3 * 30 - 1
     expected, found = rollouts_of(whole.written), rollouts_of(broken.written)
     first, second, third = sorted({env for env, _ in expected}, key=lambda env: min_sequence(whole, env))
@@ -220,6 +221,7 @@ def test_a_failure_costs_only_the_unfinished_trajectory_of_its_environment(traj_
     )
     assert_rollouts_whole(broken.written, 6, traj_save_len, True, unfinished=4)
     assert len(report.episodes) == 5 + 5 + 1 + 3 and {episode.length for episode in report.episodes} == {6}
+    assert broken.worker.collect(3).env_failed == "", "it was told"
 
 
 def min_sequence(run: Recorded, env_id: int) -> int:

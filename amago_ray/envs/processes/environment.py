@@ -15,10 +15,10 @@ from gymnasium.vector import VectorEnv
 from amago_ray import config
 from amago_ray.envs.amago_env import name_before_reset
 from amago_ray.envs.plain_pool import Counters, EnvPool
-from amago_ray.envs.pool import FAILURES, EnvFailure, close_env, env_seeds
+from amago_ray.envs.pool import FAILURES, EnvFailure, close_env, env_seeds, one_line
 from amago_ray.envs.processes.line import Line, LineClosed, Say
 from amago_ray.envs.processes.shared_arrays import OBS, START, SharedArrays, counter_fields, row_fields
-from amago_ray.envs.tasks import EnvMaker, Tasks, one_line, sized
+from amago_ray.envs.tasks import EnvMaker, Tasks, sized
 
 CONFIGURED = ("amago_ray.envs.builtin", "amago_ray.envs.suites")  # what gin may have settings of, here
 _ALL = np.ones(1, bool)
@@ -78,13 +78,14 @@ class Extra:
     """What a step or a reset leads to beside the arrays, now and then.
 
     infos: what was logged in the rollout that ended. name: of the coming rollout, where it is another. failures: how
-    many there were. last_failure: traceback of the newest.
+    many there were. last_failure: traceback of the newest. failed: what the first of them was, in words.
     """
 
     infos: dict[str, float] = field(default_factory=dict)
     name: str | None = None
     failures: int = 0
     last_failure: str = ""
+    failed: str = ""
 
 
 def run(line: Line, common: Common) -> None:
@@ -206,7 +207,8 @@ class _Answers:
         failures = pool.failures - self._failures
         if name is not None or failures or infos:
             self._name, self._failures = pool.env_names[0], pool.failures
-            self._line.send(Say.EXTRA, pickle.dumps(Extra(infos or {}, name, failures, pool.last_failure)))
+            extra = Extra(infos or {}, name, failures, pool.last_failure, pool.take_failure())
+            self._line.send(Say.EXTRA, pickle.dumps(extra))
 
 
 def _built(common: Common, place: Place, counters: SharedArrays) -> EnvPool:

@@ -295,6 +295,7 @@ class ProcessPool(Pool):
         if extra.failures:
             self.failures += extra.failures
             self.last_failure = extra.last_failure
+            self._first_failure = self._first_failure or extra.failed
 
     def _introduce(self, process: _Process, built: Built) -> None:
         """An environment is built: one of the first, or one in another's place."""

@@ -157,6 +157,11 @@ def test_one_that_breaks_down_is_as_one_that_raises_and_its_siblings_notice_noth
     )
     reports = [run.worker.collect(3 * 25) for run in (apart, raising, whole)]
     assert reports[0].env_failures == reports[1].env_failures > reports[2].env_failures == 0
+    assert [bool(report.env_failed) for report in reports] == [True, True, False]
+    if fault == "hang":
+        assert "within 1 s (env_timeout_s)" in reports[0].env_failed and "\n" not in reports[0].env_failed
+    if fault == "raise":
+        assert reports[0].env_failed == reports[1].env_failed
     assert [r.episodes for r in reports[:1]] == [r.episodes for r in reports[1:2]]
     assert_same_trajectories(apart.written, raising.written)
     assert len(of_siblings(whole)) >= 10
