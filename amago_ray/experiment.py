@@ -21,7 +21,7 @@ from amago_ray.driver.cluster import connect, disconnect
 from amago_ray.driver.evaluation import shares_of_a_test
 from amago_ray.driver.overview import overview
 from amago_ray.driver.placement import check_fits, place
-from amago_ray.driver.plan import TEST_SEEDS, make_plan
+from amago_ray.driver.plan import TEST_SEEDS, check_shares, make_plan
 from amago_ray.driver.probe import check_data, check_settings, probe
 from amago_ray.driver.resume import Resume, open_folder, state_to_resume, what_to_resume
 from amago_ray.driver.ring import Ring
@@ -102,6 +102,7 @@ class Experiment(ExperimentSettings):
             # Workers that no state is known of: time tells two attempts to resume from one state apart.
             plan = make_plan(self, self.agent_spec, cluster, incarnation=time.time_ns() if state else 0)
             check_fits(plan.roles, cluster)
+            check_shares(self, plan)
             open_folder(self, self.directory, self._layout, state, self._display.message)
             self._display.message(overview(self, plan, place(plan.roles, cluster.nodes), cluster) + "\n")
             self.progress = Progress.from_dict(state["progress"]) if state else self.progress

@@ -9,10 +9,10 @@ from amago_ray.driver.liveness import Liveness
 from amago_ray.driver.plan import TEST_SEEDS, deal_environments
 from amago_ray.driver.remote import RemoteCall
 from amago_ray.envs.makers import MakeEnv
+from amago_ray.envs.tasks import fixed_num_envs
 from amago_ray.messages import EpisodeResult, EvaluationReport
 from amago_ray.pending import ProcessDied
 from amago_ray.rollout.assignment import Assignment, assign, in_order
-from amago_ray.rollout.evaluate import fixed_num_envs
 from amago_ray.rollout.worker import RolloutConfig
 from amago_ray.settings import ExperimentSettings, env_processes
 from amago_ray.watch.metrics import summarize_episodes

@@ -11,6 +11,7 @@ from amago_ray.agent.spec import AgentSpec
 from amago_ray.driver.cores import Cores, share_cores
 from amago_ray.driver.placement import LEARNER, SHARD, WORKER, Cluster, Node, Resources, Role, matches, pool
 from amago_ray.envs.makers import MakeEnv, env_spaces, sendable_tasks
+from amago_ray.envs.tasks import fixed_num_envs
 from amago_ray.learner.learner import LearnerConfig
 from amago_ray.learner.precision import precision_on
 from amago_ray.replay.client import BUCKETS, request_size
@@ -234,6 +235,19 @@ def deal_environments(
         )
         for i, share in enumerate(shares)
     )
+
+
+def check_shares(settings: ExperimentSettings, plan: Plan) -> None:
+    """Raises ValueError where an environment is a VectorEnv of another size than some worker's share."""
+    for name, rollouts in (("make_train_env", plan.rollout), ("make_val_env", plan.validation)):
+        fixed = fixed_num_envs(getattr(settings, name), env_processes(settings))
+        shares = sorted({rollout.num_envs for rollout in rollouts})
+        if fixed is not None and shares != [fixed]:
+            raise ValueError(
+                f"Experiment.{name} makes a VectorEnv of {fixed} environments where a rollout worker has "
+                f"{' or '.join(map(str, shares))} (parallel_actors={settings.parallel_actors} over {len(rollouts)} "
+                f"workers): give it a parameter num_envs, or set parallel_actors={fixed * len(rollouts)}"
+            )
 
 
 def acts_compiled(settings: ExperimentSettings, collects: bool) -> CompileActing:

@@ -49,7 +49,7 @@ from amago_ray.envs.tasks import (
     build,
     distinct,
     entries_of,
-    remember_name,
+    remember,
     sendable_tasks,
     sized,
     tasks_of,
@@ -159,7 +159,7 @@ def check_env(
             raise
         pool = _pool_to_try(entry, env, seed, processes)
         found.append(_try_out(pool, seed, num_steps, action_mask_key))
-        remember_name(entry, env, found[-1][2])
+        remember(entry, env, found[-1][2])
         if not isinstance(env, VectorEnv):
             _check_builds_anew(entry, env)
     tasks_of(make_env)  # says which tasks are named alike

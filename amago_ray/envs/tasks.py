@@ -14,9 +14,11 @@ from typing import Any, cast
 import cloudpickle
 import gymnasium as gym
 from gymnasium.envs.registration import EnvCreator, EnvSpec, load_env_creator
+from gymnasium.vector import VectorEnv
 
 from amago_ray.envs.amago_env import env_name_of, names_its_own_tasks
 from amago_ray.envs.pool import closing_env, one_line
+from amago_ray.envs.processes.options import EnvProcesses
 from amago_ray.warned import warn
 
 EnvMaker = Callable[..., Any]  # returns a gym.Env or a VectorEnv
@@ -64,7 +66,7 @@ def tasks_of(make_env: MakeEnv) -> Tasks:
     """`make_env` as functions and labels.
 
     Of a list, entries whose environments have the same fixed name are told apart by their place, as in "reach (2)",
-    with a warning; to see that, an environment of each entry is built, unless `remember_name` knows its name.
+    with a warning; to see that, an environment of each entry is built, unless `remember` was told of one.
 
     Raises ValueError for an environment that cannot be built, TypeError for what stands for no environment.
     """
@@ -152,17 +154,50 @@ def parameters_of(maker: EnvMaker) -> Mapping[str, inspect.Parameter]:
         return {}
 
 
-# Names of the environments that entries build, by the identity of the entry, which is kept here so that it holds. None
-# for an environment that names its own tasks. Building one may take seconds: one process does it once.
-_names: dict[int, tuple[Entry, str | None]] = {}
+@dataclass(frozen=True)
+class _Built:
+    """What an environment that `entry` has built was.
+
+    name: None for one that names its own tasks. num_envs: of a VectorEnv; None for a plain one.
+    """
+
+    entry: Entry
+    name: str | None
+    num_envs: int | None
+
+
+# By the identity of the entry, which is kept here so that it holds. Building an environment may take seconds: one
+# process does it once.
+_built: dict[int, _Built] = {}
 _told: set[tuple[int, ...]] = (
     set()
 )  # lists, by the identities of their entries, of which it was said who is named alike
 
 
-def remember_name(entry: Entry, env: Any, name: str) -> None:
-    """Keep the name that the environment that `entry` has built has after a reset, for `tasks_of`."""
-    _names[id(entry)] = (entry, None if names_its_own_tasks(env) else name)
+def remember(entry: Entry, env: Any, name: str) -> None:
+    """Keep what `tasks_of` and `fixed_num_envs` need of the environment that `entry` has built.
+
+    name: that it has after a reset.
+    """
+    num_envs = env.num_envs if isinstance(env, VectorEnv) else None
+    _built[id(entry)] = _Built(entry, None if names_its_own_tasks(env) else name, num_envs)
+
+
+def fixed_num_envs(make_env: MakeEnv, processes: EnvProcesses | None = None) -> int | None:
+    """How many environments a VectorEnv of a fixed size has; None where as many can be made as are wanted.
+
+    processes: as of `make_pool`.
+    """
+    if processes is not None:  # they are plain ones, and to look would build one in this process
+        return None
+    entries = entries_of(make_env)
+    make = maker_of(entries[0])
+    if len(entries) > 1 or isinstance(make, RegisteredEnv) or "num_envs" in parameters_of(make):
+        return None
+    if id(entries[0]) in _built:
+        return _built[id(entries[0])].num_envs
+    with closing_env(make()) as env:
+        return env.num_envs if isinstance(env, VectorEnv) else None
 
 
 def distinct(entries: Sequence[Entry]) -> list[Entry]:
@@ -180,14 +215,14 @@ def _labels(entries: Sequence[Entry]) -> tuple[str, ...]:
     if len(different) == 1:
         return ("",) * len(entries)
     for entry in different:
-        if id(entry) not in _names:
+        if id(entry) not in _built:
             with closing_env(build(entry)) as env:
                 env.reset(seed=0)
-                remember_name(entry, env, env_name_of(env))
+                remember(entry, env, env_name_of(env))
     seen: Counter[str] = Counter()
     labels: list[str] = []
     for entry in different:
-        name = _names[id(entry)][1]
+        name = _built[id(entry)].name
         if name is not None:
             seen[name] += 1
         labels.append(f" ({seen[name]})" if name is not None and seen[name] > 1 else "")

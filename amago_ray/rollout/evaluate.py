@@ -17,7 +17,7 @@ from amago_ray.agent.spec import AgentSpec
 from amago_ray.envs.makers import EnvProcesses, MakeEnv, make_pool
 from amago_ray.envs.pool import close_env, closing_env
 from amago_ray.envs.spaces import sample_actions
-from amago_ray.envs.tasks import RegisteredEnv, entries_of, entry_name, maker_of, parameters_of
+from amago_ray.envs.tasks import RegisteredEnv, entries_of, entry_name, fixed_num_envs, maker_of, parameters_of
 from amago_ray.messages import EpisodeResult, Trajectory, Weights
 from amago_ray.rollout.assignment import DEFAULT_ROLLOUT_LIMIT_S, Tally, assign, in_order
 from amago_ray.rollout.halves import make_worker
@@ -65,18 +65,6 @@ def random_policy(
 def timesteps_per_env(max_timesteps: int | None, num_envs: int) -> int | None:
     """A limit of timesteps over all environments as one of each, of 1 or more."""
     return None if max_timesteps is None else max(max_timesteps // num_envs, 1)
-
-
-def fixed_num_envs(make_env: MakeEnv, env_processes: EnvProcesses | None = None) -> int | None:
-    """How many environments a VectorEnv of a fixed size has; None where as many can be made as are wanted."""
-    if env_processes is not None:  # they are plain ones, and to look would build one in this process
-        return None
-    entries = entries_of(make_env)
-    make = maker_of(entries[0])
-    if len(entries) > 1 or isinstance(make, RegisteredEnv) or "num_envs" in parameters_of(make):
-        return None
-    with closing_env(make()) as env:
-        return env.num_envs if isinstance(env, VectorEnv) else None
 
 
 def load_policy_weights(spec: AgentSpec, path: Path) -> Weights:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from gymnasium.vector import SyncVectorEnv
 
 from amago_ray.agent import Agent
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.driver.overview import overview
 from amago_ray.driver.placement import Cluster, Node, Resources, place
-from amago_ray.driver.plan import TEST_SEEDS, learns_compiled, longest_piece, make_plan, share_gpus, stagger
+from amago_ray.driver.plan import (
+    TEST_SEEDS,
+    check_shares,
+    learns_compiled,
+    longest_piece,
+    make_plan,
+    share_gpus,
+    stagger,
+)
 from amago_ray.envs.builtin import Counting
 from amago_ray.envs.makers import EnvProcesses
 from amago_ray.nets.traj_encoders import GRUTrajEncoder, TformerTrajEncoder
@@ -43,6 +53,28 @@ def test_as_many_workers_as_there_are_cores_for(nodes: list[Node], expected: int
     settings = ExperimentSettings("run", Counting, 8, make_val_env=Counting, parallel_actors=1000, learner_device="cpu")
     cluster = Cluster(int(sum(n.total.cpus for n in nodes)), tuple(nodes))
     assert len(make_plan(settings, SPEC, cluster).rollout) == expected
+
+
+def five_at_once() -> SyncVectorEnv:
+    return SyncVectorEnv([Counting] * 5)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "envs", "message"),
+    [
+        (five_at_once, Counting, 10, None),
+        (five_at_once, Counting, 9, r"make_train_env .* of 5 environments .* has 4 or 5 \(parallel_actors=9 over 2"),
+        (Counting, five_at_once, 20, "make_val_env .* of 5 .* has 10 .* parameter num_envs, or set parallel_actors=10"),
+        (lambda num_envs: SyncVectorEnv([Counting] * num_envs), Counting, 9, None),
+    ],
+)
+def test_a_vector_env_of_another_size_than_a_share_is_refused(train: Any, val: Any, envs: int, message: Any) -> None:
+    settings = ExperimentSettings(
+        "run", train, 8, make_val_env=val, parallel_actors=envs, num_rollout_workers=2, learner_device="cpu"
+    )
+    plan = make_plan(settings, SPEC, CLUSTER)
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        check_shares(settings, plan)
 
 
 def test_runs_of_neighbouring_seeds_share_no_environments() -> None:

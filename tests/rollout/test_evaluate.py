@@ -17,13 +17,14 @@ from small_agents import small_agent_spec
 from amago_ray.agent.flat_weights import flatten_state
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.envs.builtin import Counting, Identity, TMaze
+from amago_ray.envs.makers import check_env
+from amago_ray.envs.tasks import fixed_num_envs
 from amago_ray.messages import Weights
 from amago_ray.nets.traj_encoders import GRUTrajEncoder
 from amago_ray.rollout.evaluate import (
     check_renderable,
     evaluate_policy,
     final_test,
-    fixed_num_envs,
     load_policy_weights,
     random_policy,
     record_gif,
@@ -178,6 +179,18 @@ def test_a_vector_env_of_a_fixed_size_is_found() -> None:
     assert fixed_num_envs(five_at_once) == 5
     for make_env in ("CartPole-v1", [TMAZE], TMAZE, lambda num_envs: SyncVectorEnv([Mixed] * num_envs)):
         assert fixed_num_envs(make_env) is None
+
+
+def test_the_size_that_the_check_before_the_start_has_seen_is_known() -> None:
+    built: list[int] = []
+
+    def make() -> SyncVectorEnv:
+        built.append(1)
+        return five_at_once()
+
+    check_env(make)
+    before = len(built)
+    assert fixed_num_envs(make) == 5 and len(built) == before
 
 
 class Endless(Mixed):
