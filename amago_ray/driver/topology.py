@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -330,6 +332,18 @@ def _learner_result(call: RemoteCall[T], timeout_s: float | None = None) -> T:
         raise LearnerDied(str(death)) from death
 
 
+def _hidden_by_gin(value: Any) -> str:
+    """The name of a function or class in `value` that its module knows without what gin has wrapped it in; or ""."""
+    if isinstance(value, (list, tuple)):
+        return next(filter(None, map(_hidden_by_gin, value)), "")
+    if isinstance(value, partial):
+        return _hidden_by_gin(value.func)
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    known = getattr(sys.modules.get(module or ""), name or "", None)
+    inner = value.__mro__[1] if isinstance(value, type) else getattr(value, "__wrapped__", None)
+    return f"{module}.{name}" if known is not None and known is inner else ""
+
+
 def check_sendable(settings: ExperimentSettings) -> None:
     """Raises ValueError, naming the setting, for what cannot be sent to other processes."""
     for name in SENT_TO_PROCESSES:
@@ -337,6 +351,12 @@ def check_sendable(settings: ExperimentSettings) -> None:
         try:
             cloudpickle.dumps(value)
         except Exception as error:  # whatever pickling a user's object may raise
+            if hidden := _hidden_by_gin(value):
+                raise ValueError(
+                    f"Experiment.{name}={value!r} cannot be sent to other processes: gin's register and "
+                    f"external_configurable leave the name {hidden} to the object without gin's settings; decorate it, "
+                    "or a subclass or function of your own that makes one, with @gin.configurable"
+                ) from error
             raise ValueError(
                 f"Experiment.{name}={value!r} cannot be sent to other processes ({error}): define it in a module of "
                 "its own where it is gin-configurable, and let it hold no locks, files or open connections"

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import gin
 import pytest
 import ray
 
 from amago_ray.driver import topology
 from amago_ray.driver.actors import LearnerActor
-from amago_ray.driver.topology import Spawner, Topology
+from amago_ray.driver.topology import Spawner, Topology, check_sendable
+from amago_ray.envs.builtin import Counting
+from amago_ray.settings import ExperimentSettings
 
 
 class Failing:
@@ -55,6 +59,26 @@ def test_a_start_that_fails_leaves_no_process_and_no_placement_group(monkeypatch
     with pytest.raises(OSError, match="no more processes"):
         Topology(plan)
     assert spawner.running == [] and removed == [group]
+
+
+class Registered(Counting):
+    """In a module of its own, and known to gin."""
+
+
+def registered() -> Counting:
+    return Counting()
+
+
+@pytest.mark.parametrize("what", [Registered, registered])
+def test_what_gin_has_registered_without_changing_its_name_is_told_how_to_be_sent(what: Any) -> None:
+    wrapped = gin.external_configurable(what, module="of_a_test")
+    for make_env in (wrapped, [Counting, (wrapped, {})], partial(wrapped)):
+        settings = ExperimentSettings("run", make_env, 8, make_val_env=Counting)
+        with pytest.raises(ValueError, match="make_train_env=.*register and external_configurable") as refused:
+            check_sendable(settings)
+        assert f"{__name__}.{what.__name__} to the object" in str(refused.value)
+        assert "@gin.configurable" in str(refused.value) and "\n" not in str(refused.value)
+    check_sendable(ExperimentSettings("run", what, 8, make_val_env=Counting))
 
 
 class ThreadTeller:
