@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gymnasium.vector import SyncVectorEnv
 
 from amago_ray import Experiment
+from amago_ray.driver.placement import Cluster
 from amago_ray.envs.builtin import Counting
+from amago_ray.nets.traj_encoders import GRUTrajEncoder
+from amago_ray.run_directory import RunDirectory
 
 
 @pytest.mark.parametrize("how", [{"resume": True}, {"overwrite": True}])
@@ -19,3 +23,27 @@ def test_resuming_what_is_running_is_refused(tmp_path: Path, how: dict[str, bool
     assert experiment.start() is experiment
     with pytest.raises(ValueError, match="this experiment is running; resume and overwrite are for its first start"):
         experiment.start(**how)
+
+
+def test_a_vector_env_of_another_size_is_refused_before_the_earlier_run_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = RunDirectory(tmp_path, "a")
+    earlier.create()
+    earlier.config.write_text("of the earlier run")
+    monkeypatch.setattr("amago_ray.experiment.connect", lambda *_: (Cluster(4, (), local=True), False))
+    monkeypatch.setattr("amago_ray.experiment.check_fits", lambda *_: None)  # of no nodes at all
+    experiment = Experiment(
+        run_name="a",
+        make_train_env=lambda: SyncVectorEnv([Counting] * 3),
+        make_val_env=Counting,
+        max_seq_len=4,
+        parallel_actors=4,
+        num_rollout_workers=2,
+        traj_encoder_type=GRUTrajEncoder,
+        ckpt_base_dir=tmp_path,
+        verbose=False,
+    )
+    with pytest.raises(ValueError, match="make_train_env makes a VectorEnv of 3 environments where .* has 2"):
+        experiment.start(overwrite=True)
+    assert earlier.config.read_text() == "of the earlier run"
