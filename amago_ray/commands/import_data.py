@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import gin
@@ -55,7 +57,7 @@ class Imported:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Convert a dataset to the format of replay."""
+    """Convert a dataset to the format of replay; exit status 1 where something of it is damaged."""
     parser = Parser(
         prog="amago-ray import-data",
         description=DESCRIPTION,
@@ -66,12 +68,12 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to be made")
     options = parser.parse_args(arguments)
     with in_one_line():
-        import_data(options.source, options.out, options.config, options.set)
-    return 0
+        healthy = import_data(options.source, options.out, options.config, options.set)
+    return 0 if healthy else 1
 
 
-def import_data(source: str, out: Path, configs: Sequence[str], bindings: Sequence[str]) -> None:
-    """Write what SOURCE stands for into the folder `out`, which must not exist yet.
+def import_data(source: str, out: Path, configs: Sequence[str], bindings: Sequence[str]) -> bool:
+    """Write what SOURCE stands for into the folder `out`, which must not exist yet; False where some is damaged.
 
     configs, bindings: of the runs that will learn from the data; only a Minari dataset does without them.
     Raises ValueError for a source that cannot be read or does not fit the configuration.
@@ -93,11 +95,14 @@ def import_data(source: str, out: Path, configs: Sequence[str], bindings: Sequen
             raise ValueError(f"{source} does not say of which environments it is: add --config FILE")
         layout = RowLayout(*dataset.spaces)
     written = write_dataset(dataset, layout, out, compressed)
+    for text in dataset.damage:
+        print(f"damaged: {text}")
     print(
         f"{written.trajectories:,} trajectories, {written.timesteps:,} timesteps, mean return "
         f"{written.mean_return:.4g}, {decimal(written.num_bytes)}. To learn from them:\n"
         f'  Experiment.dataset = @StoredDataset()\n  StoredDataset.path = "{out}"'
     )
+    return not dataset.damage
 
 
 def dataset_of(source: str) -> TrajectoryDataset:
@@ -128,31 +133,27 @@ def dataset_of(source: str) -> TrajectoryDataset:
 def write_dataset(
     dataset: TrajectoryDataset, layout: RowLayout, out: Path, compressed: tuple[str, ...] = (), show: bool = True
 ) -> Imported:
-    """Write every trajectory of a dataset to the folder `out`, which appears once it is complete.
+    """Write every readable trajectory of a dataset to the folder `out`, which appears once it is complete.
 
+    The commits of the run that stored them stay, and with them their ages.
     layout: that every trajectory must fit. compressed: observation arrays to be compressed. show: progress.
-    Raises ValueError, naming the trajectory, for one that does not fit.
+    Raises ValueError, naming the trajectory, for one that does not fit, and where there is none at all.
     """
     dataset.check_spaces(layout)
     unfinished = out.with_name(out.name + UNFINISHED)
     shutil.rmtree(unfinished, ignore_errors=True)
     store = TrajectoryStore(StoreConfig(shard_folder(unfinished, 0), capacity_bytes=UNBOUNDED, compressed=compressed))
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    total_reward, gathered, gathered_bytes = 0.0, list[Trajectory](), 0
+    total_reward = 0.0
     try:
-        with Progress(*columns, disable=not show) as progress:
-            for index in progress.track(range(len(dataset)), description="importing"):
-                trajectory = dataset.trajectory(index, layout)
-                total_reward += trajectory.total_reward
-                # Numbered in order, whoever made it: a store would take a number that it has skipped for a repeat.
-                gathered.append(replace(trajectory, id=TrajectoryId(NOT_FROM_A_WORKER, 0, index)))
-                gathered_bytes += trajectory.num_bytes
-                if gathered_bytes >= MESSAGE_BYTES or index + 1 == len(dataset):
-                    store.push(pack(gathered))
-                    gathered, gathered_bytes = [], 0
-        store.commit()
+        for commit, trajectories in groupby(_numbered(dataset, layout, show), key=itemgetter(0)):
+            for message in _messages(trajectory for _, trajectory in trajectories):
+                store.push(pack(message))
+                total_reward += sum(t.total_reward for t in message)
+            store.commit(commit)
+        if not len(store):
+            raise ValueError(f"{type(dataset).__name__} holds no trajectories{_because_of(dataset.damage)}")
         record_spaces(unfinished, layout)
-        written = Imported(len(store), store.num_transitions, store.num_bytes, total_reward / max(len(store), 1))
+        written = Imported(len(store), store.num_transitions, store.num_bytes, total_reward / len(store))
     except BaseException:
         store.close()
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -160,3 +161,33 @@ def write_dataset(
     store.close()
     unfinished.rename(out)
     return written
+
+
+def _numbered(dataset: TrajectoryDataset, layout: RowLayout, show: bool) -> Iterator[tuple[int, Trajectory]]:
+    """All readable trajectories of a dataset, each behind its commit, under running numbers.
+
+    Numbered in order, whoever made them: a store would take a number that it has skipped for a repeat.
+    """
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not show) as progress:
+        readable = progress.track(dataset.readable(), total=len(dataset), description="importing")
+        for number, index in enumerate(readable):
+            found = dataset.trajectory(index, layout)
+            yield dataset.commit_of(index), replace(found, id=TrajectoryId(NOT_FROM_A_WORKER, 0, number))
+
+
+def _messages(trajectories: Iterable[Trajectory]) -> Iterator[list[Trajectory]]:
+    """The same in lists of MESSAGE_BYTES or a little more; the last one is what is left."""
+    gathered, gathered_bytes = list[Trajectory](), 0
+    for trajectory in trajectories:
+        gathered.append(trajectory)
+        gathered_bytes += trajectory.num_bytes
+        if gathered_bytes >= MESSAGE_BYTES:
+            yield gathered
+            gathered, gathered_bytes = [], 0
+    if gathered:
+        yield gathered
+
+
+def _because_of(damage: Sequence[str]) -> str:
+    return f" that can be read: {damage[0]}" if damage else ""

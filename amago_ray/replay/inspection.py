@@ -37,6 +37,10 @@ from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
 OPEN_ATTEMPTS = 20  # a run that evicts may delete a segment between our listing it and opening it
 
 
+class NothingStored(ValueError):
+    """No data are stored where they were looked for."""
+
+
 @dataclass(frozen=True)
 class StoredData:
     """Where data are stored.
@@ -58,10 +62,10 @@ class StoredData:
 def find_stored_data(path: Path) -> StoredData:
     """The shards of a run's folder, of a replay folder, of imported data, or a single shard's folder.
 
-    Raises ValueError where there is nothing of the kind.
+    Raises NothingStored where there is nothing of the kind, ValueError for a config.txt that cannot be read.
     """
     if not path.is_dir():
-        raise ValueError(f"{path}: there is no such folder")
+        raise NothingStored(f"{path}: there is no such folder")
     path = path.resolve()
     config = next((c for c in _config_places(path) if c.is_file()), None)
     settings = {} if config is None else run_settings(config)
@@ -70,7 +74,7 @@ def find_stored_data(path: Path) -> StoredData:
         places.append(Path(settings["replay_dir"]).expanduser() / settings["run_name"])
     shards = next((found for place in places if (found := _shards_in(place))), ())
     if not shards:
-        raise ValueError(
+        raise NothingStored(
             f"{path} holds no stored data: name the folder of a run, its replay folder, or what import-data wrote "
             "(a run with Experiment.replay_durable = False keeps nothing)"
         )
@@ -155,15 +159,9 @@ class StoredShard(TrajectoryStore):
 
     def trajectories(self) -> Iterator[Trajectory]:
         """Every visible trajectory that is whole, oldest first. `damage` tells of those that are not."""
-        damaged: set[int] = set()
         for number in range(self.table.first, self.table.end):
-            one = np.array([number])
-            if number in damaged:
-                continue
-            damaged.update(self.damaged(one))
-            if number in damaged:
-                continue
-            yield self.trajectory(number)
+            if not self.damaged(np.array([number])):
+                yield self.trajectory(number)
 
 
 def read_priorities(folder: Path) -> np.ndarray:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from amago_ray.envs.spaces import OBSERVATION
 from amago_ray.messages import ACTION, REWARD, TERMINATED, Trajectory, TrajectoryId
 from amago_ray.replay.datasets.dataset import NOT_FROM_A_WORKER, Episode, RLDataset, RowLayout, TrajectoryDataset
 from amago_ray.replay.datasets.recorded_spaces import check_meaning, recorded_spaces
-from amago_ray.replay.datasets.stored_source import UNBOUNDED, StoredSource, open_stores
+from amago_ray.replay.datasets.stored_source import UNBOUNDED, StoredSource
+from amago_ray.replay.inspection import NothingStored, StoredData, find_stored_data
 from amago_ray.replay.sampling.selection import SamplingMode, SelectionConfig
 from amago_ray.replay.sampling.sources import Source
 from amago_ray.replay.storage.records import Schema
@@ -210,7 +211,8 @@ class StoredDataset(TrajectoryDataset):
 
     Another run may still be writing: what it had committed when this one starts is what is read.
 
-    path: the folder that holds shard_0, shard_1, ... .
+    path: the folder that holds shard_0, shard_1, ..., or that of the run. What the run has evicted is left out, also
+        where its files still hold it.
     sampling: as `Experiment.replay_sampling`, but for "prioritized", which is for what a run collects itself.
     half_life: of "recent", in epochs of the run that stored the data.
     Using it raises ValueError where nothing is stored there.
@@ -227,13 +229,22 @@ class StoredDataset(TrajectoryDataset):
 
     @cached_property
     def _stores(self) -> list[TrajectoryStore]:
-        stores = open_stores(self.path)
+        stores: list[TrajectoryStore] = [*self._found().open()]
         if not any(len(store) for store in stores):
-            raise ValueError(f"StoredDataset.path={str(self.path)!r}: no trajectories are stored there")
+            raise self._nothing()
         for store in stores:
             for damage in store.damage:
                 warn(f"StoredDataset: {damage}", stacklevel=2)
         return stores
+
+    def _found(self) -> StoredData:
+        try:
+            return find_stored_data(self.path)
+        except NothingStored as error:
+            raise self._nothing() from error
+
+    def _nothing(self) -> ValueError:
+        return ValueError(f"StoredDataset.path={str(self.path)!r}: no trajectories are stored there")
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_stores"}
@@ -243,10 +254,20 @@ class StoredDataset(TrajectoryDataset):
 
     def check_spaces(self, layout: RowLayout) -> None:
         what = f"StoredDataset.path={str(self.path)!r} holds data of other environments"
-        check_meaning(recorded_spaces(self.path), layout, what)
+        check_meaning(recorded_spaces(self._found().shards[0].parent), layout, what)
 
     def readable(self) -> Iterator[int]:
-        return (index for index in range(len(self)) if not self._is_damaged(*self._place(index)))
+        commits = np.concatenate([store.table.rows["commit"] for store in self._stores])
+        oldest_first = np.argsort(commits, kind="stable").tolist()
+        return (index for index in oldest_first if not self._is_damaged(*self._place(index)))
+
+    def commit_of(self, index: int) -> int:
+        store, number = self._place(index)
+        return int(store.facts(np.array([number]))["commit"][0])
+
+    @property
+    def damage(self) -> Sequence[str]:
+        return [text for store in self._stores for text in store.damage]
 
     def read(self, index: int, layout: RowLayout) -> Trajectory:
         store, number = self._place(index)
@@ -268,7 +289,7 @@ class StoredDataset(TrajectoryDataset):
 
     @staticmethod
     def _is_damaged(store: TrajectoryStore, number: int) -> bool:
-        return number in store.damaged(np.array([number]))
+        return bool(store.damaged(np.array([number])))
 
     def source(self, layout: RowLayout, shard: int, num_shards: int) -> Source:
-        return StoredSource(open_stores(self.path), layout, self._selection, shard, num_shards)
+        return StoredSource(self._found().open(), layout, self._selection, shard, num_shards)

@@ -206,6 +206,18 @@ class TrajectoryDataset(ABC):
         """Numbers of the trajectories that are drawn: all but those that a dataset knows to be damaged."""
         return range(len(self))
 
+    def commit_of(self, index: int) -> int:
+        """Number of the commit that showed trajectory `index` to the run that stored it; `readable` is in this order.
+
+        Ages are told by it. 1 for all of them where nobody knows.
+        """
+        return 1
+
+    @property
+    def damage(self) -> Sequence[str]:
+        """What of the data has been found broken so far, in words."""
+        return ()
+
     def check_spaces(self, layout: RowLayout) -> None:
         """Raises ValueError for data of other environments, where the dataset knows its spaces."""
         if self.spaces is not None and not _same_rows(RowLayout(*self.spaces), layout):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,16 +11,9 @@ from amago_ray.messages import TERMINATED
 from amago_ray.replay.datasets.dataset import RowLayout
 from amago_ray.replay.sampling.selection import Selection, SelectionConfig
 from amago_ray.replay.sampling.sources import Available, BufferSource, Columns, SliceConfig, Source, separate
-from amago_ray.replay.storage.folders import shard_folders
-from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
+from amago_ray.replay.storage.store import TrajectoryStore
 
 UNBOUNDED = 1 << 62  # bytes: nothing that is there is evicted
-
-
-def open_stores(folder: Path) -> list[TrajectoryStore]:
-    """The stores in shard_0, shard_1, ... of `folder`, to be read only; none where there is no such folder."""
-    shards = shard_folders(folder)
-    return [TrajectoryStore(StoreConfig(shard, capacity_bytes=UNBOUNDED), read_only=True) for shard in shards]
 
 
 class StoredSource(Source):

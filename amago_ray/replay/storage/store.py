@@ -110,6 +110,7 @@ class TrajectoryStore:
         self._seen = SeenIds(config.stride)
         self._staged: list[tuple[int, np.ndarray]] = []  # record key, facts
         self._records: dict[int, Record] = {}
+        self._broken: set[int] = set()  # records
         self._next_record = 0
         self._env_names: list[str] = []
         self._segments: dict[int, Segment] = {}
@@ -244,6 +245,7 @@ class TrajectoryStore:
         if num > 0:
             self._drop(num)
             self.evicted += num
+            self._note_eviction()  # whoever reads the folder elsewhere does not know the capacities
             self._delete_dead_segments()
 
     def _drop(self, num: int) -> None:
@@ -252,6 +254,13 @@ class TrajectoryStore:
             self._live[self._records[int(key)].segment] -= int(count)
         self.table.drop(num)
 
+    def _note_eviction(self) -> None:
+        """Write down which trajectories are evicted. A full disk must not keep space from being freed."""
+        if self.config.folder is not None and not self.read_only:
+            newest = self._segments[max(self._segments)]
+            with contextlib.suppress(StorageError):
+                self._write(newest, [records.encode_eviction(self.table.first, time.time())])
+
     def _delete_dead_segments(self) -> None:
         """Free the oldest segments as long as nothing in them is alive."""
         dead = list(takewhile(lambda n: not self._live[n] and n != self._current, sorted(self._segments)))
@@ -259,19 +268,17 @@ class TrajectoryStore:
             room = self.config.capacity_bytes // HELD_SHARE
             while dead and dead[-1] >= self._held and (room := room - self._segments[dead[-1]].size) >= 0:
                 dead.pop()
-        if dead and self.config.folder is not None and not self.read_only:
+        if dead:
             # One commit's trajectories may lie in several segments. Whoever finds some of them gone must be able to
-            # tell that those before them, in segments that are left, are evicted as well. A full disk must not keep
-            # space from being freed.
-            with contextlib.suppress(StorageError):
-                newest = self._segments[max(self._segments)]
-                self._write(newest, [records.encode_eviction(self.table.first, time.time())])
+            # tell that those before them, in segments that are left, are evicted as well.
+            self._note_eviction()
         for number in dead:
             segment = self._segments.pop(number)
             self._unsynced.discard(segment)
             segment.close() if self.read_only else segment.delete()
             for key in self._records_of.pop(number):
                 del self._records[key]
+                self._broken.discard(key)
             del self._live[number], self._schemas[number]
 
     # ---------------------------------------------------------------- going back
@@ -335,14 +342,18 @@ class TrajectoryStore:
         """All trajectories of those records of the trajectories `numbers` that do not match their checksum.
 
         The checksum of a record that this process has not written is compared when it is first read from, and that of
-        others if it is to be done anew. What is found is added to `damage`.
+        others if it is to be done anew. What is found is added to `damage`, once.
         """
         keys = np.unique(self.facts(numbers)["record"]).tolist()
-        bad = [key for key in keys if (anew or not self._records[key].verified) and not self._verify(key)]
+        self._broken.update(key for key in keys if self._is_to_be_verified(key, anew) and not self._verify(key))
+        bad = [key for key in keys if key in self._broken]
         if not bad:
             return []
         rows = self.table.rows
         return (np.flatnonzero(np.isin(rows["record"], bad)) + self.table.first).tolist()
+
+    def _is_to_be_verified(self, key: int, anew: bool) -> bool:
+        return key not in self._broken and (anew or not self._records[key].verified)
 
     def _verify(self, key: int) -> bool:
         record = self._records[key]

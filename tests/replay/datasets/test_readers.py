@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -28,8 +29,9 @@ from amago_ray.learner.batches import training_batch
 from amago_ray.messages import Trajectory
 from amago_ray.replay.client import LocalShard, ReplayReader
 from amago_ray.replay.datasets.dataset import Episode, RLDataset, RowLayout
-from amago_ray.replay.datasets.stored_source import UNBOUNDED, open_stores
+from amago_ray.replay.datasets.stored_source import UNBOUNDED
 from amago_ray.replay.export import export_npz
+from amago_ray.replay.inspection import find_stored_data
 from amago_ray.replay.readers import AmagoDataset, EpisodeDataset, MinariDataset, StoredDataset
 from amago_ray.replay.sampling.selection import SamplingMode
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
@@ -41,6 +43,19 @@ MADE_UP = RowLayout(
     spaces.Dict({"from": spaces.Box(-999, 999, (4,), np.int16), "pixels": spaces.Box(0, 255, (2, 2), np.uint8)}),
     spaces.Discrete(3),
 )  # of `ring_cases.trajectory`
+
+
+@gin.configurable(module="test_readers")
+class MadeUp(gym.Env):
+    """Of the spaces of `ring_cases.trajectory`."""
+
+    observation_space, action_space = MADE_UP.observation_space, MADE_UP.action_space
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        return self.observation_space.sample(), 0.0, True, False, {}
 
 
 class Walk(gym.Env):
@@ -306,7 +321,7 @@ def test_stored_data_are_drawn_by_weight(tmp_path: Path, mode: SamplingMode) -> 
 
 def test_stored_data_with_damage_are_drawn_around(tmp_path: Path) -> None:
     made = run_folder(tmp_path, num_shards=1)
-    (store,) = open_stores(tmp_path)
+    (store,) = find_stored_data(tmp_path).open()
     segment = sorted(tmp_path.rglob("*.segment"))[0]
     stored = bytearray(segment.read_bytes())
     stored[store._records[0].columns_at] ^= 1
@@ -393,11 +408,97 @@ def test_import_keeps_every_row(tmp_path: Path, compressed: tuple[str, ...]) -> 
     made = [dataset.trajectory(i, MADE_UP) for i in range(15)]
     assert (written.trajectories, written.timesteps) == (15, sum(t.num_transitions for t in made))
     assert written.mean_return == pytest.approx(np.mean([t.total_reward for t in made]))
-    for i, t in enumerate(made):
+    for i, t in enumerate(sorted(made, key=lambda t: (t.id.sequence // 5, t.id.sequence % 2))):  # by commit and shard
         read = again.trajectory(i, MADE_UP)
         assert read.id.sequence == i and read.env_name == t.env_name
+        assert again.commit_of(i) == 1 + t.id.sequence // 5
         for name, column in t.columns.items():
             np.testing.assert_array_equal(read.columns[name], column)
+
+
+def drawn_from(dataset: StoredDataset) -> dict[int, float]:
+    """How often each trajectory is to be drawn, by the number of the run's worker, which obs.from tells."""
+    shard = ReplayShard(ReplayConfig(max_seq_len=4), 0, [dataset.source(MADE_UP, 0, 1)])
+    (batch,) = ReplayReader([LocalShard(shard)], batch_size=500, seed=0).batches(1, 0, mixture=(0, 1))
+    numbers = [int(rows[0, 2]) for rows in batch.rows("obs.from")]
+    return dict(zip(numbers, batch.probability.tolist(), strict=True))
+
+
+def test_an_import_keeps_the_ages_of_a_run(tmp_path: Path) -> None:
+    run_folder(tmp_path / "run")
+    write_dataset(StoredDataset(tmp_path / "run"), MADE_UP, tmp_path / "out", show=False)
+    before, after = (drawn_from(StoredDataset(tmp_path / name, "recent", half_life=1.0)) for name in ("run", "out"))
+    assert before == pytest.approx(after) and len(before) == 15
+    assert before[10] == pytest.approx(2 * before[9]) == pytest.approx(4 * before[0])
+
+
+def test_damaged_records_are_left_out_of_an_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is readable is there, what is not is named, and the exit status says so."""
+    run = tmp_path / "run"
+    made = run_folder(run / "replay", num_shards=1)
+    (store,) = find_stored_data(run).open()
+    segment = sorted(run.rglob("*.segment"))[0]
+    stored = bytearray(segment.read_bytes())
+    stored[store._records[0].columns_at] ^= 1
+    segment.write_bytes(stored)
+    (run / "env.gin").write_text(
+        "Experiment.run_name = 'x'\nExperiment.max_seq_len = 4\nExperiment.make_train_env = @MadeUp"
+    )
+    assert import_data(run / "replay", "--out", tmp_path / "out", "--config", run / "env.gin") == 1
+    out = capsys.readouterr().out
+    assert out.count("damaged: ") == 1 and re.search(rf"^damaged: {segment}, byte \d+: .*checksum", out, re.MULTILINE)
+    assert re.search("^10 trajectories, ", out, re.MULTILINE)
+    again = StoredDataset(tmp_path / "out")
+    read = [again.trajectory(i, MADE_UP) for i in range(len(again))]
+    assert [int(t.columns["obs.from"][0, 2]) for t in read] == [t.id.sequence for t in made[5:]]
+    assert again.damage == []
+
+
+def test_a_dataset_that_grows_while_it_is_imported(tmp_path: Path) -> None:
+    """What was there at the beginning is imported, and none of it is lost."""
+
+    class Growing(EpisodeDataset):
+        def episode(self, index: int) -> Episode:
+            self.episodes.append(self.episodes[0])
+            return super().episode(index)
+
+    layout = RowLayout(spaces.Box(-1, 1, (2,)), spaces.Discrete(2))
+    dataset = Growing([Episode(np.zeros((3, 2)), np.zeros(2, np.int64), np.full(2, float(i))) for i in range(5)])
+    written = write_dataset(dataset, layout, tmp_path / "out", show=False)
+    assert (written.trajectories, written.mean_return) == (5, 4.0) and len(StoredDataset(tmp_path / "out")) == 5
+
+
+def test_a_dataset_without_trajectories_is_not_imported(tmp_path: Path) -> None:
+    dataset = EpisodeDataset([Episode(np.zeros((3, 2)), np.zeros(2, np.int64), np.ones(2))])
+    dataset.episodes.clear()
+    layout = RowLayout(spaces.Box(-1, 1, (2,)), spaces.Discrete(2))
+    with pytest.raises(ValueError, match=r"^EpisodeDataset holds no trajectories$"):
+        write_dataset(dataset, layout, tmp_path / "out", show=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("written_down", [True, False])
+def test_what_a_run_has_evicted_is_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written_down: bool) -> None:
+    """The writer says so in its files; in those of before, the capacities of the run do."""
+    run, layout = tmp_path / "run", MADE_UP
+    if not written_down:
+        monkeypatch.setattr(TrajectoryStore, "_note_eviction", lambda self: None)
+    store = TrajectoryStore(StoreConfig(shard_folder(run / "replay", 0), capacity_trajectories=10))
+    for n in range(40):
+        store.push(pack([ring_cases.trajectory(n)]))
+        store.commit()
+    store.close()
+    if not written_down:
+        (run / "config.txt").write_text(
+            "Experiment.num_replay_shards = 1\nExperiment.replay_capacity_gb = 4.0\n"
+            "Experiment.replay_capacity_trajectories = 10\n"
+        )
+    for path in (run, run / "replay"):
+        dataset = StoredDataset(path)
+        dataset.check(layout)
+        assert [dataset.trajectory(i, layout).id.sequence for i in range(len(dataset))] == list(range(30, 40))
+    assert dataset.source(layout, 0, 1).available().trajectories == 10
+    assert write_dataset(dataset, layout, tmp_path / "out", show=False).trajectories == 10
 
 
 @pytest.mark.parametrize("compress", [False, True])
