@@ -20,6 +20,7 @@ from gymnasium import spaces
 from amago_ray.envs.spaces import OBSERVATION
 from amago_ray.messages import ACTION, REWARD, TERMINATED, Trajectory
 from amago_ray.replay.datasets.dataset import RowLayout
+from amago_ray.replay.pieces import facts_of
 from amago_ray.replay.readers import AMAGO_OBS_PREFIX
 from amago_ray.replay.storage.records import Schema
 from amago_ray.specs import OBS_PREFIX, ActionSpec
@@ -98,7 +99,8 @@ def export_minari(trajectories: Iterable[Trajectory], layout: RowLayout, folder:
 
     Observations and actions are as the environment gave and took them. An episode that does not end in a terminal state
     ends in a truncation, as Minari has it. Its metadata tell env_name, first_time_idx (above 0 for the later pieces of
-    a rollout that was cut), cut (its rollout goes on behind it) and weight_version.
+    a rollout that was cut), cut (its rollout goes on behind it) and weight_version; those of later pieces also tell
+    previous_action (as the environment took it) and previous_reward, which led to their first observation.
     Raises ImportError where Minari is not installed, ValueError for trajectories that are not of `layout`.
     """
     try:
@@ -126,10 +128,7 @@ def _episodes(trajectories: Iterable[Trajectory], layout: RowLayout, facts: list
 
     for i, t in enumerate(_checked(trajectories, layout)):
         terminated = t.columns[TERMINATED][1:]
-        cut = not (t.truncated or bool(terminated[-1]))
-        facts.append(
-            {"env_name": t.env_name, "first_time_idx": t.first_time_idx, "cut": cut, "weight_version": t.weight_version}
-        )
+        facts.append(facts_of(t, layout))
         yield EpisodeBuffer(
             id=i,
             observations=observations(t.columns, layout.observation_space),

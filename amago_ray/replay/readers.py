@@ -26,6 +26,7 @@ from amago_ray.replay.datasets.dataset import NOT_FROM_A_WORKER, Episode, RLData
 from amago_ray.replay.datasets.recorded_spaces import check_meaning, recorded_spaces
 from amago_ray.replay.datasets.stored_source import UNBOUNDED, StoredSource
 from amago_ray.replay.inspection import NothingStored, StoredData, find_stored_data
+from amago_ray.replay.pieces import continued, is_exported
 from amago_ray.replay.sampling.selection import SamplingMode, SelectionConfig
 from amago_ray.replay.sampling.sources import Source
 from amago_ray.replay.storage.records import Schema
@@ -65,7 +66,7 @@ class AmagoDataset(TrajectoryDataset):
 
     A file holds the T + 1 rows of one piece of a rollout as the networks of AMAGO saw them: observations by name,
     "rl2s" (previous reward, previous action vector) and "time_idxs", and for its T transitions "actions" (vectors:
-    one-hot for Discrete, in [-1, 1] for Box), "rews" and "dones".
+    one-hot for Discrete, one-hots end to end for MultiDiscrete, in [-1, 1] for Box), "rews" and "dones".
 
     path: a folder with such files, at any depth; those that are there when the run starts are taken. Using it raises
     ValueError where there are none.
@@ -135,15 +136,18 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 def _from_amago_vectors(vectors: np.ndarray, spec: ActionSpec) -> np.ndarray:
     """AMAGO's action vectors (N, A) as they are stored. Raises ValueError where they are not of this action space."""
-    if vectors.shape[1:] != (spec.vector_size,) or spec.kind == "multidiscrete":
+    if vectors.shape[1:] != (spec.vector_size,):
         raise ValueError(f"actions are vectors of shape {vectors.shape[1:]}, the action space has {spec}")
     if spec.kind == "continuous":
         _check_all(np.abs(vectors) <= 1.0 + 1e-6, vectors, "it is outside [-1, 1], to which AMAGO scales actions")
         return vectors.astype(spec.dtype)
     _check_all(np.isin(vectors, (0, 1)), vectors, f"it is not made of the 0 and 1 of {spec}")
-    if spec.kind != "multibinary":
-        _check_all(vectors.sum(axis=1, keepdims=True) == 1, vectors, f"it is not one-hot, as for {spec}")
-    return (vectors if spec.kind == "multibinary" else vectors.argmax(axis=1)).astype(spec.dtype)
+    if spec.kind == "multibinary":
+        return vectors.astype(spec.dtype)
+    one_hots = np.split(vectors, np.cumsum(spec.nvec)[:-1], axis=1)  # end to end
+    _check_all(np.stack([part.sum(axis=1) == 1 for part in one_hots], axis=1), vectors, f"it is not one-hot in {spec}")
+    categories = np.stack([part.argmax(axis=1) for part in one_hots], axis=1)
+    return categories.reshape(len(vectors), *spec.shape).astype(spec.dtype)
 
 
 def _check_all(right: np.ndarray, vectors: np.ndarray, what: str) -> None:
@@ -157,6 +161,8 @@ def _check_all(right: np.ndarray, vectors: np.ndarray, what: str) -> None:
 @gin.configurable
 class MinariDataset(RLDataset):
     """A Minari dataset (https://minari.farama.org), read where it lies.
+
+    Of what `amago-ray replay --export` wrote, each episode is the piece of a rollout that was stored.
 
     dataset: its id, such as "D4RL/pen/human-v2", in Minari's local folder, or the path of its own folder.
     download: fetch a dataset that is not there.
@@ -196,6 +202,11 @@ class MinariDataset(RLDataset):
     @property
     def spaces(self) -> tuple[gym.Space, gym.Space]:
         return self._minari.observation_space, self._minari.action_space
+
+    def read(self, index: int, layout: RowLayout) -> Trajectory:
+        found = super().read(index, layout)
+        facts = next(iter(self._minari.storage.get_episode_metadata([index])))
+        return continued(found, facts, layout) if is_exported(facts) else found
 
     def episode(self, index: int) -> Episode:
         read = self._minari[index]

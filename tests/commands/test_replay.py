@@ -125,9 +125,9 @@ def test_what_is_exported_is_imported_again(
     assert train.main([*command[1].split(), "--out", str(again)]) == 0
     for a, b in zip(every(run), every(again), strict=True):
         for name, column in a.columns.items():
-            first = 0 if format == "npz" else 1  # an episode of Minari begins with no previous action and reward
-            np.testing.assert_array_equal(column[first:], b.columns[name][first:], err_msg=name)
-        assert format == "minari" or (a.first_time_idx, a.env_name) == (b.first_time_idx, b.env_name)
+            np.testing.assert_array_equal(column, b.columns[name], err_msg=name)
+        assert (a.first_time_idx, a.env_name) == (b.first_time_idx, b.env_name)
+        assert format == "npz" or (a.truncated, a.weight_version) == (b.truncated, b.weight_version)
 
 
 def test_a_broken_record_is_left_out_of_an_export(

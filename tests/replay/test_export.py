@@ -33,7 +33,12 @@ FLAT = (
     spaces.Discrete(4, start=2),
     spaces.Dict(x=spaces.Box(-1, 1, (2, 2), np.float64), kind=spaces.MultiDiscrete([2, 5], start=[7, 0])),
 )
-ACTIONS = (spaces.Box(-1, 1, (2,)), spaces.Discrete(3), spaces.MultiBinary(2))
+ACTIONS = (
+    spaces.Box(-1, 1, (2,)),
+    spaces.Discrete(3),
+    spaces.MultiBinary(2),
+    spaces.MultiDiscrete([[2, 3], [4, 1]], start=[[0, 1], [-2, 0]]),
+)
 
 
 def rollouts(observation_space: gym.Space, action_space: gym.Space, num: int = 4) -> tuple[RowLayout, list[Trajectory]]:
@@ -127,7 +132,7 @@ def test_minari_there_and_back(tmp_path: Path, action_space: gym.Space) -> None:
     dataset = MinariDataset(str(tmp_path / "my data"))
     assert dataset.spaces == (NESTED, action_space)
     assert_same_columns(made, [dataset.trajectory(i, layout) for i in range(4)])
-    assert dataset.trajectory(0, layout).env_name == "my-data-v0"
+    assert dataset.trajectory(0, layout).env_name == "walk"
 
 
 @pytest.mark.processes
@@ -155,6 +160,10 @@ def test_pieces_of_a_rollout_are_marked_in_minari(tmp_path: Path) -> None:
     assert told == [("maze", 0, True, 0), ("maze", 4, True, 0), ("maze", 8, False, 0), ("maze", 0, False, 12)]
     ends = [(bool(e.terminations[-1]), bool(e.truncations[-1])) for e in dataset.iterate_episodes()]
     assert ends == [(False, True), (False, True), (True, False), (False, True)]
+    read = [MinariDataset(str(tmp_path / "out")).trajectory(i, MADE_UP) for i in range(4)]
+    assert_same_columns(pieces(), read)  # with the action and the reward that led to the first row of a later piece
+    for name in ("env_name", "first_time_idx", "truncated", "weight_version"):
+        assert [getattr(t, name) for t in read] == [getattr(t, name) for t in pieces()]
     assert dataset.total_steps == 18 and not any(e.truncations[:-1].any() for e in dataset.iterate_episodes())
 
 

@@ -224,7 +224,8 @@ def test_mistakes_with_amago_files(tmp_path: Path) -> None:
     for layout, message in [
         (RowLayout(MADE_UP.observation_space, spaces.Discrete(4)), r"vectors of shape \(3,\)"),
         (RowLayout(MADE_UP.observation_space, spaces.MultiBinary(3)), None),
-        (RowLayout(MADE_UP.observation_space, spaces.MultiDiscrete([2, 1])), "vectors of shape"),
+        (RowLayout(MADE_UP.observation_space, spaces.MultiDiscrete([2, 2])), "vectors of shape"),
+        (RowLayout(MADE_UP.observation_space, spaces.MultiDiscrete([2, 1])), "action 0 is .*one-hot in .*2, 1"),
         (
             RowLayout(spaces.Dict(other=spaces.Discrete(2)), MADE_UP.action_space),
             "'other': it has from, pixels",
