@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import gin
@@ -30,8 +30,53 @@ class Relabeler(ABC):
 
         columns: the whole stored trajectory, T + 1 rows of each column (see `data.Trajectory`). They may be shared with
         other draws, so the answer holds new arrays for what it changes.
-        The answer has the same columns, and may have fewer rows, but no fewer than two.
+        The answer has the same columns, and may have fewer rows, but no fewer than two. It is checked, and taken to the
+        stored dtypes.
         """
+
+
+def relabeled(relabeler: Relabeler, columns: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """A relabeler's answer, in the dtypes of `columns`. Raises ValueError for one that is no table of theirs."""
+    answer = relabeler(columns, rng)
+    try:
+        _check_table(answer, columns)
+        return {name: _as_stored(name, answer[name], column.dtype) for name, column in columns.items()}
+    except ValueError as error:
+        raise ValueError(f"Experiment.relabeler_type={type(relabeler).__name__}: {error}") from None
+
+
+def _check_table(answer: Any, columns: dict[str, np.ndarray]) -> None:
+    """Raises ValueError unless the answer has the same columns, and as many rows in each: two to those given."""
+    if not isinstance(answer, Mapping):
+        raise ValueError(f"it answered {type(answer).__name__}; it must be a dict of the columns it was given")
+    if answer.keys() != columns.keys():
+        lacks, has = sorted(columns.keys() - answer.keys()), sorted(map(str, answer.keys() - columns.keys()))
+        raise ValueError(f"its answer lacks the columns {lacks}, and has {has} in excess; it must have those given")
+    most = len(columns[REWARD])
+    shapes = {name: np.shape(answer[name]) for name in columns}
+    num_rows = (shapes[REWARD] or (0,))[0]
+    for name, column in columns.items():
+        if shapes[name] != (num_rows, *column.shape[1:]):
+            raise ValueError(
+                f"column {name!r} of its answer has shape {shapes[name]}, which with {num_rows} rewards must be "
+                f"{(num_rows, *column.shape[1:])}"
+            )
+    if not 2 <= num_rows <= most:
+        raise ValueError(f"its answer has {num_rows} rows; it must have between 2 and the {most} that it was given")
+
+
+def _as_stored(name: str, values: Any, dtype: np.dtype) -> np.ndarray:
+    """A column in its stored dtype. Raises ValueError for values that are no numbers, or become others in it."""
+    given = np.asarray(values)
+    if given.dtype == dtype:
+        return given
+    if given.dtype.kind not in "biuf":
+        raise ValueError(f"column {name!r} of its answer has dtype {given.dtype}; it must be {dtype}")
+    with np.errstate(invalid="ignore", over="ignore"):
+        stored = given.astype(dtype)
+    if dtype.kind != "f" and (stored != given).any():
+        raise ValueError(f"column {name!r} of its answer holds {given[stored != given][0]}, which is no {dtype}")
+    return stored
 
 
 @gin.configurable

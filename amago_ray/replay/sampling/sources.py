@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from amago_ray.replay.sampling.relabeling import Relabeler
+from amago_ray.replay.sampling.relabeling import Relabeler, relabeled
 from amago_ray.replay.sampling.selection import Selection
 from amago_ray.replay.sampling.slices import PaddedSampling, draw_slices
 from amago_ray.replay.storage.records import Corrupt
@@ -123,7 +123,7 @@ def slice_tables(
 ) -> tuple[Columns, np.ndarray, np.ndarray]:
     """One slice of each table, after relabelling: columns end to end, first transitions (B,), lengths (B,) int64."""
     if slices.relabeler is not None:
-        tables = [slices.relabeler(table, rng) for table in tables]
+        tables = [relabeled(slices.relabeler, table, rng) for table in tables]
     num_transitions = np.array([len(table["reward"]) - 1 for table in tables], dtype=np.int64)
     start, lengths = draw_slices(num_transitions, slices.max_seq_len, slices.padded_sampling, rng)
     rows = [slice(first, first + n + 1) for first, n in zip(start.tolist(), lengths.tolist(), strict=True)]

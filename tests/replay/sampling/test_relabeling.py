@@ -239,3 +239,60 @@ def test_a_reward_function_that_gives_too_few_is_refused() -> None:
     relabeler = HindsightRelabeler("final", 1.0, reward_fn=lambda achieved, desired, info: 1.0)
     with pytest.raises(ValueError, match=re.escape("it gave rewards of shape () for 4 goals")):
         relabeler(line(3).columns, np.random.default_rng(0))
+
+
+class Answering(Relabeler):
+    """Gives what a function makes of the columns."""
+
+    def __init__(self, make: Any):
+        self.make = make
+
+    def __call__(self, columns: dict[str, np.ndarray], rng: np.random.Generator) -> Any:
+        return self.make(columns)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda c: None, "it answered NoneType; it must be a dict of the columns it was given"),
+        (lambda c: {k: v for k, v in c.items() if k != "action"}, r"lacks the columns \['action'\], and has \[\] in"),
+        (lambda c: c | {"goal": c["reward"]}, r"lacks the columns \[\], and has \['goal'\] in excess"),
+        (lambda c: {k: v[:1] for k, v in c.items()}, "has 1 rows; it must have between 2 and the 4 that it was given"),
+        (lambda c: {k: np.repeat(v, 2, 0) for k, v in c.items()}, "has 8 rows; it must have between 2 and the 4"),
+        (
+            lambda c: c | {"action": c["action"][:3]},
+            r"column 'action' .* has shape \(3,\), which with 4 rewards must be",
+        ),
+        (lambda c: c | {DESIRED: c[DESIRED][:, :1]}, r"'obs.desired_goal' of its answer has shape \(4, 1\).*\(4, 2\)"),
+        (lambda c: c | {"action": c["action"] + 0.5}, "column 'action' of its answer holds 0.5, which is no int64"),
+        (lambda c: c | {"obs.row": c["obs.row"] + np.int64(1 << 16)}, "'obs.row' .* holds 65536, which is no int16"),
+        (
+            lambda c: c | {"reward": c["reward"].astype(object)},
+            "'reward' of its answer has dtype object; it must be fl",
+        ),
+    ],
+)
+def test_answers_that_are_no_table_are_refused(make: Any, message: str) -> None:
+    """In one line, which names the relabeler."""
+    shard = shard_of([line(3)], Answering(make))
+    with pytest.raises(ValueError, match=f"^Experiment.relabeler_type=Answering: .*{message}") as refused:
+        sample(shard, 1)
+    assert "\n" not in str(refused.value)
+
+
+def test_answers_come_in_the_dtypes_that_are_stored() -> None:
+    """Rewards are often float64 and flags numbers, which the learner could not lay beside others."""
+
+    def make(columns: dict[str, np.ndarray]) -> dict[str, Any]:
+        found = {"terminated": [0, 0, 0, 1], "reward": np.arange(4) / 3} | {
+            name: column for name, column in columns.items() if name not in ("terminated", "reward")
+        }
+        return found | {"obs.row": columns["obs.row"].astype(np.int64)}
+
+    stored = line(3)
+    (table,) = tables(sample(shard_of([stored], Answering(make)), 1))
+    assert {name: column.dtype for name, column in table.items()} == {
+        name: column.dtype for name, column in stored.columns.items()
+    }
+    np.testing.assert_array_equal(table["reward"], (np.arange(4) / 3).astype(np.float32))
+    assert table["terminated"].tolist() == [False, False, False, True]
