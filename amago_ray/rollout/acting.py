@@ -115,10 +115,12 @@ class ActingPolicy:
         episode_start: bool, or (N,): whose `obs` is the first of a rollout. Their state is forgotten. None: nobody's.
         reward: number, or (N,): what the last action earned. It does not matter where a rollout begins. May be left out
             then, and for policies that do not see rewards.
-        Raises ValueError for observations outside the space or not finite, a state of another batch, and where a reward
-        is missing.
+        Raises ValueError for observations outside the space or not finite, an empty batch, a state of another batch,
+        and where a reward is missing.
         """
         num_envs = self._obs.batch_size(obs)
+        if num_envs == 0:
+            raise ValueError("act: the observation is of a batch of 0 environments: there must be one or more")
         num = 1 if num_envs is None else num_envs
         start = np.ones(num, bool) if state is None else np.zeros(num, bool)
         if state is None:
@@ -194,7 +196,7 @@ def load_policy(
     epoch: of the weights, out of a folder; None for the newest. sample, temperature, seed: see `ActingPolicy`.
     spaces: (observation space, action space), for runs older than spaces.json.
     settings: of `Experiment`, in place of the run's: for types that were given in Python and that config.txt therefore
-        has no name for, {"traj_encoder_type": MyEncoder}.
+        has no name for, {"traj_encoder_type": MyEncoder}. Those that a policy depends on, `AGENT_SETTINGS`, are known.
     This process's own gin configuration is left as it is.
     Raises ValueError, in one line, where something is missing or does not fit.
     """
@@ -209,6 +211,12 @@ def load_agent(
     settings: Mapping[str, Any] | None = None,
 ) -> tuple[Agent, tuple[gym.Space, gym.Space]]:
     """All of a run's agent, critics too, and its spaces; arguments and errors as of `load_policy`."""
+    for name in settings or {}:
+        if name not in AGENT_SETTINGS:
+            raise ValueError(
+                f"load_policy: settings has {name!r}, which is no setting of Experiment that a policy depends on"
+                f"{config.nearest(name, AGENT_SETTINGS)}"
+            )
     folder, weights = _located(Path(run_or_file), epoch)
     directory = RunDirectory(folder.parent, folder.name)
     if spaces is None:

@@ -202,6 +202,7 @@ def test_mistakes_are_said_in_a_line(tmp_path: Path) -> None:
         ((np.zeros((2, 5), np.float32), state, None, np.zeros(2)), "of a batch of 2 environments, the state of one"),
         ((np.zeros((2, 5), np.float32), None, None, np.zeros(3)), "reward has 3 entries for 2 environments"),
         ((np.full(5, np.nan, np.float32),), "'observation' is not finite"),
+        ((np.zeros((0, 5), np.float32),), "the observation is of a batch of 0 environments: there must be one or more"),
         ((np.zeros(4, np.float32),), r"'observation' has shape \(4,\): its space has \(5,\), a batch \(N, ...\)"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -241,6 +242,9 @@ def test_types_that_were_given_in_python(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"what Experiment.traj_encoder_type was.*settings=\{'traj_encoder_type': "):
         load_policy(run)
     assert isinstance(load_policy(run, settings={"traj_encoder_type": Mine}).policy.traj_encoder, Mine)
+    for name, hint in (("traj_encoder", "did you mean 'traj_encoder_type'"), ("batch_size", "known: ")):
+        with pytest.raises(ValueError, match=f"settings has '{name}', which is no setting.*{hint}"):
+            load_policy(run, settings={"traj_encoder_type": Mine, name: 1})
 
 
 @pytest.mark.processes

@@ -7,6 +7,7 @@ what it loaded last in memory. Nothing of it is evicted or written to.
 from __future__ import annotations
 
 import contextlib
+import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -141,12 +142,16 @@ class RowLayout:
 
 
 def _rewards(rewards: Any) -> np.ndarray:
-    """(T,) float32. Raises ValueError for what are no numbers."""
+    """(T,) float32. Raises ValueError for what are no numbers, and not one for each transition."""
     try:
+        given = np.asarray(rewards)
+        if given.dtype.kind not in "biufO":
+            raise TypeError(f"their dtype is {given.dtype}")
         with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused as such
-            return np.asarray(rewards).astype(np.float32).reshape(-1)
+            numbers = given.astype(np.float32)
     except (TypeError, ValueError) as error:
         raise ValueError(f"rewards are no numbers: {error}") from error
+    return _column("rewards", numbers)
 
 
 def _terminated(terminated: Any, num: int) -> np.ndarray:
@@ -154,7 +159,16 @@ def _terminated(terminated: Any, num: int) -> np.ndarray:
     given = np.asarray(terminated)
     if given.dtype.kind not in "biuf" or ((given != 0) & (given != 1)).any():
         raise ValueError(f"terminated is {given.tolist()}: it must be True or False")
-    return (np.arange(num) == num - 1) & bool(given) if given.ndim == 0 else given.astype(bool).reshape(-1)
+    if given.ndim == 0:
+        return (np.arange(num) == num - 1) & bool(given)
+    return _column("terminated", given.astype(bool))
+
+
+def _column(name: str, values: np.ndarray) -> np.ndarray:
+    """(T,) of values (T,) or (T, 1). Raises ValueError for other shapes."""
+    if values.ndim == 0 or values.size != len(values):
+        raise ValueError(f"{name} have shape {values.shape}: there must be one for each transition, (T,)")
+    return values.reshape(-1)
 
 
 def _row(observations: Any, row: int) -> Any:
@@ -344,6 +358,8 @@ class MixtureOfDatasets:
     anneal_epochs: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.sources, Sequence):
+            raise ValueError(f"MixtureOfDatasets.sources={self.sources!r}: give a list of datasets")
         for source in self.sources:
             if not isinstance(source, TrajectoryDataset | OnlineReplay):
                 raise ValueError(f"MixtureOfDatasets.sources: {source!r} is neither an RLDataset nor OnlineReplay()")
@@ -352,13 +368,14 @@ class MixtureOfDatasets:
         for name, weights in (("weights", self.weights), ("final_weights", self.final_weights)):
             if weights is None:
                 continue
-            if len(weights) != len(self.sources) or min(weights, default=1) < 0 or not sum(weights):
+            given = _numbers(weights)
+            if len(given) != len(self.sources) or min(given, default=1) < 0 or not 0 < sum(given) < math.inf:
                 raise ValueError(
-                    f"MixtureOfDatasets.{name}={tuple(weights)!r}: give one number of 0 or more for each of the "
+                    f"MixtureOfDatasets.{name}={weights!r}: give one number of 0 or more for each of the "
                     f"{len(self.sources)} sources, and not only zeros"
                 )
-        first, last = self.anneal_epochs
-        if not 0 <= first < last:
+        epochs = _numbers(self.anneal_epochs)
+        if len(epochs) != 2 or not 0 <= epochs[0] < epochs[1]:
             raise ValueError(f"MixtureOfDatasets.anneal_epochs={self.anneal_epochs!r}: two epochs, the later one last")
 
     @property
@@ -380,6 +397,13 @@ class MixtureOfDatasets:
         now = (1 - done) * begin + done * end
         online = [isinstance(source, OnlineReplay) for source in self.sources]
         return (float(now[online].sum()), *(float(w) for w, mine in zip(now, online, strict=True) if not mine))
+
+
+def _numbers(values: Any) -> list[float]:
+    """A sequence of finite numbers as a list; an empty one for anything else."""
+    given = list(values) if isinstance(values, Sequence | np.ndarray) else []
+    numbers = all(isinstance(value, int | float | np.number) and math.isfinite(value) for value in given)
+    return given if numbers else []
 
 
 def mixture_of(dataset: TrajectoryDataset | MixtureOfDatasets | DiskTrajDataset | None) -> MixtureOfDatasets:

@@ -146,6 +146,11 @@ def test_observations_as_a_list_and_of_nested_spaces() -> None:
         ({"terminated": np.arange(6)[:, None] == 4}, "transition 4 of 6 is terminated and others follow"),
         ({"rewards": []}, "no transition"),
         ({"rewards": ["a"] * 6}, "rewards are no numbers"),
+        ({"rewards": np.ones(6) * 1j}, "rewards are no numbers: their dtype is complex128"),
+        ({"rewards": [[0, 1, 2, 3, 4, 5]]}, r"rewards have shape \(1, 6\): there must be one for each transition"),
+        ({"rewards": np.zeros((6, 2))}, r"rewards have shape \(6, 2\): there must be one for each transition"),
+        ({"rewards": 1.0}, r"rewards have shape \(\): there must be one for each transition"),
+        ({"terminated": [[False] * 6]}, r"terminated have shape \(1, 6\): there must be one for each transition"),
         ({"rewards": [0, 1, 2, np.nan, 4, 5]}, "reward 3 is nan; it must be finite"),
         ({"rewards": [0, 1, 2, 3, 4, -1e300]}, "reward 5 is -inf"),
         ({"observations": np.where(np.arange(14).reshape(7, 2) == 9, np.inf, 0)}, r"observation 4: .*\[1\] is inf"),
@@ -364,6 +369,14 @@ def test_mixtures_that_cannot_be() -> None:
         ({"sources": (OnlineReplay, data), "weights": (1, 1)}, r"neither an RLDataset nor OnlineReplay\(\)"),
         ({"sources": (data,), "weights": (1,), "final_weights": (1, 2)}, "final_weights"),
         ({"sources": (data,), "weights": (1,), "anneal_epochs": (3, 3)}, "the later one last"),
+        ({"sources": (data,), "weights": (1,), "anneal_epochs": (1,)}, r"anneal_epochs=\(1,\): two epochs"),
+        ({"sources": (data,), "weights": (1,), "anneal_epochs": (0, float("nan"))}, "anneal_epochs=.*two epochs"),
+        ({"sources": (data,), "weights": (1,), "anneal_epochs": 5}, "anneal_epochs=5: two epochs"),
+        ({"sources": (data,), "weights": (float("nan"),)}, r"weights=\(nan,\): give one number of 0 or more"),
+        ({"sources": (data,), "weights": (1,), "final_weights": (float("inf"),)}, r"final_weights=\(inf,\): give one"),
+        ({"sources": (data,), "weights": ("a",)}, "weights=.*give one number of 0 or more"),
+        ({"sources": (data,), "weights": 1.0}, "weights=1.0: give one number of 0 or more for each of the 1 sources"),
+        ({"sources": data, "weights": (1,)}, "sources=.*: give a list of datasets"),
     ]:
         with pytest.raises(ValueError, match=message):
             MixtureOfDatasets(**settings)
