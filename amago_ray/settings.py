@@ -172,9 +172,11 @@ class ExperimentSettings:
     )
     replay_sampling: SamplingMode = setting(
         "trajectories",
-        """"trajectories" or "timesteps": uniform over either; "recent": the chance of a trajectory halves every
-        replay_half_life epochs; "prioritized": by the critics' error ** priority_exponent, with losses weighted by
-        importance ** importance_exponent (see replay.sampling.selection)""",
+        """"trajectories": uniform over them; "timesteps": over stored timesteps, as the place where a sequence is drawn
+        (those of trajectories shorter than max_seq_len, which are taken whole, are seen in proportion to their length);
+        "recent": the chance of a trajectory halves every replay_half_life epochs; "prioritized": by the critics' error
+        ** priority_exponent, with losses weighted by importance ** importance_exponent (see
+        replay.sampling.selection)""",
         one_of(SamplingMode),
     )
     replay_half_life: float = setting(100.0, """of "recent" sampling, in epochs""", positive)

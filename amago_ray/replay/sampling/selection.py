@@ -4,9 +4,13 @@ Every mode is a weight per trajectory, and a trajectory is drawn with probabilit
 totals say how the draws are shared out, so that together they are one big buffer:
 
     "trajectories"  weight 1                          uniform over trajectories (AMAGO's)
-    "timesteps"     weight T                          uniform over stored timesteps
+    "timesteps"     weight T                          uniform over stored timesteps, as the place of a sequence
     "recent"        weight 2^(-age / half_life)       age in commits, of which there is one per epoch
     "prioritized"   weight priority^alpha             priorities come from the learner (arXiv 1511.05952)
+
+What a drawn trajectory gives is another matter (`slices`): of T timesteps, one sequence of up to l = max_seq_len. So in
+"timesteps" those of all trajectories with T >= l are seen equally often, on average over each of them, and those of
+shorter ones, which are taken whole, T / l as often.
 """
 
 from __future__ import annotations

@@ -199,3 +199,15 @@ def test_very_old_commits_have_finite_weights() -> None:
         shard.push(pack([trajectory(number % 7)]))
         shard.commit(number)
     assert Ready(shard.available()).result()[0].total == 1.0
+
+
+def test_how_often_timesteps_are_seen() -> None:
+    """In "timesteps": as often in all trajectories that are long enough, T / max_seq_len as often in others."""
+    (shard,) = make_shards(1, max_seq_len=20, mode="timesteps")
+    lengths = np.array([5, 10, 20, 80])
+    shard.push(pack([trajectory(i, int(n)) for i, n in enumerate(lengths)]))
+    shard.commit()
+    batches = list(ReplayReader([LocalShard(shard)], batch_size=500, seed=0).batches(80, 0))
+    ids = np.concatenate([batch.gather("ids")[:, 2] for batch in batches])
+    seen = np.bincount(ids, np.concatenate([batch.lengths for batch in batches])) / lengths
+    np.testing.assert_allclose(seen / seen[3], [5 / 20, 10 / 20, 1.0, 1.0], rtol=0.05)
