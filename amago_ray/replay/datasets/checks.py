@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from amago_ray.envs.spaces import BOUNDS_TOLERANCE
 from amago_ray.messages import ACTION, TERMINATED
 from amago_ray.replay.sampling.sources import Columns
 from amago_ray.specs import OBS_PREFIX, ActionSpec, ObsSpec
+
+
+def reward_column(rewards: Any) -> np.ndarray:
+    """(T,) float32. Raises ValueError for what are no numbers, and not one for each transition."""
+    try:
+        given = np.asarray(rewards)
+        if given.dtype.kind not in "biufO":
+            raise TypeError(f"their dtype is {given.dtype}")
+        with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused as such
+            numbers = given.astype(np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"rewards are no numbers: {error}") from error
+    return _column("rewards", numbers)
+
+
+def terminated_column(terminated: Any, num: int) -> np.ndarray:
+    """(T,) bool, of an `Episode` of `num` transitions. Raises ValueError for what is neither true nor false."""
+    given = np.asarray(terminated)
+    if given.dtype.kind not in "biuf" or ((given != 0) & (given != 1)).any():
+        raise ValueError(f"terminated is {given.tolist()}: it must be True or False")
+    if given.ndim == 0:
+        return (np.arange(num) == num - 1) & bool(given)
+    return _column("terminated", given.astype(bool))
+
+
+def _column(name: str, values: np.ndarray) -> np.ndarray:
+    """(T,) of values (T,) or (T, 1). Raises ValueError for other shapes."""
+    if values.ndim == 0 or values.size != len(values):
+        raise ValueError(f"{name} have shape {values.shape}: there must be one for each transition, (T,)")
+    return values.reshape(-1)
 
 
 def check_rows(columns: Columns, obs_spec: ObsSpec, action_spec: ActionSpec) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from amago_ray.envs.spaces import ActionConverter, ObsConverter
 from amago_ray.messages import ACTION, REWARD, TERMINATED, Trajectory, TrajectoryId
-from amago_ray.replay.datasets.checks import check_rows
+from amago_ray.replay.datasets.checks import check_rows, reward_column, terminated_column
 from amago_ray.replay.datasets.disk_traj import DiskTrajDataset
 from amago_ray.replay.sampling.sources import Available, Columns, SliceConfig, Source, slice_tables
 from amago_ray.specs import OBS_PREFIX
@@ -75,14 +75,14 @@ class RowLayout:
 
         Raises ValueError where it does not fit the run's spaces, or its lengths do not fit one another.
         """
-        rewards = _rewards(episode.rewards)
+        rewards = reward_column(episode.rewards)
         num = len(rewards)
         if num == 0:
             raise ValueError("it has no transition")
         columns = self.empty(num + 1)
         self.write_obs(columns, episode.observations)
         actions = self.action.from_env(np.asarray(episode.actions))
-        terminated = _terminated(episode.terminated, num)
+        terminated = terminated_column(episode.terminated, num)
         if not len(actions) == len(terminated) == num:
             raise ValueError(
                 f"{len(actions)} actions and {len(terminated)} terminations for {num} rewards: there must be as many"
@@ -139,36 +139,6 @@ class RowLayout:
     def check_rows(self, columns: Columns) -> None:
         """Raises ValueError, naming the first wrong timestep, for a table that is no part of one rollout here."""
         check_rows(columns, self.obs.spec, self.action.spec)
-
-
-def _rewards(rewards: Any) -> np.ndarray:
-    """(T,) float32. Raises ValueError for what are no numbers, and not one for each transition."""
-    try:
-        given = np.asarray(rewards)
-        if given.dtype.kind not in "biufO":
-            raise TypeError(f"their dtype is {given.dtype}")
-        with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused as such
-            numbers = given.astype(np.float32)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"rewards are no numbers: {error}") from error
-    return _column("rewards", numbers)
-
-
-def _terminated(terminated: Any, num: int) -> np.ndarray:
-    """(T,) bool, of an `Episode` of `num` transitions. Raises ValueError for what is neither true nor false."""
-    given = np.asarray(terminated)
-    if given.dtype.kind not in "biuf" or ((given != 0) & (given != 1)).any():
-        raise ValueError(f"terminated is {given.tolist()}: it must be True or False")
-    if given.ndim == 0:
-        return (np.arange(num) == num - 1) & bool(given)
-    return _column("terminated", given.astype(bool))
-
-
-def _column(name: str, values: np.ndarray) -> np.ndarray:
-    """(T,) of values (T,) or (T, 1). Raises ValueError for other shapes."""
-    if values.ndim == 0 or values.size != len(values):
-        raise ValueError(f"{name} have shape {values.shape}: there must be one for each transition, (T,)")
-    return values.reshape(-1)
 
 
 def _row(observations: Any, row: int) -> Any:
