@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ def deal_anew(
 ) -> dict[str, Any]:
     """Take all shards in `folder` back to their marks and deal their trajectories out over `num_shards`.
 
-    Every trajectory goes to the shard that its name says, with the commit that showed it; what is staged stays so.
+    Every trajectory goes to the shard that its name says, with the commit that showed it; what is staged stays so, and
+    what was evicted is known by name.
     Priorities begin anew. As much again of the disk is needed meanwhile. Killed at any moment, it can be done again:
     the old shards are there until all new ones are whole.
 
@@ -47,6 +48,7 @@ def deal_anew(
     newest = max(source.commits for source in sources)
     for source in sources:
         source.show_staged()  # under the number of the commit that will
+    _carry_over(sources, targets)
     for commit in sorted({int(number) for source in sources for number in np.unique(source.table.rows["commit"])}):
         for source in sources:
             for t in _of_commit(source, commit):
@@ -83,6 +85,22 @@ class _Target:
         if self._gathered:
             self.store.push(pack(self._gathered))
             self._gathered, self._bytes = [], 0
+
+
+def _carry_over(sources: Sequence[TrajectoryStore], targets: Sequence[_Target]) -> None:
+    """Tell the new shards what the old ones had stored and evicted, of workers of which something is dealt out.
+
+    Otherwise each would wait for the trajectories before those that it gets, and remember all later ones one by one.
+    """
+    rows = np.concatenate([source.table.rows for source in sources])
+    lives = np.stack([rows["worker"], rows["incarnation"]], axis=1).astype(np.int64)
+    for life in np.unique(lives, axis=0):
+        dealt = rows["sequence"][(lives == life).all(axis=1)]
+        before = np.setdiff1d(np.arange(dealt.max()), dealt)
+        ids = np.column_stack([np.tile(life, (len(before), 1)), before])
+        ids = ids[np.any([source.knows(ids) for source in sources], axis=0)]
+        for i, target in enumerate(targets):
+            target.store.take_as_known(ids[(ids[:, 0] + ids[:, 2]) % len(targets) == i])
 
 
 def _source(folder: Path, mark: Mapping[str, Any]) -> TrajectoryStore:

@@ -289,6 +289,14 @@ class TrajectoryStore:
         size = 0 if newest is None else newest.size
         return Mark(min(self._segments, default=None), self._current, size, self.table.first, self.table.end)
 
+    def knows(self, ids: np.ndarray) -> np.ndarray:
+        """(M,) bool: which of `ids` (M, 3) int64 were ever stored, evicted ones too."""
+        return ~self._seen.new(ids)
+
+    def take_as_known(self, ids: np.ndarray) -> None:
+        """Hold `ids` (M, 3) int64 for evicted; of a store that is empty, which writes it down with what comes first."""
+        self._seen.add(ids)
+
     def hold(self, segment: int | None) -> None:
         """Keep evicted trajectories in their files from `segment` on, so that a mark there can be gone back to.
 

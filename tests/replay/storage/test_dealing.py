@@ -69,6 +69,33 @@ def test_everything_is_there_once_in_its_place(tmp_path: Path, before: int, afte
         shard.close()
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])
+def test_what_was_evicted_is_known_and_not_waited_for(tmp_path: Path, before: int, after: int) -> None:
+    """Else every later trajectory is remembered one by one; what was on its way is taken all the same."""
+    shards = make_shards(before, folder=tmp_path, segment_bytes=800, capacity_trajectories=12)
+    on_its_way = 57
+    for sequence in set(range(60)) - {on_its_way}:
+        shards[sequence % before].push(pack([trajectory(sequence)]))
+        if sequence % 6 == 5:
+            for shard in shards:
+                shard.commit(sequence // 6 + 1)
+    marks = {str(i): shard.mark() for i, shard in enumerate(shards)}
+    assert sum(len(shard.store) for shard in shards) < 40
+    for shard in shards:
+        shard.close()
+    made = dealing.deal_anew(tmp_path, after, marks, StoreConfig(segment_bytes=900))
+    dealing.put_in_place(tmp_path, 7, made)
+    shards = make_shards(after, folder=tmp_path, segment_bytes=900)
+    for sequence in range(60):
+        new = shards[sequence % after].push(pack([trajectory(sequence)]))
+        assert new == (sequence == on_its_way), sequence
+    for sequence in range(60, 120):
+        assert shards[sequence % after].push(pack([trajectory(sequence)])) == 1
+    for shard in shards:
+        assert not any(shard.store._seen._early.values())
+        shard.close()
+
+
 def test_killed_while_it_is_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At every step of it, the next process brings it to its end; before, all that was there is there."""
     rename, rmdir = Path.rename, Path.rmdir
