@@ -106,6 +106,10 @@ class _ClippedSoftmax(torch.autograd.Function):
         return to_logits.masked_fill(outwards, 0.0), None, None, None, None
 
 
+MOST_LIFTED = 0.5  # of probability that lower bounds may give away, summed over the categories
+LIFTED = 0.1  # where they would give away more than that
+
+
 class _Categorical(PolicyOutput):
     """What `Discrete` and `Multidiscrete` share: one output per category, probabilities kept away from 0 and 1."""
 
@@ -138,16 +142,22 @@ class _Categorical(PolicyOutput):
         raw = logits.softmax(dim=-1)
         probs = self._clip(raw, legal)
         if self.inward_gradient and torch.is_grad_enabled():
-            bounds = self.clip_prob_low, self.clip_prob_high
+            bounds = self._lowest(raw.shape[-1]), self.clip_prob_high
             probs = _ClippedSoftmax.apply(logits, raw.detach(), probs.detach(), *bounds)
         return OneHotDistribution(probs, self.relaxation_temperature)
 
     def _clip(self, probs: Tensor, legal: Tensor | None = None) -> Tensor:
         """Clipped, 0 where illegal, and summing to one again; the normaliser takes no gradient."""
-        bounded = probs.clamp(self.clip_prob_low, self.clip_prob_high)
+        bounded = probs.clamp(self._lowest(probs.shape[-1]), self.clip_prob_high)
         if legal is not None:
             bounded = torch.where(legal, bounded, 0.0)
         return bounded / bounded.detach().sum(dim=-1, keepdim=True)
+
+    def _lowest(self, num_categories: int) -> float:
+        """`clip_prob_low`, or less where a fresh policy would lie below it, and so take no gradient."""
+        if self.clip_prob_low * num_categories <= MOST_LIFTED:
+            return self.clip_prob_low
+        return LIFTED / num_categories
 
     def _soften(self, one_hot: Tensor, legal: Tensor | None) -> Tensor:
         """A one-hot that was taken, which makes it legal, clipped as the policy's own probabilities are."""
@@ -162,6 +172,8 @@ def _legal_or_all(legal: Tensor) -> Tensor:
 class Discrete(_Categorical):
     """One categorical over logits (..., A), clipped to [clip_prob_low, clip_prob_high] and renormalised.
 
+    Where lower bounds would add up to more than half (above 500 categories by default), they are 0.1 / A each: nearly
+    all of a policy that has learned nothing yet lies below them else, and takes no gradient.
     inward_gradient: an action whose probability has fallen to `clip_prob_low` takes a gradient that raises it again,
         and one at `clip_prob_high` one that lowers it. Without, as in AMAGO, what is clipped takes none: such an action
         stays where it is in that state, whatever it turns out to be worth.

@@ -332,6 +332,23 @@ def test_beyond_the_bounds_the_gradient_is_that_of_a_softmax_at_them() -> None:
     assert gradient[1] < -0.009
 
 
+@pytest.mark.parametrize("family", CATEGORIES)
+@pytest.mark.parametrize("num", [400, 900, 3000])
+def test_one_of_many_actions_is_learned(family: type[Discrete] | type[Multidiscrete], num: int) -> None:
+    """A fresh policy lies below 0.001 there, and has to take a gradient all the same."""
+    output = family(ActionSpec(family.kinds[0], () if family is Discrete else (1,), "int64", num, (num,)))
+    torch.manual_seed(0)
+    logits = (0.3 * torch.randn(num)).requires_grad_()
+    wanted = F.one_hot(torch.tensor(7), num).float()
+    optimizer = torch.optim.Adam([logits], lr=0.1)
+    for _ in range(150):
+        optimizer.zero_grad()
+        (-output(logits).log_prob(wanted)).sum().backward()
+        optimizer.step()
+    assert output(logits).probs[7] > 0.65
+    assert output._lowest(500) == 0.001 and output._lowest(501) == 0.1 / 501
+
+
 def test_an_illegal_action_takes_no_gradient() -> None:
     family = Discrete(CATEGORIES[Discrete], inward_gradient=True)
     logits = torch.tensor([40.0, 0.0, 0.0], requires_grad=True)
