@@ -5,7 +5,7 @@ Shape letters: B environments, S cache slots, H heads, K head width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,8 @@ class KeyValueCache:
     num_sinks: int
 
     def reset(self, mask_B: np.ndarray) -> None:
-        """Forget everything about the environments in `mask_B`; stale slots are never attended."""
+        """Forget everything about the environments in `mask_B`."""
+        forget((self.keys, self.values), mask_B, int(self.count[mask_B].max(initial=0)))
         self.count[mask_B] = 0
 
     def advance(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,6 +82,7 @@ class RecordableCache(KeyValueCache):
     count: Tensor  # type: ignore[assignment]
 
     def reset(self, mask_B: np.ndarray) -> None:
+        forget((self.keys, self.values), mask_B, self.keys.shape[3])
         self.count.masked_fill_(torch.from_numpy(mask_B).to(self.count.device), 0)
 
     def advance(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,7 +120,9 @@ class CompilableCache:
         return self.keys[0].shape[2] - 1
 
     def reset(self, mask_B: np.ndarray) -> None:
-        self.count.masked_fill_(torch.from_numpy(mask_B), 0)
+        mask = torch.from_numpy(mask_B)
+        forget((*self.keys, *self.values), mask_B, int(self.count.masked_fill(~mask, 0).max()))
+        self.count.masked_fill_(mask, 0)
 
     def take_in_use(self) -> None:
         """Before a step: read the slots that are in use, the new one among them, by SLOTS_AT_A_TIME."""
@@ -154,6 +158,16 @@ class TracedCache:
         slot_B, age_BS, index_BS = ring_positions(new_B, slots, num_slots, self.num_sinks, torch.where)
         here_B1S1 = (slots == slot_B[:, None])[:, None, :, None]
         return [TracedCacheStep(age_BS, index_BS, self, layer, here_B1S1) for layer in range(len(self.keys))]
+
+
+def forget(memories: Iterable[Tensor], mask_B: np.ndarray, used: int) -> None:
+    """Zeros in the first `used` slots of keys and values (..., B, H, S, K) of the environments in `mask_B`.
+
+    Stale slots are never attended to, but what is no number there would still come through with a weight of 0.
+    """
+    rows = torch.from_numpy(np.flatnonzero(mask_B))
+    for memory in memories:
+        memory[..., :used, :].index_fill_(-4, rows.to(memory.device), 0.0)
 
 
 def ring_positions(new_B: Any, slots: Any, num_slots: int, sinks: int, where: Callable[..., Any]) -> tuple[Any, ...]:

@@ -213,8 +213,8 @@ class GRUTrajEncoder(TrajEncoder):
         return self.out_norm(self.out(out_BD)), memory
 
     def reset_memory(self, memory: Tensor, mask_B: np.ndarray) -> Tensor:
-        keep_B1 = torch.from_numpy(~mask_B).to(memory.device).unsqueeze(1)
-        return memory * keep_B1
+        # A product would keep what is no number.
+        return memory.masked_fill(torch.from_numpy(mask_B).to(memory.device).unsqueeze(1), 0.0)
 
     def portable_memory(self, num_envs: int) -> dict[str, Tensor]:
         return {"hidden": self.initial_memory(num_envs).transpose(0, 1)}

@@ -67,6 +67,29 @@ def test_steps_equal_whole_sequences(name: str, num_envs: int, length: int, seed
             torch.testing.assert_close(actual, torch.cat(whole, dim=1)[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kept", ["initial_memory", "recordable_memory", "compilable_memory"])
+@pytest.mark.parametrize("name", WITH_MEMORY)
+def test_what_is_no_number_ends_with_its_rollout(name: str, kept: str) -> None:
+    """Beside another environment that goes on, and is none the wiser."""
+    encoder = build(name)
+    x_LD, t = torch.randn(6, TSTEP_DIM), np.array([0, 0])
+    memory, states = getattr(encoder, kept)(2), []
+    with torch.no_grad():
+        for step in range(6):
+            x = torch.stack((x_LD[step], x_LD[step]))
+            if step == 2:
+                x[0] = torch.nan
+            if step == 3:
+                memory, t = encoder.reset_memory(memory, np.array([True, False])), np.array([0, t[1]])
+            state, memory = encoder.step(x, torch.from_numpy(t.copy()), memory)
+            states.append(state)
+            t += 1
+        anew = encoder(x_LD[None, 3:], torch.arange(3)[None])[0]
+        all_along = encoder(x_LD[None], torch.arange(6)[None])[0]
+    torch.testing.assert_close(torch.stack(states[3:])[:, 0], anew, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.stack(states)[:, 1], all_along, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", [*ENCODERS, "sinks"])
 def test_portable_steps_equal_steps(name: str) -> None:
     """Over rings that come round, with resets, from zeros, and nothing that is given is written into."""
