@@ -157,7 +157,7 @@ def make_plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Clus
             l2_coeff=x.l2_coeff,
             lr_warmup_steps=x.lr_warmup_steps,
             lr_end_factor=x.lr_end_factor,
-            last_update=x.epochs * x.train_batches_per_epoch // x.batches_per_update,
+            last_update=(x.epochs - x.start_learning_at_epoch) * x.train_batches_per_epoch // x.batches_per_update,
             grad_clip=x.grad_clip,
             batches_per_update=x.batches_per_update,
             mixed_precision=x.mixed_precision,

@@ -177,6 +177,8 @@ def test_the_learning_rate_falls_over_all_updates_of_the_run() -> None:
     )
     learner = make_plan(settings, SPEC, CLUSTER).learner
     assert (learner.last_update, learner.lr_end_factor) == (35, 0.1)
+    late = make_plan(replace(settings, start_learning_at_epoch=4), SPEC, CLUSTER).learner
+    assert late.last_update == 15
 
 
 @pytest.mark.parametrize(
