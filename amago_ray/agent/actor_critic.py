@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from amago_ray.agent import losses
 from amago_ray.agent.checks import check_action_mask, check_numbers, check_obs_names
 from amago_ray.agent.learning_metrics import entropy_metrics, filter_metrics, value_metrics
-from amago_ray.agent.micro_batches import share
+from amago_ray.agent.micro_batches import chosen, share
 from amago_ray.agent.multigammas import Multigammas
 from amago_ray.agent.optimizers import OptimizerType, build_optimizer
 from amago_ray.agent.policy import Policy, TrainingBatch
@@ -144,7 +144,10 @@ class Agent(nn.Module):
         """
 
     def slow_copy(self, network: Network) -> Network:
-        """A target network, to be kept as an attribute: a copy that is not trained and follows `network` by `tau`."""
+        """A target network, to be kept as an attribute: a copy that is not trained and follows `network` by `tau`.
+
+        Its buffers are those of `network`, as they are after every update.
+        """
         target = copy.deepcopy(network).requires_grad_(False)
         self._slow_copies.append((target, network))
         return target
@@ -214,7 +217,7 @@ class Agent(nn.Module):
         if batch.weight is not None:
             weight_1N = batch.real(batch.weight.unsqueeze(1).expand_as(batch.mask))
             x = x * weight_1N.view(*weight_1N.shape, *[1] * (x.dim() - 2))
-        mask_BL, counted_1N = counts(batch), batch.counted
+        mask_BL, counted_1N = chosen(counts, batch), batch.counted
         if mask_BL is not None:
             counted_1N = batch.real(mask_BL if counted_1N is None else mask_BL & batch.mask)
         mean = losses.masked_mean(x, counted_1N)
@@ -276,6 +279,7 @@ class Agent(nn.Module):
     def actor_mask(self, batch: TrainingBatch) -> Tensor | None:
         """(B, L) bool, transitions that the actor loss counts; override it to leave some out. None: all real ones.
 
+        What belongs to timesteps, such as `time_idx`, has that shape as `batch.unpacked(x)[:, :-1]`.
         What is true in the padding does not matter. PopArt and logged means go on counting every real transition.
         """
         return None
@@ -408,3 +412,5 @@ class Agent(nn.Module):
         """Move the target networks toward the trained ones by `tau` (Polyak); call after every optimiser step."""
         for target, online in self._slow_copies:
             torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.tau)
+            if statistics := list(target.buffers()):  # such as those of input normalisation
+                torch._foreach_copy_(statistics, list(online.buffers()))

@@ -97,6 +97,21 @@ def ready(agent: Agent, batch: TrainingBatch) -> tuple[TrainingBatch, ...]:
     )
 
 
+def chosen(counts: Callable[[TrainingBatch], Tensor | None], batch: TrainingBatch) -> Tensor | None:
+    """The transitions of a batch that `counts` leaves in, (B, L) bool; None for all real ones.
+
+    Raises ValueError for a mask of another shape, which would leave out the wrong ones.
+    """
+    mask_BL = counts(batch)
+    if mask_BL is not None and (mask_BL.shape != batch.mask.shape or mask_BL.dtype != torch.bool):
+        raise ValueError(
+            f"{getattr(counts, '__qualname__', counts)}: its mask is {mask_BL.dtype} of shape {tuple(mask_BL.shape)}; "
+            f"it must be torch.bool of shape (B, L) = {tuple(batch.mask.shape)}, whatever the layout of the batch: of "
+            "what belongs to timesteps, take batch.unpacked(x)[:, :-1]"
+        )
+    return mask_BL
+
+
 def share(
     piece: TrainingBatch, whole: TrainingBatch, counts: Callable[[TrainingBatch], Tensor | None] = lambda batch: None
 ) -> Tensor | float:
@@ -104,7 +119,7 @@ def share(
 
     counts: of a batch; None for all real ones.
     """
-    mask_BL, whole_BL = counts(piece), counts(whole)
+    mask_BL, whole_BL = chosen(counts, piece), chosen(counts, whole)
     if mask_BL is None or whole_BL is None:
         return piece.num_real / whole.num_real
     return (mask_BL & piece.mask).sum() / (whole_BL & whole.mask).sum().clamp(min=1)

@@ -87,6 +87,10 @@ class TrainingBatch:
         """As `before`, those that real transitions lead to."""
         return self.real(x[:, 1:]) if self.packing is None else x[:, self.packing.start_N + 1]
 
+    def unpacked(self, x: Tensor) -> Tensor:
+        """Of timesteps x, (B, L+1, ...) or packed: (B, L+1, ...), whatever the layout."""
+        return x if self.packing is None else self.packing.pad(x)
+
     def real(self, x_BL: Tensor) -> Tensor:
         """The real transitions of x (B, L, ...), as (1, N, ...), with what is `filled` up; with `every_row` all."""
         x_N = x_BL.flatten(0, 1)

@@ -165,7 +165,7 @@ def test_leaving_out_everything_is_a_loss_of_zero() -> None:
 def test_a_subclass_may_define_a_mask() -> None:
     class SecondHalf(Agent):
         def critic_mask(self, batch: TrainingBatch) -> Tensor:
-            return batch.time_idx[:, :-1] >= L // 2
+            return batch.unpacked(batch.time_idx)[:, :-1] >= L // 2
 
     batch = make_batch("discrete")
     losses = []
@@ -326,6 +326,29 @@ def test_slow_copies_of_copied_agents_are_their_own() -> None:
         other.curiosity.weight.fill_(7.0)
     other.update_targets()
     assert other.target_curiosity.weight.eq(7.0).all() and not agent.target_curiosity.weight.eq(7.0).any()
+
+
+def test_a_slow_copy_has_the_statistics_of_its_network() -> None:
+    """Also where it computes while it trains, by itself and with statistics of its own."""
+
+    class SlowEyes(Curious):
+        def init_extra_networks(self) -> None:
+            super().init_extra_networks()
+            self.slow_encoder = self.slow_copy(self.policy.tstep_encoder)
+
+        def extra_loss(self, real: Transitions, batch: TrainingBatch) -> Tensor:
+            self.slow_encoder(batch.obs, batch.rl2)
+            return super().extra_loss(real, batch)
+
+    agent, batch = build("discrete", agent_type=SlowEyes, tau=1.0).train(), make_batch("discrete")
+    for _ in range(3):
+        train(agent, agent.trainable_params, batch, lr=3e-3)
+        agent.update_targets()
+    assert list(agent.slow_encoder.buffers())
+    agent.eval()
+    torch.testing.assert_close(
+        agent.slow_encoder(batch.obs, batch.rl2), agent.policy.tstep_encoder(batch.obs, batch.rl2), rtol=0, atol=0
+    )
 
 
 @by_agent

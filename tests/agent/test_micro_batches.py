@@ -136,7 +136,8 @@ class Choosy(Agent):
         return batch.rewards > 0.0
 
     def critic_mask(self, batch: TrainingBatch) -> Tensor:
-        return batch.terminated.bool() | (batch.rewards > 1.0)
+        late = batch.unpacked(batch.time_idx)[:, :-1] >= 2
+        return batch.terminated.bool() | (batch.rewards > 1.0) | late
 
     def extra_loss(self, real: Any, batch: TrainingBatch) -> Tensor:
         return real.state.square().mean()
@@ -148,6 +149,30 @@ def test_each_piece_weighs_as_many_transitions_as_count(packed: bool) -> None:
     counted = [(Choosy.actor_mask(None, batch) & batch.mask)[b].sum().item() for b in range(B)]
     assert len(set(counted)) > 2, "a mean of means would be another number"
     check(lambda: made("discrete", gru, Choosy), batch, lengths, size=1)
+
+
+def test_a_mask_is_the_same_in_either_layout() -> None:
+    losses, pieces = [], []
+    for packed in (False, True):
+        batch, lengths = batch_of("discrete", packed)
+        assert batch.unpacked(batch.time_idx).shape == (B, L + 1)
+        torch.manual_seed(1)
+        agent = made("discrete", gru, Choosy).eval()
+        losses.append(agent(batch).critic_loss.item())
+        pieces.append([Choosy.critic_mask(None, x) & x.mask for x in cut(batch, lengths, 1).pieces])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert all(torch.equal(*two) for two in zip(*pieces, strict=True))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_a_mask_of_another_shape_is_refused(packed: bool) -> None:
+    class OfTimesteps(Agent):
+        def actor_mask(self, batch: TrainingBatch) -> Tensor:
+            return batch.time_idx[:, 0 if not packed else slice(-1)] >= 1
+
+    batch, _ = batch_of("discrete", packed)
+    with pytest.raises(ValueError, match=rf"actor_mask: .* must be torch.bool of shape \(B, L\) = \({B}, {L}\)"):
+        made("discrete", gru, OfTimesteps)(batch)
 
 
 def test_sequences_drawn_by_priority_keep_weights_and_get_priorities() -> None:
