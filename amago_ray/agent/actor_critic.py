@@ -98,7 +98,13 @@ class Agent(nn.Module):
     ):
         super().__init__()
         name = type(self).__name__
-        check_numbers(name, gamma, num_critics, num_critics_td, n_step)
+        counts = {
+            "n_step": n_step,
+            "num_actions_for_value_in_critic_loss": num_actions_for_value_in_critic_loss,
+            "num_actions_for_value_in_actor_loss": num_actions_for_value_in_actor_loss,
+        }
+        coefficients = {"online_coeff": online_coeff, "offline_coeff": offline_coeff}
+        check_numbers(name, gamma, num_critics, num_critics_td, tau, counts, coefficients)
         if fake_filter and online_coeff == 0 and offline_coeff == 0:
             raise ValueError(f"{name}.online_coeff=0 and offline_coeff=0 with fake_filter: nothing is trained")
         obs_names = () if pass_obs_keys_to_actor is None else pass_obs_keys_to_actor
@@ -129,6 +135,11 @@ class Agent(nn.Module):
         self.critics = critic_type(
             state_dim=state_dim, action_spec=action_spec, gammas=self.gammas, num_critics=num_critics
         )
+        if type(self).critic_error is Agent.critic_error and getattr(self.critics, "num_outputs", 1) != 1:
+            raise ValueError(
+                f"{name}.critic_type={type(self.critics).__name__}: returns are regressed, by critics of one output, "
+                "such as NCritics; take MultiTaskAgent for critics that classify them"
+            )
         self.popart = PopArt(len(gammas), enabled=popart)
         self._slow_copies: list[tuple[nn.Module, nn.Module]] = []
         self.target_actor = self.slow_copy(actor)

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from amago_ray.config import nearest
 from amago_ray.specs import ActionSpec, ObsSpec
 
 
-def check_numbers(owner: str, gamma: float, num_critics: int, num_critics_td: int, n_step: int) -> None:
-    """Raises ValueError, naming the setting of `owner`, for one that is out of range."""
-    if not 0.0 <= gamma < 1.0:
-        raise ValueError(f"{owner}.gamma={gamma}: a discount factor lies in [0, 1)")
+def check_numbers(
+    owner: str,
+    gamma: float,
+    num_critics: int,
+    num_critics_td: int,
+    tau: float,
+    counts: Mapping[str, int],
+    coefficients: Mapping[str, float],
+) -> None:
+    """Raises ValueError, naming the setting of `owner`, for one that is out of range.
+
+    counts: what must be 1 or more. coefficients: what must not be negative.
+    """
+    check_gamma(f"{owner}.gamma", gamma)
     if not 1 <= num_critics_td <= num_critics:
         raise ValueError(f"{owner}.num_critics_td={num_critics_td}: choose 1 to num_critics={num_critics}")
-    if n_step < 1:
-        raise ValueError(f"{owner}.n_step={n_step}: it must be 1 or more")
+    if not 0.0 <= tau <= 1.0:
+        raise ValueError(f"{owner}.tau={tau}: targets move by a fraction, from 0 to 1")
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{owner}.{name}={count}: it must be 1 or more")
+    for name, coefficient in coefficients.items():
+        if not 0.0 <= coefficient < math.inf:
+            raise ValueError(f"{owner}.{name}={coefficient}: it must be finite, and 0 (to leave it out) or more")
+
+
+def check_gamma(setting: str, gamma: float) -> None:
+    """Raises ValueError, naming `setting`, for what is no discount factor."""
+    if not 0.0 <= gamma < 1.0:
+        raise ValueError(f"{setting}={gamma}: a discount factor lies in [0, 1)")
 
 
 def check_obs_names(setting: str, names: Sequence[str], obs_spec: ObsSpec) -> None:

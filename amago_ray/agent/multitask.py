@@ -49,6 +49,11 @@ class MultiTaskAgent(Agent):
             num_actions_for_value_in_actor_loss=num_actions_for_value_in_actor_loss,
             **settings,
         )
+        if not hasattr(self.critics, "bins"):
+            raise ValueError(
+                f"{type(self).__name__}.critic_type={type(self.critics).__name__}: returns are classified, by critics "
+                "that have `bins` such as NCriticsTwoHot; take Agent for critics that regress them"
+            )
 
     def scalars(self, q: Tensor) -> Tensor:
         """Bin logits (..., O) decoded to returns (..., 1)."""

@@ -108,6 +108,7 @@ def make_plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Clus
     """Which processes there will be, and with what. Raises ValueError when there are fewer GPUs than learners."""
     x = settings
     device = learner_device(x.num_learners, x.learner_device, cluster.gpus)
+    precision_on(device, x.mixed_precision)  # raises for what there is not
     shards = x.num_replay_shards
     nodes = (*cluster.nodes, *cluster.growth)
     learner_nodes = _selector(x.learner_nodes, "learner", cluster, nodes)

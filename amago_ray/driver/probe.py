@@ -6,12 +6,11 @@ import importlib.util
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-import torch
-
 from amago_ray import config
 from amago_ray.agent import Agent
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.config import nearest
+from amago_ray.driver.network_probe import check_acting, check_loss, check_steps
 from amago_ray.driver.time_limit import time_limit
 from amago_ray.envs.makers import check_env, env_spaces
 from amago_ray.envs.pool import MAX_FAILURES_IN_A_ROW
@@ -19,7 +18,7 @@ from amago_ray.nets.mixed_encoder import default_tstep_encoder
 from amago_ray.replay.datasets.dataset import MixtureOfDatasets, RowLayout, TrajectoryDataset, mixture_of
 from amago_ray.replay.sampling.selection import SelectionConfig
 from amago_ray.settings import ExperimentSettings, check_values, env_processes
-from amago_ray.specs import ActionSpec, ObsSpec
+from amago_ray.specs import ObsSpec
 
 
 def check_settings(settings: ExperimentSettings) -> None:
@@ -37,6 +36,11 @@ def check_settings(settings: ExperimentSettings) -> None:
         raise ValueError(
             f"Experiment.num_rollout_workers={workers}: there are only parallel_actors={settings.parallel_actors} "
             "environments to share"
+        )
+    if settings.compile_learning == "always" and settings.batch_layout == "packed":
+        raise ValueError(
+            "Experiment.compile_learning='always': with batch_layout='packed' each batch would have to be compiled for "
+            "its length; take batch_layout='padded', or compile_learning='auto'"
         )
     _check_env_processes(settings)
 
@@ -131,7 +135,12 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
             "(fake_filter with online_coeff=0); use 'trajectories', 'timesteps' or 'recent'"
         )
     with _in_one_line("a first step of the networks"):
-        _check_forward(agent, obs_spec, action_spec)
+        check_acting(agent, spec)
+    with _in_one_line("the sequence model by steps"):
+        check_steps(agent.policy.traj_encoder)
+    with _in_one_line("a first loss of the networks"):
+        check_loss(agent, spec, packed=settings.batch_layout == "packed")
+    with _in_one_line("building the optimiser"):
         if agent.optimizer_type is not None or type(agent).init_optimizer is not Agent.init_optimizer:
             # Not the one that is known: PyTorch imports its compiler to make it, which takes a second and 70 MB.
             agent.init_optimizer(settings.learning_rate, settings.l2_coeff)
@@ -187,11 +196,3 @@ def _check_compression(names: tuple[str, ...], obs_spec: ObsSpec) -> None:
         raise ValueError(
             f"Experiment.replay_compression={names!r} needs the package lz4: pip install 'amago_ray[compression]'"
         )
-
-
-def _check_forward(agent: Agent, obs_spec: ObsSpec, action_spec: ActionSpec) -> None:
-    """One acting step on zeros: networks that do not fit together fail here and not in a remote process."""
-    policy = agent.policy.eval()
-    obs = {name: torch.zeros(1, *s.shape, dtype=getattr(torch, s.dtype)) for name, s in obs_spec.items()}
-    rl2 = torch.zeros(1, 1 + action_spec.vector_size)
-    policy.act(obs, rl2, torch.zeros(1, dtype=torch.long), policy.initial_memory(1), sample=True)

@@ -12,8 +12,12 @@ MixedPrecision = Literal["no", "bf16", "fp16", "auto"]
 def precision_on(device: str, wanted: MixedPrecision) -> Literal["no", "bf16", "fp16"]:
     """What `wanted` is on this machine's "cpu" or "cuda": "auto" is "bf16" where that has instructions of its own.
 
-    Where it has none it is emulated, at a fraction of the speed of float32.
+    Where it has none it is emulated, at a fraction of the speed of float32. Raises ValueError for "fp16" on "cpu".
     """
+    if wanted == "fp16" and device == "cpu":
+        raise ValueError(
+            "Experiment.mixed_precision='fp16': its loss scale needs a GPU; on a processor take 'auto' or 'bf16'"
+        )
     if wanted != "auto":
         return wanted
     if device == "cuda":

@@ -120,6 +120,8 @@ class CriticEnsemble(nn.Module):
         num_outputs: int = 1,
     ):
         super().__init__()
+        if n_layers < 1:
+            raise ValueError(f"{type(self).__name__}.n_layers={n_layers}: it must be 1 or more")
         self.action_input = action_input = not (self.lists_discrete_actions and action_spec.kind == "discrete")
         self.state_dim, self.num_gammas = state_dim, len(gammas)
         self.num_critics, self.num_outputs = num_critics, num_outputs

@@ -85,6 +85,8 @@ class RunningMoments(nn.Module):
 
     def __init__(self, shape: Sequence[int], t_shape: Sequence[int], beta: float, init_nu: float):
         super().__init__()
+        if not 0.0 < beta <= 1.0:
+            raise ValueError(f"{type(self).__name__}.beta={beta}: statistics move by a fraction above 0 and up to 1")
         self.beta = beta
         self.register_buffer("mu", torch.zeros(shape))
         self.register_buffer("nu", torch.full(shape, init_nu))

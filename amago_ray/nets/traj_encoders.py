@@ -355,6 +355,8 @@ class MambaTrajEncoder(TrajEncoder):
         norm: str = "layer",
     ):
         super().__init__(tstep_dim, max_seq_len)
+        if n_layers < 1:
+            raise ValueError(f"MambaTrajEncoder.n_layers={n_layers}: it must be 1 or more")
         self.inp = nn.Linear(tstep_dim, d_model)
         self.mambas = nn.ModuleList(MambaBlock(d_model, d_state, d_conv, expand, norm) for _ in range(n_layers))
         self.out_norm = Normalization(norm, d_model)

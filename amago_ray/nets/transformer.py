@@ -195,6 +195,8 @@ class Transformer(nn.Module):
         super().__init__()
         if d_model % n_heads:
             raise ValueError(f"TformerTrajEncoder.d_model={d_model} must be a multiple of n_heads={n_heads}")
+        if n_layers < 1:
+            raise ValueError(f"TformerTrajEncoder.n_layers={n_layers}: it must be 1 or more")
         if pos_emb not in ("fixed", "learnable", "rope"):
             raise ValueError(f"TformerTrajEncoder.pos_emb={pos_emb!r}: use 'fixed', 'learnable' or 'rope'")
         if pos_emb == "rope" and (d_model // n_heads) % 2:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -29,5 +31,13 @@ def test_on_gpus_emulation_does_not_count(monkeypatch: pytest.MonkeyPatch, nativ
 
 
 @pytest.mark.parametrize("wanted", ["no", "bf16", "fp16"])
-def test_what_is_asked_for_is_taken(wanted: str) -> None:
-    assert precision_on("cpu", wanted) == wanted  # type: ignore[arg-type]
+def test_what_is_asked_for_is_taken(wanted: Any) -> None:
+    assert precision_on("cuda", wanted) == wanted
+    if wanted != "fp16":
+        assert precision_on("cpu", wanted) == wanted
+
+
+def test_a_loss_scale_needs_a_gpu() -> None:
+    """Accelerate would compute in float32 without a word."""
+    with pytest.raises(ValueError, match="Experiment.mixed_precision='fp16': its loss scale needs a GPU"):
+        precision_on("cpu", "fp16")

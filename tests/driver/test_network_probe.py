@@ -1,0 +1,175 @@
+"""Networks that could not be trained, or act otherwise than they train, are refused before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_agents import small_agent_spec
+from torch import Tensor, nn
+
+from amago_ray.agent import Agent, AgentSpec, MultiTaskAgent
+from amago_ray.driver.network_probe import check_loss, check_steps
+from amago_ray.driver.probe import check_settings, probe
+from amago_ray.envs.builtin import Counting
+from amago_ray.experiment import Experiment
+from amago_ray.nets.actors import Actor
+from amago_ray.nets.critics import NCritics, NCriticsTwoHot
+from amago_ray.nets.policy_outputs import GMM
+from amago_ray.nets.traj_encoders import FFTrajEncoder, GRUTrajEncoder, TrajEncoder
+
+WIDTH = 6
+
+
+class Recurrent(TrajEncoder):
+    """A user's own, right as it is."""
+
+    def __init__(self, tstep_dim: int, max_seq_len: int):
+        super().__init__(tstep_dim, max_seq_len)
+        self.rnn = nn.LSTM(tstep_dim, WIDTH, batch_first=True)
+
+    @property
+    def emb_dim(self) -> int:
+        return WIDTH
+
+    def forward(self, seq_BLD: Tensor, time_idx_BL: Tensor) -> Tensor:
+        return self.rnn(seq_BLD)[0]
+
+    def initial_memory(self, num_envs: int) -> Any:
+        return torch.zeros(1, num_envs, WIDTH), torch.zeros(1, num_envs, WIDTH)
+
+    def step(self, seq_BD: Tensor, time_idx_B: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        state, memory = self.rnn(seq_BD.unsqueeze(1), memory)
+        return state.squeeze(1), memory
+
+    def reset_memory(self, memory: Any, mask_B: np.ndarray) -> Any:
+        return tuple(x.masked_fill(torch.from_numpy(mask_B)[:, None], 0.0) for x in memory)
+
+
+class WithoutSteps(Recurrent):
+    initial_memory, step = TrajEncoder.initial_memory, TrajEncoder.step
+
+
+class WithoutResets(Recurrent):
+    reset_memory = TrajEncoder.reset_memory
+
+
+class LooksAhead(Recurrent):
+    def forward(self, seq_BLD: Tensor, time_idx_BL: Tensor) -> Tensor:
+        return self.rnn(seq_BLD.flip(1))[0].flip(1)
+
+
+def test_a_sequence_model_that_agrees_with_its_steps() -> None:
+    check_steps(Recurrent(5, 8))
+    check_steps(WithoutResets(5, 2))  # too short to tell
+
+
+@pytest.mark.parametrize(
+    ("encoder", "when"),
+    [(WithoutSteps, "after 2 of 4"), (LooksAhead, "after 1 of 4"), (WithoutResets, "after reset_memory of one of two")],
+)
+def test_a_sequence_model_that_does_not(encoder: type[TrajEncoder], when: str) -> None:
+    with pytest.raises(ValueError, match=f"{encoder.__name__}: `step` and `forward` must agree, .* {when}"):
+        check_steps(encoder(5, 8))
+
+
+class AddsANumber(Agent):
+    def extra_loss(self, real: Any, batch: Any) -> Any:
+        return 1.5
+
+
+class AddsMany(Agent):
+    def extra_loss(self, real: Any, batch: Any) -> Any:
+        return real.state.square()
+
+
+class Raises(Agent):
+    def critic_error(self, q_BLCGO: Tensor, target_BLG: Tensor) -> Tensor:
+        raise KeyError("my critics")
+
+
+class MasksTimesteps(Agent):
+    def actor_mask(self, batch: Any) -> Tensor:
+        return batch.time_idx[:, :-1] >= 1
+
+
+class Imitator(Agent):
+    def __init__(self, *args: Any, **settings: Any):
+        super().__init__(*args, **{**settings, "actor_type": partial(Actor, continuous_dist_type=GMM)})
+
+
+class OnTheHost(FFTrajEncoder):
+    def forward(self, seq_BLD: Tensor, time_idx_BL: Tensor) -> Tensor:
+        return super().forward(torch.from_numpy(seq_BLD.numpy()), time_idx_BL)
+
+
+def spec_of(encoder: Any = FFTrajEncoder, max_seq_len: int = 8, **settings: Any) -> AgentSpec:
+    return small_agent_spec(partial(Counting, action="continuous"), encoder, max_seq_len, **settings)
+
+
+@pytest.mark.parametrize("max_seq_len", [1, 8])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("agent_type", [Agent, MultiTaskAgent])
+def test_a_loss_that_can_be_computed(agent_type: type[Agent], packed: bool, max_seq_len: int) -> None:
+    critic = NCritics if agent_type is Agent else NCriticsTwoHot
+    spec = spec_of(GRUTrajEncoder, max_seq_len, agent_type=agent_type, critic_type=critic)
+    before = torch.get_rng_state()
+    check_loss(agent := spec.build(), spec, packed)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(p.grad is None for p in agent.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "packed", "said"),
+    [
+        ({"agent_type": AddsANumber}, False, "'float' object has no attribute"),
+        ({"agent_type": AddsMany}, False, "AddsMany: its loss is of shape .* one number with gradient"),
+        ({"agent_type": Raises}, False, "my critics"),
+        ({"agent_type": MasksTimesteps}, True, r"actor_mask: its mask .* must be torch.bool of shape \(B, L\)"),
+        ({"encoder": OnTheHost}, False, "Can't call numpy"),
+        ({"agent_type": Imitator}, False, "GMM.*online_coeff"),
+    ],
+    ids=["a float", "no scalar", "raises", "a mask of timesteps", "on the host", "no gradient"],
+)
+def test_a_loss_that_cannot(settings: dict[str, Any], packed: bool, said: str) -> None:
+    spec = spec_of(**settings)
+    with pytest.raises(Exception, match=said):
+        check_loss(spec.build(), spec, packed)
+
+
+def test_it_is_told_in_one_line() -> None:
+    experiment = Experiment(
+        run_name="a",
+        make_train_env=partial(Counting, action="continuous"),
+        max_seq_len=8,
+        traj_encoder_type=FFTrajEncoder,
+        agent_type=Raises,
+    )
+    with pytest.raises(ValueError, match="^a first loss of the networks: KeyError: 'my critics'$"):
+        probe(experiment)
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: spec_of(agent_type=Agent, critic_type=NCriticsTwoHot).build(), "Agent.critic_type=NCriticsTwoHot: "),
+        (lambda: spec_of(agent_type=MultiTaskAgent).build(), "MultiTaskAgent.critic_type=NCritics: "),
+        (lambda: spec_of(tau=1.5).build(), "Agent.tau=1.5: "),
+        (lambda: spec_of(online_coeff=-1.0).build(), "Agent.online_coeff=-1.0: "),
+        (lambda: spec_of(offline_coeff=float("nan")).build(), "Agent.offline_coeff=nan: "),
+        (lambda: spec_of(num_actions_for_value_in_actor_loss=0).build(), "num_actions_for_value_in_actor_loss=0: "),
+    ],
+)
+def test_settings_of_an_agent_that_cannot_be(build: Callable[[], Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        build()
+
+
+def test_packed_batches_are_not_compiled() -> None:
+    settings = {"compile_learning": "always", "batch_layout": "packed"}
+    with pytest.raises(ValueError, match="compile_learning='always': with batch_layout='packed'"):
+        check_settings(Experiment(run_name="a", make_train_env=Counting, max_seq_len=8, **settings))
