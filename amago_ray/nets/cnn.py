@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -279,8 +278,8 @@ class DrQv2Aug(nn.Module):
     """Shifts images by up to `pad` whole pixels in each direction, repeating the border (DrQ-v2, arXiv 2107.09645).
 
     (B, L, H, W, C), or (B, L, C, H, W) if `channels_first`, -> the same shape and dtype. Every timestep of a sequence
-    moves alike. Of the B sequences the last `fraction` moves, at least one unless it is 0: a batch is in no order. Does
-    nothing in evaluation mode.
+    moves alike, and each sequence moves with probability `fraction`, whatever its place in a batch (which may be sorted
+    by length) and however few a piece of it holds. Does nothing in evaluation mode.
     """
 
     def __init__(self, pad: int = 4, channels_first: bool = False, fraction: float = 0.75):
@@ -309,8 +308,7 @@ class DrQv2Aug(nn.Module):
     def _draw(self, num: int, device: torch.device) -> Tensor:
         """Rows and columns that each of `num` sequences moves by, (2, num)."""
         shift = torch.randint(-self.pad, self.pad + 1, (2, num), device=device)
-        shift[:, : min(math.ceil(num * (1 - self.fraction)), num - 1) if self.fraction else num] = 0
-        return shift
+        return shift * (torch.rand(num, device=device) < self.fraction)
 
     def _shift(self, imgs_BLHWC: Tensor, shift_2B: Tensor) -> Tensor:
         B, L, H, W, _ = imgs_BLHWC.shape
