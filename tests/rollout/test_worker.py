@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
+import sys
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
@@ -553,6 +557,42 @@ def test_a_stream_gives_the_outer_state_back_after_an_error() -> None:
         torch.rand(5)
         raise KeyError
     assert torch.rand(1) == expected
+
+
+def test_a_copy_of_a_stream_goes_on_by_itself() -> None:
+    """Also one that was sent to another process, where nothing else has the generator that it drew from."""
+    stream = TorchRandomStream(7)
+    with stream:
+        torch.rand(3)
+    copies = [copy.deepcopy(stream), pickle.loads(pickle.dumps(stream))]
+    drawn = []
+    for number, each in enumerate((stream, *copies)):
+        torch.manual_seed(number)
+        before = torch.get_rng_state()
+        with each:
+            drawn.append(torch.rand(5))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
+
+
+def test_streams_of_several_threads_do_not_mix() -> None:
+    interval = sys.getswitchinterval()
+
+    def draw(seed: int) -> list[float]:
+        stream, drawn = TorchRandomStream(seed), []
+        for _ in range(200):
+            with stream:
+                drawn += [torch.rand(()).item(), torch.rand(()).item()]
+        return drawn
+
+    alone, before = [draw(seed) for seed in (1, 2)], torch.get_rng_state()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            together = list(threads.map(draw, (1, 2)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert together == alone and torch.equal(torch.get_rng_state(), before)
 
 
 def test_acting_leaves_the_global_random_state_alone() -> None:
