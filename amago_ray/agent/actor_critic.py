@@ -184,6 +184,11 @@ class Agent(nn.Module):
     def uses_critics(self) -> bool:
         return not (self.fake_filter and self.online_coeff == 0)
 
+    @property
+    def trains_all(self) -> bool:
+        """Whether the loss has a gradient for all `trainable_params`, unless further networks say otherwise."""
+        return self.uses_critics and (self.online_coeff > 0 or self.offline_coeff > 0)
+
     def forward(self, batch: TrainingBatch, log: bool = False) -> AgentLoss:
         """The loss of one batch. Updates PopArt and input statistics as it goes when in training mode.
 

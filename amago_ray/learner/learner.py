@@ -24,7 +24,7 @@ from amago_ray.agent.policy import TrainingBatch
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.agent.transitions import AgentLoss
 from amago_ray.atomic_files import write_atomically
-from amago_ray.cuda_graphs import CudaGraphs, CudaRecorder, Recorder
+from amago_ray.cuda_graphs import CudaGraphs, CudaRecorder, Recorder, is_known
 from amago_ray.learner.batches import Prefetcher, training_batch
 from amago_ray.learner.graphed import Gradients, GraphedUpdates, is_recordable, rates_on_device, steps_on_device
 from amago_ray.learner.precision import MixedPrecision, precision_on
@@ -89,6 +89,12 @@ class BatchSource(Protocol):
     def update_priorities(self, batches: Sequence[Batch], priorities: np.ndarray) -> None: ...
 
 
+def _in_group(agent: Agent) -> DistributedDataParallelKwargs:
+    """How several learners add up gradients; where some parameters may get none, they look for these every time."""
+    left_out = not agent.trains_all or not all(map(is_known, agent.modules()))
+    return DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=left_out)
+
+
 class Learner:
     """Consumes batches, produces weights.
 
@@ -113,17 +119,17 @@ class Learner:
         self.config = config
         self._batches = batches
         self._action_spec = agent_spec.action_spec
+        self.agent: Agent = agent_spec.build().train()
         self._accelerator = Accelerator(
             cpu=config.device == "cpu",
             mixed_precision=precision_on(config.device, config.mixed_precision),
             gradient_accumulation_steps=config.batches_per_update,
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)] if world_size > 1 else [],
+            kwargs_handlers=[_in_group(self.agent)] if world_size > 1 else [],
         )
         self.device = self._accelerator.device
         if self.device.type != config.device:
             raise ValueError(f"LearnerConfig.device={config.device!r}: there is none in sight, only {self.device.type}")
         set_seed(config.seed + rank)
-        self.agent: Agent = agent_spec.build().train()
         self._transformers = [m for m in self.agent.modules() if isinstance(m, Transformer)]
         for transformer in self._transformers:
             self._compile(transformer)

@@ -31,14 +31,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "again": {"activation_checkpointing": True},
     "both": {"micro_batch_size": 3, "activation_checkpointing": True},
 }
+CLONES = {"fake_filter": True, "online_coeff": 0.0}  # critics take no gradient
 
 
-def make_learner(rank: int = 0, world_size: int = 1, **settings: Any) -> Learner:
+def make_learner(rank: int = 0, world_size: int = 1, clones: bool = False, **settings: Any) -> Learner:
     """One that draws nothing at random but batches, which are the same whatever the settings."""
     (shard,) = make_shards(1, 8, mode="prioritized")
     shard.push(pack([trajectory(i, 2 + i % 7) for i in range(16)]))
     shard.commit()
-    agent_type = partial(Agent, actor_type=actor, critic_type=critics)
+    agent_type = partial(Agent, actor_type=actor, critic_type=critics, **(CLONES if clones else {}))
     spec = AgentSpec(OBS_SPEC, ACTION_SPEC, 8, tstep_encoder, tformer, agent_type, seed=0)
     reader = ReplayReader([LocalShard(shard)], 7, seed=0, rank=rank)
     config = LearnerConfig(learning_rate=1e-3, lr_warmup_steps=1, log_interval=2, **settings)
@@ -81,9 +82,10 @@ def assert_same(parts: dict[str, torch.Tensor], whole: dict[str, torch.Tensor]) 
 def one_of_two(rank: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
-    for number, name in enumerate(("whole", "both")):
+    for number, name in enumerate(("whole", "both", "clones")):
         os.environ["MASTER_PORT"] = str(port + number)
-        state = learned(rank, 2, batches_per_update=2, **SETTINGS[name])
+        settings = {"clones": True} if name == "clones" else SETTINGS[name] | {"batches_per_update": 2}
+        state = learned(rank, 2, **settings)
         torch.save(state, folder / f"{name}{rank}.pt")
         torch.distributed.destroy_process_group()
 
@@ -100,3 +102,6 @@ def test_a_group_sums_the_gradients_of_whole_batches(tmp_path: Path) -> None:
     assert len(weights) > 5
     for other in others:
         assert_same({name: other[name] for name in weights}, weights)
+    first, second = (torch.load(tmp_path / f"clones{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in weights)
+    assert any(not torch.equal(first[name], value) for name, value in weights.items())
