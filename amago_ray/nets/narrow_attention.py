@@ -1,8 +1,8 @@
 """Causal attention of narrow heads on a processor, in C++ that is compiled on the machine that runs it.
 
 PyTorch's kernel hands a BLAS products whose one side is as short as a head is wide. For heads of 16 and 32 the calls
-take longer than the arithmetic: `narrow_attention` takes 0.3 to 0.5 of its time, forward and backward
-(benchmarks/README.md). For wider heads it has nothing to offer, and is not there.
+take longer than the arithmetic: `narrow_attention` takes 0.5 to 0.9 of its time, forward and backward, and 0.4 to 0.5
+with a window (benchmarks/README.md). For wider heads it has nothing to offer, and is not there.
 
 Shape letters: B sequences, L timesteps, H heads, K head width.
 """
