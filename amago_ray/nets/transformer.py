@@ -90,17 +90,18 @@ class AttentionLayer(nn.Module):
             qkv = packing.pad(qkv)
         (B, L, _), D = qkv.shape, x_BLD.shape[2]
         qkv_BL3HK = qkv.view(B, L, 3, self.n_heads, D // self.n_heads)
-        if rope is not None or cache is not None:
+        dropout_p = self.dropout_attn if self.training else 0.0
+        if rope is None and cache is None:
+            heads_BLHK = self.attention.projected(qkv_BL3HK, dropout_p)
+        else:
             q, k, v = qkv_BL3HK.permute(2, 0, 3, 1, 4)
             if rope is not None:
                 q, k = rotate(q, *rope), rotate(k, *rope)
-        dropout_p = self.dropout_attn if self.training else 0.0
-        if cache is not None:
-            heads_BLHK = self.attention.cached(q, *cache.write(k, v), cache.age_BS, cache.index_BS).transpose(1, 2)
-        elif rope is not None:
-            heads_BLHK = self.attention.sequence(q, k, v, dropout_p).transpose(1, 2)
-        else:
-            heads_BLHK = self.attention.projected(qkv_BL3HK, dropout_p)
+            if cache is None:
+                heads_BHLK = self.attention.sequence(q, k, v, dropout_p)
+            else:
+                heads_BHLK = self.attention.cached(q, *cache.write(k, v), cache.age_BS, cache.index_BS)
+            heads_BLHK = heads_BHLK.transpose(1, 2)
         heads_BLD = heads_BLHK.reshape(B, L, D)
         return self._project(heads_BLD if packing is None else packing.pack(heads_BLD))
 

@@ -88,12 +88,8 @@ class Board:
             return _error(error.status, error.reason)
         except KeyError as error:
             return _error(404, f"there is no run {error.args[0]!r} any more" if error.args else "not found")
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            RecursionError,
-        ) as error:  # of charsets, of JSON
+        # The latter two are of charsets that nobody knows, and of JSON that lies too deep.
+        except (OSError, ValueError, LookupError, RecursionError) as error:
             return _error(400, str(error))
         if not response.prepared:
             for name, value in HEADERS.items():
