@@ -95,6 +95,12 @@ LISTS = (
     setting(
         "a name that no observation has", "Agent.pass_obs_keys_to_actor = ['goal']", "'goal'", "known: observation"
     ),
+    setting(
+        "observations for an actor that sees none",
+        "Agent.pass_obs_keys_to_actor = ['observation']",
+        "=['observation']",
+        "Actor sees states alone; name an actor_type",
+    ),
     Case(
         "two weights for one source",
         dataset(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from amago_ray.agent import losses
-from amago_ray.agent.checks import check_action_mask, check_numbers, check_obs_names
+from amago_ray.agent.checks import check_action_mask, check_actor_sees, check_numbers, check_obs_names
 from amago_ray.agent.learning_metrics import entropy_metrics, filter_metrics, value_metrics
 from amago_ray.agent.micro_batches import chosen, share
 from amago_ray.agent.multigammas import Multigammas
@@ -131,6 +131,7 @@ class Agent(nn.Module):
         traj_encoder = traj_encoder_type(tstep_dim=tstep_encoder.emb_dim, max_seq_len=max_seq_len)
         state_dim = traj_encoder.emb_dim
         actor = actor_type(state_dim=state_dim, action_spec=action_spec, num_gammas=len(gammas))
+        check_actor_sees(f"{name}.pass_obs_keys_to_actor", obs_names, actor)
         self.policy = Policy(tstep_encoder, traj_encoder, actor, tuple(obs_names), action_mask_key, temperature)
         self.critics = critic_type(
             state_dim=state_dim, action_spec=action_spec, gammas=self.gammas, num_critics=num_critics

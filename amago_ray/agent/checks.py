@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from torch import nn
+
 from amago_ray.config import nearest
+from amago_ray.nets.actors import Actor, ResidualActor
 from amago_ray.specs import ActionSpec, ObsSpec
 
 
@@ -48,6 +51,15 @@ def check_obs_names(setting: str, names: Sequence[str], obs_spec: ObsSpec) -> No
     for name in names:
         if name not in obs_spec:
             raise ValueError(f"{setting}={names!r}: no observation is named {name!r}{nearest(name, obs_spec)}")
+
+
+def check_actor_sees(setting: str, names: Sequence[str], actor: nn.Module) -> None:
+    """Raises ValueError, naming `setting`, where observations are meant for an actor that does not look at them."""
+    if names and type(actor) in (Actor, ResidualActor):
+        raise ValueError(
+            f"{setting}={names!r}: {type(actor).__name__} sees states alone; name an actor_type of your own whose "
+            "`params` reads `obs` (for masks of legal actions there is Experiment.action_mask_key)"
+        )
 
 
 def check_action_mask(key: str | None, obs_spec: ObsSpec, action_spec: ActionSpec) -> None:
