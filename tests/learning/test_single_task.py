@@ -46,25 +46,32 @@ def forget_precision() -> None:
 
 @pytest.mark.parametrize("agent", AGENTS)
 @pytest.mark.parametrize(
-    ("action", "size", "memoryless", "enough", "mixed_precision"),
+    ("action", "size", "memoryless", "enough", "traj_encoder_type", "mixed_precision"),
     # memoryless: what the docstring of `Identity` says that no policy without memory beats.
     [
-        ("discrete", 4, 1 / 4, 0.9, "no"),
-        ("discrete", 4, 1 / 4, 0.9, "bf16"),
-        ("multibinary", 2, 1 / 2, 0.9, "no"),
-        ("multidiscrete", 2, (1 / 2 + 1 / 3) / 2, 0.9, "no"),
-        ("continuous", 2, 1 / 2, 0.85, "no"),
+        ("discrete", 4, 1 / 4, 0.9, TINY_GRU, "no"),
+        ("discrete", 4, 1 / 4, 0.9, TINY_TRANSFORMER, "bf16"),
+        ("multibinary", 2, 1 / 2, 0.9, TINY_GRU, "no"),
+        ("multidiscrete", 2, (1 / 2 + 1 / 3) / 2, 0.9, TINY_GRU, "no"),
+        ("continuous", 2, 1 / 2, 0.85, TINY_GRU, "no"),
     ],
+    ids=["discrete", "discrete-bf16", "multibinary", "multidiscrete", "continuous"],
     indirect=["mixed_precision"],
 )
 def test_every_kind_of_action_learns_the_identity_task(
-    action: ActionKind, size: int, memoryless: float, enough: float, mixed_precision: MixedPrecision, agent: str
+    action: ActionKind,
+    size: int,
+    memoryless: float,
+    enough: float,
+    traj_encoder_type: Any,
+    mixed_precision: MixedPrecision,
+    agent: str,
 ) -> None:
     config.load([], with_gammas(0.5))
     make_env = partial(Identity, action, size)
 
     def training(seed: int) -> SingleProcess:
-        spec = small_agent_spec(make_env, TINY_GRU, 4, seed=seed, gamma=0.9, tau=0.01, **AGENTS[agent])
+        spec = small_agent_spec(make_env, traj_encoder_type, 4, seed=seed, gamma=0.9, tau=0.01, **AGENTS[agent])
         return SingleProcess(make_env, spec, mixed_precision=mixed_precision, seed=seed)
 
     untrained = training(0).mean_return(sample_actions=False)
@@ -72,7 +79,7 @@ def test_every_kind_of_action_learns_the_identity_task(
     assert max(untrained, sum(random) / len(random)) < memoryless + 0.15 < enough
 
     if (agent, action) == ("MultiTaskAgent", "continuous"):
-        enough = 0.75  # the last tenth takes it several times as long
+        enough = 0.7  # the last tenth takes it several times as long
     assert a_seed_reaches(enough, training, IDENTITY_EPOCHS[agent], steps_per_env=20, batches=40)
 
 
@@ -81,13 +88,10 @@ TMAZE_EPOCHS = 96  # 15 runs of 15, of four encoders with four seeds, needed 28 
 
 
 @pytest.mark.parametrize(
-    ("traj_encoder_type", "mixed_precision"),
-    [(TINY_GRU, "no"), (TINY_TRANSFORMER, "no"), (TINY_TRANSFORMER, "bf16"), (TINY_MAMBA, "no")],
-    ids=["GRU", "Transformer", "Transformer-bf16", "Mamba"],
-    indirect=["mixed_precision"],
+    "traj_encoder_type", [TINY_GRU, TINY_TRANSFORMER, TINY_MAMBA], ids=["GRU", "Transformer", "Mamba"]
 )
-def test_memory_solves_the_tmaze(traj_encoder_type: Any, mixed_precision: MixedPrecision) -> None:
-    training = partial(tmaze_training, traj_encoder_type, mixed_precision)
+def test_memory_solves_the_tmaze(traj_encoder_type: Any) -> None:
+    training = partial(tmaze_training, traj_encoder_type)
     assert a_seed_reaches(0.9, training, TMAZE_EPOCHS, steps_per_env=2 * (CORRIDOR + 1), batches=50)
 
 
@@ -98,16 +102,14 @@ def test_without_memory_the_tmaze_stays_a_coin_toss() -> None:
     assert 0.35 <= best <= 0.6, "it should reach the junction, and guess there"
 
 
-def tmaze_training(traj_encoder_type: Any, mixed_precision: MixedPrecision = "no", seed: int = 0) -> SingleProcess:
+def tmaze_training(traj_encoder_type: Any, seed: int = 0) -> SingleProcess:
     # Both turns must still be tried, in every rollout, when the corridor is long mastered.
     config.load(
         [], [*with_gammas(0.5, 0.7, 0.8), "EpsilonGreedy.eps_end = 0.15", "EpsilonGreedy.randomize_eps = False"]
     )
     make_env = partial(TMaze, CORRIDOR)
     spec = small_agent_spec(make_env, traj_encoder_type, CORRIDOR + 2, seed=seed, gamma=0.95, tau=0.01)
-    return SingleProcess(
-        make_env, spec, learning_rate=1e-3, steps_anneal=300, mixed_precision=mixed_precision, seed=seed
-    )
+    return SingleProcess(make_env, spec, learning_rate=1e-3, steps_anneal=300, seed=seed)
 
 
 def a_seed_reaches(

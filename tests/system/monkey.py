@@ -238,10 +238,13 @@ def _has_room(pid: int) -> None:
 
 
 def one_by_one(prey: Prey, seed: int) -> Deeds:
-    """Each kind of deed once, in an order drawn by the seed; the next when the run has got over the last one."""
+    """Each kind of deed once, in an order drawn by the seed; the next when the run has got over the last one.
+
+    But for the driver's own end, which is that of the run (see `end_and_check`).
+    """
     rng, deeds = random.Random(seed), Deeds()
     todo = [
-        *((kind, signal.SIGKILL.name) for kind in (*WANTED, "driver")),
+        *((kind, signal.SIGKILL.name) for kind in WANTED),
         ("worker", signal.SIGSTOP.name),
         *((kind, "disk full") for kind in WRITERS),
     ]
@@ -252,9 +255,6 @@ def one_by_one(prey: Prey, seed: int) -> Deeds:
         assert pid is not None, f"there is no {kind}"
         if deed == "disk full":
             _fill_for_a_while(prey, kind, pid)
-        elif kind == "driver":
-            prey.kill_driver()
-            prey.start()
         else:
             os.kill(pid, signal.Signals[deed])
             wait_until(lambda gone=pid: not is_running(gone), f"{kind} after {deed} is not replaced", WAIT_S)
@@ -279,11 +279,14 @@ def _fill_for_a_while(prey: Prey, kind: str, pid: int) -> None:
     set_full(pid, False)
 
 
-def end_and_check(prey: Prey, deeds: Deeds) -> dict[str, Any]:
-    """End the run by SIGTERM, let it go on for two epochs in peace, and look at everything that it has left."""
-    prey.process.terminate()
-    code = prey.process.wait(WAIT_S)
-    assert code == RESUMABLE, prey.words
+def end_and_check(prey: Prey, deeds: Deeds, by: signal.Signals = signal.SIGTERM) -> dict[str, Any]:
+    """End the run by a signal, let it go on for two epochs in peace, and look at everything that it has left."""
+    if by == signal.SIGKILL:
+        prey.kill_driver()
+        deeds.counts["driver SIGKILL"] += 1
+    else:
+        prey.process.send_signal(by)
+        assert prey.process.wait(WAIT_S) == RESUMABLE, prey.words
     done = max(row["epoch"] for row in read_metrics(prey.run)) + 1
     prey.start(epochs=done + 2)
     assert prey.process.wait(WAIT_S) == 0, prey.words

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from conftest import TESTS, TINY_NETWORKS
 from system.faults import (
     BuggyAgent,
     EndsItsProcess,
@@ -23,7 +18,7 @@ from system.faults import (
     RaisesNowAndThen,
     give_order,
 )
-from system.processes import assert_gone, pids_of, wait_until
+from system.processes import assert_gone, pids_of
 
 from amago_ray import config
 from amago_ray.envs.makers import EnvFailure
@@ -191,66 +186,6 @@ def test_a_bug_in_the_learner_is_raised_at_once(make_experiment: Callable[..., A
     assert column(experiment, "collect", "epoch") == []
     experiment.close()
     assert_gone(pids.values())
-
-
-def test_a_killed_run_is_resumed_by_the_same_command(tmp_path: Path) -> None:
-    bindings = (
-        *TINY_NETWORKS,
-        "Experiment.run_name = 'killed'",
-        f"Experiment.ckpt_base_dir = {str(tmp_path)!r}",
-        "Experiment.make_train_env = @Counting",
-        "Experiment.traj_encoder_type = @GRUTrajEncoder",
-        "Experiment.max_seq_len = 8",
-        "Experiment.parallel_actors = 2",
-        "Experiment.train_timesteps_per_epoch = 20",
-        "Experiment.train_batches_per_epoch = 4",
-        "Experiment.batch_size = 4",
-        "Experiment.ckpt_interval = 1",
-        "Experiment.replay_capacity_gb = 0.02",
-    )
-    file = tmp_path / "killed.gin"
-    file.write_text("\n".join(bindings) + "\n")
-    # More epochs than there is time for: the run cannot finish before it is killed.
-    command = [sys.executable, "-m", "amago_ray.train", "--config", str(file), "--no-final-test"]
-    run = subprocess.Popen(
-        [*command, "--set", "Experiment.epochs = 100000"],
-        cwd=TESTS.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        states = tmp_path / "killed" / "ckpts" / "training_states"
-
-        def third_state_is_there() -> bool:
-            assert run.poll() is None, run.communicate()[0]
-            return (states / "killed_epoch_2" / "run_state.json").is_file()
-
-        wait_until(third_state_is_there, "no training state was written", timeout_s=120)
-        family = {child.pid: child.cmdline()[0] for child in psutil.Process(run.pid).children(recursive=True)}
-    finally:
-        run.kill()
-        run.communicate()
-    # Two of Ray's own processes notice only after a minute.
-    slow = [pid for pid, name in family.items() if name in ("ray::RuntimeEnvAgent", "ray::DashboardAgent")]
-    assert len(family) - len(slow) >= 5  # two of Ray's at least, a worker, a shard and a learner
-    assert_gone(family.keys() - set(slow))
-    for pid in slow:
-        os.kill(pid, signal.SIGKILL)
-
-    done = len({row["epoch"] for row in read_metrics(tmp_path / "killed")})
-    epochs = done + 2
-    resumed = subprocess.run(
-        [*command, "--resume", "--set", f"Experiment.epochs = {epochs}"],
-        cwd=TESTS.parent,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert resumed.returncode == 0, resumed.stderr
-    rows = read_metrics(tmp_path / "killed")
-    assert [row["epoch"] for row in rows if row["section"] == "collect"] == list(range(epochs))
-    assert [row["gradient_steps"] for row in rows if row["section"] == "train"] == [4 * (e + 1) for e in range(epochs)]
 
 
 def test_why_a_worker_dies_before_it_is_ready_is_told(
