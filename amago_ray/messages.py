@@ -77,6 +77,7 @@ class SampledSequences:
     first_time_idx: (n,) int64. shard, weight_version: (n,) int64. ids: (n, 3) int64, the `TrajectoryId`s.
     number: (n,) int64, by which source number `source` of the shard knows the trajectory during the shard's `life`.
     probability: (n,) float64, with which one draw from this shard gives the sequence's trajectory.
+    total: weight of all that this source of the shard held when it was drawn from.
     """
 
     columns: dict[str, np.ndarray]
@@ -88,6 +89,7 @@ class SampledSequences:
     weight_version: np.ndarray
     probability: np.ndarray
     life: int
+    total: float
     source: int = 0
 
     @cached_property

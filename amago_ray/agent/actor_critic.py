@@ -236,7 +236,7 @@ class Agent(nn.Module):
             x = x * weight_1N.view(*weight_1N.shape, *[1] * (x.dim() - 2))
         mask_BL, counted_1N = chosen(counts, batch), batch.counted
         if mask_BL is not None:
-            counted_1N = batch.real(mask_BL if counted_1N is None else mask_BL & batch.mask)
+            counted_1N = batch.real(mask_BL) if counted_1N is None else batch.real(mask_BL) & counted_1N
         mean = losses.masked_mean(x, counted_1N)
         return mean if batch.whole is None else mean * share(batch, batch.whole, counts)
 

@@ -24,6 +24,8 @@ from amago_ray.nets.recomputation import recomputed
 from amago_ray.nets.traj_encoders import TrajEncoder
 from amago_ray.nets.tstep_encoders import TstepEncoder
 
+LEAST_TEMPERATURE = 1e-6  # what is colder can be out of the range of float32
+
 
 @dataclass(frozen=True)
 class TrainingBatch:
@@ -121,7 +123,8 @@ class Policy(nn.Module):
 
     actor_obs_names: observation arrays that the actor sees beside the state.
     action_mask_key: the observation array whose zeros say which actions are illegal.
-    temperature: of sampled actions in `act`; it may be set anew at any time. Raises ValueError unless it is above 0.
+    temperature: of sampled actions in `act`; it may be set anew at any time. Raises ValueError below
+        LEAST_TEMPERATURE.
     """
 
     def __init__(
@@ -147,8 +150,10 @@ class Policy(nn.Module):
 
     @temperature.setter
     def temperature(self, value: float) -> None:
-        if not value > 0.0:
-            raise ValueError(f"Agent.temperature={value}: it must be above 0; for greedy actions do not sample")
+        if not value >= LEAST_TEMPERATURE:
+            raise ValueError(
+                f"Agent.temperature={value}: it must be {LEAST_TEMPERATURE:g} or more; for greedy actions do not sample"
+            )
         self._temperature = value
 
     def encode(

@@ -52,7 +52,7 @@ def _zeros(spec: AgentSpec) -> Batch:
     columns[TERMINATED] = np.arange(rows) == rows - 1
     none = np.zeros(2, np.int64)
     ids, probability = np.zeros((2, 3), np.int64), np.full(2, 0.5)
-    drawn = SampledSequences(columns, lengths, none, none, ids, none, none, probability, life=0)
+    drawn = SampledSequences(columns, lengths, none, none, ids, none, none, probability, life=0, total=1.0)
     return Batch((drawn,), part=none, index=np.arange(2), probability=probability)
 
 

@@ -75,6 +75,7 @@ class Ring:
         self._weights: RemoteCall[Weights] | None = None
         self._weight_version = 0
         self._commits = 0
+        self._committed_after: int | None = None  # which epoch
         self.leaving = Leaving(topology, self._liveness, self.say)
         self._cuts = CutTaker(topology, self._liveness, settings.call_timeout_s, self.say)
         self._validations = 0
@@ -266,10 +267,12 @@ class Ring:
     def commit(self) -> list[ReplayReport]:
         """Make what the workers stored visible to the learners.
 
+        Ages are told by the number of the commit, which is another one with every epoch, however many it has.
         A shard that is away just now does so the next time; where none answers, this waits for one. Raises ProcessDied
         when none has come back after `call_timeout_s`.
         """
-        self._commits += 1
+        if self._committed_after != self.progress.epoch:
+            self._commits, self._committed_after = self._commits + 1, self.progress.epoch
         started = time.monotonic()
         while not (reports := self._commit_once()):
             if time.monotonic() - started > self._settings.call_timeout_s:

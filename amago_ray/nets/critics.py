@@ -31,7 +31,7 @@ from amago_ray.warned import warn
 # Numbers in a hidden layer of all critics, of which one part of the states is computed at a time without gradient.
 CPU_PART, DEVICE_PART = 2**20, 2**27
 INIT_BINS, INIT_EDGE = 4, 12  # of a fresh classifier: width of its prediction, and room for it, in bins
-MAX_CRITIC_ACTION = 0.999  # bounds the actions that enter a critic, so that a saturated tanh keeps a gradient
+MAX_CRITIC_ACTION = 0.999  # bounds the actions that enter a critic, as in AMAGO; beyond it they have no gradient
 
 
 class EnsembleLinear(nn.Module):

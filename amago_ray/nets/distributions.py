@@ -336,18 +336,22 @@ class BetaDistribution(ActionDistribution):
         total = torch.maximum((total + 1.0) / temperature**2 - 1.0, widest)  # the variance is m (1 - m) / (total + 1)
         return BetaDistribution(share * total, (1.0 - share) * total, self.clip_actions)
 
-    def _log_normalizer(self) -> Tensor:
+    # What follows takes large numbers from each other that are nearly equal: in float64.
+
+    @staticmethod
+    def _log_normalizer(alpha: Tensor, beta: Tensor) -> Tensor:
         """Of the density on [-1, 1] (..., A)."""
-        log_beta = torch.lgamma(self.alpha) + torch.lgamma(self.beta) - torch.lgamma(self.alpha + self.beta)
-        return log_beta + math.log(2)
+        return torch.lgamma(alpha) + torch.lgamma(beta) - torch.lgamma(alpha + beta) + math.log(2)
 
     def log_prob_dims(self, action: Tensor) -> Tensor:
         """(..., A)."""
-        unit = 0.5 * (action.clamp(*self.clip_actions) + 1)
-        return (self.alpha - 1) * unit.log() + (self.beta - 1) * torch.log1p(-unit) - self._log_normalizer()
+        alpha, beta = self.alpha.double(), self.beta.double()
+        unit = 0.5 * (action.clamp(*self.clip_actions).double() + 1)
+        dims = (alpha - 1) * unit.log() + (beta - 1) * torch.log1p(-unit) - self._log_normalizer(alpha, beta)
+        return dims.to(self.alpha.dtype)
 
     def entropy(self) -> Tensor:
-        alpha, beta = self.alpha, self.beta
+        alpha, beta = self.alpha.double(), self.beta.double()
         total = alpha + beta
         digammas = (alpha - 1) * alpha.digamma() + (beta - 1) * beta.digamma() - (total - 2) * total.digamma()
-        return (self._log_normalizer() - digammas).sum(dim=-1, keepdim=True)
+        return (self._log_normalizer(alpha, beta) - digammas).sum(dim=-1, keepdim=True).to(self.alpha.dtype)

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -182,6 +182,19 @@ class Survey:
         """(shards,) float64: the weight of a source on each shard."""
         return np.array([sources[source].total if sources else 0.0 for sources in self.shards])
 
+    def heard(self, request: Request, parts: Sequence[SampledSequences]) -> Survey:
+        """With the weights that the shards had when they answered, where they still hold what they held then.
+
+        Priorities change them from one request to the next.
+        """
+        shards = [list(sources) for sources in self.shards]
+        for part in parts:
+            shard, source = int(part.shard[0]), part.source
+            then, now = request.survey.shards[shard][source], self.shards[shard]
+            if now and now[source].version == then.version:
+                shards[shard][source] = replace(then, total=part.total)
+        return Survey(tuple(map(tuple, shards)))
+
     def trajectories(self, source: int) -> int:
         """Trajectories of a source, on all shards."""
         return sum(sources[source].trajectories for sources in self.shards if sources)
@@ -275,6 +288,7 @@ class ReplayReader:
                 attempt += 1
                 survey = self._survey(mixture)
                 request = self._ask(request.first, request.num_batches, survey, mixture, attempt)
+            survey = survey.heard(request, parts)
             yield from self._assemble(request, parts, attempt)
 
     def _survey(self, mixture: Sequence[float] | None) -> Survey:

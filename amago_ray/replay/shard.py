@@ -90,7 +90,8 @@ class ReplayShard:
     def commit(self, number: int | None = None) -> ReplayReport:
         """Make all that was pushed visible, ordered by identity, and evict beyond capacity.
 
-        number: of the commit, the same on all shards; ages are counted in commits. The next one by default.
+        number: of the commit, the same on all shards, by which ages are told: it rises by one an epoch. The next one by
+        default.
         Where the disk has no room for it, the report says so, and the next commit shows what this one would have.
         Raises StorageError for other faults of the disk.
         """
@@ -129,7 +130,9 @@ class ReplayShard:
         except Changed:
             return None
         self._sampled += num_sequences
-        return SampledSequences(shard=np.full(num_sequences, self.shard), life=self._life, source=source, **drawn)
+        return SampledSequences(
+            shard=np.full(num_sequences, self.shard), life=self._life, total=available.total, source=source, **drawn
+        )
 
     def update_priorities(self, life: int, numbers: np.ndarray, priorities: np.ndarray, largest: float) -> None:
         """Take the learner's priorities (n,) of trajectories sampled from the buffer.

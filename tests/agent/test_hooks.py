@@ -400,5 +400,5 @@ def test_the_temperature_of_acting(kind: str) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_temperatures_are_checked(temperature: float) -> None:
-    with pytest.raises(ValueError, match="Agent.temperature=.*: it must be above 0"):
+    with pytest.raises(ValueError, match="Agent.temperature=.*: it must be 1e-06 or more"):
         build("discrete", temperature=temperature)

@@ -126,7 +126,8 @@ def test_pieces_of_few_sizes(size: int, monkeypatch: pytest.MonkeyPatch) -> None
     assert any(piece.filled for piece in pieces) and {piece.mask.shape[1] for piece in pieces} <= {L // 2, L}
     for piece, exact in zip(pieces, cut(batch, lengths, size).pieces, strict=True):
         assert piece.num_real == exact.num_real == len(exact.real(exact.rewards).squeeze(0))
-    check(lambda: made("discrete", tformer, Agent), batch, lengths, size, few_sizes=True)
+    for agent_type in (Agent, Choosy):
+        check(lambda of=agent_type: made("discrete", tformer, of), batch, lengths, size, few_sizes=True)
 
 
 class Choosy(Agent):
@@ -140,7 +141,7 @@ class Choosy(Agent):
         return batch.terminated.bool() | (batch.rewards > 1.0) | late
 
     def extra_loss(self, real: Any, batch: TrainingBatch) -> Tensor:
-        return real.state.square().mean()
+        return batch.mean(real.state.square())
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
@@ -162,6 +163,19 @@ def test_a_mask_is_the_same_in_either_layout() -> None:
         pieces.append([Choosy.critic_mask(None, x) & x.mask for x in cut(batch, lengths, 1).pieces])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert all(torch.equal(*two) for two in zip(*pieces, strict=True))
+
+
+@pytest.mark.parametrize("every_row", [False, True])
+def test_what_only_fills_up_counts_for_nothing_where_a_mask_chooses(every_row: bool) -> None:
+    batch, _ = batch_of("discrete")
+    assert batch.real_rows is not None
+    filled = dataclasses.replace(batch, real_rows=torch.cat((batch.real_rows, batch.real_rows[:5])), filled=5)
+    if every_row:
+        filled = dataclasses.replace(batch, real_rows=None, every_row=True)
+    first, second = (learn(made("discrete", gru, Choosy), x) for x in (batch, filled))
+    torch.testing.assert_close(first[0].loss, second[0].loss, rtol=1e-6, atol=1e-6)
+    for name, gradient in first[1].items():
+        torch.testing.assert_close(second[1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])

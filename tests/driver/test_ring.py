@@ -112,6 +112,18 @@ def assert_all_was_done(run: Run) -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
+def test_what_is_stored_in_an_epoch_has_one_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    """However often it is made visible: `replay_half_life` is in epochs."""
+    monkeypatch.setattr("amago_ray.driver.pacing.COMMIT_INTERVAL_S", 0.0)
+    run = Run(tmp_path, schedule, FakeTopology()).start().learn()
+    numbers = [number for kind, number in run.topology.log if kind == "commit"]
+    assert numbers == sorted(numbers) and sorted(set(numbers)) == list(range(1, EPOCHS + 1))
+    assert (len(numbers) > 2 * EPOCHS) == (schedule == "continuous")
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(
     "script",
     [

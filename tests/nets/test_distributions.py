@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
+from amago_ray.agent.policy import LEAST_TEMPERATURE
 from amago_ray.nets.distributions import (
     ActionDistribution,
     BetaDistribution,
@@ -231,6 +233,28 @@ def test_a_temperature_of_1_changes_nothing_and_a_cold_one_gives_the_mode(
     assert agrees > 0.98
     if family not in (TanhGaussian, GMM):  # a wide Gaussian crowds at the ends that tanh gives it
         assert dist.tempered(1.5).entropy().mean() > dist.entropy().mean()
+
+
+@by_family
+def test_the_coldest_policy_there_may_be(family: type[PolicyOutput], spec: ActionSpec) -> None:
+    torch.manual_seed(0)
+    policy = family(spec)
+    dist = policy(torch.randn(500, policy.num_params))
+    cold = dist.tempered(LEAST_TEMPERATURE)
+    assert torch.isfinite(cold.mode).all()
+    assert ((cold.sample() - dist.mode).abs() < 0.02).all(dim=-1).float().mean() > 0.98
+
+
+@pytest.mark.parametrize("alpha", [1.2, 30.0, 1e4, 1e6])
+def test_a_beta_of_any_concentration_is_that_of_float64(alpha: float) -> None:
+    """Logarithms of gamma functions, taken from one another, lose their digits in float32."""
+    a, b = torch.tensor([alpha]), torch.tensor([1.3 * alpha])
+    dist, exact = (BetaDistribution(x, y, (-0.99, 0.99)) for x, y in ((a, b), (a.double(), b.double())))
+    action = dist.mean + 0.3 * alpha**-0.5
+    torch.testing.assert_close(dist.log_prob(action), exact.log_prob(action.double()).float(), rtol=1e-5, atol=1e-4)
+    close(dist.entropy(), exact.entropy().float())
+    scipy_beta = scipy.stats.beta(float(a.double()), float(b.double()))
+    assert float(dist.entropy()) == pytest.approx(scipy_beta.entropy() + np.log(2), abs=1e-3)
 
 
 def test_temperature_divides_logits() -> None:

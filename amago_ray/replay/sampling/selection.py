@@ -5,7 +5,7 @@ totals say how the draws are shared out, so that together they are one big buffe
 
     "trajectories"  weight 1                          uniform over trajectories (AMAGO's)
     "timesteps"     weight T                          uniform over stored timesteps, as the place of a sequence
-    "recent"        weight 2^(-age / half_life)       age in commits, of which there is one per epoch
+    "recent"        weight 2^(-age / half_life)       age in epochs, by which commits are numbered
     "prioritized"   weight priority^alpha             priorities come from the learner (arXiv 1511.05952)
 
 What a drawn trajectory gives is another matter (`slices`): of T timesteps, one sequence of up to l = max_seq_len. So in
@@ -28,12 +28,14 @@ from amago_ray.atomic_files import write_atomically
 from amago_ray.replay.sampling.sum_tree import SumTree
 from amago_ray.replay.storage.table import Table
 
+LEAST_EXPONENT = -1000.0  # of a weight: what is older weighs as much, and not 0, where nothing newer is left
+
 SamplingMode = Literal["trajectories", "timesteps", "recent", "prioritized"]
 
 
 @dataclass(frozen=True)
 class SelectionConfig:
-    """mode: see the module. half_life: of "recent", in commits. priority_exponent: alpha of "prioritized"."""
+    """mode: see the module. half_life: of "recent", in epochs. priority_exponent: alpha of "prioritized"."""
 
     mode: SamplingMode = "trajectories"
     half_life: float = 100.0
@@ -103,7 +105,7 @@ class Selection:
         if self.config.mode == "timesteps":
             return rows["num_rows"].astype(np.float64) - 1.0
         if self.config.mode == "recent":
-            return np.exp2((rows["commit"] - commit) / self.config.half_life)
+            return np.exp2(np.maximum((rows["commit"] - commit) / self.config.half_life, LEAST_EXPONENT))
         if self._priorities is not None:
             return self._priorities.values.astype(np.float64) ** self.config.priority_exponent
         return np.ones(len(rows))

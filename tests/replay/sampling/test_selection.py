@@ -199,6 +199,30 @@ def test_very_old_commits_have_finite_weights() -> None:
         shard.push(pack([trajectory(number % 7)]))
         shard.commit(number)
     assert Ready(shard.available()).result()[0].total == 1.0
+    shard.commit(20_000)
+    assert Ready(shard.available()).result()[0].total > 0, "what is old is drawn where there is nothing newer"
+    drawn = shard.sample(2000, Ready(shard.available()).result()[0].version, (0,)).number
+    assert_drawn_as(np.bincount(drawn), [0.5, 0.5])
+
+
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_priorities_decide_between_shards_while_batches_are_drawn(num_shards: int) -> None:
+    """Ten trajectories of priority 1 on one shard, and ten of 0.01 on the other."""
+    shards = make_shards(num_shards, mode="prioritized", priority_exponent=1.0)
+    for i in range(20):
+        shards[i >= 10 if num_shards == 2 else 0].push(pack([trajectory(i)]))
+    for shard in shards:
+        shard.commit()
+    reader = ReplayReader([LocalShard(s) for s in shards], 32, 0, batches_per_request=1, importance_exponent=0.0)
+    low, expected = [], 10 * 0.01 / (10 * 0.01 + 10)
+    for number, batch in enumerate(reader.batches(300, 0)):
+        ids = batch.gather("ids")[:, 2]
+        if number >= 100:
+            low.append(ids < 10)
+            np.testing.assert_allclose(batch.probability[ids >= 10], 1 / 10.1, rtol=1e-3)
+        reader.update_priorities([batch], np.where(ids < 10, 0.01, 1.0)[None])
+    drawn = np.concatenate(low)
+    assert_drawn_as(np.bincount(drawn), [1 - expected, expected])
 
 
 def test_how_often_timesteps_are_seen() -> None:
