@@ -112,9 +112,7 @@ def assert_all_was_done(run: Run) -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_what_is_stored_in_an_epoch_has_one_age(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str
-) -> None:
+def test_what_is_stored_in_an_epoch_has_one_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str) -> None:
     """However often it is made visible: `replay_half_life` is in epochs."""
     monkeypatch.setattr("amago_ray.driver.pacing.COMMIT_INTERVAL_S", 0.0)
     run = Run(tmp_path, schedule, FakeTopology()).start().learn()
