@@ -58,11 +58,11 @@ class Experiment(ExperimentSettings):
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        config.settle(self)
         self.make_val_env = self.make_val_env if self.make_val_env is not None else self.make_train_env
         if isinstance(self.dataset, DiskTrajDataset):
             run = RunDirectory(self.ckpt_base_dir, self.run_name).root
-            for name, value in self.dataset.settings(run).items():
-                setattr(self, name, value)
+            vars(self).update(self.dataset.settings(run))
         check_settings(self)
         self.directory = RunDirectory(self.ckpt_base_dir, self.run_name)
         self.progress = Progress(epoch=-1)  # the last finished epoch

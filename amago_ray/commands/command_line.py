@@ -31,6 +31,10 @@ WITHOUT_DATA = (
     "Experiment.schedule = 'alternate'",
     "Experiment.train_batches_per_epoch = 0",
 )
+# Settings without which a policy plays as it did, and those without which data are what they were: where a run's
+# config.txt has no text for them, such commands go on.
+OF_TRAINING = ("exploration_wrapper_type", "relabeler_type", "dataset", "callbacks")
+NOT_OF_DATA = (*OF_TRAINING, "tstep_encoder_type", "traj_encoder_type", "agent_type", "make_val_env")
 # Option -> (the setting that it chooses, what its names stand for).
 SHORT_NAMES = {
     "--agent": ("agent_type", cli_utils.AGENTS),
@@ -184,10 +188,22 @@ def environment_bindings(name: str | None) -> list[str]:
     return [f"Experiment.make_train_env = {value}", f"Experiment.make_val_env = {value}"]
 
 
-def load_experiment(configs: Sequence[str | Path], bindings: Sequence[str]) -> Experiment:
-    """The experiment that gin files and bindings describe. Raises ValueError where a required setting is left out."""
+def load_experiment(
+    configs: Sequence[str | Path],
+    bindings: Sequence[str],
+    does_without: Sequence[str] = (),
+    env_option: bool = False,
+) -> Experiment:
+    """The experiment that gin files and bindings describe.
+
+    does_without: settings that may be left out of a run's config.txt because Python gave them. env_option: whether the
+    command has --env. Raises ValueError where a required setting is left out.
+    """
     config.load(configs, bindings)
+    config.do_without(does_without)
     from amago_ray import Experiment
+
+    config.refuse(config.left_out(), env_option)
 
     required = ("run_name", "make_train_env", "max_seq_len")
     missing = [name for name in required if not config.is_bound("Experiment", name)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amago_ray.commands.command_line import (
+    OF_TRAINING,
     WITHOUT_DATA,
     Mistake,
     Parser,
@@ -42,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
 
     with in_one_line():
         bindings = [*WITHOUT_DATA, *options.set, *environment_bindings(options.env)]
-        experiment = load_experiment([options.run / "config.txt"], bindings)
+        experiment = load_experiment([options.run / "config.txt"], bindings, OF_TRAINING, env_option=True)
         spec = probe(experiment)
         if options.gif:
             _check_gif(experiment)

@@ -15,7 +15,14 @@ from rich.filesize import decimal
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from amago_ray import config
-from amago_ray.commands.command_line import WITHOUT_DATA, Parser, in_one_line, load_experiment, settings_options
+from amago_ray.commands.command_line import (
+    NOT_OF_DATA,
+    WITHOUT_DATA,
+    Parser,
+    in_one_line,
+    load_experiment,
+    settings_options,
+)
 from amago_ray.envs.makers import check_env, env_spaces
 from amago_ray.messages import Trajectory, TrajectoryId
 from amago_ray.replay.datasets.dataset import NOT_FROM_A_WORKER, RowLayout, TrajectoryDataset
@@ -83,7 +90,7 @@ def import_data(source: str, out: Path, configs: Sequence[str], bindings: Sequen
     compressed: tuple[str, ...] = ()
     layout: RowLayout | None = None
     if configs:
-        experiment = load_experiment(configs, [*bindings, *WITHOUT_DATA])
+        experiment = load_experiment(configs, [*bindings, *WITHOUT_DATA], NOT_OF_DATA)
         check_env(experiment.make_train_env)
         layout = RowLayout(*env_spaces(experiment.make_train_env))
         compressed = tuple(experiment.replay_compression)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from amago_ray.commands.command_line import (
+    OF_TRAINING,
     WITHOUT_DATA,
     Mistake,
     Parser,
@@ -43,12 +44,13 @@ def run(arguments: Sequence[str]) -> int:
         raise Mistake("--greedy draws no actions, and --temperature is of those that are drawn: leave out either")
     with in_one_line():
         bindings = [*WITHOUT_DATA, *options.set, *environment_bindings(options.env)]
-        experiment = load_experiment([options.run / "config.txt"], bindings)
+        experiment = load_experiment([options.run / "config.txt"], bindings, OF_TRAINING, env_option=True)
         from amago_ray.driver.plan import TEST_SEEDS
-        from amago_ray.rollout.acting import load_agent
+        from amago_ray.rollout.acting import AGENT_SETTINGS, load_agent
         from amago_ray.rollout.inspection import ThinkingPolicy, inspect_rollout
 
-        agent, spaces = load_agent(latest_weights(options.run.resolve(), options.epoch))
+        weights = latest_weights(options.run.resolve(), options.epoch)
+        agent, spaces = load_agent(weights, settings={name: getattr(experiment, name) for name in AGENT_SETTINGS})
         sample = not options.greedy
         policy = ThinkingPolicy(agent, spaces, sample=sample, temperature=options.temperature, seed=options.seed)
         for line in inspect_rollout(policy, experiment.make_val_env, options.seed + TEST_SEEDS, options.max_steps):

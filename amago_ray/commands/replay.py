@@ -17,7 +17,14 @@ from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, Transfe
 from rich.table import Table
 from rich.text import Text
 
-from amago_ray.commands.command_line import WITHOUT_DATA, Parser, duration, in_one_line, load_experiment
+from amago_ray.commands.command_line import (
+    NOT_OF_DATA,
+    WITHOUT_DATA,
+    Parser,
+    duration,
+    in_one_line,
+    load_experiment,
+)
 from amago_ray.envs.makers import env_spaces
 from amago_ray.messages import Trajectory
 from amago_ray.replay.datasets.dataset import RowLayout
@@ -187,7 +194,7 @@ def _export(stored: StoredData, out: Path, format: str, config: Path | None) -> 
         raise ValueError(f"--export {out}: this exists already; name a folder to be made")
     if config is None:
         raise ValueError("--export needs the environments' spaces, and there is no config.txt: add --config FILE")
-    experiment = load_experiment([config], WITHOUT_DATA)  # its dataset may be what is being exported
+    experiment = load_experiment([config], WITHOUT_DATA, NOT_OF_DATA)  # its dataset may be what is being exported
     layout = RowLayout(*env_spaces(experiment.make_train_env))
     shards = stored.open()
     for shard in shards:

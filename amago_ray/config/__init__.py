@@ -1,6 +1,7 @@
 """gin: load configurations, answer mistakes with the nearest known name, carry settings to other processes."""
 
 from amago_ray.config.apart import apart
+from amago_ray.config.left_out import do_without, left_out, refuse, settle
 from amago_ray.config.mistakes import (
     as_raised,
     explain,
@@ -19,15 +20,19 @@ __all__ = [
     "as_raised",
     "bind",
     "configurable_names",
+    "do_without",
     "explain",
     "explain_call",
     "is_bound",
+    "left_out",
     "literal",
     "load",
     "nearest",
     "record",
+    "refuse",
     "reject_unknown_arguments",
     "restore",
+    "settle",
     "snapshot",
     "without_gin_calls",
 ]

@@ -18,6 +18,7 @@ import gin
 from gin import config_parser
 
 from amago_ray.config import amago_names, shipped
+from amago_ray.config.left_out import GivenInPython, stand_in
 from amago_ray.config.mistakes import explain
 from amago_ray.config.registry import matching, parameters_of
 from amago_ray.config.text import DRIVER_CONFIGURABLES, has_no_text, literal
@@ -104,6 +105,7 @@ class _Reader(gin.config.ParserDelegate):
         super().__init__()
         self._notices: dict[str, None] = {}  # in order, each once
         self._open: list[Path] = []  # files that are being read, each included by the one before
+        self._settings: list[str] = []  # that were bound, in order
         self.given = Given()
 
     def tell(self) -> None:
@@ -123,7 +125,9 @@ class _Reader(gin.config.ParserDelegate):
         file = io.StringIO(text)
         file.name = str(path)  # which gin names where something is wrong
         self._open.append(path.resolve())
+        before = len(self._settings)
         self.read(file, path.parent)
+        stand_in(text, str(path), self._settings[before:])
         self._open.pop()
 
     def read(self, source: str | TextIO, folder: Path | None = None) -> None:
@@ -151,6 +155,7 @@ class _Reader(gin.config.ParserDelegate):
             self.given.scopes[scope] = said
         selector = self._selector(name)
         amago, here = name.rpartition(".")[2], selector.rpartition(".")[2]
+        self._settings.append(f"{here}.{argument}")
         rule = amago_names.ARGUMENTS.get(f"{amago}.{argument}")
         if rule is None or (amago == here and matching(selector) and argument in parameters_of(selector)):
             _bind_checked(scope, selector, argument, value)
@@ -271,10 +276,9 @@ def arguments_here(owner: str, parameters: Iterable[str], arguments: Mapping[str
 def is_bound(owner: str, name: str) -> bool:
     """Whether the configuration gives setting `name` of configurable `owner` a value."""
     try:
-        gin.query_parameter(f"{owner}.{name}")
+        return not isinstance(gin.query_parameter(f"{owner}.{name}"), GivenInPython)
     except ValueError:
         return False
-    return True
 
 
 def restore(text: str, driver: bool = False, modules: Sequence[str] | None = None) -> None:

@@ -6,7 +6,7 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gin
@@ -57,21 +57,40 @@ def _write_values_out() -> None:
 def record(owner: str, settings: Mapping[str, Any]) -> str:
     """A gin file that runs the same again: what was bound, what is in use (defaults included), and `owner`'s settings.
 
-    Settings that were given in Python and have no text in gin (a lambda, say) are left as comments, and so are those
-    whose names say that they are secret.
+    Settings that were given in Python and have no text in gin (a lambda, say) are left as comments, in place of what
+    gin held for them, and so are those whose names say that they are secret.
     """
-    lines = []
+    lines, overridden = [], []
     for name, value in settings.items():
         text = literal(value)
         given = " ".join(repr(value).split())
         lines.append(f"{owner}.{name} = {text}" if text else f"# {owner}.{name} was given in Python: {given}")
+        if not text and not _came_from_gin(owner, name):
+            overridden.append(name)
     parts = {
-        "As it was configured": snapshot(),
-        "In use, with defaults": gin.operative_config_str(max_line_length=120),
+        "As it was configured": _without(owner, overridden, snapshot()),
+        "In use, with defaults": _without(owner, overridden, gin.operative_config_str(max_line_length=120)),
         f"{owner} as it was started": "\n".join(lines) + "\n",
     }
     whole = "\n".join(f"# {'=' * 80}\n# {title}\n# {'=' * 80}\n\n{text}" for title, text in parts.items())
     return without_secrets(whole)
+
+
+def _came_from_gin(owner: str, name: str) -> bool:
+    """Whether gin has a value for a setting, and whoever made an `owner` took that."""
+    configured, taken = (
+        any(key.rpartition(".")[2] == owner and name in values for (_, key), values in store.items())
+        for store in (gin.config._CONFIG, gin.config._OPERATIVE_CONFIG)  # gin offers no public lists
+    )
+    return configured and taken
+
+
+def _without(owner: str, names: Sequence[str], text: str) -> str:
+    """Gin's text without what it says of these settings."""
+    if not names:
+        return text
+    statement = rf"^(?:[\w.]+\.)?{owner}\.(?:{'|'.join(names)}) = .*(?:\n[ \t]+.*)*\n"
+    return re.sub(statement, "", text, flags=re.MULTILINE)
 
 
 def literal(value: Any) -> str | None:
