@@ -160,6 +160,16 @@ RUNS = (
         ("run_epoch_0", "run_state.json", "is damaged"),
     ),
     Case("a run that is not there", words("evaluate", "runs/none"), ("runs/none", "no such file")),
+    Case(
+        "a run whose encoder has no name for gin",
+        in_run("evaluate", "RUN", damage=lambda run: given_in_python(run, "tstep_encoder_type", "<class 'Mine'>")),
+        ("Experiment.tstep_encoder_type (<class 'Mine'>)", "@gin.configurable"),
+    ),
+    Case(
+        "a run whose environments have no name",
+        in_run("evaluate", "RUN", damage=lambda run: given_in_python(run, "make_val_env", "<function make>")),
+        ("Experiment.make_val_env (<function make>)", "--env NAME"),
+    ),
     Case("an epoch that was not kept", words("evaluate", "RUN", "--epoch", "7"), ("--epoch 7", "policies of 0")),
     Case("a best policy that was not kept", words("evaluate", "RUN", "--best"), ("--best", "@KeepBestPolicy()")),
     Case("no rollouts to evaluate", words("evaluate", "RUN", "--episodes", "0"), ("--episodes 0", "1 or more")),
@@ -208,6 +218,13 @@ RUNS = (
     Case("an option that the command does not have", words("--config", "CONFIG", "--fast"), ("--fast", "--help")),
     Case("a word missing", words("plot"), ("RUN", "--help")),
 )
+
+
+def given_in_python(run: Any, name: str, value: str) -> None:
+    """Let a finished run be one that Python gave this setting."""
+    lines = (run / "config.txt").read_text().splitlines()
+    kept = [line for line in lines if not line.startswith(f"Experiment.{name} = ")]
+    (run / "config.txt").write_text("\n".join([*kept, f"# Experiment.{name} was given in Python: {value}", ""]))
 
 
 def _with_run(scene: Scene) -> Scene:

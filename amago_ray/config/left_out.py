@@ -81,7 +81,7 @@ def refuse(found: Mapping[str, GivenInPython], env_option: bool = False) -> None
     environments, others = ([name for name in found if (name in ENVIRONMENTS) == kind] for kind in (True, False))
     advice = ["--env NAME, an id of gymnasium"] if environments and env_option else []
     if environments and not env_option:
-        advice.append(f"--set \"Experiment.{environments[0]} = 'NAME'\", an id of gymnasium (gymnasium.register)")
+        advice.append(f"--set \"Experiment.{environments[0]} = 'NAME'\", an id of gymnasium.register")
     if others:
         call = "()" if others[0] == "dataset" else ""
         advice.append(f"--set 'Experiment.{others[0]} = @NAME{call}', of what has @gin.configurable")
