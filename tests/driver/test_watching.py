@@ -18,6 +18,7 @@ from amago_ray.driver.watching import make_callbacks, sinks, wandb_options
 from amago_ray.envs.builtin import Counting
 from amago_ray.messages import EpisodeResult
 from amago_ray.nets.traj_encoders import GRUTrajEncoder
+from amago_ray.nets.tstep_encoders import FFTstepEncoder
 from amago_ray.watch.callbacks import Callback, KeepBestPolicy, RunView, StopAtReturn, ValidationVideo
 from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
 from amago_ray.watch.sinks import TensorboardSink
@@ -283,3 +284,21 @@ def test_a_trial_of_several_does_not_go_on_with_the_best_of_another(run: Any) ->
         with run(keep, run_name=name, epochs=1) as experiment:
             experiment.learn()
         assert experiment.directory.best_policy.exists()
+
+
+class OfPython(FFTstepEncoder):
+    """It has no name for gin."""
+
+
+def test_a_run_of_python_goes_on_with_what_it_is_given_again(run: Any) -> None:
+    with run(tstep_encoder_type=OfPython) as experiment:
+        experiment.learn()
+    text = experiment.directory.config.read_text()
+    config.load([experiment.directory.config])
+    with pytest.raises(ValueError, match=r"does not say what Experiment\.tstep_encoder_type \(<class '.*OfPython'>\)"):
+        run()
+    assert experiment.directory.config.read_text() == text
+    with run(tstep_encoder_type=OfPython, epochs=5) as again:
+        again.start(resume=True)
+    assert again.agent_spec.tstep_encoder_type is OfPython
+    assert "# Experiment.tstep_encoder_type was given in Python: " in again.directory.config.read_text()
