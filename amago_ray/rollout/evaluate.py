@@ -17,7 +17,7 @@ from amago_ray.agent.spec import AgentSpec
 from amago_ray.envs.makers import EnvProcesses, MakeEnv, make_pool
 from amago_ray.envs.pool import close_env, closing_env
 from amago_ray.envs.spaces import sample_actions
-from amago_ray.envs.tasks import RegisteredEnv, entries_of, entry_name, fixed_num_envs, maker_of, parameters_of
+from amago_ray.envs.tasks import EnvMaker, entries_of, entry_name, fixed_num_envs, maker_of, parameters_of
 from amago_ray.messages import EpisodeResult, Trajectory, Weights
 from amago_ray.rollout.assignment import DEFAULT_ROLLOUT_LIMIT_S, Tally, assign, in_order
 from amago_ray.rollout.halves import make_worker
@@ -26,6 +26,7 @@ from amago_ray.rollout.worker import WHOLE_ROLLOUTS, RolloutConfig
 
 GIF_FRAME_MS = 120
 MAX_GIF_FRAMES = 1000
+NO_RENDER_MODE = "unexpected keyword argument 'render_mode'"  # Python, of a constructor that has no such parameter
 
 
 def random_policy(
@@ -205,7 +206,7 @@ def renderable(make_env: MakeEnv) -> gym.Env:
     """An environment of the first entry that draws itself. Raises ValueError where it cannot."""
     entry = entries_of(make_env)[0]
     make, name = maker_of(entry), entry_name(entry)
-    env = make(render_mode="rgb_array") if isinstance(make, RegisteredEnv) else _call_with_render_mode(make)
+    env = _drawing(make)
     if isinstance(env, VectorEnv):
         close_env(env)
         raise ValueError(f"{name} makes a VectorEnv, of which no single rollout can be rendered: name a plain Env")
@@ -215,7 +216,15 @@ def renderable(make_env: MakeEnv) -> gym.Env:
     return env
 
 
-def _call_with_render_mode(make: Callable[..., Any]) -> Any:
+def _drawing(make: EnvMaker) -> Any:
+    """What `make` builds: with render_mode="rgb_array", unless that is what it does not take."""
     parameters = parameters_of(make)
     accepts = "render_mode" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())  # gym.make
-    return make(render_mode="rgb_array") if accepts else make()
+    if not accepts:
+        return make()
+    try:
+        return make(render_mode="rgb_array")
+    except (TypeError, AssertionError) as error:  # environments assert that they know a mode
+        if isinstance(error, TypeError) and NO_RENDER_MODE not in str(error):
+            raise
+    return make()

@@ -100,6 +100,23 @@ def test_an_environment_that_draws_itself_is_seen(tmp_path: Path) -> None:
         assert max(picture.size) <= MAX_PIXELS
 
 
+class Plain(MetaFrozenLake):
+    """It could draw itself, but its constructor takes no render_mode."""
+
+    def __init__(self) -> None:
+        super().__init__(size=3, k_episodes=2)
+
+
+def test_a_registered_environment_that_takes_no_render_mode_is_played_without_pictures(tmp_path: Path) -> None:
+    gym.register("Plain-v0", Plain)
+    try:
+        start, *steps, end = inspected(tmp_path, "Plain-v0")
+    finally:
+        del gym.registry["Plain-v0"]
+    assert start["env"] == "Plain-v0" and not start["renders"]
+    assert len(steps) == end["steps"] > 0 and all(line["frame"] is None for line in (*steps, end))
+
+
 class Screen(gym.Env):
     """Its observations are pictures, and numbers that are too many to list; it never ends."""
 
