@@ -52,12 +52,13 @@ class FakeTopology:
         self.log: list[tuple[str, Any]] = []
         self._came: dict[str, int] = {}
         self.learner_threads: int | None = None
-        self.stored = self.collected = 0
+        self.stored = self.collected = self.sampled = 0
         self.batches = 0  # in the weights of the group as it is
         self.saved_policies: list[int] = []
         self.plan: Any = SimpleNamespace(
             learner=SimpleNamespace(device="cpu", compile=False),
             num_learners=1,
+            batch_size=4,
             cores=Cores(num_workers, 4, machine=4),
             roles=(Role(WORKER, num_workers, Resources(1.0), {}),),
         )
@@ -115,7 +116,7 @@ class FakeTopology:
     def commit(self, number: int) -> list[Any]:
         def answer() -> ReplayReport:
             self.stored = self.collected
-            return ReplayReport(0, 0, self.stored, self.stored, 0, 0, 0, 0, 0)
+            return ReplayReport(0, 0, self.stored, self.stored, 0, 0, 0, 0, self.sampled)
 
         return [self._call("commit", number, answer)]
 
@@ -150,6 +151,7 @@ class FakeTopology:
         self.batches = before + num_batches
 
         def answer() -> LearnReport:
+            self.sampled += num_batches * self.plan.batch_size * self.plan.num_learners
             return LearnReport(num_batches, before + num_batches, num_batches, 0, {"Total Loss": 0.0}, 0.0, 1.0)
 
         return [self._call("train", num_batches, answer)]

@@ -14,6 +14,7 @@ from typing import Any
 
 from amago_ray.driver.bounds import Resource, bound_of, in_words, time_by_resource
 from amago_ray.driver.collection import Collection, CollectSummary
+from amago_ray.driver.learning import Learning
 from amago_ray.driver.pacing import PacedCollection, PacedLearning
 from amago_ray.driver.rate_limiter import RateLimiter, rate_limiter
 from amago_ray.driver.ring import Ring
@@ -30,8 +31,10 @@ LEAST_EPOCH_S = 2.0  # epochs that are shorter spend their time on calls, of whi
 class EpochResult:
     """What one epoch did.
 
-    collected, learned: None where it was not the time for it, or nothing was stored yet. rate: how the two kept pace,
-    where they run freely. bound: fractions of the epoch's time by resource (see `bounds.time_by_resource`).
+    collected, learned: None where it was not the time for it, or nothing was stored yet. replay: when the data of the
+    epoch had come in, and with "continuous" at the newest commit of the epoch. rate: how the two kept pace, where they
+    run freely. bound: fractions of the epoch's time by resource (see `bounds.time_by_resource`). drawn: sequences that
+    were sampled after `replay`.
     """
 
     collected: CollectSummary | None
@@ -39,6 +42,7 @@ class EpochResult:
     replay: list[ReplayReport]
     rate: dict[str, float] = field(default_factory=dict)
     bound: dict[Resource, float] = field(default_factory=dict)
+    drawn: int = 0
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """What is logged of it, by section, in the order in which it happened."""
@@ -57,7 +61,7 @@ class EpochResult:
                 "Timesteps": sum(r.timesteps for r in self.replay),
                 "GB": sum(r.bytes for r in self.replay) / 1e9,
                 "Trajectories Evicted": sum(r.evicted for r in self.replay),
-                "Sequences Sampled": sum(r.sampled for r in self.replay),
+                "Sequences Sampled": sum(r.sampled for r in self.replay) + self.drawn,
             }
         if self.rate:
             sections["rate"] = self.rate
@@ -90,6 +94,14 @@ class Schedule(ABC):
             self._ring.say(f"epoch {epoch + 1}: {words}")
         return result
 
+    def _result(
+        self, collected: CollectSummary | None, learning: Learning | None, replay: list[ReplayReport]
+    ) -> EpochResult:
+        """Of an epoch that learned after `replay` was reported: its shards have not counted those batches yet."""
+        learned, plan = learning.report if learning is not None else None, self._ring.plan
+        drawn = learned.batches * plan.batch_size * plan.num_learners if learned is not None else 0
+        return EpochResult(collected, learned, replay, drawn=drawn)
+
     @abstractmethod
     def _run(self, epoch: int, last: bool) -> EpochResult:
         """The epoch itself."""
@@ -119,7 +131,7 @@ class Alternate(Schedule):
         learning = self._ring.start_learning(epoch)
         self._ring.drive(None, learning)
         self._ring.publish()
-        return EpochResult(collection.summary if collection else None, learning.report if learning else None, replay)
+        return self._result(collection.summary if collection else None, learning, replay)
 
     def next_collected(self, epoch: int) -> int | None:
         return epoch + 1
@@ -150,7 +162,7 @@ class Overlap(Schedule):
         if following is not None:
             self._ring.share_cores(following.summary.busy_cores)
         self._ahead = (epoch + 1, following.summary if following else None)
-        return EpochResult(collected, learning.report if learning else None, replay)
+        return self._result(collected, learning, replay)
 
     def next_collected(self, epoch: int) -> int | None:
         return epoch + (1 if self._ahead is None else 2)

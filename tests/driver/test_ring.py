@@ -104,6 +104,17 @@ class Run:
         return other
 
 
+@pytest.mark.parametrize("learners", [1, 3])
+@pytest.mark.parametrize("schedule", ["alternate", "overlap"])
+def test_an_epoch_counts_the_sequences_that_it_has_sampled(tmp_path: Path, schedule: str, learners: int) -> None:
+    topology = FakeTopology(2, ENVS)
+    topology.plan.num_learners = learners
+    run = Run(tmp_path, schedule, topology, start_learning_at_epoch=1).start()
+    found = [run.schedule.run_epoch(epoch, last=epoch == 3).metrics()["replay"] for epoch in range(4)]
+    of_an_epoch = BATCHES * topology.plan.batch_size * learners
+    assert [row["Sequences Sampled"] for row in found] == [0, of_an_epoch, 2 * of_an_epoch, 3 * of_an_epoch]
+
+
 def assert_all_was_done(run: Run) -> None:
     assert run.progress.gradient_steps == EPOCHS * BATCHES
     assert run.topology.batches == EPOCHS * BATCHES, "the weights hold every update, those of dead groups done again"

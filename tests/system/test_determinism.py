@@ -51,6 +51,9 @@ def test_the_same_seed_gives_the_same_metrics(make_experiment: Callable[..., Any
     sections = [row["section"] for row in first]
     assert sections.count("collect") == sections.count("train") == 3 and sections.count("val") == 2
     assert all(len(row) > 5 for row in first if row["section"] != "time"), "that section is of the clock alone"
+    of_an_epoch = experiment.train_batches_per_epoch * experiment.batch_size * experiment.num_learners
+    sampled = [row["replay/Sequences Sampled"] for row in first if row["section"] == "replay"]
+    assert sampled == [of_an_epoch, 2 * of_an_epoch, 3 * of_an_epoch]
     for a, b in zip(first, second, strict=True):
         assert a == b
     for other in others:

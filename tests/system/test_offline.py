@@ -107,7 +107,8 @@ def test_offline_to_online(make_experiment: Callable[..., Any], tmp_path: Path) 
     assert [row["epoch"] for row in rows(experiment, "train")] == [1, 2, 3]
     assert [row["epoch"] for row in rows(experiment, "collect")] == [2, 3]
     sampled = [row["replay/Sequences Sampled"] for row in rows(experiment, "replay")]
-    assert len(sampled) == 4 and sampled[1] == 0 < sampled[2]
+    of_an_epoch = experiment.train_batches_per_epoch * experiment.batch_size * experiment.num_learners
+    assert sampled == [0, of_an_epoch, 2 * of_an_epoch, 3 * of_an_epoch]
 
 
 @pytest.mark.usefixtures("shared_processes")
