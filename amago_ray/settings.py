@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 from amago_ray.agent import Agent
 from amago_ray.config.value_checks import (
+    LARGEST_SEED,
     Check,
     folder_name,
     fraction,
+    makes,
     not_negative,
     one_of,
     positive,
@@ -197,7 +199,10 @@ class ExperimentSettings:
         nothing is collected""",
     )
     relabeler_type: Callable[[], Relabeler] | None = setting(
-        None, "makes the Relabeler that changes trajectories as they are sampled; None for none"
+        None,
+        "makes the Relabeler that changes trajectories as they are sampled; None for none",
+        makes(Relabeler),
+        optional=True,
     )
     batch_layout: BatchLayout = setting(
         "padded",
@@ -271,7 +276,10 @@ class ExperimentSettings:
     )
 
     exploration_wrapper_type: Callable[..., ExplorationWrapper] | None = setting(
-        EpsilonGreedy, "how training environments are explored; None for not at all"
+        EpsilonGreedy,
+        "how training environments are explored; None for not at all",
+        makes(ExplorationWrapper),
+        optional=True,
     )
     sample_actions_train: bool = setting(True, "draw actions from the policy, or take its mode")
     sample_actions_val: bool = setting(True, "likewise, in validation and in tests")
@@ -328,7 +336,7 @@ class ExperimentSettings:
         list_of_callbacks,
     )
     verbose: bool = setting(True, "show progress")
-    seed: int = setting(0, "of everything that is random", whole_number(0))
+    seed: int = setting(0, "of everything that is random", whole_number(0, maximum=LARGEST_SEED))
 
     num_rollout_workers: int | None = setting(
         None,

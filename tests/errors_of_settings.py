@@ -32,6 +32,7 @@ SETTINGS = (
     ),
     setting("a number of 0", "Experiment.batch_size = 0", "Experiment.batch_size=0", "an integer of 1 or more"),
     setting("half an epoch", "Experiment.epochs = 1.5", "Experiment.epochs=1.5", "an integer of 1 or more"),
+    setting("a seed that is too large", "Experiment.seed = 5000000000", "seed=5000000000", "4,294,967,295 at most"),
     setting("text for a number", "Experiment.epochs = '10'", "Experiment.epochs='10'", "an integer of 1 or more"),
     setting("a negative rate", "Experiment.learning_rate = -1e-3", "Experiment.learning_rate=-0.001", "above 0"),
     setting("a rate that is not a number", "Experiment.learning_rate = %nan", "learning_rate=nan", "above 0"),
@@ -44,6 +45,10 @@ SETTINGS = (
     ),
     setting("an unknown encoder", "Experiment.traj_encoder_type = 'GRUEncoder'", "'GRUEncoder'", "'GRUTrajEncoder'"),
     setting("an encoder of the wrong kind", "Experiment.tstep_encoder_type = @GRUTrajEncoder", "TstepEncoder"),
+    setting(
+        "a relabeler of the wrong kind", "Experiment.relabeler_type = @Agent", "it must be a subclass of Relabeler"
+    ),
+    setting("exploration of the wrong kind", "Experiment.exploration_wrapper_type = @Agent", "of ExplorationWrapper"),
     setting("one callback without a list", "Experiment.callbacks = @KeepBestPolicy", "Experiment.callbacks", "a list"),
     setting("a dict of numbers for labels", "Experiment.learner_nodes = {'pool': 1}", "learner_nodes", "text to text"),
     setting("a run name with a path", "Experiment.run_name = '../other'", "run_name='../other'", "names a folder"),

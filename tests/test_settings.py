@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import pytest
 from conftest import TESTS
 
 from amago_ray import train
+from amago_ray.agent import Agent
 from amago_ray.envs.builtin import Counting
+from amago_ray.envs.exploration import EpsilonGreedy
+from amago_ray.replay.sampling.relabeling import HindsightRelabeler
 from amago_ray.settings import SECTIONS, ExperimentSettings, check_values, table
 
 
@@ -45,6 +49,8 @@ def test_every_setting_has_a_meaning_and_a_place() -> None:
         ("run_name", "..", "it names a folder"),
         ("run_name", "a/b", "it names a folder"),
         ("learner_cpus", 0, "it must be an integer of 1 or more, or None"),
+        ("seed", -1, "it must be an integer of 0 or more"),
+        ("seed", 2**32, "it must be an integer of 0 or more, and of 4,294,967,295 at most"),
     ],
 )
 def test_a_value_that_cannot_be_right(name: str, value: Any, objection: str) -> None:
@@ -53,7 +59,19 @@ def test_a_value_that_cannot_be_right(name: str, value: Any, objection: str) -> 
         check_values(settings)
 
 
-@pytest.mark.parametrize(("name", "value"), [("traj_save_len", 1e10), ("traj_save_len", None), ("wandb_mode", None)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("traj_save_len", 1e10),
+        ("traj_save_len", None),
+        ("wandb_mode", None),
+        ("seed", 2**32 - 1),
+        ("relabeler_type", partial(HindsightRelabeler, strategy="final")),
+        ("relabeler_type", lambda: HindsightRelabeler()),
+        ("exploration_wrapper_type", partial(partial(EpsilonGreedy), eps_start=0.5)),
+        ("exploration_wrapper_type", None),
+    ],
+)
 def test_a_value_that_may_be(name: str, value: Any) -> None:
     check_values(ExperimentSettings(**{"run_name": "a", "make_train_env": Counting, "max_seq_len": 4, name: value}))
 
@@ -63,4 +81,14 @@ def test_a_class_of_another_kind() -> None:
     with pytest.raises(
         TypeError, match=r"Experiment\.traj_encoder_type='GRUTrajEncodr'.*did you mean 'GRUTrajEncoder'"
     ):
+        check_values(settings)
+
+
+@pytest.mark.parametrize("value", [Agent, int, partial(Agent, gamma=0.9), "Hindsight", 3])
+@pytest.mark.parametrize(
+    ("name", "base"), [("relabeler_type", "Relabeler"), ("exploration_wrapper_type", "ExplorationWrapper")]
+)
+def test_what_makes_another_kind(name: str, base: str, value: Any) -> None:
+    settings = ExperimentSettings(**{"run_name": "a", "make_train_env": Counting, "max_seq_len": 4, name: value})
+    with pytest.raises(TypeError, match=rf"^Experiment\.{name}=.*: it must be a subclass of {base}; "):
         check_values(settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from amago_ray.config.mistakes import nearest
 
 LONGEST_NAME = 200  # of a run, in bytes: file systems take 255, and a training state's name is longer
+LARGEST_SEED = 2**32 - 1  # that NumPy's global generator takes
 
 Check = Callable[[Any], str | None]  # what a value must be, where it is not
 
@@ -72,6 +74,27 @@ def subclass_of(base: type) -> Check:
         raise TypeError(f"it must be a subclass of {base.__name__}{hint}")
 
     return check
+
+
+def makes(base: type) -> Check:
+    """Classes below `base`, partials of these, and functions: what those make is seen when they are called.
+
+    Raises TypeError as `subclass_of` does.
+    """
+    is_below = subclass_of(base)
+
+    def check(value: Any) -> str | None:
+        while isinstance(value, partial):
+            value = value.func
+        return is_below(value) if isinstance(value, type) or not callable(value) else None
+
+    return check
+
+
+def check_made(setting: str, made: Any, base: type) -> None:
+    """Raises TypeError, naming `setting`, where a function that it is has made something else than a `base`."""
+    if not isinstance(made, base):
+        raise TypeError(f"{setting}: it must make a {base.__name__}, and it made {made!r}")
 
 
 def _subclasses(base: type) -> Iterator[str]:

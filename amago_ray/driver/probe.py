@@ -10,12 +10,15 @@ from amago_ray import config
 from amago_ray.agent import Agent
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.config import nearest
+from amago_ray.config.value_checks import check_made
 from amago_ray.driver.network_probe import check_acting, check_loss, check_steps
 from amago_ray.driver.time_limit import time_limit
+from amago_ray.envs.exploration import ExplorationWrapper
 from amago_ray.envs.makers import check_env, env_spaces
 from amago_ray.envs.pool import MAX_FAILURES_IN_A_ROW
 from amago_ray.nets.mixed_encoder import default_tstep_encoder
 from amago_ray.replay.datasets.dataset import MixtureOfDatasets, RowLayout, TrajectoryDataset, mixture_of
+from amago_ray.replay.sampling.relabeling import Relabeler
 from amago_ray.replay.sampling.selection import SelectionConfig
 from amago_ray.settings import ExperimentSettings, check_values, env_processes
 from amago_ray.specs import ObsSpec
@@ -125,9 +128,13 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
         seed=settings.seed,
         action_mask_key=mask,
     )
+    if settings.relabeler_type is not None:
+        with _in_one_line("building the relabeler"):
+            check_made(f"Experiment.relabeler_type={settings.relabeler_type!r}", settings.relabeler_type(), Relabeler)
     with _in_one_line("building the networks"):
-        if settings.exploration_wrapper_type is not None:
-            settings.exploration_wrapper_type(1, action_spec, settings.seed)
+        if (explores := settings.exploration_wrapper_type) is not None:
+            made = explores(1, action_spec, settings.seed)
+            check_made(f"Experiment.exploration_wrapper_type={explores!r}", made, ExplorationWrapper)
         agent = spec.build()
     if settings.replay_sampling == "prioritized" and not agent.uses_critics:
         raise ValueError(

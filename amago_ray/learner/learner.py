@@ -129,7 +129,7 @@ class Learner:
         self.device = self._accelerator.device
         if self.device.type != config.device:
             raise ValueError(f"LearnerConfig.device={config.device!r}: there is none in sight, only {self.device.type}")
-        set_seed(config.seed + rank)
+        set_seed((config.seed + rank) % 2**32)  # all that NumPy takes
         self._transformers = [m for m in self.agent.modules() if isinstance(m, Transformer)]
         for transformer in self._transformers:
             self._compile(transformer)

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import gin
 
 from amago_ray.config import nearest, reject_unknown_arguments
+from amago_ray.config.value_checks import LARGEST_SEED, whole_number
 
 SchedulerName = Literal["fifo", "asha", "pbt"]
 # What a trial gives its experiment itself, and what all trials share.
@@ -49,7 +50,7 @@ class Sweep:
     synchronous: "pbt" compares trials when all have come to the same epoch, so that even those that take turns on one
         machine learn from one another; False compares with what the others last reported, and nobody waits.
     max_failures: how often a trial whose process dies is continued from its last checkpoint.
-    seed: of the draws.
+    seed: of the draws, from 0 to 2**32 - 1.
     """
 
     params: Mapping[str, str] = field(default_factory=dict)
@@ -88,6 +89,8 @@ class Sweep:
             if (value is None and optional) or (isinstance(value, int) and value >= least):
                 continue
             raise ValueError(f"Sweep.{name}={value!r}: it must be an integer of {least} or more")
+        if wrong := whole_number(0, maximum=LARGEST_SEED)(self.seed):
+            raise ValueError(f"Sweep.seed={self.seed!r}: {wrong}")
         if self.scheduler == "pbt" and self.max_concurrent is not None and self.max_concurrent < self.num_samples:
             raise ValueError(
                 f"Sweep.max_concurrent={self.max_concurrent}: scheduler 'pbt' compares all of its {self.num_samples} "

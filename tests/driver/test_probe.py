@@ -22,6 +22,7 @@ from amago_ray.driver.resume import check_same_weights
 from amago_ray.driver.topology import Topology
 from amago_ray.envs.builtin import Counting, TMaze
 from amago_ray.nets.traj_encoders import GRUTrajEncoder
+from amago_ray.replay.sampling.relabeling import HindsightRelabeler
 
 
 def bindings(tmp_path: Path) -> list[str]:
@@ -86,6 +87,31 @@ def test_a_policy_can_be_looked_at_where_the_data_it_learned_from_are_not(tmp_pa
     config.load([], [*bindings(tmp_path), "Experiment.dataset = @StoredDataset()", "StoredDataset.path = 'nowhere'"])
     experiment = Experiment()  # gin fills in what is required
     assert probe(experiment).max_seq_len == 8
+
+
+def a_list(*_: Any) -> Any:
+    return []
+
+
+@pytest.mark.parametrize(
+    ("setting", "base"), [("relabeler_type", "Relabeler"), ("exploration_wrapper_type", "ExplorationWrapper")]
+)
+def test_a_function_that_makes_another_kind(
+    setting: str, base: str, tmp_path: Path, nothing_starts: None, no_ray: None
+) -> None:
+    given: dict[str, Any] = {"run_name": "a", "ckpt_base_dir": tmp_path, "max_seq_len": 4, setting: a_list}
+    experiment = Experiment(make_train_env=partial(Counting, 6), **given)
+    with pytest.raises(
+        TypeError, match=rf"^Experiment\.{setting}=<function a_list.*: it must make a {base}, and it .*\[\]$"
+    ):
+        experiment.start()
+
+
+def test_a_relabeler_that_refuses_its_arguments(tmp_path: Path, nothing_starts: None, no_ray: None) -> None:
+    made = partial(HindsightRelabeler, strategy="past")
+    experiment = Experiment("a", partial(Counting, 6), 4, ckpt_base_dir=tmp_path, relabeler_type=made)
+    with pytest.raises(ValueError, match="strategy='past'"):
+        experiment.start()
 
 
 def test_a_misspelt_argument_in_python() -> None:

@@ -68,6 +68,8 @@ def test_mistakes_in_a_distribution(text: str, expected: str) -> None:
         ({"params": {}}, "a sweep needs a parameter"),
         ({"mode": "maximum"}, "Sweep.mode='maximum': use one of 'max', 'min'"),
         ({"scheduler": "bohb"}, "Sweep.scheduler='bohb'"),
+        ({"seed": 2**32}, "Sweep.seed=4294967296: it must be an integer of 0 or more, and of 4,294,967,295 at most"),
+        ({"seed": -1}, "Sweep.seed=-1: it must be an integer of 0 or more"),
         ({"num_samples": 0}, "Sweep.num_samples=0: it must be an integer of 1 or more"),
         ({"reduction_factor": 1}, "Sweep.reduction_factor=1"),
         ({"max_concurrent": 0}, "Sweep.max_concurrent=0"),
