@@ -141,7 +141,7 @@ class BareLoop:
             actions = self.policy_step.act({"observation": self.obs}, self.rl2, self.time_idx)
             step = self.together.step(actions)
             self.obs = step.obs
-            self.rl2 = np.concatenate((step.rewards[:, None], self.one_hots[actions]), axis=1)
+            self.rl2 = np.concatenate((step.rewards[:, None].astype(np.float32), self.one_hots[actions]), axis=1)
             self.time_idx += 1
             for row in range(NUM_ENVS):
                 self.rows[row].append((self.obs[row], self.rl2[row], step.rewards[row], step.terminated[row]))

@@ -22,6 +22,7 @@ from amago_ray.specs import ActionSpec, ObsSpec
 T = TypeVar("T")
 MAX_FAILURES_IN_A_ROW = 5  # of one environment, at which the run ends
 _MOST_TOLD = 500  # characters of what an environment that failed said
+LARGEST_REWARD = float(np.finfo(np.float32).max)  # beyond it a stored one would be infinite
 FAILURES = (Exception, SystemExit)  # what a user's environment may raise; simulators exit when their window goes away
 
 _STEP_RESULT = "step must return (observation, reward, terminated, truncated, info), as in gymnasium"
@@ -36,7 +37,8 @@ class EnvFailure(RuntimeError):
 class Transition:
     """Result of one step of all N environments.
 
-    obs: arrays (N, ...) after the step; where a rollout ended, its final observation. rewards: (N,) float32.
+    obs: arrays (N, ...) after the step; where a rollout ended, its final observation.
+    rewards: (N,) float64, as the environments gave them: returns are their sums. Stored and seen they are float32.
     terminated, truncated: (N,) bool. failed: (N,) bool, the environment broke; `begin` rebuilds it.
     stepped: (N,) bool, False where there was no transition: the environment failed, or was only resetting. Such rows
     have zero reward and did not end.
@@ -79,7 +81,7 @@ class Pool(ABC):
         self._logged = LoggedMetrics(num_envs)
         self._resetting = np.zeros(num_envs, bool)  # in the coming step, which is none
         self._failures_in_a_row = np.zeros(num_envs, np.int64)
-        self._rewards = np.zeros(num_envs, np.float32)
+        self._rewards = np.zeros(num_envs)
         self._terminated, self._truncated, self._stepped, self._failed, self._fresh = np.zeros((5, num_envs), bool)
 
     @abstractmethod
@@ -141,8 +143,9 @@ class Pool(ABC):
     def _not_finite(self) -> dict[int, str]:
         """What is NaN or infinite, by row."""
         found: dict[int, str] = {}
-        if not np.isfinite(self._rewards).all():
-            found |= {int(row): "its reward is not finite" for row in np.flatnonzero(~np.isfinite(self._rewards))}
+        finite = np.abs(self._rewards) <= LARGEST_REWARD
+        if not finite.all():
+            found |= {int(row): "its reward is not finite" for row in np.flatnonzero(~finite)}
         for name, column in self._real_obs.items():
             finite = np.isfinite(column)
             if not finite.all():

@@ -25,7 +25,7 @@ TRANSPARENT = (OrderEnforcing, PassiveEnvChecker)  # what `gymnasium.make` puts 
 class StepTogether(NamedTuple):
     """What one step of N environments gave, as `Env.step` does of one.
 
-    obs: (N, ...). rewards: (N,). terminated, truncated: (N,) bool. infos: those that are not empty, by row.
+    obs: (N, ...). rewards: (N,), no less exact. terminated, truncated: (N,) bool. infos: those not empty, by row.
     """
 
     obs: np.ndarray

@@ -209,6 +209,14 @@ def test_any_scalar_is_a_reward(reward: Any) -> None:
     assert pool.step(np.zeros(1, np.int64)).rewards.tolist() == [1.0]
 
 
+@pytest.mark.parametrize("reward", [16_777_217, 100_000.1, np.float64(0.1), np.array([16_777_217])])
+def test_rewards_are_as_exact_as_the_environment_gave_them(reward: Any) -> None:
+    pool = EnvPool([Rewarding], seed=0)
+    pool.reset()
+    Rewarding.reward = reward
+    assert pool.step(np.zeros(1, np.int64)).rewards.tolist() == [float(np.asarray(reward).item())]
+
+
 def test_failures_in_constructor_and_reset_are_retried_at_once() -> None:
     log: list[str] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from small_agents import small_agent_spec
 from amago_ray.agent.flat_weights import flatten_state
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.envs.builtin import Counting, Identity, TMaze
-from amago_ray.envs.makers import check_env
+from amago_ray.envs.makers import EnvProcesses, check_env
 from amago_ray.envs.tasks import fixed_num_envs
 from amago_ray.messages import Weights
 from amago_ray.nets.traj_encoders import GRUTrajEncoder
@@ -133,11 +134,82 @@ def test_an_environment_that_does_not_render(make_env: Any, tmp_path: Path) -> N
     assert not (tmp_path / "out.gif").exists()
 
 
+class Plain(Counting):
+    """Its constructor takes no render_mode."""
+
+    def __init__(self, length: int = 3) -> None:
+        if length < 1:
+            raise TypeError(f"no rollout lasts {length} steps")
+        super().__init__(length)
+
+
+class Textual(Counting):
+    """Asserts that it knows a render_mode, as gymnasium's tutorial has it."""
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        assert render_mode is None or render_mode == "ansi"
+        super().__init__(3)
+
+
+def through_gym_make(**kwargs: Any) -> gym.Env:
+    return gym.make("Plain-v0", **kwargs)
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    gym.register("Plain-v0", Plain)
+    gym.register("Textual-v0", Textual)
+    yield
+    for name in ("Plain-v0", "Textual-v0"):
+        del gym.registry[name]
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("make_env", ["Plain-v0", "Textual-v0", ("Plain-v0", {"length": 4}), through_gym_make])
+def test_a_registered_environment_that_takes_no_render_mode_does_not_render(make_env: Any) -> None:
+    with pytest.raises(ValueError, match=r"^\S.* does not render: it must take render_mode='rgb_array'$"):
+        check_renderable(make_env)
+
+
+@pytest.mark.usefixtures("registered")
+def test_what_else_a_constructor_refuses_is_told_as_it_is() -> None:
+    with pytest.raises(TypeError, match="no rollout lasts 0 steps"):
+        check_renderable(("Plain-v0", {"length": 0}))
+
+
 def test_what_renders_is_found_to() -> None:
     for make_env in (TMAZE, "amago_ray/TMaze-v0", "CartPole-v1", [TMAZE]):
         check_renderable(make_env)
     with pytest.raises(ValueError, match="makes a VectorEnv, of which no single rollout can be rendered"):
         check_renderable(five_at_once)
+
+
+class Paying(gym.Env):
+    """Pays 100000.1 at each of 45 steps, which float32 has not."""
+
+    observation_space, action_space = gym.spaces.Discrete(2), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.left = 45
+        return 0, {}
+
+    def step(self, action: int) -> Any:
+        self.left -= 1
+        return 0, 100_000.1, self.left == 0, False, {}
+
+
+def two_paying() -> SyncVectorEnv:
+    return SyncVectorEnv([Paying] * 2)
+
+
+@pytest.mark.parametrize(
+    ("make_env", "processes"),
+    [(Paying, None), (two_paying, None), pytest.param(Paying, EnvProcesses(), marks=pytest.mark.processes)],
+    ids=["plain", "vector", "processes"],
+)
+def test_returns_are_sums_of_what_the_environments_gave(make_env: Any, processes: EnvProcesses | None) -> None:
+    results = random_policy(make_env, episodes=2, num_envs=2, env_processes=processes)
+    assert returns(results) == [sum([100_000.1] * 45)] * 2
 
 
 class Mixed(gym.Env):

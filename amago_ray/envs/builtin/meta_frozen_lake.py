@@ -262,7 +262,7 @@ class LakesTogether(Together):
         self._rollout_steps += 1
         cell = self._neighbours[self._cell, actions]
         fallen, success = self._holes[rows, cell], cell == env._goal
-        rewards = success.astype(np.float32)
+        rewards = success.astype(np.float64)
         over = success | (self._attempt_steps == env.attempt_limit)
         if env.recover_mode:
             rewards[fallen] = FALL_COST

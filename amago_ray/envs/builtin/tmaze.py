@@ -151,7 +151,7 @@ class TMazesTogether(Together):
         goes_on = (actions == RIGHT) & ~at_junction
         turns = ((actions == UP) | (actions == DOWN)) & at_junction
         success = turns & (actions == self._goal)
-        rewards = np.where(goes_on | turns, success, env.penalty).astype(np.float32)
+        rewards = np.where(goes_on | turns, success, env.penalty)
         self._x += goes_on
         self._x -= (actions == LEFT) & (self._x > 0)
         terminated = turns | (self._steps == env.horizon)

@@ -59,7 +59,7 @@ def row_fields(obs_spec: ObsSpec, action_spec: ActionSpec, num_envs: int) -> Fie
     arrays = [(name, (num_envs, *spec.shape), spec.dtype) for name, spec in obs_spec.items()]
     return {
         "action": ((num_envs, *action_spec.shape), action_spec.dtype),
-        "reward": ((num_envs,), "float32"),
+        "reward": ((num_envs,), "float64"),
         **{name: ((num_envs,), "bool") for name in ("terminated", "truncated", "failed", "fresh")},
         **{prefix + name: (shape, dtype) for prefix in (OBS, START) for name, shape, dtype in arrays},
     }
