@@ -360,6 +360,16 @@ def test_every_encoder_goes_on_from_a_state_in_a_learner_that_is_just_made(encod
     assert all(torch.equal(value, saved[name]) for name, value in resumed.agent.state_dict().items())
 
 
+def test_a_further_learner_of_the_largest_seed_begins_its_streams_anew() -> None:
+    spec = AgentSpec(OBS_SPEC, ACTION_SPECS["discrete"], L, ff_tstep, gru, partial(Agent, actor_type=actor), 0)
+    drawn = []
+    for seed, rank in ((2**32 - 1, 1), (0, 0)):
+        Learner(LearnerConfig(seed=seed), spec, NoBatches(), rank)
+        drawn.append((np.random.random(), torch.rand(3).tolist()))
+        forget_accelerator()
+    assert drawn[0] == drawn[1]
+
+
 def test_what_is_written_is_the_moment_of_the_snapshot(tmp_path: Path) -> None:
     """However many updates follow before, and while, it is written; dropout goes on as it would have, too."""
     make = partial(make_learner, encoder=partial(tformer, dropout_ff=0.5), batches_per_update=2)
