@@ -50,6 +50,12 @@ SETTINGS = (
     ),
     setting("exploration of the wrong kind", "Experiment.exploration_wrapper_type = @Agent", "of ExplorationWrapper"),
     setting("one callback without a list", "Experiment.callbacks = @KeepBestPolicy", "Experiment.callbacks", "a list"),
+    setting(
+        "a callback without its arguments",
+        "Experiment.callbacks = [@StopAtReturn]",
+        "Experiment.callbacks: StopAtReturn: ",
+        "'threshold'",
+    ),
     setting("a dict of numbers for labels", "Experiment.learner_nodes = {'pool': 1}", "learner_nodes", "text to text"),
     setting("a run name with a path", "Experiment.run_name = '../other'", "run_name='../other'", "names a folder"),
     setting("an absolute run name", "Experiment.run_name = '/etc/run'", "run_name='/etc/run'", "names a folder"),

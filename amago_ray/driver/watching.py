@@ -11,6 +11,7 @@ from typing import Any
 
 from amago_ray.agent import AgentSpec
 from amago_ray.atomic_files import is_full, write_atomically
+from amago_ray.config import without_gin_calls
 from amago_ray.driver.plan import TEST_SEEDS
 from amago_ray.driver.ray_metrics import RayMetricsSink
 from amago_ray.driver.ring import Ring
@@ -30,7 +31,7 @@ def make_callbacks(settings: ExperimentSettings) -> list[Callback]:
     """The run's callbacks. Raises ValueError or ImportError, before any process starts, for what cannot work."""
     if settings.log_to_tensorboard:
         check_tensorboard()
-    callbacks = [each() if isinstance(each, type) else each for each in settings.callbacks]
+    callbacks = [_made(each) if isinstance(each, type) else each for each in settings.callbacks]
     for callback in callbacks:
         assert settings.make_val_env is not None, "an experiment fills it in"
         try:
@@ -38,6 +39,13 @@ def make_callbacks(settings: ExperimentSettings) -> list[Callback]:
         except ValueError as error:
             raise ValueError(f"Experiment.callbacks: {callback!r}: {error}") from error
     return callbacks
+
+
+def _made(kind: type[Callback]) -> Callback:
+    try:
+        return kind()
+    except TypeError as error:  # it lacks arguments, most often
+        raise ValueError(f"Experiment.callbacks: {kind.__name__}: {without_gin_calls(str(error))}") from error
 
 
 def sinks(settings: ExperimentSettings, run_dir: Path, state: Mapping[str, Any]) -> list[MetricsSink]:
