@@ -56,6 +56,7 @@ from amago_ray.envs.tasks import (
 )
 from amago_ray.envs.vector_pool import VectorEnvPool
 from amago_ray.specs import ActionSpec, ObsSpec
+from amago_ray.warned import warn
 
 __all__ = [
     "EnvFailure",
@@ -230,10 +231,11 @@ def _try_out(pool: Pool, seed: int, num_steps: int, action_mask_key: str | None)
     try:
         if action_mask_key is not None:
             check_action_mask(action_mask_key, pool.obs_spec, pool.action_spec)
-        obs = pool.reset()
+        obs, warned_of = pool.reset(), set[str]()
         for step in range(max(num_steps, MAX_STEPS_TO_AN_END)):
             if step >= num_steps and not pool.awaits_last_obs:
                 break
+            _warn_of_images_out_of_bounds(pool, obs, warned_of)
             legal = pool.legal_actions(obs, action_mask_key)
             transition = pool.step(sample_actions(pool.action_spec, pool.num_envs, rng, legal))
             obs, _ = pool.begin(transition.terminated | transition.truncated)
@@ -242,6 +244,22 @@ def _try_out(pool: Pool, seed: int, num_steps: int, action_mask_key: str | None)
     finally:
         pool.close()
     return pool.obs_spec, pool.action_spec, pool.env_names[0]
+
+
+def _warn_of_images_out_of_bounds(pool: Pool, obs: dict[str, np.ndarray], warned_of: set[str]) -> None:
+    """Encoders of images scale by the bounds that their space declares."""
+    for name, spec in pool.obs_spec.items():
+        if len(spec.shape) != 3 or spec.bounds is None or name in warned_of:
+            continue
+        low, high = (np.reshape(x, spec.bounds.shape) for x in (spec.bounds.low, spec.bounds.high))
+        if (obs[name] < low).any() or (obs[name] > high).any():
+            warned_of.add(name)
+            found, declared = (f"{x.min():g} to {y.max():g}" for x, y in ((obs[name], obs[name]), (low, high)))
+            warn(
+                f"environment {pool.env_names[0]}: its image {name!r} has values of {found}, and its space declares "
+                f"{declared}, by which images are scaled: let the space declare what the environment returns",
+                stacklevel=2,
+            )
 
 
 def _reusing(env: gym.Env | VectorEnv, maker: EnvMaker) -> EnvMaker:

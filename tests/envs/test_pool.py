@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -359,6 +360,33 @@ def test_spaces_must_agree() -> None:
         make_pool([Counting, "CartPole-v1"], 2, 0, seed=0)
     with pytest.raises(ValueError, match="same observation space: Counting has.*CartPole-v1 has"):
         check_env([Counting, "CartPole-v1"])
+
+
+class Pictures(gym.Env[np.ndarray, int]):
+    """A black one first, then white ones of `white`, in a space of 0 to 1."""
+
+    observation_space = spaces.Box(0.0, 1.0, (4, 5, 3), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, white: float):
+        self.white = white
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        return np.zeros((4, 5, 3), np.float32), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        return np.full((4, 5, 3), self.white, np.float32), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize("white", [1.0, 255.0])
+def test_images_beyond_what_their_space_declares_are_warned_of_once(white: float) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        check_env(partial(Pictures, white))
+    texts = [str(each.message) for each in told if "its image" in str(each.message)]
+    said = "its image 'observation' has values of 255 to 255, and its space declares 0 to 1, by which images are scaled"
+    assert len(texts) == (white > 1.0) and all(said in text for text in texts)
 
 
 def test_check_env_returns_what_the_run_needs() -> None:
