@@ -58,7 +58,7 @@ class Experiment(ExperimentSettings):
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        config.settle(self)
+        config.refuse_left_out(self)
         self.make_val_env = self.make_val_env if self.make_val_env is not None else self.make_train_env
         if isinstance(self.dataset, DiskTrajDataset):
             run = RunDirectory(self.ckpt_base_dir, self.run_name).root

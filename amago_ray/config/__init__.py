@@ -1,7 +1,7 @@
 """gin: load configurations, answer mistakes with the nearest known name, carry settings to other processes."""
 
 from amago_ray.config.apart import apart
-from amago_ray.config.left_out import do_without, left_out, refuse, settle
+from amago_ray.config.left_out import do_without, left_out, refuse, refuse_left_out
 from amago_ray.config.mistakes import (
     as_raised,
     explain,
@@ -30,9 +30,9 @@ __all__ = [
     "nearest",
     "record",
     "refuse",
+    "refuse_left_out",
     "reject_unknown_arguments",
     "restore",
-    "settle",
     "snapshot",
     "without_gin_calls",
 ]

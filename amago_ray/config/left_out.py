@@ -30,7 +30,7 @@ class GivenInPython:
 
 
 def stand_in(text: str, source: str, bound: Collection[str]) -> None:
-    """Bind what the comments of a config.txt name, unless the file itself binds it, which it was made by then.
+    """Bind what the comments of a config.txt name, unless the file binds it as well: then that value is what was used.
 
     Validation environments that are those of training, for want of others, follow them.
     """
@@ -54,7 +54,7 @@ def do_without(names: Iterable[str]) -> None:
             values.pop(name, None)
 
 
-def settle(settings: Any) -> None:
+def refuse_left_out(settings: Any) -> None:
     """Of an experiment that is made: without callbacks where those are left out, and a line says so.
 
     Raises ValueError for other settings that are.

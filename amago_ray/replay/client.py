@@ -230,7 +230,8 @@ class ReplayReader:
 
     Each request first draws how many of its sequences come from which source and shard (multinomial in the weights of
     what they hold), asks all at once and shuffles what comes back. When what a shard holds has changed meanwhile, or a
-    shard died, the whole request is drawn again. A few requests are kept in flight.
+    shard died, the whole request is drawn again. A few requests are kept in flight; weights that change meanwhile, as
+    priorities do, share out the requests that follow the answers which tell of them.
 
     batches_per_request: batches drawn together, to spare calls. max_in_flight: requests ahead of the consumer.
     importance_exponent: beta of importance sampling (arXiv 1511.05952, section 3.4), where trajectories are drawn by

@@ -184,7 +184,7 @@ class Contents:
     """The visible trajectories of one or several shards, one entry of each array per trajectory.
 
     env: index into env_names. lengths: in timesteps. returns: sums of rewards. age_s: since it was stored.
-    age_commits: commits since it became visible. first_time_idx: above 0 for later pieces of a rollout that was cut.
+    age_epochs: since it became visible. first_time_idx: above 0 for later pieces of a rollout that was cut.
     priorities: as many as are kept, in no particular order.
     """
 
@@ -193,7 +193,7 @@ class Contents:
     lengths: np.ndarray
     returns: np.ndarray
     age_s: np.ndarray
-    age_commits: np.ndarray
+    age_epochs: np.ndarray
     weight_version: np.ndarray
     first_time_idx: np.ndarray
     priorities: np.ndarray
@@ -211,7 +211,7 @@ class Contents:
             lengths=rows["num_rows"] - 1,
             returns=rows["total_reward"],
             age_s=now - np.concatenate([shard.written_at for shard in shards]),
-            age_commits=np.concatenate([shard.commits - shard.table.rows["commit"] for shard in shards]),
+            age_epochs=np.concatenate([shard.commits - shard.table.rows["commit"] for shard in shards]),
             weight_version=rows["weight_version"],
             first_time_idx=rows["first_time_idx"],
             priorities=np.concatenate([read_priorities(shard.folder) for shard in shards]),

@@ -146,7 +146,7 @@ def test_contents_of_several_shards(tmp_path: Path) -> None:
     lengths = np.tile(np.arange(2, 8), 2)
     np.testing.assert_array_equal(contents.lengths, lengths)
     np.testing.assert_array_equal(contents.returns, lengths * (lengths + 1) / 2)
-    np.testing.assert_array_equal(contents.age_commits, [1, 1, 1, 0, 0, 0] * 2)
+    np.testing.assert_array_equal(contents.age_epochs, [1, 1, 1, 0, 0, 0] * 2)
     np.testing.assert_array_equal(contents.weight_version, [*range(6), *range(10, 16)])
     assert (contents.first_time_idx > 0).sum() == 10 and len(contents.priorities) == 0
     assert ((0 <= contents.age_s) & (contents.age_s < 60)).all()

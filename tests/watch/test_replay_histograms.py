@@ -23,7 +23,7 @@ def contents(num: int = 200, num_envs: int = 1, priorities: int = 0) -> Contents
         lengths=rng.integers(1, 500, num),
         returns=rng.normal(size=num),
         age_s=rng.uniform(0, 5000, num),
-        age_commits=rng.integers(0, 10, num),
+        age_epochs=rng.integers(0, 10, num),
         weight_version=rng.integers(0, 10, num),
         first_time_idx=np.zeros(num, dtype=np.int64),
         priorities=rng.lognormal(size=priorities).astype(np.float32),
