@@ -104,7 +104,7 @@ class BareLoop:
         self.threads, self.steps, self.updates = threads, steps, updates
         AcceleratorState._reset_state()  # accelerate holds a process to one precision
         self.learner = Learner(
-            LearnerConfig(mixed_precision=precision, compile=precision == "bf16", attention_kernel=True),
+            LearnerConfig(mixed_precision=precision, compile=precision == "bf16", kernels=True),
             spec,
             NoReplay(),
         )

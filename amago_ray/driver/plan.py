@@ -168,7 +168,7 @@ def make_plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Clus
             activation_checkpointing=x.activation_checkpointing,
             cuda_graphs=x.cuda_graphs,
             compile=learns_compiled(x, device),
-            attention_kernel=x.compile_learning != "never",
+            kernels=x.compile_learning != "never",
             seed=x.seed,
         ),
         num_learners=x.num_learners,

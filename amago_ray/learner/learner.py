@@ -31,6 +31,7 @@ from amago_ray.learner.precision import MixedPrecision, precision_on
 from amago_ray.learner.provenance import NonFiniteUpdate, describe, origin
 from amago_ray.learner.snapshot import Snapshot, save, set_random_states
 from amago_ray.messages import Batch, LearnReport, Weights
+from amago_ray.nets.kernels import use_kernels
 from amago_ray.nets.recomputation import held_statistics, recomputing
 from amago_ray.nets.sizes import LENGTHS, rounded_up
 from amago_ray.nets.transformer import Transformer
@@ -51,7 +52,7 @@ class LearnerConfig:
     activation_checkpointing: compute again in the backward pass what networks would else keep for it.
     cuda_graphs: start the launches of an update together (see `graphed`); "auto": where that can do no harm.
     compile: put the layers of Transformers through PyTorch's compiler.
-    attention_kernel: on a processor, compute narrow heads of Transformers by this package's kernel, where it compiles.
+    kernels: on a processor, compute by this package's C++ what there is some for (`nets.kernels`), where it compiles.
     """
 
     device: str = "cpu"
@@ -70,7 +71,7 @@ class LearnerConfig:
     activation_checkpointing: bool = False
     cuda_graphs: CudaGraphs = "auto"
     compile: bool = False
-    attention_kernel: bool = False
+    kernels: bool = False
 
 
 def learning_rate_factor(config: LearnerConfig, step: int) -> float:
@@ -131,8 +132,7 @@ class Learner:
             raise ValueError(f"LearnerConfig.device={config.device!r}: there is none in sight, only {self.device.type}")
         set_seed((config.seed + rank) % 2**32)  # all that NumPy takes
         self._transformers = [m for m in self.agent.modules() if isinstance(m, Transformer)]
-        for transformer in self._transformers:
-            self._compile(transformer)
+        self._compile()
         recordable = self._accelerator.device.type == "cuda" and world_size == 1 and is_recordable(config, self.agent)
         optimizer = self.agent.init_optimizer(config.learning_rate, config.l2_coeff)
         self._rank = rank
@@ -159,15 +159,16 @@ class Learner:
         self.updates_done = 0
         self.weight_version = 0
 
-    def _compile(self, transformer: Transformer) -> None:
-        if self.config.attention_kernel and self.device.type == "cpu":
+    def _compile(self) -> None:
+        if self.config.kernels and self.device.type == "cpu":
             try:
-                transformer.compile_attention()
+                use_kernels(self.agent)
             except OSError as error:
                 if self.config.compile:  # else nobody has asked for it
-                    warn(f"attention of narrow heads is not compiled: {error}")
+                    warn(f"kernels for processors are not compiled: {error}")
         if self.config.compile:
-            transformer.compile_layers()
+            for transformer in self._transformers:
+                transformer.compile_layers()
 
     def train(self, num_batches: int, mixture: Sequence[float] | None = None) -> LearnReport:
         """Learn from `num_batches` batches, with one optimiser step every `batches_per_update` of them.

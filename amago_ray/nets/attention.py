@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from amago_ray.nets import narrow_attention
+from amago_ray.nets import kernels, narrow_attention
 from amago_ray.nets.dropout import dropout
 
 UNLIMITED = 1 << 40  # timesteps of a window that nothing falls out of
@@ -87,8 +87,8 @@ class Attention(nn.Module, ABC):
         return self.logit_clip is not None or type(self).rescore is not Attention.rescore
 
     def compile_narrow(self) -> None:
-        """From here on, narrow heads on a processor are computed by `narrow_attention`. Raises OSError as that does."""
-        narrow_attention.compiled()
+        """From here on, narrow heads on a processor go to `narrow_attention`. Raises OSError as `kernels.compiled`."""
+        kernels.compiled()
         self._narrow = True
 
     def projected(self, qkv_BL3HK: Tensor, dropout_p: float = 0.0) -> Tensor:

@@ -7,49 +7,16 @@
 //
 // Shape letters: B sequences, L timesteps, H heads, K head width (a multiple of LANES).
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <vector>
+#include "lanes.h"
 
 namespace {
 
-#if defined(__AVX512F__) || defined(SIXTEEN_LANES)
-constexpr int64_t LANES = 16, ROWS = 8;  // of 32 registers
+#ifdef WIDE_REGISTERS
+constexpr int64_t ROWS = 8;
 #else
-constexpr int64_t LANES = 8, ROWS = 4;  // of 16
+constexpr int64_t ROWS = 4;
 #endif
 constexpr float HIDDEN = -1e30f;  // the logit of a key that a query does not see
-
-typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef int32_t Bits __attribute__((vector_size(4 * LANES), aligned(4)));
-
-inline Lanes load(const float* x) { return *reinterpret_cast<const Lanes*>(x); }
-inline void store(float* x, Lanes value) { *reinterpret_cast<Lanes*>(x) = value; }
-inline Lanes all(float x) { return x - Lanes{}; }
-inline int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-
-// e^x for x <= 0 or thereabouts, to 2e-7 of its value; below -87 that of -87. NaN stays NaN.
-// x = n ln 2 + r with |r| <= ln 2 / 2, and e^r is its Taylor polynomial of order 7; n goes into the exponent.
-inline Lanes exponential(Lanes x) {
-  x = x < all(-87.0f) ? all(-87.0f) : x;
-  const Lanes shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: what is left of the fraction is n
-  const Lanes n = shifted - 12582912.0f;
-  const Lanes r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
-  Lanes y = r * (1.0f / 5040) + 1.0f / 720;
-  y = y * r + 1.0f / 120;
-  y = y * r + 1.0f / 24;
-  y = y * r + 1.0f / 6;
-  y = y * r + 0.5f;
-  y = y * r + 1.0f;
-  y = y * r + 1.0f;
-  Bits bits, exponent;
-  std::memcpy(&bits, &y, sizeof y);
-  std::memcpy(&exponent, &shifted, sizeof shifted);
-  bits += exponent << 23;
-  std::memcpy(&y, &bits, sizeof y);
-  return y;
-}
 
 struct BFloat16 { uint16_t bits; };
 
@@ -153,13 +120,6 @@ struct Band {
     for (int64_t j = row + r + 1; j < up(stop, LANES); j++) x[j] = value;
   }
 };
-
-// This thread's memory for `size` floats.
-float* scratch(int64_t size) {
-  static thread_local std::vector<float> memory;
-  if (int64_t(memory.size()) < size) memory.resize(size);
-  return memory.data();
-}
 
 struct Shape {
   int64_t B, L, H, window;

@@ -2,7 +2,8 @@
 
 On CPUs, PyTorch's GRU runs some ten small operations per timestep and differentiates them one by one, weight gradients
 included. Here the backward loop is four operations per timestep and every weight gradient is one matrix product over
-all timesteps. (On GPUs cuDNN does the same and more, and is used there.)
+all timesteps; where there is a compiler, both loops are C++ (gru_recurrence.cpp), which takes a half to a quarter of
+their time. (On GPUs cuDNN does the same and more, and is used there.)
 
 Shape letters: L timesteps, B sequences, H hidden width.
 """
@@ -16,7 +17,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from amago_ray.nets.kernels import call
 from amago_ray.nets.packed_sequences import Packing
+
+KERNEL_WIDTH = 32  # of which the kernel takes multiples
 
 
 def times_tanh_slope_(x: Tensor, tanh: Tensor) -> Tensor:
@@ -89,15 +93,49 @@ class GRURecurrence(torch.autograd.Function):
         return grads_LBG, grad_weight, grad_bias
 
 
-def gru_sequence(rnn: nn.GRU, x: Tensor, packing: Packing | None = None) -> Tensor:
+class CompiledGRURecurrence(torch.autograd.Function):
+    """A `GRURecurrence` in float32 whose width is a multiple of `KERNEL_WIDTH`, by a kernel on a processor.
+
+    Its results depend neither on the number of threads nor on what else is in the batch.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gates_LBG: Tensor, weight_GH: Tensor, bias_G: Tensor) -> Tensor:
+        """As `GRURecurrence.forward`. Raises OSError where `kernels.compiled` does."""
+        sizes = length, batch, width = *gates_LBG.shape[:2], weight_GH.shape[1]
+        gates_LBG, weight_GH = gates_LBG.contiguous(), weight_GH.contiguous()
+        hidden = gates_LBG.new_empty(length + 1, batch, width)
+        hidden[0] = 0.0
+        new, gates = hidden.new_empty(sizes), torch.empty_like(gates_LBG)
+        call("gru_forward", gates_LBG, weight_GH, bias_G.contiguous(), hidden, gates, new, sizes=sizes)
+        ctx.save_for_backward(weight_GH, hidden, gates, new)
+        return hidden[1:]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_LBH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weight_GH, hidden, gates, new = ctx.saved_tensors
+        sizes = length, batch, width = new.shape
+        # The new gate sees gates_x directly, and the recurrent product through r.
+        grads_LBG, grad_product = torch.empty_like(gates), torch.empty_like(new)
+        call("gru_backward", grad_LBH.contiguous(), weight_GH, hidden, gates, new, grads_LBG, grad_product, sizes=sizes)
+        before = hidden[:-1].reshape(length * batch, width)
+        parts = grads_LBG.view(length * batch, 3 * width)[:, : 2 * width], grad_product.view(length * batch, width)
+        grad_weight = torch.cat([part.t() @ before for part in parts])
+        return grads_LBG, grad_weight, torch.cat([part.sum(dim=0) for part in parts])
+
+
+def gru_sequence(rnn: nn.GRU, x: Tensor, packing: Packing | None = None, kernel: bool = False) -> Tensor:
     """What `rnn(x)[0]` computes for a batch-first GRU that starts from zeros: (B, L, D) -> (B, L, H).
 
-    packing: of sequences that lie end to end, (1, R, D) -> (1, R, H).
+    packing: of sequences that lie end to end, (1, R, D) -> (1, R, H). kernel: use `CompiledGRURecurrence` where it can.
     """
     if x.device.type != "cpu":
         return rnn(x)[0] if packing is None else packing.pack(rnn(packing.pad(x))[0])
     if packing is None:
         x = x.transpose(0, 1).contiguous()  # (L, B, D): timesteps stay outermost through all layers
+    by_kernel = kernel and rnn.weight_hh_l0.dtype == torch.float32 and rnn.hidden_size % KERNEL_WIDTH == 0
+    recurrence = CompiledGRURecurrence if by_kernel else GRURecurrence
     for layer in range(rnn.num_layers):
         w_ih, w_hh, b_ih, b_hh = (
             getattr(rnn, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -105,10 +143,10 @@ def gru_sequence(rnn: nn.GRU, x: Tensor, packing: Packing | None = None) -> Tens
         # Under autocast the large product runs in low precision; the recurrence itself stays in float32.
         gates = F.linear(x, w_ih, b_ih).to(w_hh.dtype)
         if packing is None:
-            x = GRURecurrence.apply(gates, w_hh, b_hh)
+            x = recurrence.apply(gates, w_hh, b_hh)
         else:
             gates_LBG = packing.pad(gates).transpose(0, 1).contiguous()
-            x = packing.pack(GRURecurrence.apply(gates_LBG, w_hh, b_hh).transpose(0, 1))
+            x = packing.pack(recurrence.apply(gates_LBG, w_hh, b_hh).transpose(0, 1))
     return x if packing is not None else x.transpose(0, 1)
 
 

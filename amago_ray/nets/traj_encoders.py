@@ -26,9 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from amago_ray.nets import kernels
 from amago_ray.nets.attention import Attention, CausalAttention
 from amago_ray.nets.dropout import Dropout
 from amago_ray.nets.feedforward import Normalization, activation
+from amago_ray.nets.kernels import HasKernel
 from amago_ray.nets.key_value_cache import CompilableCache, KeyValueCache, RecordableCache, TracedCache
 from amago_ray.nets.mamba import MambaBlock, MambaMemory
 from amago_ray.nets.packed_sequences import Packing
@@ -177,7 +179,7 @@ class FFTrajEncoder(TrajEncoder):
 
 
 @gin.configurable
-class GRUTrajEncoder(TrajEncoder):
+class GRUTrajEncoder(TrajEncoder, HasKernel):
     """A stack of gated recurrent units (Cho et al. 2014), a linear layer and a norm."""
 
     def __init__(
@@ -193,16 +195,25 @@ class GRUTrajEncoder(TrajEncoder):
         self.rnn = nn.GRU(tstep_dim, d_hidden, num_layers=n_layers, batch_first=True)
         self.out = nn.Linear(d_hidden, d_output)
         self.out_norm = Normalization(norm, d_output)
+        self._kernel = False
 
     @property
     def emb_dim(self) -> int:
         return self.out.out_features
 
+    def use_kernel(self) -> None:
+        """That of the recurrence; see `HasKernel`."""
+        kernels.compiled()
+        self._kernel = True
+
     def forward(self, seq_BLD: Tensor, time_idx_BL: Tensor) -> Tensor:
-        return self.out_norm(self.out(recomputed(gru_sequence, self.rnn, seq_BLD)))
+        return self._whole_sequences(seq_BLD, None)
 
     def forward_packed(self, seq_1RD: Tensor, time_idx_1R: Tensor, packing: Packing) -> Tensor:
-        return self.out_norm(self.out(recomputed(gru_sequence, self.rnn, seq_1RD, packing)))
+        return self._whole_sequences(seq_1RD, packing)
+
+    def _whole_sequences(self, seq: Tensor, packing: Packing | None) -> Tensor:
+        return self.out_norm(self.out(recomputed(gru_sequence, self.rnn, seq, packing, self._kernel)))
 
     def initial_memory(self, num_envs: int) -> Tensor:
         """Hidden states, (layers, B, d_hidden)."""

@@ -22,6 +22,7 @@ from amago_ray.nets.attention import Attention
 from amago_ray.nets.dropout import Dropout
 from amago_ray.nets.feedforward import Normalization, activation
 from amago_ray.nets.kept import Kept
+from amago_ray.nets.kernels import HasKernel
 from amago_ray.nets.key_value_cache import CompilableCache, KeyValueCache, TracedCache, TracedCacheStep
 from amago_ray.nets.packed_sequences import Packing
 from amago_ray.nets.recomputation import recomputed, statistics_are_held
@@ -164,7 +165,7 @@ def _whole_sequences(layer: nn.Module, x_BLD: Tensor, rope: tuple[Tensor, Tensor
     return layer(x_BLD, rope, None, None)
 
 
-class Transformer(nn.Module):
+class Transformer(nn.Module, HasKernel):
     """Input projection, position embedding, `n_layers` blocks, final norm: (B, L, d_inp) -> (B, L, d_model).
 
     Dropout: `dropout_emb` on embeddings, `dropout_ff` in feed-forward blocks, `dropout_qkv` on queries, keys and
@@ -289,11 +290,8 @@ class Transformer(nn.Module):
         except OSError as error:  # it makes a folder for what it compiles
             self._do_not_compile(error)
 
-    def compile_attention(self) -> None:
-        """From here on, compute narrow heads on a processor by this package's kernel.
-
-        Raises OSError, which says why, where it cannot be compiled; they are computed as they were then.
-        """
+    def use_kernel(self) -> None:
+        """That of narrow heads; see `HasKernel`."""
         if self.d_model // self.n_heads in narrow_attention.WIDTHS:
             self.attention.compile_narrow()
 

@@ -1,23 +1,15 @@
-"""Attention of narrow heads by this package's C++: next to PyTorch's in float64, and where it cannot be compiled."""
+"""Attention of narrow heads by this package's C++, next to PyTorch's in float64."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
-from small_agents import small_agent_spec
 from torch import Tensor
 from torch.nn import functional as F
 
-from amago_ray.agent import AgentSpec
-from amago_ray.envs.builtin import Counting
-from amago_ray.learner.learner import Learner, LearnerConfig
-from amago_ray.nets import compiled_files, narrow_attention
+from amago_ray.nets import narrow_attention
 from amago_ray.nets.attention import (
     Attention,
     CausalAttention,
@@ -27,20 +19,10 @@ from amago_ray.nets.attention import (
     SlidingWindowAttention,
     SlidingWindowFlexAttention,
 )
-from amago_ray.nets.traj_encoders import TformerTrajEncoder
+from amago_ray.nets.kernels import use_kernels
 from amago_ray.nets.transformer import Transformer
 
 pytestmark = pytest.mark.processes
-
-
-@pytest.fixture(autouse=True)
-def as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Code that a test has loaded is forgotten with it."""
-    yield
-    monkeypatch.undo()
-    narrow_attention.compiled.cache_clear()
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def attended(qkv_BL3HK: Tensor, window: int) -> Tensor:
@@ -61,13 +43,8 @@ def differences(qkv: Tensor, window: int) -> tuple[float, float]:
     return (y - expected).abs().max().item(), (ours.grad - exact.grad).abs().max().item()
 
 
-@pytest.mark.parametrize("wide_registers", [False, True])
-def test_it_is_attention(wide_registers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At every length about a multiple of what is taken at a time, and every window; in both widths of registers,
-    whichever this processor has."""
-    if wide_registers:
-        monkeypatch.setattr(narrow_attention, "OPTIONS", (*narrow_attention.OPTIONS, "-DSIXTEEN_LANES", "-Wno-psabi"))
-        narrow_attention.compiled.cache_clear()
+def test_it_is_attention(register_width: None) -> None:
+    """At every length about a multiple of what is taken at a time, and every window."""
     torch.manual_seed(0)
     for width in narrow_attention.WIDTHS:
         for length in (1, 2, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 91, 130):
@@ -102,12 +79,6 @@ def test_pytorch_knows_what_it_is() -> None:
     assert result < 3e-6 and gradient < 1e-5
 
 
-def spec_of(n_heads: int) -> AgentSpec:
-    """Of a Transformer 32 wide."""
-    encoder = partial(TformerTrajEncoder, d_model=32, n_heads=n_heads, d_ff=32, n_layers=1)
-    return small_agent_spec(Counting, encoder, max_seq_len=8)
-
-
 class EveryOther(SlidingWindowAttention):
     def visible(self, age: Tensor, index: Tensor) -> Tensor:
         return (age < self.window_size) & (age % 2 == 0)
@@ -140,7 +111,7 @@ def test_where_it_computes(attention: Attention, by_kernel: bool, monkeypatch: p
             5, 32, 48, 2, 2, attention, pos_emb, dropout_emb=0.0, dropout_ff=0.0, dropout_attn=dropout_attn
         )
         now = copy.deepcopy(was)
-        now.compile_attention()
+        use_kernels(now)
         results = []
         for transformer in (was, now):
             torch.manual_seed(1)
@@ -151,44 +122,3 @@ def test_where_it_computes(attention: Attention, by_kernel: bool, monkeypatch: p
             torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
         assert len(called) == (2 if by_kernel and not dropout_attn and pos_emb != "rope" else 0)
         called.clear()
-
-
-def test_a_learner_has_it() -> None:
-    """Heads of 16; for heads of 8 nothing is compiled."""
-    for heads, has in ((2, True), (4, False)):
-        spec = spec_of(heads)
-        learner = Learner(LearnerConfig(attention_kernel=True), spec, None)  # type: ignore[arg-type]
-        (transformer,) = [m for m in learner.agent.modules() if isinstance(m, Transformer)]
-        assert transformer.attention._narrow == has
-        (plain,) = [m for m in spec.build().modules() if isinstance(m, Transformer)]
-        assert not plain.attention._narrow
-
-
-def test_what_is_compiled_once_is_taken_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    narrow_attention.compiled.cache_clear()
-    narrow_attention.compiled()
-    (made,) = (tmp_path / compiled_files.FOLDER).glob("*.so")
-    monkeypatch.setattr(narrow_attention, "_compile", None)
-    narrow_attention.compiled.cache_clear()
-    assert narrow_attention.compiled()._name == str(made)
-
-
-@pytest.mark.parametrize(
-    ("compiler", "said"),
-    [("no-such-compiler", "there is no C\\+\\+ compiler"), ("false", ".*false: exit status 1$")],
-)
-def test_without_a_compiler(compiler: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """PyTorch's attention is used, which is told where compiling was asked for."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setenv("CXX", compiler)
-    narrow_attention.compiled.cache_clear()
-    spec = spec_of(2)
-    with pytest.raises(OSError, match=said):
-        narrow_attention.compiled()
-    assert not list((tmp_path / compiled_files.FOLDER).glob("*.so"))
-    learner = Learner(LearnerConfig(attention_kernel=True), spec, None)  # type: ignore[arg-type]
-    (transformer,) = [m for m in learner.agent.modules() if isinstance(m, Transformer)]
-    assert transformer(torch.randn(2, 5, transformer.inp.in_features), torch.arange(5).expand(2, -1)).isfinite().all()
-    with pytest.warns(UserWarning, match="attention of narrow heads is not compiled: " + said):
-        Learner(LearnerConfig(attention_kernel=True, compile=True), spec, None)  # type: ignore[arg-type]

@@ -1,0 +1,88 @@
+"""Where kernels are used, and what happens where they cannot be compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from small_agents import small_agent_spec
+
+from amago_ray.agent import AgentSpec
+from amago_ray.envs.builtin import Counting
+from amago_ray.learner.learner import Learner, LearnerConfig
+from amago_ray.nets import compiled_files, kernels
+from amago_ray.nets.traj_encoders import GRUTrajEncoder, TformerTrajEncoder
+from amago_ray.nets.transformer import Transformer
+
+pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("forgotten_kernels")]
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    """Learners set what accelerate keeps for the process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def spec_of(n_heads: int) -> AgentSpec:
+    """Of a Transformer 32 wide."""
+    encoder = partial(TformerTrajEncoder, d_model=32, n_heads=n_heads, d_ff=32, n_layers=1)
+    return small_agent_spec(Counting, encoder, max_seq_len=8)
+
+
+def test_a_learner_has_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Heads of 16, and every GRU; for heads of 8 nothing is compiled, nor where learners are told not to."""
+    for heads, has in ((2, True), (4, False)):
+        spec = spec_of(heads)
+        learner = Learner(LearnerConfig(kernels=True), spec, None)  # type: ignore[arg-type]
+        (transformer,) = [m for m in learner.agent.modules() if isinstance(m, Transformer)]
+        assert transformer.attention._narrow == has
+        (plain,) = [m for m in spec.build().modules() if isinstance(m, Transformer)]
+        assert not plain.attention._narrow
+    spec = small_agent_spec(Counting, partial(GRUTrajEncoder, d_hidden=32), max_seq_len=8)
+    learner = Learner(LearnerConfig(kernels=True), spec, None)  # type: ignore[arg-type]
+    assert isinstance(learner.agent.policy.traj_encoder, GRUTrajEncoder)
+    assert learner.agent.policy.traj_encoder._kernel
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    kernels.compiled.cache_clear()
+    # These would warn that they cannot compile kernels.
+    Learner(LearnerConfig(compile=True), spec_of(2), None)  # type: ignore[arg-type]
+    Learner(LearnerConfig(kernels=True, compile=True), spec_of(4), None)  # type: ignore[arg-type]
+
+
+def test_what_is_compiled_once_is_taken_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    kernels.compiled()
+    (made,) = (tmp_path / compiled_files.FOLDER).glob("*.so")
+    monkeypatch.setattr(kernels, "_compile", None)
+    kernels.compiled.cache_clear()
+    assert kernels.compiled()._name == str(made)
+
+
+@pytest.mark.parametrize(
+    ("compiler", "said"),
+    [("no-such-compiler", "there is no C\\+\\+ compiler"), ("false", ".*false: exit status 1$")],
+)
+def test_without_a_compiler(compiler: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Networks compute as they did, which is told where compiling was asked for."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("CXX", compiler)
+    spec = spec_of(2)
+    with pytest.raises(OSError, match=said):
+        kernels.compiled()
+    assert not list((tmp_path / compiled_files.FOLDER).glob("*.so"))
+    learner = Learner(LearnerConfig(kernels=True), spec, None)  # type: ignore[arg-type]
+    (transformer,) = [m for m in learner.agent.modules() if isinstance(m, Transformer)]
+    assert transformer(torch.randn(2, 5, transformer.inp.in_features), torch.arange(5).expand(2, -1)).isfinite().all()
+    gru = small_agent_spec(Counting, partial(GRUTrajEncoder, d_hidden=32), max_seq_len=8)
+    encoder = Learner(LearnerConfig(kernels=True), gru, None).agent.policy.traj_encoder  # type: ignore[arg-type]
+    x = torch.randn(2, 5, encoder.rnn.input_size)
+    assert encoder(x, torch.arange(5).expand(2, -1)).isfinite().all()
+    with pytest.warns(UserWarning, match="kernels for processors are not compiled: " + said):
+        Learner(LearnerConfig(kernels=True, compile=True), spec, None)  # type: ignore[arg-type]
