@@ -259,8 +259,9 @@ class ExperimentSettings:
         for each of at most eight lengths of batches, once for each network on a machine, and on a processor a C++
         compiler. "auto": in runs of 50,000 batches or more on processors, in bf16, and of 200,000 on GPUs, unless
         batch_layout is "packed" or a micro_batch_size is set; "always": in every run. On a processor with a C++
-        compiler, attention of heads 16 or 32 wide is computed by code of this package in every run, unless it is
-        "never"; that takes some seconds, once on a machine""",
+        compiler, the recurrences of GRUs (of widths that are multiples of 32) and attention of heads 16 or 32 wide are
+        computed by code of this package in every run, unless it is "never"; that takes some seconds, once on a
+        machine""",
         one_of(CompileLearning),
     )
 
