@@ -88,7 +88,7 @@ class Attention(nn.Module, ABC):
 
     def compile_narrow(self) -> None:
         """From here on, narrow heads on a processor go to `narrow_attention`. Raises OSError as `kernels.compiled`."""
-        kernels.compiled()
+        kernels.compiled(narrow_attention.SOURCE)
         self._narrow = True
 
     def projected(self, qkv_BL3HK: Tensor, dropout_p: float = 0.0) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from amago_ray.atomic_files import write_atomically
 from amago_ray.nets.compiled_files import LOCKED_S, code_folder, processor
 
-FOLDER = Path(__file__).parent
+FOLDER, HEADER = Path(__file__).parent, "lanes.h"
 OPTIONS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp")
 
 
@@ -46,8 +46,8 @@ def use_kernels(network: nn.Module) -> None:
 
 
 @functools.cache
-def compiled() -> ctypes.CDLL:
-    """The kernels, compiled now (some seconds, once on a machine) or earlier on.
+def compiled(source: str) -> ctypes.CDLL:
+    """The kernels in `source`.cpp, compiled now (some seconds, once on a machine) or earlier on.
 
     Raises OSError, which says why, where that cannot be done: without a C++ compiler, for one.
     """
@@ -56,31 +56,31 @@ def compiled() -> ctypes.CDLL:
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise OSError("there is no C++ compiler (g++, or what the environment variable CXX names)")
-    sources = sorted((*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h")))
-    made_of = [x.read_bytes() for x in sources], compiler, OPTIONS, platform.node(), processor()
-    library = code_folder() / f"kernels-{hashlib.sha256(repr(made_of).encode()).hexdigest()}.so"
+    text = [(FOLDER / file).read_bytes() for file in (f"{source}.cpp", HEADER)]
+    made_of = text, compiler, OPTIONS, platform.node(), processor()
+    library = code_folder() / f"{source}-{hashlib.sha256(repr(made_of).encode()).hexdigest()}.so"
     try:
         with FileLock(library.with_suffix(".lock"), timeout=LOCKED_S):
             with suppress(OSError):  # not there, or damaged
                 return ctypes.CDLL(str(library))
-            write_atomically(library, functools.partial(_compile, compiler))
+            write_atomically(library, functools.partial(_compile, compiler, source))
     except Timeout as error:
-        raise OSError(f"another process has compiled them for {LOCKED_S:g} s") from error
+        raise OSError(f"another process has compiled it for {LOCKED_S:g} s") from error
     return ctypes.CDLL(str(library))
 
 
-def _compile(compiler: str, library: Path) -> None:
-    command = [compiler, *OPTIONS, *map(str, sorted(FOLDER.glob("*.cpp"))), "-o", str(library)]
+def _compile(compiler: str, source: str, library: Path) -> None:
+    command = [compiler, *OPTIONS, str(FOLDER / f"{source}.cpp"), "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise OSError(f"{compiler}: {next((line for line in said if 'error' in line), said[-1])}")
 
 
-def call(function: str, *tensors: Tensor, sizes: tuple[int, ...]) -> None:
-    """One function of the C++, on tensors whose entries lie one after the other, and numbers.
+def call(source: str, function: str, *tensors: Tensor, sizes: tuple[int, ...]) -> None:
+    """One function of `source`.cpp, on tensors whose entries lie one after the other, and numbers.
 
     It has as many threads as PyTorch has here: both have OpenMP's one team of them.
     """
     pointers = [ctypes.c_void_p(x.data_ptr()) for x in tensors]
-    getattr(compiled(), function)(*pointers, *map(ctypes.c_int64, sizes), ctypes.c_int(torch.get_num_threads()))
+    getattr(compiled(source), function)(*pointers, *map(ctypes.c_int64, sizes), ctypes.c_int(torch.get_num_threads()))

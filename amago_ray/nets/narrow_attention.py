@@ -14,6 +14,7 @@ from torch import Tensor
 
 from amago_ray.nets.kernels import call
 
+SOURCE = "narrow_attention"
 WIDTHS = (16, 32)  # of heads
 TYPES = {torch.float32: "float", torch.bfloat16: "BFloat16"}  # and what the C++ calls them
 LONGEST = 2**31 - 1  # of windows: all of the past
@@ -53,7 +54,7 @@ def _backward(qkv: Tensor, out: Tensor, d_out: Tensor, log_sum: Tensor, window: 
 
 
 def _call(name: str, width: int, *tensors: Tensor, sizes: tuple[int, int, int, int]) -> None:
-    call(f"{name}_{TYPES[tensors[0].dtype]}_{width}", *tensors, sizes=sizes)
+    call(SOURCE, f"{name}_{TYPES[tensors[0].dtype]}_{width}", *tensors, sizes=sizes)
 
 
 @_attention.register_fake

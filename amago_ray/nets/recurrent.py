@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from amago_ray.nets.kernels import call
 from amago_ray.nets.packed_sequences import Packing
 
-KERNEL_WIDTH = 32  # of which the kernel takes multiples
+SOURCE, KERNEL_WIDTH = "gru_recurrence", 32  # of the kernel, which takes multiples of that width
 
 
 def times_tanh_slope_(x: Tensor, tanh: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class CompiledGRURecurrence(torch.autograd.Function):
         hidden = gates_LBG.new_empty(length + 1, batch, width)
         hidden[0] = 0.0
         new, gates = hidden.new_empty(sizes), torch.empty_like(gates_LBG)
-        call("gru_forward", gates_LBG, weight_GH, bias_G.contiguous(), hidden, gates, new, sizes=sizes)
+        call(SOURCE, "gru_forward", gates_LBG, weight_GH, bias_G.contiguous(), hidden, gates, new, sizes=sizes)
         ctx.save_for_backward(weight_GH, hidden, gates, new)
         return hidden[1:]
 
@@ -118,7 +118,8 @@ class CompiledGRURecurrence(torch.autograd.Function):
         sizes = length, batch, width = new.shape
         # The new gate sees gates_x directly, and the recurrent product through r.
         grads_LBG, grad_product = torch.empty_like(gates), torch.empty_like(new)
-        call("gru_backward", grad_LBH.contiguous(), weight_GH, hidden, gates, new, grads_LBG, grad_product, sizes=sizes)
+        given = grad_LBH.contiguous(), weight_GH, hidden, gates, new
+        call(SOURCE, "gru_backward", *given, grads_LBG, grad_product, sizes=sizes)
         before = hidden[:-1].reshape(length * batch, width)
         parts = grads_LBG.view(length * batch, 3 * width)[:, : 2 * width], grad_product.view(length * batch, width)
         grad_weight = torch.cat([part.t() @ before for part in parts])

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amago_ray.nets import kernels
+from amago_ray.nets import kernels, recurrent
 from amago_ray.nets.attention import Attention, CausalAttention
 from amago_ray.nets.dropout import Dropout
 from amago_ray.nets.feedforward import Normalization, activation
@@ -203,8 +203,9 @@ class GRUTrajEncoder(TrajEncoder, HasKernel):
 
     def use_kernel(self) -> None:
         """That of the recurrence; see `HasKernel`."""
-        kernels.compiled()
-        self._kernel = True
+        if self.rnn.hidden_size % recurrent.KERNEL_WIDTH == 0:
+            kernels.compiled(recurrent.SOURCE)
+            self._kernel = True
 
     def forward(self, seq_BLD: Tensor, time_idx_BL: Tensor) -> Tensor:
         return self._whole_sequences(seq_BLD, None)

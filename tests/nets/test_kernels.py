@@ -14,7 +14,7 @@ from small_agents import small_agent_spec
 from amago_ray.agent import AgentSpec
 from amago_ray.envs.builtin import Counting
 from amago_ray.learner.learner import Learner, LearnerConfig
-from amago_ray.nets import compiled_files, kernels
+from amago_ray.nets import compiled_files, kernels, narrow_attention
 from amago_ray.nets.traj_encoders import GRUTrajEncoder, TformerTrajEncoder
 from amago_ray.nets.transformer import Transformer
 
@@ -36,7 +36,7 @@ def spec_of(n_heads: int) -> AgentSpec:
 
 
 def test_a_learner_has_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Heads of 16, and every GRU; for heads of 8 nothing is compiled, nor where learners are told not to."""
+    """Heads of 16 and GRUs of 32; for others nothing is compiled, nor where learners are told not to."""
     for heads, has in ((2, True), (4, False)):
         spec = spec_of(heads)
         learner = Learner(LearnerConfig(kernels=True), spec, None)  # type: ignore[arg-type]
@@ -51,18 +51,20 @@ def test_a_learner_has_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
     kernels.compiled.cache_clear()
+    odd = small_agent_spec(Counting, partial(GRUTrajEncoder, d_hidden=24), max_seq_len=8)
     # These would warn that they cannot compile kernels.
     Learner(LearnerConfig(compile=True), spec_of(2), None)  # type: ignore[arg-type]
-    Learner(LearnerConfig(kernels=True, compile=True), spec_of(4), None)  # type: ignore[arg-type]
+    for without in (spec_of(4), odd):
+        Learner(LearnerConfig(kernels=True, compile=True), without, None)  # type: ignore[arg-type]
 
 
 def test_what_is_compiled_once_is_taken_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    kernels.compiled()
+    kernels.compiled(narrow_attention.SOURCE)
     (made,) = (tmp_path / compiled_files.FOLDER).glob("*.so")
     monkeypatch.setattr(kernels, "_compile", None)
     kernels.compiled.cache_clear()
-    assert kernels.compiled()._name == str(made)
+    assert kernels.compiled(narrow_attention.SOURCE)._name == str(made)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_without_a_compiler(compiler: str, said: str, monkeypatch: pytest.Monkey
     monkeypatch.setenv("CXX", compiler)
     spec = spec_of(2)
     with pytest.raises(OSError, match=said):
-        kernels.compiled()
+        kernels.compiled(narrow_attention.SOURCE)
     assert not list((tmp_path / compiled_files.FOLDER).glob("*.so"))
     learner = Learner(LearnerConfig(kernels=True), spec, None)  # type: ignore[arg-type]
     (transformer,) = [m for m in learner.agent.modules() if isinstance(m, Transformer)]

@@ -94,7 +94,8 @@ def test_the_demo_by_its_name(installed: Path, tmp_path: Path) -> None:
     where = run(installed, tmp_path, "python", "-c", "import amago_ray; print(amago_ray.__file__)")
     assert where.startswith(str(installed.parent))
     # Without their sources a learner would compute as it does without a compiler, and say nothing.
-    run(installed, tmp_path, "python", "-c", "from amago_ray.nets import kernels; kernels.compiled()")
+    for source in ("narrow_attention", "gru_recurrence"):
+        run(installed, tmp_path, "python", "-c", f"from amago_ray.nets import kernels; kernels.compiled('{source}')")
 
 
 def test_what_comes_along_is_listed_and_a_mistake_is_one_line(installed: Path, tmp_path: Path) -> None:
