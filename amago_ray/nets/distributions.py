@@ -218,6 +218,11 @@ class BernoulliDistribution(ActionDistribution):
         return -self.log_prob_dims(self.probs).sum(dim=-1, keepdim=True)
 
 
+def _log_slope_of_tanh(x: Tensor) -> Tensor:
+    """log(1 - tanh(x)^2), exact where tanh rounds to 1."""
+    return 2 * (math.log(2) - x - F.softplus(-2 * x))
+
+
 class TanhGaussianDistribution(ActionDistribution):
     """tanh of independent Gaussians, loc and std (..., A). `mean` and `mode` are tanh(loc), strictly the median.
 
@@ -253,8 +258,7 @@ class TanhGaussianDistribution(ActionDistribution):
 
     def entropy(self) -> Tensor:
         """That of the Gaussians, plus the expected log-slope of tanh at one sample."""
-        x = self._gaussian_sample()
-        log_slope = 2 * (math.log(2) - x - F.softplus(-2 * x))
+        log_slope = _log_slope_of_tanh(self._gaussian_sample())
         return (0.5 + HALF_LOG_2PI + self.std.log() + log_slope).sum(dim=-1, keepdim=True)
 
 
@@ -285,9 +289,12 @@ class GMMDistribution(ActionDistribution):
         return torch.tanh(self._component(self.logits.argmax(dim=-1, keepdim=True), self.loc))
 
     def sample(self) -> Tensor:
+        return torch.tanh(self._mixture_sample()).detach()
+
+    def _mixture_sample(self) -> Tensor:
         index = _draw(self.logits.detach().softmax(dim=-1))
         loc, std = self._component(index, self.loc), self._component(index, self.std)
-        return torch.tanh(torch.addcmul(loc, std, torch.randn_like(loc))).detach()
+        return torch.addcmul(loc, std, torch.randn_like(loc))
 
     def tempered(self, temperature: float) -> GMMDistribution:
         """The choice among components is tempered as any other choice is."""
@@ -296,13 +303,18 @@ class GMMDistribution(ActionDistribution):
     def log_prob_dims(self, action: Tensor) -> Tensor:
         epsilon = self.tanh_epsilon
         x = 0.5 * torch.log((1 + action).clamp(min=epsilon) / (1 - action).clamp(min=epsilon))
+        return self._mixture_log_prob(x) - torch.log(1 - action.square() + epsilon).sum(dim=-1, keepdim=True)
+
+    def _mixture_log_prob(self, x: Tensor) -> Tensor:
+        """Log-density (..., 1) of the Gaussians, before tanh."""
         z = (x.unsqueeze(-2) - self.loc) / self.std
         components = (-0.5 * z.square() - self.std.log() - HALF_LOG_2PI).sum(dim=-1)
-        mixture = torch.logsumexp(components + self.logits.log_softmax(dim=-1), dim=-1, keepdim=True)
-        return mixture - torch.log(1 - action.square() + epsilon).sum(dim=-1, keepdim=True)
+        return torch.logsumexp(components + self.logits.log_softmax(dim=-1), dim=-1, keepdim=True)
 
     def entropy(self) -> Tensor:
-        return -self.log_prob(self.sample())
+        """Of one sample before tanh, which float32 cannot invert near the ends of the range."""
+        x = self._mixture_sample()
+        return _log_slope_of_tanh(x).sum(dim=-1, keepdim=True) - self._mixture_log_prob(x)
 
 
 class BetaDistribution(ActionDistribution):

@@ -13,6 +13,7 @@ from amago_ray.agent.policy import LEAST_TEMPERATURE
 from amago_ray.nets.distributions import (
     ActionDistribution,
     BetaDistribution,
+    GMMDistribution,
     OneHotDistribution,
     TanhGaussianDistribution,
 )
@@ -178,6 +179,33 @@ def test_gmm_mode_is_the_heaviest_component() -> None:
     params[6:9] = torch.tensor([0.1, -0.2, 0.3])  # the loc of mode 2
     params[32] = 3.0
     close(GMM(CONTINUOUS)(params).mode, torch.tanh(params[6:9]))
+
+
+@pytest.mark.parametrize("loc, std, dims", [(7.2543, 1e-4, 2), (8.0, 1e-2, 1), (-30.0, 0.5, 3), (0.3, 0.7, 2)])
+def test_the_entropy_of_equal_components_is_that_of_one(loc: float, std: float, dims: int) -> None:
+    """Also where tanh rounds to 1 in float32."""
+    torch.manual_seed(0)
+    locs, stds = torch.full((5000, dims), loc), torch.full((5000, dims), std)
+    one = TanhGaussianDistribution(locs, stds, (-0.99, 0.99)).entropy().mean()
+    two = (x.unsqueeze(1).expand(-1, 2, -1) for x in (locs, stds))
+    mixture = GMMDistribution(*two, torch.tensor([0.5, -1.0]).expand(5000, 2)).entropy().mean()
+    torch.testing.assert_close(mixture, one, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("locs", [(-0.5, 0.8), (6.0, 8.5), (-9.0, 9.0)])
+def test_the_entropy_of_two_components_is_the_integral(locs: tuple[float, float]) -> None:
+    torch.manual_seed(0)
+    stds, weights = (0.3, 0.6), (0.4, 0.6)
+    x = np.linspace(-16, 16, 400_001)
+    density = sum(w * scipy.stats.norm.pdf(x, loc, std) for w, loc, std in zip(weights, locs, stds))
+    log_slope = 2 * (np.log(2) - np.logaddexp(x, -x))
+    surprise = log_slope - np.log(np.maximum(density, 1e-300))
+    expected = np.trapezoid(density * surprise, x)
+    loc, std, logits = (
+        each.expand(20_000, 2) for each in torch.tensor(np.stack([locs, stds, np.log(weights)])).float()
+    )
+    dist = GMMDistribution(loc.unsqueeze(-1), std.unsqueeze(-1), logits)
+    assert float(dist.entropy().mean()) == pytest.approx(expected, abs=0.1)
 
 
 # --- impossible actions ----------------------------------------------------------------------------------------------
