@@ -277,7 +277,8 @@ class GMMDistribution(ActionDistribution):
 
     def _component(self, index: Tensor, of: Tensor) -> Tensor:
         """(..., A) of component index (..., 1), from (..., M, A)."""
-        return of.take_along_dim(index.unsqueeze(-1), dim=-2).squeeze(-2)
+        # Not take_along_dim, for which torch.export takes the size of the batch for a constant.
+        return of.gather(-2, index.unsqueeze(-1).expand(*of.shape[:-2], 1, of.shape[-1])).squeeze(-2)
 
     @property
     def mean(self) -> Tensor:

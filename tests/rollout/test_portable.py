@@ -29,12 +29,16 @@ SINKS = (
     "SlidingSinkAttention.window_size = 3",
     "SlidingSinkAttention.sink_size = 2",
 )
+GMM = ("Actor.continuous_dist_type = @GMM", "Agent.online_coeff = 0", "Agent.offline_coeff = 1")
+BETA = ("Actor.continuous_dist_type = @Beta",)
 CASES: dict[str, tuple[str, str, str, tuple[str, ...]]] = {  # sequence model, observation, action, bindings
     "ff": ("FFTrajEncoder", "discrete", "multidiscrete", ()),
     "gru": ("GRUTrajEncoder", "nested", "box", ()),
     "transformer": ("TformerTrajEncoder", "nested", "discrete", SINKS),
     "rope": ("TformerTrajEncoder", "box", "box", ("TformerTrajEncoder.pos_emb = 'rope'",)),
     "mamba": ("MambaTrajEncoder", "box", "integers", ()),
+    "gmm": ("IdentityTrajEncoder", "box", "box", GMM),
+    "beta": ("IdentityTrajEncoder", "box", "box", BETA),
     "none": ("IdentityTrajEncoder", "box", "multibinary", ()),
 }
 
@@ -89,7 +93,11 @@ def zeros(arrays: dict[str, Any], num_envs: int) -> dict[str, np.ndarray]:
         ("ff", "onnx"),
         ("gru", "onnx"),
         ("transformer", "onnx"),
+        ("gmm", "onnx"),
+        ("beta", "onnx"),
         ("rope", "torch"),
+        ("gmm", "torch"),
+        ("beta", "torch"),
         ("gru", "torch"),
         ("mamba", "torch"),
         ("none", "torch"),
