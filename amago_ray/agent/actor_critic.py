@@ -28,6 +28,7 @@ from amago_ray.agent.multigammas import Multigammas
 from amago_ray.agent.optimizers import OptimizerType, build_optimizer
 from amago_ray.agent.policy import Policy, TrainingBatch
 from amago_ray.agent.transitions import AgentLoss, Transitions
+from amago_ray.config.value_checks import check_temperature
 from amago_ray.nets.actors import Actor, ActorHead
 from amago_ray.nets.critics import CriticEnsemble, NCritics
 from amago_ray.nets.distributions import ActionDistribution
@@ -109,6 +110,7 @@ class Agent(nn.Module):
             raise ValueError(f"{name}.online_coeff=0 and offline_coeff=0 with fake_filter: nothing is trained")
         obs_names = () if pass_obs_keys_to_actor is None else pass_obs_keys_to_actor
         check_obs_names(f"{name}.pass_obs_keys_to_actor", obs_names, obs_spec)
+        check_temperature(temperature, f"{name}.temperature={temperature!r}")
         check_action_mask(action_mask_key, obs_spec, action_spec)
         self.action_spec = action_spec
         self.num_critics_td = num_critics_td

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from amago_ray.agent.losses import masked_mean
+from amago_ray.config.value_checks import check_temperature
 from amago_ray.nets.actors import NO_OBS, ActorHead
 from amago_ray.nets.distributions import ActionDistribution
 from amago_ray.nets.packed_sequences import Packing
 from amago_ray.nets.recomputation import recomputed
 from amago_ray.nets.traj_encoders import TrajEncoder
 from amago_ray.nets.tstep_encoders import TstepEncoder
-
-LEAST_TEMPERATURE = 1e-6  # what is colder can be out of the range of float32
 
 
 @dataclass(frozen=True)
@@ -123,8 +122,8 @@ class Policy(nn.Module):
 
     actor_obs_names: observation arrays that the actor sees beside the state.
     action_mask_key: the observation array whose zeros say which actions are illegal.
-    temperature: of sampled actions in `act`; it may be set anew at any time. Raises ValueError below
-        LEAST_TEMPERATURE.
+    temperature: of sampled actions in `act`; it may be set anew at any time. Raises ValueError as
+        `check_temperature`.
     """
 
     def __init__(
@@ -150,10 +149,7 @@ class Policy(nn.Module):
 
     @temperature.setter
     def temperature(self, value: float) -> None:
-        if not value >= LEAST_TEMPERATURE:
-            raise ValueError(
-                f"Agent.temperature={value}: it must be {LEAST_TEMPERATURE:g} or more; for greedy actions do not sample"
-            )
+        check_temperature(value, f"temperature={value!r}")
         self._temperature = value
 
     def encode(

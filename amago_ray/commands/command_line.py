@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from amago_ray import cli_utils, config
 from amago_ray.config.mistakes import MISSING_VALUE
+from amago_ray.config.value_checks import check_temperature
 from amago_ray.envs.makers import EnvFailure
 from amago_ray.messages import CannotGoOn
 from amago_ray.run_directory import RunDirectory
@@ -168,6 +169,18 @@ def check_seed(seed: int) -> None:
     """Raises Mistake for a seed that environments and generators of random numbers do not take."""
     if not 0 <= seed <= MOST_SEED:
         raise Mistake(f"--seed {seed}: it must be from 0 to {MOST_SEED}")
+
+
+def check_drawing(temperature: float | None, greedy: bool) -> None:
+    """Raises Mistake for a temperature that actions cannot be drawn at, or beside --greedy."""
+    if temperature is None:
+        return
+    if greedy:
+        raise Mistake("--greedy draws no actions, and --temperature is of those that are drawn: leave out either")
+    try:
+        check_temperature(temperature, f"--temperature {temperature}")
+    except ValueError as error:
+        raise Mistake(str(error)) from error
 
 
 def bindings_of(options: argparse.Namespace) -> list[str]:

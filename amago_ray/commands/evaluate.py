@@ -12,6 +12,7 @@ from amago_ray.commands.command_line import (
     WITHOUT_DATA,
     Mistake,
     Parser,
+    check_drawing,
     check_seed,
     environment_bindings,
     in_one_line,
@@ -123,10 +124,7 @@ def _check(options: argparse.Namespace) -> None:
             f"--best: {options.run} has kept no best policy: Experiment.callbacks = [@KeepBestPolicy()] keeps one from "
             "the first validation on"
         )
-    if options.temperature is not None and options.greedy:
-        raise Mistake("--greedy draws no actions, and --temperature is of those that are drawn: leave out either")
-    if options.temperature is not None and not options.temperature > 0:
-        raise Mistake(f"--temperature {options.temperature}: it must be above 0; --greedy takes the policy's mode")
+    check_drawing(options.temperature, options.greedy)
     folder = options.save_trajectories
     if folder is not None and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise Mistake(f"--save-trajectories {folder}: there is something already; name a folder to be made")

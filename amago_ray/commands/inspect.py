@@ -13,6 +13,7 @@ from amago_ray.commands.command_line import (
     WITHOUT_DATA,
     Mistake,
     Parser,
+    check_drawing,
     check_seed,
     environment_bindings,
     in_one_line,
@@ -40,8 +41,7 @@ def run(arguments: Sequence[str]) -> int:
     check_seed(options.seed)
     if options.max_steps < 1:
         raise Mistake(f"--max-steps {options.max_steps}: it must be 1 or more")
-    if options.temperature is not None and options.greedy:
-        raise Mistake("--greedy draws no actions, and --temperature is of those that are drawn: leave out either")
+    check_drawing(options.temperature, options.greedy)
     with in_one_line():
         bindings = [*WITHOUT_DATA, *options.set, *environment_bindings(options.env)]
         experiment = load_experiment([options.run / "config.txt"], bindings, OF_TRAINING, env_option=True)

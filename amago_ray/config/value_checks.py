@@ -12,6 +12,7 @@ import numpy as np
 from amago_ray.config.mistakes import nearest
 
 LONGEST_NAME = 200  # of a run, in bytes: file systems take 255, and a training state's name is longer
+LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-6, 1e6  # beyond them float32 draws what it should not, if it is masked say
 LARGEST_SEED = 2**32 - 1  # that NumPy's global generator takes
 
 Check = Callable[[Any], str | None]  # what a value must be, where it is not
@@ -95,6 +96,15 @@ def check_made(setting: str, made: Any, base: type) -> None:
     """Raises TypeError, naming `setting`, where a function that it is has made something else than a `base`."""
     if not isinstance(made, base):
         raise TypeError(f"{setting}: it must make a {base.__name__}, and it made {made!r}")
+
+
+def check_temperature(value: Any, given: str) -> None:
+    """Raises ValueError for a temperature that actions cannot be drawn at. given: the setting with its value."""
+    if not (_is_number(value) and LEAST_TEMPERATURE <= value <= LARGEST_TEMPERATURE):
+        raise ValueError(
+            f"{given}: it must be a number from {LEAST_TEMPERATURE:g} to {LARGEST_TEMPERATURE:g}; greedy actions are "
+            "those that are not drawn (sample=False, --greedy)"
+        )
 
 
 def _subclasses(base: type) -> Iterator[str]:

@@ -71,7 +71,7 @@ class ActingPolicy:
 
     policy: is put into evaluation mode. sample: draw actions from it, else take its mode. temperature: of actions that
     are drawn, in place of `Agent.temperature`. seed: of the drawing, which nothing else disturbs.
-    Raises ValueError for a temperature that is not above 0.
+    Raises ValueError for a temperature that is not from 1e-6 to 1e6.
     """
 
     def __init__(

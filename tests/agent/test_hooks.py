@@ -398,7 +398,10 @@ def test_the_temperature_of_acting(kind: str) -> None:
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
-def test_temperatures_are_checked(temperature: float) -> None:
-    with pytest.raises(ValueError, match="Agent.temperature=.*: it must be 1e-06 or more"):
+@pytest.mark.parametrize("temperature", [0.0, 1e-7, -1.0, 1e46, float("inf"), float("nan"), True, "1"])
+def test_temperatures_are_checked(temperature: object) -> None:
+    """At infinity actions that a mask forbids would be drawn: 0 ** 0 is 1."""
+    with pytest.raises(ValueError, match=r"^Agent.temperature=.*: it must be a number from 1e-06 to 1e\+06"):
         build("discrete", temperature=temperature)
+    with pytest.raises(ValueError, match=r"^temperature=.*: it must be a number from 1e-06 to 1e\+06"):
+        build("discrete").policy.temperature = temperature  # type: ignore[assignment]

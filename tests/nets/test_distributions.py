@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 import torch
 
-from amago_ray.agent.policy import LEAST_TEMPERATURE
+from amago_ray.config.value_checks import LARGEST_TEMPERATURE, LEAST_TEMPERATURE
 from amago_ray.nets.distributions import (
     ActionDistribution,
     BetaDistribution,
@@ -220,7 +220,7 @@ def test_what_has_probability_0_is_never_drawn() -> None:
     dist = with_zeros()
     for action in (dist.sample(), dist.rsample(), dist.tempered(50.0).sample(), dist.tempered(0.01).sample()):
         assert action[:, [0, 2]].eq(0.0).all()
-    for temperature in (0.01, 0.5, 50.0):
+    for temperature in (LEAST_TEMPERATURE, 0.01, 0.5, 50.0, LARGEST_TEMPERATURE):
         assert dist.tempered(temperature).probs[:, [0, 2]].eq(0.0).all()
 
 
@@ -271,6 +271,17 @@ def test_the_coldest_policy_there_may_be(family: type[PolicyOutput], spec: Actio
     cold = dist.tempered(LEAST_TEMPERATURE)
     assert torch.isfinite(cold.mode).all()
     assert ((cold.sample() - dist.mode).abs() < 0.02).all(dim=-1).float().mean() > 0.98
+
+
+@by_family
+def test_the_hottest_policy_there_may_be(family: type[PolicyOutput], spec: ActionSpec) -> None:
+    torch.manual_seed(0)
+    policy = family(spec)
+    hot = policy(torch.randn(500, policy.num_params)).tempered(LARGEST_TEMPERATURE)
+    assert hot.sample().isfinite().all()
+    if spec.kind != "continuous":
+        counts = spec.nvec or (2,) * spec.vector_size
+        close(hot.probs[0], torch.cat([torch.full((n if spec.nvec else 1,), 1 / n) for n in counts]))
 
 
 @pytest.mark.parametrize("alpha", [1.2, 30.0, 1e4, 1e6])

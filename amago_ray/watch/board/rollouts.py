@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from amago_ray.config.value_checks import check_temperature
+
 MAX_LINE_BYTES = 8 * 2**20  # a picture and an observation
 MAX_STEPS = 2000
 ENDS_WITHIN_S = 2.0  # of being asked to
@@ -37,8 +39,7 @@ class PlayedRollout:
             return [*command, "--greedy"]
         temperature = options.get("temperature")
         if temperature is not None:
-            if not isinstance(temperature, int | float) or not 0 < temperature < 1e6:
-                raise ValueError(f"temperature={temperature!r}: it must be a number above 0")
+            check_temperature(temperature, f"temperature={temperature!r}")
             command += ["--temperature", str(float(temperature))]
         return command
 

@@ -240,7 +240,14 @@ def test_a_rollout_is_passed_on_as_it_is_played(tmp_path: Path) -> None:
         assert start["arguments"] == [str(run.root), *options.split()] and end == {"kind": "end"}
         assert (await play(client, greedy=True))[0]["arguments"][-1] == "--greedy"
         assert (await play(client, seed=9))[-1] == {"kind": "error", "text": "amago-ray: the policy is gone"}
-        for wrong in ({"seed": "3; rm"}, {"epoch": -1}, {"temperature": 0}, {"max_steps": 10**9}, {"seed": True}):
+        for wrong in (
+            {"seed": "3; rm"},
+            {"epoch": -1},
+            {"temperature": 0},
+            {"temperature": 1e7},
+            {"max_steps": 10**9},
+            {"seed": True},
+        ):
             answer = await client.post("/api/rollout", json={"run": "run", **wrong})
             assert answer.status == 400 and next(iter(wrong)) in (await answer.json())["error"]
         assert (await client.post("/api/rollout", json={"run": "../run"})).status == 404
