@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ DESCRIPTION = """\
 how runs are doing, from their files alone: from any terminal that sees the folder, while they train and after
 
 A run is silent when nothing was logged for a minute and three times its longest epoch: it hangs, or was killed.
+Exit status 1 where one is silent, else 2 where a folder is no run's, such as a misspelt one.
 
 examples:
   amago-ray status runs/tmaze
@@ -32,7 +34,10 @@ examples:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Print facts of each run, and a line for what is none; exit status 1 where one is silent."""
+    """Print facts of each run, and a line for what is none.
+
+    Returns 1 where a run is silent, which may be over soon; else 2 where there is no run, which stays until it is seen.
+    """
     parser = Parser(
         prog="amago-ray status", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -53,8 +58,10 @@ def run(arguments: Sequence[str]) -> int:
         console = Console(width=TABLE_WIDTH)
     console.print(status_table(found))
     for other in others:
-        print(other)
-    return 1 if any(status.state == "silent" for status in found) else 0
+        print(f"amago-ray: {other}", file=sys.stderr)
+    if any(status.state == "silent" for status in found):
+        return 1
+    return 2 if others else 0
 
 
 def status_table(runs: Sequence[RunStatus]) -> Table:

@@ -53,13 +53,18 @@ def test_many_runs_have_a_row_each(tmp_path: Path, capsys: pytest.CaptureFixture
     assert len(rows) == 6 and all(row[1:5] == ["finished", "20", "of", "20"] for row in rows)
 
 
-def test_what_is_no_run_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Such as the folder of a sweep, which `status runs/*` names too."""
-    sweep = tmp_path / "sweep"
+def test_what_is_no_run_hides_no_other_and_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as the folder of a sweep, which `status runs/*` names too, or one that is misspelt."""
+    sweep, misspelt = tmp_path / "sweep", tmp_path / "rum"
     sweep.mkdir()
-    assert train.main(["status", str(sweep), str(make_run(tmp_path / "run", 20).root)]) == 0
-    out = capsys.readouterr().out
-    assert "finished" in out and f"{sweep} has no config.txt; is it the folder of a run?" in out
+    done, silent = (make_run(tmp_path / str(epochs), epochs).root for epochs in (20, 2))
+    assert train.main(["status", str(sweep), str(done), str(misspelt)]) == 2
+    out, err = capsys.readouterr()
+    assert "finished" in out
+    assert err.splitlines() == [
+        f"amago-ray: {folder} has no config.txt; is it the folder of a run?" for folder in (sweep, misspelt)
+    ]
+    assert train.main(["status", str(misspelt), str(silent)]) == 1, "a silent run would be hidden for as long"
 
 
 def test_what_is_no_run_is_a_mistake_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
