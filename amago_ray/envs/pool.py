@@ -199,12 +199,21 @@ def converters(env: Any) -> tuple[ObsConverter, ActionConverter]:
         raise ValueError(f"environment {name}: {error}") from error
 
 
-def reset_env(env: Any, seed: int | None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-    """The observation and the info after a reset. Raises TypeError if it is not gymnasium's pair."""
+def reset_env(env: Any, seed: int | None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
+    """The observation and the info after a reset. Raises TypeError if it is not gymnasium's pair.
+
+    The info is a dict; that of a VectorEnv may also be one dict (or None) for each row.
+    """
     result = env.reset(seed=seed) if options is None else env.reset(options=options)
-    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+    if not (isinstance(result, tuple) and len(result) == 2 and _is_info(result[1], env)):
         raise TypeError(_RESET_RESULT)
     return result
+
+
+def _is_info(info: Any, env: Any) -> bool:
+    if isinstance(info, dict):
+        return True
+    return isinstance(env, VectorEnv) and isinstance(info, list | tuple | np.ndarray) and len(info) == env.num_envs
 
 
 def close_env(env: Any) -> None:

@@ -141,7 +141,7 @@ class VectorEnvPool(Pool):
         for column in (self._rewards, self._terminated, self._truncated):
             column[self._resetting] = 0
 
-    def _take_same_step(self, info: Mapping[str, Any], ended: np.ndarray) -> dict[int, dict[str, float]]:
+    def _take_same_step(self, info: Any, ended: np.ndarray) -> dict[int, dict[str, float]]:
         """SAME_STEP: part the rollouts that ended from those that have begun in the same step.
 
         `_start_obs` holds what the step returned: the first observations of the next rollouts where one `ended`.
@@ -152,18 +152,18 @@ class VectorEnvPool(Pool):
         self._logged.add_batch(info, ~ended)
         if not ended.any():
             return {}
-        if "final_obs" in info:
-            self.awaits_last_obs = False
-            for row in np.flatnonzero(ended).tolist():
-                self._observation.write(self._obs, row, _row_of(info["final_obs"], row))
-        elif (self._truncated & ~self._terminated).any():
-            raise ValueError(
-                "autoreset in SAME_STEP needs the last observation of a truncated rollout, whose value is looked at, "
-                'in infos["final_obs"]: have the VectorEnv keep it, or choose AutoresetMode.NEXT_STEP'
-            )  # that of a terminated one has no value: its row keeps the observation before
-        self._logged.add_batch(info.get("final_info", {}), ended)
+        for row in np.flatnonzero(ended).tolist():
+            if (last_obs := _last_obs(info, row)) is not None:
+                self.awaits_last_obs = False
+                self._observation.write(self._obs, row, last_obs)
+            elif not self._terminated[row]:
+                raise ValueError(
+                    "autoreset in SAME_STEP needs the last observation of a truncated rollout, whose value is looked "
+                    'at, in infos["final_obs"]: have the VectorEnv keep it, or choose AutoresetMode.NEXT_STEP'
+                )  # that of a terminated one has no value: its row keeps the observation before
+        self._logged.add_batch(_last_info(info), ended)
         infos = self._logged.take(ended)
-        self._logged.add_batch({key: info[key] for key in info if key != "final_info"}, ended)
+        self._logged.add_batch(info, ended)
         return infos
 
     def _start_all(self) -> None:
@@ -212,6 +212,20 @@ def _copy(values: Any, column: np.ndarray) -> None:
     if array.dtype.kind not in "biuf":
         raise ValueError(f"rewards, terminated and truncated must be numbers, not of dtype {array.dtype}")
     column[:] = array.reshape(column.shape)
+
+
+def _last_obs(info: Any, row: int) -> Any:
+    """The observation that a rollout ended with in SAME_STEP, None where none is given; info: as of `add_batch`."""
+    if isinstance(info, Mapping):
+        return _row_of(info["final_obs"], row) if "final_obs" in info else None
+    return (info[row] or {}).get("final_obs")
+
+
+def _last_info(info: Any) -> Any:
+    """What rollouts ended with in SAME_STEP, in the form that `info` has."""
+    if isinstance(info, Mapping):
+        return info.get("final_info", {})
+    return [(each or {}).get("final_info") for each in info]
 
 
 def _row_of(batch: Any, row: int) -> Any:

@@ -14,8 +14,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
+from gymnasium.wrappers.vector import DictInfoToList
 
 from amago_ray.envs.makers import check_env, make_pool
 
@@ -213,6 +214,64 @@ def test_async_vector_envs_run_as_they_come(mode: AutoresetMode) -> None:
         return found
 
     assert rollouts(make) == rollouts(make_sync)
+
+
+class Counting(gym.Env):
+    """Rollouts that are longer each time: what they log as they begin, in every step, and as they end."""
+
+    observation_space, action_space = spaces.Dict(at=spaces.Box(0, 99, (2,))), spaces.Discrete(2)
+
+    def __init__(self, number: int) -> None:
+        self.number, self.rollout, self.step_number = number, 0, 0
+
+    def observe(self) -> dict[str, np.ndarray]:
+        return {"at": np.array([self.rollout, self.step_number], np.float32)}
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.rollout, self.step_number = self.rollout + 1, 0
+        return self.observe(), {"AMAGO_LOG_METRIC began": self.rollout} if self.number else {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        self.step_number += 1
+        ends = self.step_number == self.rollout + self.number
+        info = {"AMAGO_LOG_METRIC steps": self.step_number, **({"AMAGO_LOG_METRIC end": 7.0} if ends else {})}
+        return self.observe(), float(self.step_number), ends and bool(self.rollout % 2), ends, info
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_infos_may_be_one_for_each_row(mode: AutoresetMode) -> None:
+    """What is collected is what infos of arrays say."""
+
+    def collected(*wrappers: Callable[[VectorEnv], VectorEnv]) -> list[Any]:
+        env: VectorEnv = SyncVectorEnv([partial(Counting, number) for number in range(3)], autoreset_mode=mode)
+        for wrapper in wrappers:
+            env = wrapper(env)
+        check_env(lambda: env)
+        pool, found = make_pool(lambda: env, 3, 0, seed=0), []
+        pool.reset()
+        for _ in range(20):
+            step = pool.step(np.zeros(3, np.int64))
+            found.append([step.obs["at"].tolist(), step.rewards.tolist(), step.stepped.tolist(), step.infos])
+            obs, fresh = pool.begin(step.terminated | step.truncated)
+            found.append([obs["at"].tolist(), fresh.tolist()])
+        assert pool.failures == 0, pool.last_failure
+        return found
+
+    with_arrays = collected()
+    assert any(infos for *_, infos in with_arrays[::2])
+    assert collected(DictInfoToList) == with_arrays
+    assert collected(DictInfoToList, NoneForEmpty) == with_arrays
+
+
+class NoneForEmpty(VectorWrapper):
+    def reset(self, **kwargs: Any) -> Any:
+        obs, infos = self.env.reset(**kwargs)
+        return obs, tuple(info or None for info in infos)
+
+    def step(self, actions: Any) -> Any:
+        *rest, infos = self.env.step(actions)
+        return *rest, tuple(info or None for info in infos)
 
 
 class EndsItsProcess(gym.Env):
