@@ -248,16 +248,22 @@ def _try_out(pool: Pool, seed: int, num_steps: int, action_mask_key: str | None)
 
 def _warn_of_images_out_of_bounds(pool: Pool, obs: dict[str, np.ndarray], warned_of: set[str]) -> None:
     """Encoders of images scale by the bounds that their space declares."""
+    from amago_ray.nets.tstep_encoders import is_image  # PyTorch, which the processes of environments do without
+
     for name, spec in pool.obs_spec.items():
-        if len(spec.shape) != 3 or spec.bounds is None or name in warned_of:
+        if len(spec.shape) != 3 or spec.bounds is None or name in warned_of or not is_image(spec):
             continue
         low, high = (np.reshape(x, spec.bounds.shape) for x in (spec.bounds.low, spec.bounds.high))
+        if obs[name].dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                low, high = (x.astype(obs[name].dtype) for x in (low, high))  # rounded as what is stored
         if (obs[name] < low).any() or (obs[name] > high).any():
             warned_of.add(name)
             found, declared = (f"{x.min():g} to {y.max():g}" for x, y in ((obs[name], obs[name]), (low, high)))
             warn(
                 f"environment {pool.env_names[0]}: its image {name!r} has values of {found}, and its space declares "
-                f"{declared}, by which images are scaled: let the space declare what the environment returns",
+                f"{declared}, by which images are scaled unless an encoder is told otherwise (img_range): let the "
+                "space declare what the environment returns",
                 stacklevel=2,
             )
 

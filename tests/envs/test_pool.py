@@ -363,30 +363,45 @@ def test_spaces_must_agree() -> None:
 
 
 class Pictures(gym.Env[np.ndarray, int]):
-    """A black one first, then white ones of `white`, in a space of 0 to 1."""
+    """A black one first, then white ones of `white`."""
 
-    observation_space = spaces.Box(0.0, 1.0, (4, 5, 3), np.float32)
     action_space = spaces.Discrete(2)
 
-    def __init__(self, white: float):
-        self.white = white
+    def __init__(self, white: float, space: spaces.Box):
+        self.white, self.observation_space = white, space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
-        return np.zeros((4, 5, 3), np.float32), {}
+        return np.zeros_like(self.observation_space.low), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
-        return np.full((4, 5, 3), self.white, np.float32), 0.0, False, False, {}
+        return np.full_like(self.observation_space.low, self.white), 0.0, False, False, {}
 
 
-@pytest.mark.parametrize("white", [1.0, 255.0])
-def test_images_beyond_what_their_space_declares_are_warned_of_once(white: float) -> None:
+def warnings_of_images(white: float, space: spaces.Box) -> list[str]:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        check_env(partial(Pictures, white))
-    texts = [str(each.message) for each in told if "its image" in str(each.message)]
-    said = "its image 'observation' has values of 255 to 255, and its space declares 0 to 1, by which images are scaled"
-    assert len(texts) == (white > 1.0) and all(said in text for text in texts)
+        check_env(partial(Pictures, white, space))
+    return [str(each.message) for each in told if "its image" in str(each.message)]
+
+
+def test_images_beyond_what_their_space_declares_are_warned_of_once() -> None:
+    (text,) = warnings_of_images(255.0, spaces.Box(0.0, 1.0, (4, 5, 3), np.float32))
+    assert "its image 'observation' has values of 255 to 255, and its space declares 0 to 1, by which images" in text
+
+
+@pytest.mark.parametrize(
+    ("white", "space"),
+    [
+        (1.0, spaces.Box(0.0, 1.0, (4, 5, 3), np.float32)),
+        (0.1, spaces.Box(-0.42, 0.1, (16, 16, 3), np.float64)),  # stored as float32, which is larger
+        (2.0, spaces.Box(-1e300, 1e300, (4, 5, 3), np.float64)),
+        (2**62, spaces.Box(-(2**63), 2**63 - 1, (4, 5, 3), np.int64)),
+        (5.0, spaces.Box(-1.0, 1.0, (3, 2, 2), np.float32)),  # too small for any encoder of images
+    ],
+)
+def test_what_lies_within_and_what_is_no_image_is_not_warned_of(white: float, space: spaces.Box) -> None:
+    assert warnings_of_images(white, space) == []
 
 
 def test_check_env_returns_what_the_run_needs() -> None:
