@@ -167,6 +167,15 @@ class Unbuildable(Continuing):
         do(how)
 
 
+class Noting(Continuing):
+    """Leaves a file named by its process, and by how it was built."""
+
+    def __init__(self, folder: Path, env_name: str) -> None:
+        super().__init__()
+        self.env_name = env_name
+        (folder / f"{os.getpid()}-{env_name}-{time.monotonic_ns()}").touch()
+
+
 class Wide(Continuing):
     """Has another observation space."""
 

@@ -186,9 +186,10 @@ def _writer(experiment: Experiment, folder: Path | None, subfolder: str) -> Call
         return None
     from amago_ray.envs.makers import env_spaces
     from amago_ray.replay.export import npz_writer
+    from amago_ray.settings import env_processes
 
     try:
-        return npz_writer(env_spaces(experiment.make_val_env), folder / subfolder)
+        return npz_writer(env_spaces(experiment.make_val_env, env_processes(experiment)), folder / subfolder)
     except ValueError as error:
         raise ValueError(f"--save-trajectories: {error}") from error
 

@@ -32,6 +32,7 @@ from amago_ray.replay.readers import AmagoDataset, MinariDataset, StoredDataset
 from amago_ray.replay.storage.folders import shard_folder, shard_folders
 from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
 from amago_ray.replay.storage.trajectory_pack import pack
+from amago_ray.settings import env_processes
 
 MESSAGE_BYTES = 8 << 20
 UNFINISHED = ".unfinished"  # suffix of the folder that an import is written to until it is complete
@@ -91,8 +92,9 @@ def import_data(source: str, out: Path, configs: Sequence[str], bindings: Sequen
     layout: RowLayout | None = None
     if configs:
         experiment = load_experiment(configs, [*bindings, *WITHOUT_DATA], NOT_OF_DATA)
-        check_env(experiment.make_train_env)
-        layout = RowLayout(*env_spaces(experiment.make_train_env))
+        processes = env_processes(experiment)
+        check_env(experiment.make_train_env, processes=processes)
+        layout = RowLayout(*env_spaces(experiment.make_train_env, processes))
         compressed = tuple(experiment.replay_compression)
     else:
         config.load([], bindings)

@@ -31,6 +31,7 @@ from amago_ray.replay.datasets.dataset import RowLayout
 from amago_ray.replay.export import export_minari, export_npz
 from amago_ray.replay.inspection import Contents, StoredData, StoredShard, find_stored_data, verify
 from amago_ray.replay.storage.records import Corrupt
+from amago_ray.settings import env_processes
 from amago_ray.watch.replay_histograms import plot_contents
 
 UNFINISHED = ".unfinished"  # suffix of the folder that an export is written in until it is complete
@@ -195,7 +196,7 @@ def _export(stored: StoredData, out: Path, format: str, config: Path | None) -> 
     if config is None:
         raise ValueError("--export needs the environments' spaces, and there is no config.txt: add --config FILE")
     experiment = load_experiment([config], WITHOUT_DATA, NOT_OF_DATA)  # its dataset may be what is being exported
-    layout = RowLayout(*env_spaces(experiment.make_train_env))
+    layout = RowLayout(*env_spaces(experiment.make_train_env, env_processes(experiment)))
     shards = stored.open()
     for shard in shards:
         shard.show_staged()

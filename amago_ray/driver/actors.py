@@ -103,7 +103,9 @@ class RolloutActor:
         """
         if part == 0 or self._test is None:
             self._close_test()
-            write = None if save_trajs_to is None else npz_writer(env_spaces(rollout.make_env), Path(save_trajs_to))
+            write = None
+            if save_trajs_to is not None:
+                write = npz_writer(env_spaces(rollout.make_env, rollout.env_processes), Path(save_trajs_to))
             self._test = self._build_evaluation(rollout, write)
         self._test.set_weights(weights)
         try:

@@ -148,7 +148,7 @@ def make_plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Clus
             seed=x.seed,
         ),
         datasets=datasets,
-        layout=RowLayout(*env_spaces(x.make_train_env)) if datasets else None,
+        layout=RowLayout(*env_spaces(x.make_train_env, env_processes(x))) if datasets else None,
         bucketed=x.batch_layout == "bucketed",
         importance_exponent=x.importance_exponent if x.replay_sampling == "prioritized" else None,
         num_replay_shards=shards,

@@ -114,7 +114,7 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
     with _in_time(settings, "make_train_env"):
         obs_spec, action_spec, _ = check_env(settings.make_train_env, action_mask_key=mask, processes=processes)
     if settings.make_val_env is not settings.make_train_env:
-        like = env_spaces(settings.make_train_env)
+        like = env_spaces(settings.make_train_env, processes)
         with _in_time(settings, "make_val_env"):
             check_env(settings.make_val_env, action_mask_key=mask, like=like, processes=processes)
     _check_compression(settings.replay_compression, obs_spec)
@@ -168,7 +168,7 @@ def check_data(settings: ExperimentSettings) -> RowLayout:
 
     Raises ValueError where a dataset is not there, or does not hold what the training environments would give.
     """
-    layout = RowLayout(*env_spaces(settings.make_train_env))
+    layout = RowLayout(*env_spaces(settings.make_train_env, env_processes(settings)))
     for dataset in mixture_of(settings.dataset).datasets:
         with _in_one_line(f"Experiment.dataset: {type(dataset).__name__}"):
             dataset.check(layout)

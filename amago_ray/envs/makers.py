@@ -12,7 +12,9 @@ All arrays belong to the pool: they hold until its next call, `transition.obs` u
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +30,7 @@ from amago_ray.envs.pool import (
     EnvFailure,
     Pool,
     Transition,
+    check_same,
     check_same_spaces,
     close_env,
     closing_env,
@@ -38,8 +41,7 @@ from amago_ray.envs.pool import (
     vector_env_in_list,
 )
 from amago_ray.envs.processes import EnvProcesses
-from amago_ray.envs.processes.environment import vector_env_refused
-from amago_ray.envs.processes.pool import start_pools
+from amago_ray.envs.processes.pool import ProcessPool, start_pools
 from amago_ray.envs.spaces import check_action_mask, sample_actions
 from amago_ray.envs.tasks import (
     Entry,
@@ -49,7 +51,11 @@ from amago_ray.envs.tasks import (
     build,
     distinct,
     entries_of,
+    entry_name,
+    not_built,
     remember,
+    remember_plain,
+    remembered_spaces,
     sendable_tasks,
     sized,
     tasks_of,
@@ -76,6 +82,8 @@ __all__ = [
     "sendable_tasks",
 ]
 
+Tried = tuple[ObsSpec, ActionSpec, str]  # and the name of the environment
+OTHER_SPACES = "make_val_env has other spaces than make_train_env"
 MAX_STEPS_TO_AN_END = 1000  # of the check of a VectorEnv, whose rollouts may lack their last observation
 
 
@@ -140,37 +148,102 @@ def check_env(
     """Build every entry of `make_env` once and take a few random steps in it.
 
     action_mask_key: name of the observation that says which actions are legal. like: those of the training
-    environments, if `make_env` is of validation environments. processes: as of `make_pool`; the steps are taken there.
+    environments, if `make_env` is of validation environments. processes: as of `make_pool`; nothing is built here then.
 
     Returns the specifications that all of them share and the first one's name. Raises ValueError or TypeError, in one
     line that names the environment, for anything that would stop a run.
     """
     entries = distinct(entries_of(make_env))
+    try_out = partial(_try_out, seed=seed, num_steps=num_steps, action_mask_key=action_mask_key)
+    if processes is None:
+        found = _try_here(entries, like, seed, try_out)
+    else:
+        found = _try_in_processes(entries, like, seed, try_out, processes)
+    tasks_of(make_env)  # says which tasks are named alike
+    return found
+
+
+def _try_here(
+    entries: Sequence[Entry], like: tuple[gym.Space, gym.Space] | None, seed: int, try_out: Callable[[Pool], Tried]
+) -> Tried:
     envs: list[Any] = []
-    found: list[tuple[ObsSpec, ActionSpec, str]] = []
+    found: list[Tried] = []
     for entry in entries:
         env = build(entry)
         envs.append(env)
         try:
             _check_fits(envs, len(entries), like)
-            if processes is not None and isinstance(env, VectorEnv):
-                raise vector_env_refused(name_before_reset(env))
         except (TypeError, ValueError):
             close_env(env)
             raise
-        pool = _pool_to_try(entry, env, seed, processes)
-        found.append(_try_out(pool, seed, num_steps, action_mask_key))
+        found.append(try_out(_pool_of(env, seed)))
         remember(entry, env, found[-1][2])
         if not isinstance(env, VectorEnv):
             _check_builds_anew(entry, env)
-    tasks_of(make_env)  # says which tasks are named alike
     return found[0]
 
 
-def env_spaces(make_env: MakeEnv) -> tuple[gym.Space, gym.Space]:
-    """Observation and action space of one environment of `make_env`, which all of them share (see `check_env`)."""
-    with closing_env(build(entries_of(make_env)[0])) as env:
-        return spaces_of(env)
+def _pool_of(env: gym.Env | VectorEnv, seed: int) -> Pool:
+    """A pool of this very environment, that fails at once."""
+    num_envs = env.num_envs if isinstance(env, VectorEnv) else 1
+    return make_pool(lambda: env, num_envs, first_env=0, seed=seed, max_failures_in_a_row=1)
+
+
+def _try_in_processes(
+    entries: Sequence[Entry],
+    like: tuple[gym.Space, gym.Space] | None,
+    seed: int,
+    try_out: Callable[[Pool], Tried],
+    processes: EnvProcesses,
+) -> Tried:
+    """As `_try_here`, but that each is built in a process of its own, which may end or hang."""
+    found: list[Tried] = []
+    first: tuple[tuple[gym.Space, gym.Space], str] | None = None
+    for entry in entries:
+        pool = _process_of(entry, seed, processes)
+        name = pool.env_names[0]
+        first = first or (pool.spaces, name)
+        try:
+            if like is not None:
+                check_same(pool.spaces, name, like, "make_train_env", OTHER_SPACES)
+            check_same(pool.spaces, name, *first)
+        except ValueError:
+            pool.close()
+            raise
+        found.append(try_out(pool))
+        remember_plain(entry, None if pool.names_its_own_tasks else found[-1][2], pool.spaces)
+    return found[0]
+
+
+def _process_of(entry: Entry, seed: int, processes: EnvProcesses) -> ProcessPool:
+    """A pool of the environment of `entry`, in a process of its own, that fails at once.
+
+    Raises ValueError or TypeError, in one line that names it, where it cannot be built, or that ends or hangs.
+    """
+    name = entry_name(entry)
+    try:
+        tasks = sendable_tasks(entry)
+        tasks = replace(tasks, makers=tuple(partial(build, maker, name) for maker in tasks.makers))
+        return start_pools(tasks, [(0, 1)], 1, seed, processes, max_failures_in_a_row=1)[0]
+    except ImportError as error:
+        raise not_built(name, error) from error
+    except EnvFailure as failure:
+        raise not_built(name, failure.__cause__) from failure
+
+
+def env_spaces(make_env: MakeEnv, processes: EnvProcesses | None = None) -> tuple[gym.Space, gym.Space]:
+    """Observation and action space of one environment of `make_env`, which all of them share (see `check_env`).
+
+    processes: as of `make_pool`. What `check_env` has found then counts, and else one is built there.
+    """
+    entry = entries_of(make_env)[0]
+    if processes is None:
+        with closing_env(build(entry)) as env:
+            return spaces_of(env)
+    if (known := remembered_spaces(entry)) is not None:
+        return known
+    with closing(_process_of(entry, 0, processes)) as pool:
+        return pool.spaces
 
 
 def num_tasks(make_env: MakeEnv) -> int:
@@ -202,7 +275,7 @@ def _check_fits(envs: list[Any], num_entries: int, like: tuple[gym.Space, gym.Sp
     for other in others:
         check_separate(env, other)
     if like is not None:
-        check_same_spaces(env, like, "make_train_env", "make_val_env has other spaces than make_train_env")
+        check_same_spaces(env, like, "make_train_env", OTHER_SPACES)
     check_same_spaces(env, spaces_of(envs[0]), name_before_reset(envs[0]))
 
 
@@ -216,16 +289,7 @@ def _check_builds_anew(entry: Entry, env: Any) -> None:
     check_separate(again, env)
 
 
-def _pool_to_try(entry: Entry, env: gym.Env | VectorEnv, seed: int, processes: EnvProcesses | None) -> Pool:
-    """A pool that fails at once: of `env`, or of another one that `entry` builds in a process of its own."""
-    if processes is None:
-        num_envs = env.num_envs if isinstance(env, VectorEnv) else 1
-        return make_pool(lambda: env, num_envs, first_env=0, seed=seed, max_failures_in_a_row=1)
-    close_env(env)
-    return make_pool(entry, 1, first_env=0, seed=seed, max_failures_in_a_row=1, processes=processes)
-
-
-def _try_out(pool: Pool, seed: int, num_steps: int, action_mask_key: str | None) -> tuple[ObsSpec, ActionSpec, str]:
+def _try_out(pool: Pool, seed: int, num_steps: int, action_mask_key: str | None) -> Tried:
     """Take random steps in the environments of `pool`, and close it."""
     rng = np.random.default_rng(seed)
     try:

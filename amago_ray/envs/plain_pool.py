@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from amago_ray.envs.amago_env import env_name_of, name_before_reset
+from amago_ray.envs.amago_env import env_name_of, name_before_reset, names_its_own_tasks
 from amago_ray.envs.pool import (
     FAILURES,
     MAX_FAILURES_IN_A_ROW,
@@ -112,6 +112,11 @@ class EnvPool(Pool):
     def spaces(self) -> tuple[gym.Space, gym.Space]:
         """Observation and action space, which all environments share."""
         return spaces_of(self._envs[0])
+
+    @property
+    def names_its_own_tasks(self) -> bool:
+        """Whether the name of an environment may change from one rollout to the next."""
+        return names_its_own_tasks(self._envs[0])
 
     def reseed(self, seed: int) -> None:
         self._seed = seed

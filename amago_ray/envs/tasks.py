@@ -17,7 +17,7 @@ from gymnasium.envs.registration import EnvCreator, EnvSpec, load_env_creator
 from gymnasium.vector import VectorEnv
 
 from amago_ray.envs.amago_env import env_name_of, names_its_own_tasks
-from amago_ray.envs.pool import closing_env, one_line
+from amago_ray.envs.pool import closing_env, one_line, spaces_of
 from amago_ray.envs.processes.options import EnvProcesses
 from amago_ray.warned import warn
 
@@ -122,8 +122,8 @@ def entry_name(entry: Entry) -> str:
     return what if isinstance(what, str) else getattr(function, "__qualname__", repr(what))
 
 
-def build(entry: Entry) -> Any:
-    """The environment, or VectorEnv of one, of `entry`.
+def build(entry: Entry, name: str | None = None) -> Any:
+    """The environment, or VectorEnv of one, of `entry`. name: that messages call it by; None for that of the entry.
 
     Raises TypeError if it stands for no environment, and ValueError, in one line, for anything that building raises.
     """
@@ -131,7 +131,11 @@ def build(entry: Entry) -> Any:
     try:
         return sized(maker_of(entry), 1, count())()
     except (Exception, SystemExit) as error:  # anything that a user's function may raise
-        raise ValueError(f"building the environment {entry_name(entry)} failed with {one_line(error)}") from error
+        raise not_built(name or entry_name(entry), error) from error
+
+
+def not_built(name: str, error: BaseException | None) -> ValueError:
+    return ValueError(f"building the environment {name} failed with {one_line(error)}")
 
 
 def sized(maker: EnvMaker, num_envs: int, seeds: Iterator[int]) -> EnvMaker:
@@ -158,12 +162,14 @@ def parameters_of(maker: EnvMaker) -> Mapping[str, inspect.Parameter]:
 class _Built:
     """What an environment that `entry` has built was.
 
-    name: None for one that names its own tasks. num_envs: of a VectorEnv; None for a plain one.
+    name: None for one that names its own tasks. num_envs: of a VectorEnv; None for a plain one. spaces: of observations
+    and actions.
     """
 
     entry: Entry
     name: str | None
     num_envs: int | None
+    spaces: tuple[gym.Space, gym.Space]
 
 
 # By the identity of the entry, which is kept here so that it holds. Building an environment may take seconds: one
@@ -180,7 +186,17 @@ def remember(entry: Entry, env: Any, name: str) -> None:
     name: that it has after a reset.
     """
     num_envs = env.num_envs if isinstance(env, VectorEnv) else None
-    _built[id(entry)] = _Built(entry, None if names_its_own_tasks(env) else name, num_envs)
+    _built[id(entry)] = _Built(entry, None if names_its_own_tasks(env) else name, num_envs, spaces_of(env))
+
+
+def remember_plain(entry: Entry, name: str | None, spaces: tuple[gym.Space, gym.Space]) -> None:
+    """As `remember`, of an environment in another process. name: None for one that names its own tasks."""
+    _built[id(entry)] = _Built(entry, name, None, spaces)
+
+
+def remembered_spaces(entry: Entry) -> tuple[gym.Space, gym.Space] | None:
+    """The spaces of the environment that `entry` has built when it was last tried."""
+    return _built[id(entry)].spaces if id(entry) in _built else None
 
 
 def fixed_num_envs(make_env: MakeEnv, processes: EnvProcesses | None = None) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -15,9 +16,10 @@ import gin
 import gymnasium as gym
 import pytest
 from conftest import TESTS, TINY_NETWORKS
+from process_envs import Noting
 
 from amago_ray import Experiment, config, train
-from amago_ray.driver.probe import check_settings, probe
+from amago_ray.driver.probe import check_data, check_settings, probe
 from amago_ray.driver.resume import check_same_weights
 from amago_ray.driver.topology import Topology
 from amago_ray.envs.builtin import Counting, TMaze
@@ -166,6 +168,19 @@ def test_a_run_that_is_there_already(
     with make_experiment(**settings, seed=5) as anew:
         anew.start(overwrite=True)
         assert not anew.directory.latest_policy.exists() and anew.directory.saved_epochs() == []
+
+
+@pytest.mark.processes
+def test_environments_with_processes_of_their_own_are_built_once_and_not_in_the_driver(tmp_path: Path) -> None:
+    config.load([], TINY_NETWORKS)
+    folder = tmp_path / "built"
+    folder.mkdir()
+    train_env, val_env = (partial(Noting, folder, name) for name in ("train", "val"))
+    experiment = Experiment("a", train_env, 4, make_val_env=val_env, env_mode="processes", ckpt_base_dir=tmp_path)
+    probe(experiment)
+    check_data(experiment)
+    pids, names, _ = zip(*(path.name.split("-") for path in folder.iterdir()), strict=True)
+    assert sorted(names) == ["train", "val"] and str(os.getpid()) not in pids
 
 
 @pytest.mark.processes

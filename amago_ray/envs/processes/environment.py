@@ -71,6 +71,7 @@ class Built:
     observation_space: gym.Space
     action_space: gym.Space
     name: str
+    names_its_own_tasks: bool
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def run(line: Line, common: Common) -> None:
         counters.close()
         try:
             pool = _built(common, place, counters)
-            built = cloudpickle.dumps(Built(*pool.spaces, pool.env_names[0]))
+            built = cloudpickle.dumps(Built(*pool.spaces, pool.env_names[0], pool.names_its_own_tasks))
         except FAILURES as error:
             line.send(Say.FAILED, _pickled(error))
             return

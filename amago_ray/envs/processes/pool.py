@@ -116,6 +116,9 @@ class ProcessPool(Pool):
     Processes begin the next rollout by themselves, as every end is followed by it: `begin` starts rollouts where they
     have ended, and nowhere else.
 
+    spaces: of observations and actions, which all environments share. names_its_own_tasks: whether the name of an
+    environment may change from one rollout to the next.
+
     Raises what building an environment raises, EnvFailure where that hangs or ends its process, and ValueError where
     two environments differ in their spaces.
     """
@@ -135,10 +138,11 @@ class ProcessPool(Pool):
                 self._watch(process)
             self._settle()
             built = [self._built[row] for row in range(len(self._processes))]
-            self._spaces = built[0].observation_space, built[0].action_space
-            converters = ObsConverter(self._spaces[0]), ActionConverter(self._spaces[1])
+            self.spaces = built[0].observation_space, built[0].action_space
+            converters = ObsConverter(self.spaces[0]), ActionConverter(self.spaces[1])
             super().__init__(converters, len(built), self._first.max_failures_in_a_row)
             self.env_names = [each.name for each in built]
+            self.names_its_own_tasks = built[0].names_its_own_tasks
             for each in built[1:]:
                 self._check(each)
         except BaseException:
@@ -312,7 +316,7 @@ class ProcessPool(Pool):
 
     def _check(self, built: Built) -> None:
         given = built.observation_space, built.action_space
-        check_same(given, built.name, self._spaces, self.env_names[0])
+        check_same(given, built.name, self.spaces, self.env_names[0])
 
     # --------------------------------------------------------------------------------------------------------- dying
 

@@ -20,12 +20,12 @@ import psutil
 import pytest
 import torch
 from gymnasium.vector import SyncVectorEnv
-from process_envs import Continuing, Drawing, Global, Parent, Telling, Unbuildable, Wide
+from process_envs import Continuing, Drawing, Global, Noting, Parent, Telling, Unbuildable, Wide
 from ring_cases import Recorded, assert_same_trajectories, tiny_agent
 
 from amago_ray.envs.builtin import Counting, MetaFrozenLake
 from amago_ray.envs.exploration import EpsilonGreedy
-from amago_ray.envs.makers import EnvFailure, EnvProcesses, check_env, make_pool, make_pools
+from amago_ray.envs.makers import EnvFailure, EnvProcesses, check_env, env_spaces, make_pool, make_pools, sendable_tasks
 from amago_ray.envs.processes.pool import ProcessPool
 from amago_ray.messages import RolloutReport, Trajectory, TrajectoryId
 from amago_ray.nets.traj_encoders import GRUTrajEncoder
@@ -211,6 +211,41 @@ def test_the_check_before_a_run_steps_where_the_run_will() -> None:
     assert (obs_spec, name) == (check_env(Drawing)[0], "Drawing")
     with pytest.raises(ValueError, match="environment Drawing failed with EnvHung: it did not step and reset within"):
         check_env(partial(Drawing, "hang", 2), processes=EnvProcesses(timeout_s=0.3))
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("exit", "failed with EnvDied: its process ended with exit code 3"),
+        ("hang", r"failed with EnvHung: it was not built within 1 s \(env_timeout_s\)"),
+        ("ValueError", "failed with ValueError: there is no level 9"),
+        ("OwnError", "failed with OwnError: no license"),
+    ],
+)
+def test_the_check_before_a_run_builds_where_the_run_will(
+    fault: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EnvProcesses, "build_timeout_s", 1.0)
+    with pytest.raises(ValueError, match=f"^building the environment Unbuildable {words}$"):
+        check_env(partial(Unbuildable, fault), processes=EnvProcesses(timeout_s=0.1))
+    with pytest.raises(ValueError, match=f"^building the environment Unbuildable {words}$"):
+        env_spaces(partial(Unbuildable, fault), processes=EnvProcesses(timeout_s=0.1))
+
+
+def test_a_check_builds_each_environment_once_and_none_here(tmp_path: Path) -> None:
+    made = [partial(Noting, tmp_path, name) for name in ("a", "b")]
+    check_env(made, processes=SAME)
+    assert env_spaces(made, SAME) == (Continuing().observation_space, Continuing().action_space)
+    assert sendable_tasks(made).labels == ("", "")
+    pids = [int(path.name.split("-")[0]) for path in tmp_path.iterdir()]
+    assert len(pids) == 2 and os.getpid() not in pids
+
+
+def test_spaces_other_than_those_of_training_are_told() -> None:
+    with pytest.raises(ValueError, match="^make_val_env has other spaces than make_train_env: .*, Wide has Box"):
+        check_env(Wide, like=env_spaces(Continuing), processes=SAME)
+    with pytest.raises(ValueError, match=r"^environments must have the same .*: Continuing has Box.*, Wide has Box"):
+        check_env([Continuing, Wide], processes=SAME)
 
 
 def test_environments_must_have_the_same_spaces_and_be_sendable() -> None:
