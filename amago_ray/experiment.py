@@ -277,7 +277,7 @@ class Experiment(ExperimentSettings):
             return
         ring = self._started()
         assert self._saving is not None and self._watching is not None
-        self._saving.finish()
+        self._saving.forget()
         ring.load_state(epoch)
         then = Progress.from_dict(self.directory.load_run_state(epoch)["progress"])
         vars(self.progress).update(vars(then))  # the object that everybody reads

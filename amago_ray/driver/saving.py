@@ -161,6 +161,18 @@ class Saving:
         self._complete(timeout_s, tell_only)
         self._tell()
 
+    def forget(self) -> None:
+        """Drop the newest cut, and what is being written: the run goes back to before them."""
+        self._newest, self._owed = None, False
+        if self._under_way is not None:
+            _, folder, calls = self._under_way
+            self._under_way = None
+            for call in calls:
+                with suppress(OSError, ProcessDied, CallTimeout):  # nobody wants it any more
+                    call.result(FILES_TIMEOUT_S)
+            shutil.rmtree(folder, ignore_errors=True)
+        self._tell()
+
     def _complete(self, timeout_s: float, tell_only: bool) -> None:
         if self._under_way is None:
             return

@@ -191,3 +191,23 @@ def test_a_shard_that_does_not_come_back_leaves_a_state_without_marks(
     run.progress.epoch = 0
     run.saving.now()
     assert "marks" not in run.directory.load_run_state(0) and run.directory.saved_epochs() == [0]
+
+
+@pytest.mark.parametrize("under_way", [False, True], ids=["whole", "still being written"])
+def test_a_run_that_has_gone_back_does_not_save_what_it_went_back_from(tmp_path: Path, under_way: bool) -> None:
+    """Told to end before another epoch is finished, it leaves the state that it went back to as the newest."""
+    topology = FakeTopology()
+    run = Run(tmp_path, "alternate", topology, ckpt_keep_last=1).start().learn(2)
+    assert run.directory.saved_epochs() == [1]
+    run.schedule.run_epoch(2, last=False)
+    run.progress.epoch = 2
+    run.saving.after_epoch(due=under_way)
+    with pytest.raises(Preempted), run.saving.before_leaving():
+        run.saving.forget()
+        run.ring.load_state(1)
+        run.progress.epoch = 1
+        os.kill(os.getpid(), signal.SIGTERM)
+        run.schedule.run_epoch(2, last=False)
+    assert run.directory.saved_epochs() == [1] and topology.count("write_state") == 2 + under_way
+    assert not list(run.directory.training_states.glob(".*"))
+    assert "epoch 2 is saved" in run.said[-1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,9 +18,11 @@ from system.test_determinism import rows_without_clock
 
 from amago_ray import config, train
 from amago_ray.driver.collection import CollectSummary
+from amago_ray.driver.preemption import Preempted
 from amago_ray.envs.builtin import Counting
 from amago_ray.messages import RolloutReport
 from amago_ray.nets.traj_encoders import FFTrajEncoder
+from amago_ray.watch.callbacks import Callback, RunView
 from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
 
 pytestmark = pytest.mark.usefixtures("shared_processes")
@@ -209,3 +213,30 @@ def check_that_it_runs_again(experiment: Any, rows: list[dict[str, Any]], capsys
     assert train.main([*arguments, "--no-final-test"]) == 0, capsys.readouterr().err
     again = experiment.directory.root.with_name("again")
     assert rows_without_clock(again) == rows
+
+
+class ToldToEnd(Callback):
+    """SIGTERM before an epoch is finished, since its validation notices, once it is armed."""
+
+    armed = False
+
+    def after_collection(self, view: RunView) -> None:
+        if ToldToEnd.armed:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_that_went_back_and_is_told_to_end_goes_on_from_there(
+    make_experiment: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = make_experiment(epochs=4, ckpt_interval=1, val_interval=1, callbacks=[ToldToEnd])
+    experiment.learn(until=3)
+    experiment.load_checkpoint(0)
+    monkeypatch.setattr(ToldToEnd, "armed", True)
+    with pytest.raises(Preempted):
+        experiment.learn()
+    experiment.close()
+    monkeypatch.setattr(ToldToEnd, "armed", False)
+    assert experiment.directory.saved_epochs() == [0]
+    make_experiment(epochs=4, ckpt_interval=1, val_interval=1, callbacks=[ToldToEnd]).start(resume=True).learn()
+    rows = [row for row in read_metrics(experiment.directory.root) if row["section"] == "train"]
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
