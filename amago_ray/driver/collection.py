@@ -162,6 +162,12 @@ class Collection:
         """What chunks that start from now on act by."""
         self._weights, self._exploration_steps, self._resets = weights, exploration_steps, resets
 
+    def go_on_from(self, summary: CollectSummary) -> None:
+        """Count what was collected before this was opened as a part of it."""
+        self.summary = summary
+        self._started -= summary.wall_s
+        self.total += summary.timesteps
+
     def hand_over(self) -> CollectSummary:
         """What was collected since the last call of this method."""
         done, self.summary = self.summary, CollectSummary()

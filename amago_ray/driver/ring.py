@@ -113,6 +113,8 @@ class Ring:
         What was collected after that is dropped, so that the run's counters are true of what replay holds.
         """
         self._commits, self._validations = state["commits"], state["validations"]
+        if not self._settings.replay_durable:
+            state.pop("ahead", None)  # it is gone, so that its epoch collects
         if "marks" in state:
             self.replay = self._cuts.rewind(state["marks"])
             self._news.expect(self.replay)

@@ -78,6 +78,7 @@ class Schedule(ABC):
     def __init__(self, ring: Ring):
         self._ring = ring
         self._bound: Resource | None = None  # that the user was told of
+        self._stored: tuple[int, CollectSummary] | None = None  # what was collected of an epoch that is not finished
 
     def run_epoch(self, epoch: int, last: bool) -> EpochResult:
         """Run epoch number `epoch`; `last` says that no other follows. Raises LearnerDied.
@@ -106,17 +107,42 @@ class Schedule(ABC):
     def _run(self, epoch: int, last: bool) -> EpochResult:
         """The epoch itself."""
 
-    @abstractmethod
+    def _in_turn(self, epoch: int) -> EpochResult:
+        """An epoch that collects, then learns."""
+        collected = self._collect(epoch)
+        replay = self._ring.commit()
+        learning = self._ring.start_learning(epoch)
+        self._ring.drive(None, learning)
+        self._ring.publish()
+        self._stored = None
+        return self._result(collected, learning, replay)
+
+    def _collect(self, epoch: int) -> CollectSummary | None:
+        """The epoch's collection, unless its data are stored already; None where it is not the time for one."""
+        if self._stored_for(epoch) is None:
+            collection = self._ring.start_collecting(epoch)
+            self._ring.drive(collection, None)
+            self._stored = (epoch, collection.summary) if collection else None
+        return self._stored_for(epoch)
+
+    def _stored_for(self, epoch: int) -> CollectSummary | None:
+        return self._stored[1] if self._stored is not None and self._stored[0] == epoch else None
+
     def next_collected(self, epoch: int) -> int | None:
         """After `epoch`: the epoch whose collection starts next, or None while one goes on."""
+        return epoch + (1 if self._stored_for(epoch + 1) is None else 2)
 
     @property
     def state(self) -> dict[str, Any]:
         """What a training state keeps of what was begun and belongs to a coming epoch; plain values."""
-        return {}
+        if self._stored is None:
+            return {}
+        return {"ahead": {"epoch": self._stored[0], "collected": self._stored[1].to_json()}}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (optional hook)
-        """Go on from `state`, before the first epoch."""
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`, before the first epoch. What was collected ahead belongs to it whatever the schedule."""
+        if ahead := state.get("ahead"):
+            self._stored = ahead["epoch"], CollectSummary.from_json(ahead["collected"])
 
 
 class Alternate(Schedule):
@@ -125,16 +151,7 @@ class Alternate(Schedule):
     together = False
 
     def _run(self, epoch: int, last: bool) -> EpochResult:
-        collection = self._ring.start_collecting(epoch)
-        self._ring.drive(collection, None)
-        replay = self._ring.commit()
-        learning = self._ring.start_learning(epoch)
-        self._ring.drive(None, learning)
-        self._ring.publish()
-        return self._result(collection.summary if collection else None, learning, replay)
-
-    def next_collected(self, epoch: int) -> int | None:
-        return epoch + 1
+        return self._in_turn(epoch)
 
 
 class Overlap(Schedule):
@@ -144,16 +161,8 @@ class Overlap(Schedule):
     as deterministic as `Alternate` and keeps the ratio of updates to data exact.
     """
 
-    def __init__(self, ring: Ring):
-        super().__init__(ring)
-        self._ahead: tuple[int, CollectSummary | None] | None = None
-
     def _run(self, epoch: int, last: bool) -> EpochResult:
-        if self._ahead is None or self._ahead[0] != epoch:
-            collection = self._ring.start_collecting(epoch)
-            self._ring.drive(collection, None)
-            self._ahead = (epoch, collection.summary if collection else None)
-        collected = self._ahead[1]
+        collected = self._collect(epoch)
         replay = self._ring.commit()
         learning = self._ring.start_learning(epoch)
         following = None if last else self._ring.start_collecting(epoch + 1)
@@ -161,21 +170,8 @@ class Overlap(Schedule):
         self._ring.publish()
         if following is not None:
             self._ring.share_cores(following.summary.busy_cores)
-        self._ahead = (epoch + 1, following.summary if following else None)
+        self._stored = (epoch + 1, following.summary) if following is not None else None
         return self._result(collected, learning, replay)
-
-    def next_collected(self, epoch: int) -> int | None:
-        return epoch + (1 if self._ahead is None else 2)
-
-    @property
-    def state(self) -> dict[str, Any]:
-        if self._ahead is None or self._ahead[1] is None:
-            return {}
-        return {"ahead": {"epoch": self._ahead[0], "collected": self._ahead[1].to_json()}}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        if ahead := state.get("ahead"):
-            self._ahead = ahead["epoch"], CollectSummary.from_json(ahead["collected"])
 
 
 class Continuous(Schedule):
@@ -194,10 +190,14 @@ class Continuous(Schedule):
 
     def _run(self, epoch: int, last: bool) -> EpochResult:
         if not (self._ring.batches_wanted(epoch) and self._ring.frames_wanted(epoch)):
-            return Alternate(self._ring)._run(epoch, last)
+            return self._in_turn(epoch)
         if self._collection is None:
             self._collection = self._ring.open_collection()
             self._limiter.stored(sum(report.timesteps for report in self._ring.commit()))
+            if (stored := self._stored_for(epoch)) is not None:
+                self._collection.go_on_from(stored)
+                self._limiter.collected(stored.timesteps)
+            self._stored = None
         self._collection.limit_chunks(self._limiter.largest_collection)
         self._ring.act_by_newest(self._collection)
         learning = PacedLearning(self._ring, epoch, self._collection, self._limiter, self._portion)
@@ -212,7 +212,7 @@ class Continuous(Schedule):
         return EpochResult(self._collection.hand_over(), learning.report, collection.replay, rate)
 
     def next_collected(self, epoch: int) -> int | None:
-        return epoch + 1 if self._collection is None else None
+        return super().next_collected(epoch) if self._collection is None else None
 
 
 class Auto(Schedule):

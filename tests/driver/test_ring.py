@@ -94,10 +94,10 @@ class Run:
         self.saving.finish()
         return self
 
-    def resume(self, topology: FakeTopology) -> Run:
+    def resume(self, topology: FakeTopology, schedule: str | None = None, **changes: Any) -> Run:
         """Another process that goes on from the newest training state."""
         state = self.directory.load_run_state(self.directory.saved_epochs()[-1])
-        other = Run(self.directory.root.parent, self.settings.schedule, topology)
+        other = Run(self.directory.root.parent, schedule or self.settings.schedule, topology, **changes)
         vars(other.progress).update(state["progress"])
         other.ring.start(Cluster(2, (), local=True), state)
         other.schedule.load_state(state)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driver.test_ring import BATCHES, DIED, ENVS, EPOCHS, STEPS, Run, assert_all_was_done, no_time_passes  # noqa: F401
+from driver.test_ring import BATCHES, DIED, ENVS, EPOCHS, SCHEDULES, STEPS, Run, assert_all_was_done, no_time_passes  # noqa: F401
 from fake_topology import FakeCall, FakeTopology
 
 from amago_ray.atomic_files import read_json
@@ -41,6 +41,56 @@ def test_a_run_that_goes_on_asks_for_what_is_left_and_nothing_twice(tmp_path: Pa
     assert next(x for kind, x in second.topology.log if kind == "publish") == 1 + epochs, "under its old number"
     commits = [[x for kind, x in run.topology.log if kind == "commit"] for run in (whole, first, second)]
     assert commits[0] == commits[1] + commits[2]
+
+
+@pytest.mark.parametrize("after", [*SCHEDULES, "auto"])
+@pytest.mark.parametrize("before", [*SCHEDULES, "auto"])
+def test_what_was_collected_ahead_is_of_the_coming_epoch_whatever_the_schedule(
+    tmp_path: Path, before: str, after: str
+) -> None:
+    first = Run(tmp_path, before, FakeTopology()).start()
+    first.schedule.load_state({"auto": {"chose": True, "overlap": True}})
+    for epoch in range(2):  # neither of them the last
+        result = first.schedule.run_epoch(epoch, last=False)
+        assert result.collected is not None
+        first.progress.epoch = epoch
+        first.progress.add_frames(result.collected.frames_by_env)
+        first.saving.after_epoch(due=True)
+    first.saving.finish()
+    second = first.resume(FakeTopology(), after).learn()
+    assert second.progress.total_frames == second.topology.collected
+    if "continuous" not in (before, after):
+        asked = [x for run in (first, second) for kind, x in run.topology.log if kind == "collect"]
+        assert sum(timesteps for _, timesteps in asked) == EPOCHS * STEPS * ENVS
+    assert second.topology.batches == EPOCHS * BATCHES
+
+
+def test_what_was_collected_ahead_and_not_kept_is_collected_again(tmp_path: Path) -> None:
+    """Its epoch would have nothing to learn from."""
+
+    class Forgets(FakeTopology):
+        def rewind_shard(self, shard: int, mark: Any) -> Any:
+            return super().rewind_shard(shard, {"stored": 0, "staged": 0})
+
+    first = Run(tmp_path, "overlap", FakeTopology(), replay_durable=False).start()
+    first.schedule.run_epoch(0, last=False)
+    first.progress.epoch = 0
+    first.progress.add_frames({"fake": STEPS * ENVS})
+    first.saving.after_epoch(due=True)
+    first.saving.finish()
+    second = first.resume(Forgets(), replay_durable=False).learn()
+    assert second.progress.total_frames == EPOCHS * STEPS * ENVS
+    assert second.topology.batches == EPOCHS * BATCHES
+
+
+def test_an_epoch_that_was_interrupted_as_it_learned_is_not_collected_again(tmp_path: Path) -> None:
+    """As by Ctrl-C in a notebook, where `learn` is called once more."""
+    run = Run(tmp_path, "alternate", FakeTopology(script={("train", 1): RuntimeError("ended")})).start()
+    with pytest.raises(RuntimeError, match="ended"):
+        run.learn()
+    assert run.progress.epoch == 0
+    run.learn()
+    assert run.progress.total_frames == run.topology.collected == EPOCHS * STEPS * ENVS
 
 
 def test_workers_that_are_away_have_no_state_and_shards_that_are_away_are_waited_for(
