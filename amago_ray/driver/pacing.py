@@ -39,7 +39,7 @@ class PacedCollection:
         self._ring, self._collection, self._limiter, self._until = ring, collection, limiter, until
         self._committed = time.monotonic()
         self.waiting = Stopwatch()
-        self.replay: list[ReplayReport] = []
+        self._replay: list[ReplayReport] = []  # of the newest commit
 
     @property
     def finished(self) -> bool:
@@ -60,11 +60,11 @@ class PacedCollection:
         before = self._collection.done
         self._collection.take(call)
         self._limiter.collected(self._collection.done - before)
-        if not self.replay or time.monotonic() - self._committed > COMMIT_INTERVAL_S or not self._limiter.may_learn():
-            self.replay = self._ring.commit()
+        if not self._replay or time.monotonic() - self._committed > COMMIT_INTERVAL_S or not self._limiter.may_learn():
+            self._replay = self._ring.commit()
             self._committed = time.monotonic()
-            full = any(report.evicted for report in self.replay)
-            stored = sum(report.timesteps for report in self.replay)
+            full = any(report.evicted for report in self._replay)
+            stored = sum(report.timesteps for report in self._replay)
             self._limiter.stored(max(stored, self._limiter.min_timesteps) if full else stored)
 
 

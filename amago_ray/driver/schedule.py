@@ -32,7 +32,7 @@ class EpochResult:
     """What one epoch did.
 
     collected, learned: None where it was not the time for it, or nothing was stored yet. replay: when the data of the
-    epoch had come in, and with "continuous" at the newest commit of the epoch. rate: how the two kept pace, where they
+    epoch had come in, and with "continuous" at its end. rate: how the two kept pace, where they
     run freely. bound: fractions of the epoch's time by resource (see `bounds.time_by_resource`). drawn: sequences that
     were sampled after `replay`.
     """
@@ -209,7 +209,7 @@ class Continuous(Schedule):
             "Time Learning Waited (s)": learning.waiting.total_s,
             "Batches Ahead of Learning": self._limiter.balance,
         }
-        return EpochResult(self._collection.hand_over(), learning.report, collection.replay, rate)
+        return EpochResult(self._collection.hand_over(), learning.report, self._ring.commit(), rate)
 
     def next_collected(self, epoch: int) -> int | None:
         return super().next_collected(epoch) if self._collection is None else None

@@ -105,7 +105,7 @@ class Run:
 
 
 @pytest.mark.parametrize("learners", [1, 3])
-@pytest.mark.parametrize("schedule", ["alternate", "overlap"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_an_epoch_counts_the_sequences_that_it_has_sampled(tmp_path: Path, schedule: str, learners: int) -> None:
     topology = FakeTopology(2, ENVS)
     topology.plan.num_learners = learners
@@ -113,6 +113,7 @@ def test_an_epoch_counts_the_sequences_that_it_has_sampled(tmp_path: Path, sched
     found = [run.schedule.run_epoch(epoch, last=epoch == 3).metrics()["replay"] for epoch in range(4)]
     of_an_epoch = BATCHES * topology.plan.batch_size * learners
     assert [row["Sequences Sampled"] for row in found] == [0, of_an_epoch, 2 * of_an_epoch, 3 * of_an_epoch]
+    assert found[-1]["Timesteps"] == topology.collected, "under continuous, too: it was of the newest commit"
 
 
 def assert_all_was_done(run: Run) -> None:
