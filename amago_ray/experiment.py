@@ -22,6 +22,7 @@ from amago_ray.driver.evaluation import shares_of_a_test
 from amago_ray.driver.overview import overview
 from amago_ray.driver.placement import check_fits, place
 from amago_ray.driver.plan import TEST_SEEDS, check_shares, make_plan
+from amago_ray.driver.preemption import starting
 from amago_ray.driver.probe import check_data, check_settings, probe
 from amago_ray.driver.resume import Resume, open_folder, state_to_resume, what_to_resume
 from amago_ray.driver.ring import Ring
@@ -79,18 +80,19 @@ class Experiment(ExperimentSettings):
 
         resume: go on from the newest complete training state of this run, as if it had never ended; "auto" also begins
         a run that is not there yet. overwrite: start anew over an earlier run.
-        Raises ValueError or TypeError, before any process starts, for settings and environments that cannot work.
+        Raises ValueError or TypeError, before any process starts, for settings and environments that cannot work, and
+        Preempted after a SIGTERM, which ends the process with exit status 75.
         """
         if self._ring is not None:
             if resume or overwrite:
                 raise ValueError("start: this experiment is running; resume and overwrite are for its first start")
             return self
         began = time.monotonic()
-        self._display.message(f"{self.run_name}: trying the environments and the networks")
-        check_sendable(self)
-        self.agent_spec = probe(self)
-        self._layout, callbacks = check_data(self), make_callbacks(self)
-        try:
+        with starting(self.close, self._display.message):
+            self._display.message(f"{self.run_name}: trying the environments and the networks")
+            check_sendable(self)
+            self.agent_spec = probe(self)
+            self._layout, callbacks = check_data(self), make_callbacks(self)
             self._held.enter_context(self.directory.locked())
             state = state_to_resume(self, self.directory, self.agent_spec, self._layout, resume, overwrite)
             self._display.message("connecting to Ray")
@@ -117,9 +119,6 @@ class Experiment(ExperimentSettings):
             on_checkpoint = partial(self._watching.call, "on_checkpoint")
             settle = self._watching.settle
             self._saving = Saving(self, self._ring, self._schedule, self.directory, run, on_checkpoint, settle)
-        except BaseException:
-            self.close()
-            raise
         if state:
             self.on_checkpoint_loaded()
         self._display.message(f"all processes are up after {time.monotonic() - began:.0f} s")

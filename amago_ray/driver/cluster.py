@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import os
 import re
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from typing import Any
 import ray
 import torch
 import yaml
+from ray._private import utils as ray_utils  # who handles SIGTERM: not public
 from ray._private.state import available_resources_per_node, state  # what is free, and which nodes leave: not public
 from ray.util.placement_group import get_current_placement_group
 
@@ -47,7 +51,8 @@ def connect(address: str | None, cpus_needed: Callable[[Cluster], float]) -> tup
         return replace(survey(), cpus=machine.cpus, local=True), True
     try:
         _check_answers(address)
-        ray.init(address=address, **options)
+        with _sigterm_left_alone():
+            ray.init(address=address, **options)
     except (OSError, ValueError) as error:
         address = re.sub(r"[^/@]*@", "...@", address)  # it may come from the environment, with a password
         raise ValueError(f"Experiment.ray_address={address!r}: no Ray cluster answers there ({error})") from error
@@ -58,8 +63,12 @@ def _start(options: Mapping[str, Any]) -> None:
     """Raises ValueError where Ray does not start on this machine, which it gives half a minute at a time."""
     for left in reversed(range(START_ATTEMPTS)):
         try:
-            ray.init(address="local", **options)
+            with _sigterm_left_alone():
+                ray.init(address="local", **options)
             return
+        except KeyboardInterrupt:
+            ray.shutdown()
+            raise
         except Exception as error:  # Ray's own are nothing more exact
             ray.shutdown()
             if not left:
@@ -67,6 +76,21 @@ def _start(options: Mapping[str, Any]) -> None:
                 raise ValueError(
                     f"Ray did not start on this machine ({why}); is it very busy, or short of memory?"
                 ) from error
+
+
+@contextmanager
+def _sigterm_left_alone() -> Iterator[None]:
+    """Where SIGTERM has a handler, neither of Ray's takes its place: of `ray.init`, and one that prints a stack."""
+    handler, set_handler = signal.getsignal(signal.SIGTERM), ray_utils.set_sigterm_handler
+    if handler in (signal.SIG_DFL, None) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ray_utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        ray_utils.set_sigterm_handler = set_handler
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _check_answers(address: str) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
@@ -41,3 +43,40 @@ class Preemption:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._told.set()
+
+
+@contextmanager
+def starting(undo: Callable[[], None], say: Callable[[str], None]) -> Iterator[None]:
+    """What fails within is undone. SIGTERM ends it at once: raises Preempted, when that is undone and the user told.
+
+    Until the process ends it goes on to mean Preempted, unless somebody had asked for another meaning.
+    """
+    told = threading.Event()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        told.set()
+        raise KeyboardInterrupt  # which libraries let pass, where they take SystemExit for their own
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before: Any = signal.signal(signal.SIGTERM, interrupt) if in_main else None
+    after = before
+    try:
+        yield
+        if told.is_set():  # and somebody has swallowed it
+            raise Preempted
+        after = _end if before is signal.SIG_DFL else before
+    except BaseException:
+        if in_main:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends already
+        undo()
+        if not told.is_set():
+            raise
+        say(f"told to end (SIGTERM) while it started: --resume auto starts again (exit status {RESUMABLE})")
+        raise Preempted from None
+    finally:
+        if after is not None:
+            signal.signal(signal.SIGTERM, after)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise Preempted
