@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from amago_ray.driver.remote import RemoteCall
 from amago_ray.driver.topology import LearnerDied, Topology
@@ -23,6 +24,7 @@ class Learning:
         when the failure policy says so.
     is_excused: whether somebody else, such as a silent shard, is why there was no progress.
     finished: told the number of batches and the report, when all is learned. hear: told what learners have warned of.
+    report: of the group, once all of its learners have answered.
     mixture: weight of each source of data; None for replay alone.
     Learning ends early, without a report, when all that was stored went down with its shards.
     """
@@ -49,7 +51,9 @@ class Learning:
     def _start(self, again: int) -> None:
         """Ask for all batches, after `again` others that were learned before this job and went down with a group."""
         self._again = again
-        self._in_flight = self._topology.train(again + self.total, self._mixture)
+        self._calls = self._topology.train(again + self.total, self._mixture)
+        self._in_flight = list(self._calls)
+        self._reports: dict[RemoteCall[LearnReport], LearnReport] = {}
         self._progress: RemoteCall[int] | None = None
         self._first: int | None = None
         self._heard = time.monotonic()
@@ -62,7 +66,7 @@ class Learning:
 
     @property
     def done(self) -> int:
-        return self.total if self.report is not None and self.finished else max(self._batches - self._again, 0)
+        return self.total if self.report is not None else max(self._batches - self._again, 0)
 
     def calls(self) -> list[RemoteCall]:
         return list(self._in_flight)
@@ -105,12 +109,37 @@ class Learning:
             return
         self._in_flight.remove(call)
         self._hear(report.warned)
-        self.report = self.report or report
+        self._reports[call] = report
         if self.finished:
+            self.report = report_of_group([self._reports[of_learner] for of_learner in self._calls])
             self._finished(self.total, self.report)
 
     def _go_on(self, death: LearnerDied) -> None:
         self._start(again=self._rebuild(death))
+
+
+def report_of_group(reports: Sequence[LearnReport]) -> LearnReport:
+    """One report of the learners of a group, in the order of their ranks: whoever answers first does not matter.
+
+    Updates and batches are each learner's, so those of one. Metrics are averaged over learners, extremes and seconds
+    are the largest (or, for minima, the least) of any: the whole group waits for its slowest.
+    """
+    first = reports[0]
+    names = dict.fromkeys(name for report in reports for name in report.metrics)
+    values = {name: [report.metrics[name] for report in reports if name in report.metrics] for name in names}
+    return replace(
+        first,
+        metrics={name: _of_group(name, found) for name, found in values.items()},
+        wait_s=max(report.wait_s for report in reports),
+        total_s=max(report.total_s for report in reports),
+        warned=(),  # heard of each
+    )
+
+
+def _of_group(name: str, values: Sequence[float]) -> float:
+    if name.endswith(" Min"):
+        return min(values)
+    return max(values) if name.endswith(" Max") else sum(values) / len(values)
 
 
 def merge_reports(reports: list[LearnReport]) -> LearnReport | None:
