@@ -71,7 +71,7 @@ def test_code_in_a_training_state_is_not_run(scene: Scene, name: str) -> None:
     assert (state / name).is_file()
     torch.save({"state": Code(mark)}, state / name)
     with pytest.raises(Exception, match="[Ww]eights.only"):
-        Snapshot.read(state, 0)
+        Snapshot.read(state, 0, 1)
     assert not mark.exists()
     torch.load(state / name, weights_only=False)
     assert mark.exists(), "so it would have been"

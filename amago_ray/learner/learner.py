@@ -135,7 +135,7 @@ class Learner:
         self._compile()
         recordable = self._accelerator.device.type == "cuda" and world_size == 1 and is_recordable(config, self.agent)
         optimizer = self.agent.init_optimizer(config.learning_rate, config.l2_coeff)
-        self._rank = rank
+        self._rank, self._world_size = rank, world_size
         self._snapshot: Snapshot | None = None
         self._snapshot_number = 0
         self._writing = threading.Lock()  # the newest snapshot
@@ -394,9 +394,10 @@ class Learner:
     def load_state(self, folder: str) -> None:
         """Go on from what `write_state` left in `folder`, with the learning rate and weight decay of now.
 
-        As the learner of this rank was, bit for bit; the state may be of another number of learners.
+        As the learner of this rank was, bit for bit. The state may be of another number of learners, whose half-made
+        update goes on: its gradient is the mean over learners of each batch, of those before and those now.
         """
-        saved = Snapshot.read(Path(folder), self._rank)
+        saved = Snapshot.read(Path(folder), self._rank, self._world_size)
         self.agent.load_state_dict(saved.model)
         self._optimizer.load_state_dict(saved.optimizer)
         if self._graphed is not None:
@@ -411,7 +412,7 @@ class Learner:
             if given is not None:
                 parameter.grad = given.to(parameter) if parameter.grad is None else parameter.grad.copy_(given)
         set_random_states(saved.rng)
-        self._accelerator.step = saved.rng.get("step", 0)
+        self._accelerator.step = saved.batches  # learners exchange gradients at the same ones
         self._bad_batch.fill_(-1)
         factor = self._schedule.lr_lambdas[0](self._schedule.last_epoch)
         self._schedule.base_lrs = [group["lr"] for group in self._configured]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import nn
 
 MODEL, OPTIMIZER, SCHEDULE, SCALER = "model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "scaler.pt"
 COUNTERS = "learner_counters.pt"
+RNG = "random_states_"  # and the rank
 
 
 @dataclass
@@ -24,8 +25,8 @@ class Snapshot:
     """All that a learner goes on from. Written in accelerate's layout, so that `Accelerator.load_state` reads it too.
 
     model: weights of the agent, targets and statistics included. gradients: of an update under way, by weight, as far
-    as this process has accumulated them. rng: of this process. counters: the learner's own. Tensors are on the CPU and
-    nobody else's.
+    as this process has accumulated them. rng: of this process. batches: that the optimiser has seen, of an update under
+    way included. counters: the learner's own. Tensors are on the CPU and nobody else's.
     """
 
     model: dict[str, torch.Tensor]
@@ -34,6 +35,7 @@ class Snapshot:
     scaler: dict[str, Any] | None
     gradients: dict[str, torch.Tensor]
     rng: dict[str, Any]
+    batches: int
     counters: tuple[int, ...]
     buffers: list[torch.Tensor] = field(default_factory=list)
 
@@ -50,8 +52,8 @@ class Snapshot:
     ) -> Snapshot:
         """Copy everything now.
 
-        gradients: of an update under way. batches: that the optimiser has seen, of an update under way included.
-        buffers: of a snapshot that is not needed any more; memory that is already there is faster to copy to.
+        gradients: of an update under way. buffers: of a snapshot that is not needed any more; memory that is already
+        there is faster to copy to.
         """
         copies = Copies(buffers)
         model = copies.of(agent.state_dict())
@@ -66,6 +68,7 @@ class Snapshot:
             None if scaler is None else dict(scaler.state_dict()),
             under_way,
             random_states(batches),
+            batches,
             counters,
             copies.made,
         )
@@ -85,18 +88,39 @@ class Snapshot:
         save(torch.tensor(self.counters), folder / COUNTERS)
 
     @staticmethod
-    def read(folder: Path, rank: int) -> Snapshot:
-        """What `write` left in a folder, by any number of learners. rng: empty where there was no such rank."""
-        rng, gradients, scaler = folder / rng_file(rank), folder / gradients_file(rank), folder / SCALER
+    def read(folder: Path, rank: int, world_size: int) -> Snapshot:
+        """What `write` left in a folder, by any number of learners, for learner `rank` of `world_size`.
+
+        rng: empty where there was no such rank. gradients: of another number of learners, their mean, for each of the
+        new ones; that is what the group takes of the batches so far in either case.
+        """
+        scaler, ranks = folder / SCALER, ranks_in(folder)
+        rng = load(folder / rng_file(rank if rank in ranks else ranks[0]))
         return Snapshot(
             {name.removeprefix("module."): value for name, value in load_file(folder / MODEL).items()},
             load(folder / OPTIMIZER, map_location="cpu"),
             load(folder / SCHEDULE),
             load(scaler) if scaler.is_file() else None,
-            load(gradients) if gradients.is_file() else {},
-            load(rng) if rng.is_file() else {},
+            mean_gradients(folder, [rank] if ranks == list(range(world_size)) else ranks),
+            rng if rank in ranks else {},
+            rng["step"],
             tuple(torch.load(folder / COUNTERS, weights_only=True).tolist()),
         )
+
+
+def ranks_in(folder: Path) -> list[int]:
+    """Of the learners that have written their share into a folder."""
+    return sorted(int(file.stem.removeprefix(RNG)) for file in folder.glob(f"{RNG}*.pkl"))
+
+
+def mean_gradients(folder: Path, ranks: Sequence[int]) -> dict[str, torch.Tensor]:
+    """What these learners had accumulated of an update, averaged over them; empty between two updates."""
+    mean: dict[str, torch.Tensor] = {}
+    for file in (folder / gradients_file(rank) for rank in ranks):
+        for name, gradient in (load(file) if file.is_file() else {}).items():
+            share = gradient / len(ranks)
+            mean[name] = mean[name] + share if name in mean else share
+    return mean
 
 
 class Copies:
@@ -132,7 +156,7 @@ def save(what: Any, path: Path | str) -> None:
 
 
 def rng_file(rank: int) -> str:
-    return f"random_states_{rank}.pkl"
+    return f"{RNG}{rank}.pkl"
 
 
 def gradients_file(rank: int) -> str:

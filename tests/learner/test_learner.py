@@ -83,6 +83,8 @@ def make_learner(
     lr_warmup_steps: int = 1,
     lr_end_factor: float = 1.0,
     last_update: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
     **settings: object,
 ) -> Learner:
     agent_type, critic_type = AGENTS[agent]
@@ -97,7 +99,7 @@ def make_learner(
         mixed_precision=precision,
         batches_per_update=batches_per_update,
     )
-    return Learner(config, spec, NoBatches())
+    return Learner(config, spec, NoBatches(), rank, world_size)
 
 
 class NoBatches:
@@ -415,6 +417,31 @@ def test_a_state_of_fewer_learners_and_accelerate_s_own_reader(tmp_path: Path) -
     other._accelerator.load_state(str(tmp_path))
     for name, value in other.agent.state_dict().items():
         assert torch.equal(value, learner.agent.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 1), (2, 3)])
+def test_a_half_made_update_goes_on_with_another_number_of_learners(tmp_path: Path, before: int, now: int) -> None:
+    """All of them end it at the same batch, and its gradient so far is what the group had: the mean over learners."""
+
+    def gradients(learner: Learner) -> dict[str, Tensor]:
+        return {name: p.grad for name, p in learner.agent.named_parameters() if p.grad is not None}
+
+    had = []
+    for rank in range(before):  # apart, as learners are until they exchange gradients
+        learner = make_learner(batches_per_update=3, rank=rank, world_size=before)
+        for seed in range(2):
+            learner.update(prepared_batch("discrete", 10 * rank + seed))
+        learner.save_state(str(tmp_path))
+        had.append(gradients(learner))
+        forget_accelerator()
+    expected = {name: sum(of_one[name] for of_one in had) / before for name in had[0]}
+    for rank in range(now):
+        learner = make_learner(batches_per_update=3, rank=rank, world_size=now)
+        learner.load_state(str(tmp_path))
+        torch.testing.assert_close(gradients(learner), expected)
+        learner.update(prepared_batch("discrete"))
+        assert learner._accelerator.sync_gradients and learner.updates_done == 1
+        forget_accelerator()
 
 
 def test_priorities_reach_replay_even_where_importance_weighs_nothing() -> None:
