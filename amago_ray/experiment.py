@@ -97,7 +97,7 @@ class Experiment(ExperimentSettings):
             state = state_to_resume(self, self.directory, self.agent_spec, self._layout, resume, overwrite)
             self._display.message("connecting to Ray")
             cluster, started_here = connect(
-                self.ray_address, lambda machine: make_plan(self, self.agent_spec, machine).num_cpus
+                self.ray_address, lambda machine: make_plan(self, self.agent_spec, machine).num_cpus, self.run_name
             )
             if started_here:
                 self._held.callback(disconnect)

@@ -132,7 +132,7 @@ class Scene:
 
     @contextlib.contextmanager
     def _in_place(self) -> Iterator[None]:
-        def connect(address: Any, cpus_needed: Any) -> tuple[Cluster, bool]:
+        def connect(address: Any, cpus_needed: Any, run_name: str) -> tuple[Cluster, bool]:
             assert self.cluster is not None, "this was not found out before Ray was started"
             cpus_needed(self.cluster)
             return self.cluster, False

@@ -26,10 +26,13 @@ from amago_ray.driver.placement import Cluster, Node, Resources
 
 CONNECT_TIMEOUT_S = 10.0
 START_ATTEMPTS = 3
+ROOM_TIMEOUT_S = 3.0  # until Ray has counted what an experiment that was closed gives back
 LAUNCHED = Path("~/ray_bootstrap_config.yaml")
 
+_opened_by = ""  # the run that has started the local Ray of this process, and ends it
 
-def connect(address: str | None, cpus_needed: Callable[[Cluster], float]) -> tuple[Cluster, bool]:
+
+def connect(address: str | None, cpus_needed: Callable[[Cluster], float], run_name: str = "") -> tuple[Cluster, bool]:
     """Connect to Ray: the instance that this process already uses, the cluster at `address`, or a new local one.
 
     Returns what there is, and whether the connection was made here, so that `disconnect` is due at the end.
@@ -37,16 +40,19 @@ def connect(address: str | None, cpus_needed: Callable[[Cluster], float]) -> tup
     address: None takes RAY_ADDRESS where it is set (a submitted job) and "local" otherwise.
     cpus_needed: by a run on a machine of that size. A local Ray is told that it has so many, so that a run with more
         processes than cores still starts.
+    run_name: whose connection this is, where it is an experiment's.
     Raises ValueError when there is no cluster at `address`, or none starts here.
     """
+    global _opened_by
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if ray.is_initialized():
-        return survey(), False
+        return (_beside(_opened_by, cpus_needed) if _opened_by else survey()), False
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address == "local":
         machine = this_machine()
         options |= {"num_cpus": max(machine.cpus, math.ceil(cpus_needed(machine))), "include_dashboard": False}
         _start(options)
+        _opened_by = run_name
         # What was promised to Ray above the machine's own cores must not be planned with.
         return replace(survey(), cpus=machine.cpus, local=True), True
     try:
@@ -57,6 +63,17 @@ def connect(address: str | None, cpus_needed: Callable[[Cluster], float]) -> tup
         address = re.sub(r"[^/@]*@", "...@", address)  # it may come from the environment, with a password
         raise ValueError(f"Experiment.ray_address={address!r}: no Ray cluster answers there ({error})") from error
     return survey(), True
+
+
+def _beside(run_name: str, cpus_needed: Callable[[Cluster], float]) -> Cluster:
+    """What the local Ray of another experiment of this process has, once closed ones have given back their part."""
+    started = time.monotonic()
+    while True:
+        there = replace(survey(), opened_by=run_name)
+        free = sum(node.free.cpus for node in there.nodes)
+        if cpus_needed(there) <= free or time.monotonic() - started > ROOM_TIMEOUT_S:
+            return there
+        time.sleep(0.1)  # between two looks at what is free
 
 
 def _start(options: Mapping[str, Any]) -> None:
@@ -103,6 +120,8 @@ def _check_answers(address: str) -> None:
 
 def disconnect() -> None:
     """Leave Ray, ending it where it was started for this run."""
+    global _opened_by
+    _opened_by = ""
     ray.shutdown()
 
 

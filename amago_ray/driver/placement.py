@@ -56,7 +56,8 @@ class Cluster:
 
     cpus: to plan with. On this machine alone these are its cores, whatever Ray was told. growth: nodes that an
     autoscaler may still add. local: Ray was started here, for this run. in_group: this process is part of a placement
-    group (a trial of a sweep), which every process of the run goes into.
+    group (a trial of a sweep), which every process of the run goes into. opened_by: another run of this process, for
+    which Ray was started on this machine: no node will come, and what that run has stays taken until it is closed.
     """
 
     cpus: int
@@ -64,6 +65,7 @@ class Cluster:
     growth: tuple[Node, ...] = ()
     local: bool = False
     in_group: bool = False
+    opened_by: str = ""
 
     @property
     def gpus(self) -> float:
@@ -161,16 +163,24 @@ def check_fits(roles: Sequence[Role], cluster: Cluster, whole: bool = False) -> 
     """Raises ValueError, saying what is missing, when the run could not even begin on the cluster at its largest.
 
     To begin it needs all learners and shards, and one process of every role that is spread; all of these too where it
-    is `whole`, as a trial of a sweep is.
+    is `whole`, as a trial of a sweep is. Beside another run on this machine all of it needs room that is free now.
     """
+    whole = whole or bool(cluster.opened_by)
     nodes = (*cluster.nodes, *cluster.growth)
     needed = [
         Role(r.name, min(r.count, 1) if r.spread and not whole else r.count, r.each, r.labels, r.spread) for r in roles
     ]
-    placement = place(needed, nodes, free_only=False)
+    placement = place(needed, nodes, free_only=bool(cluster.opened_by))
     for role, places in zip(roles, placement.places):
         if missing := places.count(NOWHERE):
             labels = "".join(f" labelled {name}={value}" for name, value in role.labels.items())
+            if cluster.opened_by:
+                left = "; ".join(f"{node.free} left of {node.total}" for node in nodes)
+                raise ValueError(
+                    f"the experiment {cluster.opened_by!r} is still open in this process, and beside it there is no "
+                    f"room for {missing} of {role.count} {role.name}s, which need {role.each} each ({left}): "
+                    "close() it first, or use `with Experiment(...) as experiment:`"
+                )
             there = "; ".join(f"{describe(node)} has {node.total}" for node in nodes) or "there is none"
             who, finds = ("not one", "finds a") if role.spread and not whole else (missing, "find no")
             raise ValueError(

@@ -31,6 +31,7 @@ from amago_ray.pending import CallTimeout, ProcessDied
 from amago_ray.rollout.assignment import Assignment
 from amago_ray.rollout.worker import RolloutConfig
 from amago_ray.settings import ExperimentSettings
+from amago_ray.warned import warn
 
 T = TypeVar("T")
 SENT_TO_PROCESSES = (
@@ -45,6 +46,7 @@ SENT_TO_PROCESSES = (
 )
 START_TIMEOUT_S = 300.0
 NODE_TIMEOUT_S = 1800.0
+TOLD_AFTER_S = 10.0  # that there is no room for learners and shards
 FILES_TIMEOUT_S = 600.0  # for writing and reading states and weights
 
 
@@ -136,6 +138,9 @@ class Topology:
             spawner.start(LearnerActor, (plan, i, self._shard_names), options | self._bundle(i))[0]
             for i in range(plan.num_learners)
         ]
+        if not self._group.wait(TOLD_AFTER_S):
+            wanted = ", ".join(f"{r.count} {r.name}{'s' * (r.count != 1)} of {r.each}" for r in plan.roles[:2])
+            warn(f"the run waits for nodes with room for {wanted} (`ray status` shows what others have)")
         first: RemoteCall[tuple[str, int]] = RemoteCall(self._learners[0].address.remote(), "learner 0")
         address = _learner_result(first, NODE_TIMEOUT_S)  # on a cluster that grows its node may have to be started
         self._on_learners(lambda learner: learner.build.remote(address), START_TIMEOUT_S)

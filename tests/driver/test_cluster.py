@@ -9,6 +9,7 @@ import ray
 
 from amago_ray.driver import cluster
 from amago_ray.driver.cluster import START_ATTEMPTS
+from amago_ray.driver.placement import WORKER, Cluster, Node, Resources, Role, check_fits
 
 
 @pytest.mark.parametrize("failures", [1, START_ATTEMPTS])
@@ -32,3 +33,30 @@ def test_a_ray_that_does_not_start_is_tried_again_and_told(monkeypatch: pytest.M
     with pytest.raises(ValueError, match=r"did not start on this machine \(The current .* startup\.\); is it"):
         cluster.connect(None, lambda machine: 1.0)
     assert len(tried) == START_ATTEMPTS
+
+
+def test_a_second_experiment_that_does_not_fit_beside_the_first_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray on this machine, which the first one has started, never grows."""
+    total, free = Resources(4.0, 0.0, 1e9), Resources(1.0, 0.0, 1e9)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: monkeypatch.setattr(ray, "is_initialized", lambda: True))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(cluster, "survey", lambda: Cluster(4, (Node("10.0.0.1", total, free),)))
+    monkeypatch.setattr(cluster, "ROOM_TIMEOUT_S", 0.0)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def workers(count: int) -> list[Role]:
+        return [Role(WORKER, count, Resources(1.0), spread=True)]
+
+    first, started_here = cluster.connect(None, lambda machine: 3.0, "first")
+    assert started_here and not first.opened_by
+    second, started_here = cluster.connect(None, lambda machine: 2.0, "second")
+    assert not started_here
+    check_fits(workers(1), second)
+    with pytest.raises(ValueError, match=r"'first' is still open .* 1 of 2 rollout workers.*: close\(\) it first"):
+        check_fits(workers(2), second)
+    cluster.disconnect()
+    check_fits(workers(2), cluster.connect(None, lambda machine: 2.0, "third")[0])  # the others wait for a node
+    cluster.disconnect()

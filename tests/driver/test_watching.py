@@ -64,7 +64,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_networks: None) ->
     monkeypatch.setattr("amago_ray.driver.jobs.wait_any", wait_any)
     monkeypatch.setattr("amago_ray.driver.liveness.RETRY_INTERVAL_S", 0.0)
     monkeypatch.setattr("amago_ray.driver.jobs.POLL_INTERVAL_S", 0.0)
-    monkeypatch.setattr("amago_ray.experiment.connect", lambda address, needs: (Cluster(2, (), local=True), False))
+    monkeypatch.setattr("amago_ray.experiment.connect", lambda *_: (Cluster(2, (), local=True), False))
     monkeypatch.setattr("amago_ray.experiment.check_fits", lambda roles, cluster: None)
     monkeypatch.setattr("amago_ray.experiment.overview", lambda *args: "")
     monkeypatch.setattr("amago_ray.experiment.Topology", lambda plan, in_group: FakeTopology())
