@@ -19,17 +19,24 @@ import ray
 import torch
 import yaml
 from ray._private import utils as ray_utils  # who handles SIGTERM: not public
+from ray._private import worker as ray_worker  # which processes Ray has started here: not public, either
 from ray._private.state import available_resources_per_node, state  # what is free, and which nodes leave: not public
 from ray.util.placement_group import get_current_placement_group
 
 from amago_ray.driver.placement import Cluster, Node, Resources
+from amago_ray.messages import CannotGoOn
 
 CONNECT_TIMEOUT_S = 10.0
 START_ATTEMPTS = 3
 ROOM_TIMEOUT_S = 3.0  # until Ray has counted what an experiment that was closed gives back
+OF_RAY = ("raylet", "gcs_server")  # whose end is that of all processes that it has started
 LAUNCHED = Path("~/ray_bootstrap_config.yaml")
 
 _opened_by = ""  # the run that has started the local Ray of this process, and ends it
+
+
+class RayGone(CannotGoOn):
+    """Ray, which was started on this machine for the run, has been killed, and all processes with it."""
 
 
 def connect(address: str | None, cpus_needed: Callable[[Cluster], float], run_name: str = "") -> tuple[Cluster, bool]:
@@ -123,6 +130,20 @@ def disconnect() -> None:
     global _opened_by
     _opened_by = ""
     ray.shutdown()
+
+
+def check_ray_lives() -> None:
+    """Raises RayGone where this process has started Ray on this machine and that was killed: nobody restarts it.
+
+    Of nodes of a cluster that are gone, others, or the same, may come.
+    """
+    node = ray_worker._global_node
+    dead: list[str] = [kind for kind, _ in node.dead_processes() if kind in OF_RAY] if node is not None else []
+    if dead:
+        raise RayGone(
+            f"Ray on this machine is gone: its {dead[0]} was killed, perhaps for want of memory. --resume goes on from "
+            "the newest training state"
+        )
 
 
 def this_machine() -> Cluster:

@@ -79,6 +79,11 @@ CONSEQUENCES: tuple[tuple[str, str, str], ...] = (
         "time; every epoch has all of its updates",
     ),
     (
+        "Ray itself (its `raylet`), where the run started it on its machine",
+        "the run ends in a line that says so; the same command with `--resume auto` goes on",
+        "as with the driver",
+    ),
+    (
         "the driver",
         "the same command with `--resume auto` goes on from the newest training state, as if nothing had been",
         "what was done since that state, and unfinished trajectories",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,10 +22,10 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from amago_ray.driver.actors import LearnerActor, RolloutActor
-from amago_ray.driver.cluster import leaving_nodes, node_of
+from amago_ray.driver.cluster import check_ray_lives, leaving_nodes, node_of
 from amago_ray.driver.placement import LEARNER, SHARD, WORKER, Role
 from amago_ray.driver.plan import Plan
-from amago_ray.driver.remote import RemoteCall
+from amago_ray.driver.remote import RemoteCall, wait_any
 from amago_ray.driver.shard_actor import ShardActor
 from amago_ray.messages import EvaluationReport, LearnReport, ReplayReport, RolloutReport, Weights
 from amago_ray.pending import CallTimeout, ProcessDied
@@ -125,7 +126,11 @@ class Topology:
             self._workers.append(spawner.start(RolloutActor, (plan, i, self._shard_names), options)[0])
 
     def start_learners(self) -> None:
-        """Start the learner group, with initial weights, ending the one that was there. Raises LearnerDied."""
+        """Start the learner group, with initial weights, ending the one that was there.
+
+        Raises LearnerDied, or RayGone.
+        """
+        check_ray_lives()
         for actor in self._learners:
             spawner.end(actor)
         plan = self.plan
@@ -142,7 +147,12 @@ class Topology:
             wanted = ", ".join(f"{r.count} {r.name}{'s' * (r.count != 1)} of {r.each}" for r in plan.roles[:2])
             warn(f"the run waits for nodes with room for {wanted} (`ray status` shows what others have)")
         first: RemoteCall[tuple[str, int]] = RemoteCall(self._learners[0].address.remote(), "learner 0")
-        address = _learner_result(first, NODE_TIMEOUT_S)  # on a cluster that grows its node may have to be started
+        started = time.monotonic()  # on a cluster that grows its node may have to be started
+        while not wait_any([first], timeout_s=1.0):
+            check_ray_lives()
+            if time.monotonic() - started > NODE_TIMEOUT_S:
+                raise LearnerDied(f"learner 0 has found no node within {NODE_TIMEOUT_S:g} s")
+        address = _learner_result(first)
         self._on_learners(lambda learner: learner.build.remote(address), START_TIMEOUT_S)
 
     def _bundle(self, index: int) -> dict[str, Any]:
@@ -173,7 +183,11 @@ class Topology:
         return self.plan.rollout[worker].num_envs
 
     def ping(self, worker: int) -> RemoteCall:
-        """Answered when a worker is up: it has found a node, has its environments and is ready for work."""
+        """Answered when a worker is up: it has found a node, has its environments and is ready for work.
+
+        Raises RayGone.
+        """
+        check_ray_lives()
         actor: Any = self._workers[worker]
         return RemoteCall(actor.prepare.remote(), f"rollout worker {worker}", role=RolloutActor)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 
 from amago_ray.driver import cluster
-from amago_ray.driver.cluster import START_ATTEMPTS
+from amago_ray.driver.cluster import START_ATTEMPTS, RayGone
 from amago_ray.driver.placement import WORKER, Cluster, Node, Resources, Role, check_fits
+from amago_ray.driver.topology import Topology
 
 
 @pytest.mark.parametrize("failures", [1, START_ATTEMPTS])
@@ -60,3 +62,19 @@ def test_a_second_experiment_that_does_not_fit_beside_the_first_is_refused_at_on
     cluster.disconnect()
     check_fits(workers(2), cluster.connect(None, lambda machine: 2.0, "third")[0])  # the others wait for a node
     cluster.disconnect()
+
+
+@pytest.mark.parametrize("killed", ["raylet", "gcs_server"])
+def test_a_ray_that_was_killed_is_told_of(monkeypatch: pytest.MonkeyPatch, killed: str) -> None:
+    """Workers are asked for, and learners started, by nobody then."""
+    dead = [("log_monitor", None)]
+    node = SimpleNamespace(dead_processes=lambda: dead)
+    monkeypatch.setattr(ray._private.worker, "_global_node", node)
+    cluster.check_ray_lives()
+    dead.append((killed, None))
+    topology = Topology.__new__(Topology)
+    for ask in (topology.start_learners, lambda: topology.ping(0)):
+        with pytest.raises(RayGone, match=f"Ray on this machine is gone: its {killed} was killed"):
+            ask()
+    monkeypatch.setattr(ray._private.worker, "_global_node", None)
+    cluster.check_ray_lives()
