@@ -2,8 +2,8 @@
 
 On CPUs, PyTorch's GRU runs some ten small operations per timestep and differentiates them one by one, weight gradients
 included. Here the backward loop is four operations per timestep and every weight gradient is one matrix product over
-all timesteps; where there is a compiler, both loops are C++ (gru_recurrence.cpp), which takes a half to a quarter of
-their time. (On GPUs cuDNN does the same and more, and is used there.)
+all timesteps; where there is a compiler, both loops are C++ (gru_recurrence.cpp), which takes about half of their
+time. (On GPUs cuDNN does the same and more, and is used there.)
 
 Shape letters: L timesteps, B sequences, H hidden width.
 """
