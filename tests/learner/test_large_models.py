@@ -96,7 +96,7 @@ def test_a_group_sums_the_gradients_of_whole_batches(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.start_processes(one_of_two, (port, tmp_path), nprocs=2, start_method="fork")
+    mp.start_processes(one_of_two, (port, tmp_path), nprocs=2, start_method="spawn")
     whole, *others = (torch.load(tmp_path / f"{name}.pt") for name in ("whole0", "whole1", "both0", "both1"))
     weights = {name: value for name, value in whole.items() if name.startswith("policy.")}
     assert len(weights) > 5

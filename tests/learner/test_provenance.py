@@ -247,7 +247,7 @@ def test_all_learners_of_a_group_stop_at_the_same_update(tmp_path: Path) -> None
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.start_processes(one_of_two, (port, partial(episodes, e13=HUGE), tmp_path), nprocs=2, start_method="fork")
+    mp.start_processes(one_of_two, (port, partial(episodes, e13=HUGE), tmp_path), nprocs=2, start_method="spawn")
     reports = [(tmp_path / str(rank)).read_text().split(" ", 2) for rank in range(2)]
     assert reports[0][:2] == reports[1][:2] and reports[0][1] == "True"
     assert "reward -1e+18" in reports[1][2] and "reward -1e+18" not in reports[0][2]

@@ -195,7 +195,7 @@ def test_every_rank_holds_the_statistics_of_all(tmp_path: Path) -> None:
     torch.manual_seed(0)
     value, mask = torch.randn(2, 4, 5, 3, 1), torch.rand(2, 4, 5) > 0.5
     arguments = (str(tmp_path / "store"), value, mask, str(tmp_path))
-    mp.start_processes(_update_on_rank, arguments, nprocs=2, start_method="fork")
+    mp.start_processes(_update_on_rank, arguments, nprocs=2, start_method="spawn")
     popart, norm = PopArt(3), InputNorm(3)
     popart.update(value, mask[..., None, None])
     norm.update(value[..., 0], mask)
