@@ -141,8 +141,8 @@ class Schedule(ABC):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`, before the first epoch. What was collected ahead belongs to it whatever the schedule."""
-        if ahead := state.get("ahead"):
-            self._stored = ahead["epoch"], CollectSummary.from_json(ahead["collected"])
+        ahead = state.get("ahead")
+        self._stored = (ahead["epoch"], CollectSummary.from_json(ahead["collected"])) if ahead else None
 
 
 class Alternate(Schedule):
