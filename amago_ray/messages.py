@@ -149,7 +149,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Weights:
-    """The acting half of the policy: a version that grows by one per publish, and one flat float32 buffer."""
+    """The acting half of the policy: a version that grows by one per publish, and all its numbers as bytes (N,)."""
 
     version: int
     buffer: np.ndarray

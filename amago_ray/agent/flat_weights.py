@@ -1,4 +1,4 @@
-"""A module's state as one flat buffer, for broadcasting, and as a file."""
+"""A module's state as one array of bytes, for broadcasting, and as a file."""
 
 from __future__ import annotations
 
@@ -42,17 +42,27 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
 
 def flatten_state(module: nn.Module) -> np.ndarray:
-    """Parameters and buffers of `module` as one float32 array (N,), in the order of its state dict."""
-    return torch.cat([value.detach().float().flatten() for value in module.state_dict().values()]).cpu().numpy()
+    """Parameters and buffers of `module` as one array of bytes (N,), in the order of its state dict."""
+    return torch.cat([_bytes(value.detach()) for value in module.state_dict().values()]).cpu().numpy()
 
 
 @torch.no_grad()
 def load_flat_state(module: nn.Module, buffer: np.ndarray) -> None:
     """Fill `module` from what `flatten_state` made of an equal one. Raises ValueError when the sizes differ."""
     state = module.state_dict()
-    size = sum(value.numel() for value in state.values())
-    if size != len(buffer):
-        raise ValueError(f"weights of {len(buffer)} numbers do not fit a module of {size}: configurations differ")
+    sizes = [value.numel() * value.element_size() for value in state.values()]
+    if sum(sizes) != len(buffer):
+        raise ValueError(f"weights of {len(buffer)} bytes do not fit a module of {sum(sizes)}: configurations differ")
     flat = torch.from_numpy(np.array(buffer))  # a copy: the buffer may be a read-only view of shared memory
-    for value, piece in zip(state.values(), flat.split([v.numel() for v in state.values()]), strict=True):
-        value.copy_(piece.view_as(value))
+    for value, piece in zip(state.values(), flat.split(sizes), strict=True):
+        if piece.storage_offset() % value.element_size():  # after one of another size, numbers begin anywhere
+            piece = piece.clone()
+        value.copy_(piece.view(value.dtype).view(value.shape))
+
+
+def _bytes(value: Tensor) -> Tensor:
+    """Whatever numbers they are: a conversion would round integers, and leave out imaginary parts."""
+    numbers = value.resolve_conj().resolve_neg().reshape(-1)
+    if numbers.stride(0) != 1:  # a column of something
+        numbers = numbers.clone(memory_format=torch.contiguous_format)
+    return numbers.view(torch.uint8)
