@@ -81,8 +81,8 @@ class ExperimentSettings:
     make_train_env: MakeEnv = setting(
         MISSING,
         """a gymnasium id, a function that returns a gymnasium.Env or VectorEnv, a pair of either and a dict of its
-        arguments, such as ("Meta-World/MT1", {"env_name": "reach-v3"}), or a list of these, which take turns from
-        rollout to rollout so that each is played equally often""",
+        arguments, such as ("Meta-World/MT1", {"env_name": "reach-v3"}), or a list of these: tasks, which share
+        the environments, or take turns from rollout to rollout where their number does not divide parallel_actors""",
     )
     max_seq_len: int = setting(
         MISSING, "longest training sequence and the Transformer's context, in timesteps", whole_number(1)

@@ -55,8 +55,9 @@ class EnvPool(Pool):
     which this pool has `first_env` and the N - 1 that follow; by default up to its own last one.
 
     Rollout r (from the `turn` of the last `reset`) of environment e of the run is of task (e + r * total_envs) modulo
-    the number of tasks, so that every task gets as many rollouts as any other, however many there are. A rollout that
-    failed is begun again with the same task. Environments that no longer have their task's turn are kept for the next.
+    the number of tasks: where they divide total_envs, each environment keeps its task, and all tasks get as many
+    timesteps; else all get as many rollouts, however long these are. A rollout that failed is begun again with the same
+    task. Environments that no longer have their task's turn are kept for the next.
 
     seed: environment e is seeded from (seed, e): where it keeps its task at its first reset only and with another seed
     after it was rebuilt, where tasks take turns at every reset with the next seed.
