@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amago_ray.atomic_files import write_atomically
+from amago_ray.atomic_files import is_full, write_atomically
 from amago_ray.driver.preemption import RESUMABLE, Preempted, Preemption
 from amago_ray.driver.remote import RemoteCall
 from amago_ray.driver.ring import Ring
@@ -186,6 +186,8 @@ class Saving:
         except (OSError, ProcessDied, CallTimeout) as error:
             shutil.rmtree(folder, ignore_errors=True)
             if not tell_only:
+                if isinstance(error, OSError) and _remedy(error):
+                    raise OSError(error.errno, f"{error.strerror}{_remedy(error)}, then --resume auto") from error
                 raise
             self._failed(cut, error)
             return
@@ -199,7 +201,7 @@ class Saving:
         self._owed = True
         self._ring.say(
             f"the training state of epoch {cut.epoch + 1} could not be written ({error}); older ones are whole, and "
-            "the next epoch tries again"
+            f"the next epoch tries again{_remedy(error)}"
         )
 
     def _forget_old(self, newest: int) -> None:
@@ -211,3 +213,7 @@ class Saving:
         for epoch in saved[:-keep]:
             if every is None or (epoch + 1) % every:
                 self._directory.remove_training_state(epoch)
+
+
+def _remedy(error: Exception) -> str:
+    return "; free some space" if isinstance(error, OSError) and is_full(error) else ""

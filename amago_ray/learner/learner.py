@@ -29,7 +29,7 @@ from amago_ray.learner.batches import Prefetcher, training_batch
 from amago_ray.learner.graphed import Gradients, GraphedUpdates, is_recordable, rates_on_device, steps_on_device
 from amago_ray.learner.precision import MixedPrecision, precision_on
 from amago_ray.learner.provenance import NonFiniteUpdate, describe, origin
-from amago_ray.learner.snapshot import Snapshot, save, set_random_states
+from amago_ray.learner.snapshot import Snapshot, not_written, save, set_random_states
 from amago_ray.messages import Batch, LearnReport, Weights
 from amago_ray.nets.kernels import use_kernels
 from amago_ray.nets.recomputation import held_statistics, recomputing
@@ -384,7 +384,7 @@ class Learner:
                 if policy is not None and self._accelerator.is_main_process:
                     write_atomically(Path(policy), lambda path: save(snapshot.model, path))
             except Exception as error:  # of several libraries' kinds, where the disk is full for one
-                raise OSError(f"{folder}: {str(error).splitlines()[0]}") from error
+                raise not_written(folder, error) from error
 
     def save_state(self, folder: str) -> None:
         """Everything that `load_state` needs to go on exactly, into an existing folder (accelerate's layout)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,8 +153,24 @@ class Copies:
 
 def save(what: Any, path: Path | str) -> None:
     """As `torch.save` does. Raises OSError where the disk is full, which PyTorch's own writer puts into riddles."""
-    with open(path, "wb") as file:
-        torch.save(what, file)
+    try:
+        with open(path, "wb") as file:
+            torch.save(what, file)
+    except RuntimeError as error:
+        raise not_written(path, error) from error
+
+
+def not_written(path: Path | str, error: BaseException) -> OSError:
+    """Why a file was not written, as the system said it: libraries let errors of their own follow on its."""
+    first: BaseException | None = error
+    while first is not None:
+        number = first.errno if isinstance(first, OSError) else None
+        if number is None and (told := re.search(r"\(os error (\d+)\)", str(first))):  # safetensors is written in Rust
+            number = int(told.group(1))
+        if number is not None:
+            return OSError(number, f"{path}: {os.strerror(number)}")
+        first = first.__cause__ or first.__context__
+    return OSError(f"{path}: {(str(error) or type(error).__name__).splitlines()[0]}")
 
 
 def rng_file(rank: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -106,7 +107,7 @@ def test_workers_that_are_away_have_no_state_and_shards_that_are_away_are_waited
     assert again.progress.gradient_steps == EPOCHS * BATCHES
 
 
-@pytest.mark.parametrize("failure", [OSError("No space left on device"), DIED])
+@pytest.mark.parametrize("failure", [FULL, OSError("the learner has moved on"), DIED])
 def test_a_state_that_cannot_be_written_is_tried_again(tmp_path: Path, failure: Exception) -> None:
     run = Run(tmp_path, "alternate", FakeTopology(script={("write_state", 0): failure})).start()
     for epoch in range(EPOCHS):
@@ -117,6 +118,7 @@ def test_a_state_that_cannot_be_written_is_tried_again(tmp_path: Path, failure: 
     assert run.directory.saved_epochs() == [1] and run.saved == [2]
     (line,) = [line for line in run.said if "could not be written" in line]
     assert line.startswith(f"the training state of epoch 1 could not be written ({failure}); older ones are whole")
+    assert line.endswith("the next epoch tries again; free some space" if failure is FULL else "tries again")
     assert not list(run.directory.training_states.glob(".*")), "the failed one is removed"
 
 
@@ -151,11 +153,12 @@ def test_a_policy_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> N
 
 
 def test_what_somebody_asks_for_raises(tmp_path: Path) -> None:
-    run = Run(tmp_path, "alternate", FakeTopology(script={("write_state", 0): OSError("No space left")})).start()
+    run = Run(tmp_path, "alternate", FakeTopology(script={("write_state", 0): FULL})).start()
     run.schedule.run_epoch(0, last=False)
     run.progress.epoch = 0
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device; free some space, then --resume auto$") as refused:
         run.saving.now()
+    assert refused.value.errno == errno.ENOSPC
     run.saving.now()
     run.saving.now()
     assert run.directory.saved_epochs() == [0] and run.topology.count("write_state") == 2

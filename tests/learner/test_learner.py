@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
+import resource
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,8 +29,10 @@ from amago_ray.agent.losses import exp_filter, leaky_relu_filter
 from amago_ray.agent.optimizers import AdamWRel
 from amago_ray.agent.policy import TrainingBatch
 from amago_ray.agent.spec import AgentSpec
+from amago_ray.atomic_files import is_full
 from amago_ray.learner.learner import Learner, LearnerConfig, fetch_means
 from amago_ray.learner.precision import MixedPrecision
+from amago_ray.learner.snapshot import MODEL, OPTIMIZER, RNG
 from amago_ray.messages import Batch
 from amago_ray.nets.attention import SlidingSinkAttention
 from amago_ray.nets.cnn import GridworldCNN
@@ -370,6 +374,26 @@ def test_a_further_learner_of_the_largest_seed_begins_its_streams_anew() -> None
         drawn.append((np.random.random(), torch.rand(3).tolist()))
         forget_accelerator()
     assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize(("room", "fails"), [(1_000, RNG + "0.pkl"), (20_000, MODEL), (50_000, OPTIMIZER)])
+def test_a_state_that_finds_no_room_says_so(tmp_path: Path, room: int, fails: str) -> None:
+    """Its files are written by two libraries, with errors of their own."""
+    learner = make_learner()
+    learner.update(prepared_batch("discrete", 0))
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    learner.save_state(str(whole))
+    assert (whole / fails).stat().st_size > room
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(OSError) as refused:
+            learner.save_state(str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert is_full(refused.value)
+    assert str(refused.value) == f"[Errno {errno.EFBIG}] {tmp_path}: File too large"
 
 
 def test_what_is_written_is_the_moment_of_the_snapshot(tmp_path: Path) -> None:
