@@ -54,8 +54,9 @@ class ExplorationWrapper(ABC):
         Raises BadExploration where `explore` of a class of one's own returns what are no stored actions.
         """
         self.legal = legal
-        explored = self.explore(actions, time_idx)
-        if type(self).__module__ != __name__:
+        own_class = type(self).__module__ != __name__
+        explored = self.explore(actions.copy() if own_class else actions, time_idx)  # one may write into what it gets
+        if own_class:
             explored = _checked(type(self).__name__, explored, actions.shape, self.action_spec)
         self.steps += 1
         return explored if legal is None else np.where(is_legal(self.action_spec, explored, legal), explored, actions)

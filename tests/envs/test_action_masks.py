@@ -93,8 +93,15 @@ class Careless(ExplorationWrapper):
         return np.full_like(actions, 3)
 
 
-def test_exploration_that_knows_no_mask_is_overruled_by_the_policy() -> None:
-    explore = Careless(2, DISCRETE, seed=0)
+class InPlace(ExplorationWrapper):
+    def explore(self, actions: np.ndarray, time_idx: np.ndarray) -> np.ndarray:
+        actions[:] = 3
+        return actions
+
+
+@pytest.mark.parametrize("wrapper", [Careless, InPlace])
+def test_exploration_that_knows_no_mask_is_overruled_by_the_policy(wrapper: type[ExplorationWrapper]) -> None:
+    explore = wrapper(2, DISCRETE, seed=0)
     actions, time_idx = np.array([1, 0]), np.zeros(2, np.int64)
     assert explore(actions, time_idx).tolist() == [3, 3]
     assert explore(actions, time_idx, LEGAL["discrete"]).tolist() == [1, 0]
