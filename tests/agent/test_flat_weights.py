@@ -64,7 +64,7 @@ def test_a_read_only_buffer_is_good_enough(recwarn: pytest.WarningsRecorder) -> 
 
 
 class Mixed(nn.Module):
-    """State of several kinds, such as a rotary position's complex table, and sizes after which others begin anywhere."""
+    """State of several kinds, such as a rotary position's complex table, in sizes after which others begin anywhere."""
 
     def __init__(self, turn: float = 0.0, count: int = 0):
         super().__init__()

@@ -83,7 +83,8 @@ def test_compiled_steps_act_alike(case: str) -> None:
     policies = [policy_of(spec, "cpu") for _ in range(2)]
     weights = [flatten_state(decided(spec.build().policy, seed)) for seed in range(3)]
     for buffer in weights:  # every weight another one, statistics of inputs too
-        buffer.view(np.float32)[:] += np.random.default_rng(len(buffer)).uniform(0.0, 0.01, len(buffer) // 4).astype(np.float32)
+        numbers = buffer.view(np.float32)
+        numbers += np.random.default_rng(len(buffer)).uniform(0.0, 0.01, len(numbers)).astype(np.float32)
     plain = PolicyStep(policies[0], ACTION_SPECS[kind], N, "cpu", True)
     random = torch.get_rng_state()
     compiled = CompiledPolicyStep(policies[1], ACTION_SPECS[kind], N, True, obs_spec)
