@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 import yaml
+from ray._private import services as ray_services  # how it starts processes: not public
 from ray._private import utils as ray_utils  # who handles SIGTERM: not public
 from ray._private import worker as ray_worker  # which processes Ray has started here: not public, either
 from ray._private.state import available_resources_per_node, state  # what is free, and which nodes leave: not public
 from ray.util.placement_group import get_current_placement_group
 
 from amago_ray.driver.placement import Cluster, Node, Resources
+from amago_ray.driver.preemption import RESUMABLE, Preempted
 from amago_ray.messages import CannotGoOn
 
 CONNECT_TIMEOUT_S = 10.0
 START_ATTEMPTS = 3
 ROOM_TIMEOUT_S = 3.0  # until Ray has counted what an experiment that was closed gives back
-OF_RAY = ("raylet", "gcs_server")  # whose end is that of all processes that it has started
+CONTROL = "gcs_server"
 LAUNCHED = Path("~/ray_bootstrap_config.yaml")
 
 _opened_by = ""  # the run that has started the local Ray of this process, and ends it
@@ -87,7 +92,7 @@ def _start(options: Mapping[str, Any]) -> None:
     """Raises ValueError where Ray does not start on this machine, which it gives half a minute at a time."""
     for left in reversed(range(START_ATTEMPTS)):
         try:
-            with _sigterm_left_alone():
+            with _sigterm_left_alone(), _in_groups_of_their_own():
                 ray.init(address="local", **options)
             return
         except KeyboardInterrupt:
@@ -117,6 +122,18 @@ def _sigterm_left_alone() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
+@contextmanager
+def _in_groups_of_their_own() -> Iterator[None]:
+    """Ray's processes get groups of their own: a signal to this process's group, as `timeout` and job schedulers send
+    it, is this process's alone, which saves what the others have and ends them. They end with it in any case."""
+    popen = ray_services.ConsolePopen
+    ray_services.ConsolePopen = partial(popen, process_group=0)
+    try:
+        yield
+    finally:
+        ray_services.ConsolePopen = popen
+
+
 def _check_answers(address: str) -> None:
     """Raises OSError where nobody listens at host:port, which Ray itself would try for many minutes."""
     match = re.fullmatch(r"(?:ray://)?(.+):(\d{1,5})", address)
@@ -129,7 +146,32 @@ def disconnect() -> None:
     """Leave Ray, ending it where it was started for this run."""
     global _opened_by
     _opened_by = ""
-    ray.shutdown()
+    if not control_is_gone():
+        ray.shutdown()
+
+
+def _end_without_ray() -> None:
+    """The last thing that a process does before Ray's own leaving, which waits for a control service that is gone and
+    ends the process a minute later, with status 1 whatever it had."""
+    if control_is_gone():
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(RESUMABLE if Preempted.raised else 1)
+
+
+atexit.register(_end_without_ray)  # what is registered later, which is nearly everything, is called before it
+
+
+def control_is_gone() -> bool:
+    """Whether the control service of the Ray that this process has started is dead: whatever it is asked hangs."""
+    return CONTROL in _dead_of_ray()
+
+
+def _dead_of_ray() -> list[str]:
+    """Which processes of the Ray that this process has started are dead, of those without which it is none."""
+    node = ray_worker._global_node
+    return [kind for kind, _ in node.dead_processes() if kind in (CONTROL, "raylet")] if node is not None else []
 
 
 def check_ray_lives() -> None:
@@ -137,9 +179,7 @@ def check_ray_lives() -> None:
 
     Of nodes of a cluster that are gone, others, or the same, may come.
     """
-    node = ray_worker._global_node
-    dead: list[str] = [kind for kind, _ in node.dead_processes() if kind in OF_RAY] if node is not None else []
-    if dead:
+    if dead := _dead_of_ray():
         raise RayGone(
             f"Ray on this machine is gone: its {dead[0]} was killed, perhaps for want of memory. --resume goes on from "
             "the newest training state"

@@ -13,10 +13,16 @@ RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 class Preempted(SystemExit):
-    """The process was told to end. Its exit status, unless somebody catches this, is RESUMABLE."""
+    """The process was told to end. Its exit status, unless somebody catches this, is RESUMABLE.
+
+    raised: whether that has come to pass.
+    """
+
+    raised = False
 
     def __init__(self) -> None:
         super().__init__(RESUMABLE)
+        Preempted.raised = True
 
 
 class Preemption:

@@ -22,7 +22,7 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from amago_ray.driver.actors import LearnerActor, RolloutActor
-from amago_ray.driver.cluster import check_ray_lives, leaving_nodes, node_of
+from amago_ray.driver.cluster import check_ray_lives, control_is_gone, leaving_nodes, node_of
 from amago_ray.driver.placement import LEARNER, SHARD, WORKER, Role
 from amago_ray.driver.plan import Plan
 from amago_ray.driver.remote import RemoteCall, wait_any
@@ -162,7 +162,11 @@ class Topology:
     # ---------------------------------------------------------------- nodes
 
     def leaving_nodes(self) -> dict[str, float | None]:
-        """Ids of the nodes that are about to be taken away, and in how many seconds, where that is known."""
+        """Ids of the nodes that are about to be taken away, and in how many seconds, where that is known.
+
+        Raises RayGone.
+        """
+        check_ray_lives()
         return leaving_nodes()
 
     def nodes_of_processes(self) -> dict[tuple[str, int], str]:
@@ -321,6 +325,8 @@ class Topology:
 
     def close(self) -> None:
         """End every process of the run."""
+        if control_is_gone():  # and everybody with it
+            return
         for actor in (*self._learners, *self._workers, *self._shards):
             spawner.end(actor)
         if self._own_group:

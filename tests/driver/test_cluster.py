@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import ray
 from amago_ray.driver import cluster
 from amago_ray.driver.cluster import START_ATTEMPTS, RayGone
 from amago_ray.driver.placement import WORKER, Cluster, Node, Resources, Role, check_fits
+from amago_ray.driver.preemption import RESUMABLE, Preempted
 from amago_ray.driver.topology import Topology
 
 
@@ -76,5 +78,30 @@ def test_a_ray_that_was_killed_is_told_of(monkeypatch: pytest.MonkeyPatch, kille
     for ask in (topology.start_learners, lambda: topology.ping(0)):
         with pytest.raises(RayGone, match=f"Ray on this machine is gone: its {killed} was killed"):
             ask()
+    if killed == "gcs_server":
+        with pytest.raises(RayGone):
+            topology.leaving_nodes()
+        monkeypatch.setattr(ray, "shutdown", lambda: pytest.fail("it would wait for a minute"))
+        cluster.disconnect()
+        topology.close()
     monkeypatch.setattr(ray._private.worker, "_global_node", None)
     cluster.check_ray_lives()
+
+
+@pytest.mark.parametrize(("preempted", "status"), [(False, 1), (True, RESUMABLE)])
+def test_a_process_whose_ray_is_gone_ends_with_its_own_status(
+    monkeypatch: pytest.MonkeyPatch, preempted: bool, status: int
+) -> None:
+    """Where Ray's own leaving would wait, and end it with another one."""
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(Preempted, "raised", False)
+    if preempted:
+        with pytest.raises(Preempted):
+            raise Preempted
+    monkeypatch.setattr(cluster, "control_is_gone", lambda: False)
+    cluster._end_without_ray()
+    assert not ended
+    monkeypatch.setattr(cluster, "control_is_gone", lambda: True)
+    cluster._end_without_ray()
+    assert ended == [status]

@@ -23,7 +23,7 @@ from pathlib import Path
 from conftest import TINY_NETWORKS, small_settings
 from amago_ray import Experiment, config
 config.load([], TINY_NETWORKS)
-with Experiment(**small_settings(Path(sys.argv[1])) | {"verbose": True}) as experiment:
+with Experiment(**small_settings(Path(sys.argv[1])) | {"verbose": True, "epochs": 100_000}) as experiment:
     experiment.start(resume="auto")
 """
 
@@ -101,18 +101,29 @@ def test_a_run_may_start_in_another_thread() -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("after", ["connecting to Ray", "rollout worker"])
-def test_a_process_that_is_told_to_end_as_it_starts_ends_with_the_status(tmp_path: Path, after: str) -> None:
+@pytest.mark.parametrize(
+    ("after", "code", "told"),
+    [
+        ("connecting to Ray", RUN, "told to end (SIGTERM) while it started"),
+        ("rollout worker", RUN, "told to end (SIGTERM) while it started"),
+        ("epoch    1", RUN + "    experiment.learn()", "is saved, --resume auto goes on from there"),
+    ],
+    ids=["connecting", "starting", "training"],
+)
+def test_a_process_whose_whole_group_is_told_to_end_ends_with_the_status(
+    tmp_path: Path, after: str, code: str, told: str
+) -> None:
+    """As `timeout` and supervisors do it, and a terminal: Ray's processes are needed for saving."""
     paths = os.pathsep.join(filter(None, (str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(
-        [sys.executable, "-u", "-c", RUN, str(tmp_path)], env=os.environ | {"PYTHONPATH": paths}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [sys.executable, "-u", "-c", code, str(tmp_path)], env=os.environ | {"PYTHONPATH": paths}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None
     with process:
         seen = next((line for line in process.stdout if after in line), "")
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)
         left = process.stdout.read()
     assert seen and process.returncode == RESUMABLE, left
     assert "Traceback" not in left and "C++" not in left
-    assert "told to end (SIGTERM) while it started" in left
+    assert told in left
