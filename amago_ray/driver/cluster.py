@@ -126,12 +126,13 @@ def _sigterm_left_alone() -> Iterator[None]:
 def _in_groups_of_their_own() -> Iterator[None]:
     """Ray's processes get groups of their own: a signal to this process's group, as `timeout` and job schedulers send
     it, is this process's alone, which saves what the others have and ends them. They end with it in any case."""
-    popen = ray_services.ConsolePopen
-    ray_services.ConsolePopen = partial(popen, process_group=0)
+    services: Any = ray_services
+    popen = services.ConsolePopen
+    services.ConsolePopen = partial(popen, process_group=0)
     try:
         yield
     finally:
-        ray_services.ConsolePopen = popen
+        services.ConsolePopen = popen
 
 
 def _check_answers(address: str) -> None:

@@ -86,3 +86,26 @@ def starting(undo: Callable[[], None], say: Callable[[str], None]) -> Iterator[N
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     raise Preempted
+
+
+@contextmanager
+def as_ctrl_c(say: Callable[[str], None], advice: str) -> Iterator[None]:
+    """While it is entered, SIGTERM is what Ctrl-C is, for code that saves on that; at the end it raises Preempted."""
+    told = threading.Event()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        told.set()
+        signal.raise_signal(signal.SIGINT)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before: Any = signal.signal(signal.SIGTERM, interrupt) if in_main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not told.is_set():
+            raise
+        say(f"told to end (SIGTERM): {advice} (exit status {RESUMABLE})")
+        raise Preempted from None
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)

@@ -25,6 +25,7 @@ from amago_ray.config.value_checks import folder_name
 from amago_ray.driver.cluster import connect, disconnect, survey
 from amago_ray.driver.placement import Cluster, Role, check_fits, place
 from amago_ray.driver.plan import make_plan
+from amago_ray.driver.preemption import as_ctrl_c
 from amago_ray.driver.probe import probe
 from amago_ray.driver.topology import bundles
 from amago_ray.experiment import Experiment
@@ -37,6 +38,7 @@ from amago_ray.watch.metrics import AVERAGE_RETURN
 STATE = "training_state"
 TUNE_FOLDER = "tune"  # of a sweep, where Ray Tune keeps its own files
 TUNE_STATE = "experiment_state-*.json"  # there, once Tune has begun
+GO_ON = "--resume goes on with the sweep"
 NOTHING_PLANNED = {"CPU": 0.5}  # all that a trial asks for whose experiment cannot be made: it only says why
 
 MakeExperiment = Callable[[dict[str, Any]], Experiment]
@@ -166,7 +168,8 @@ def run_sweep(experiment: Experiment, sweep: Sweep, name: str, resume: bool = Fa
     killed.
     Raises ValueError, before anything starts, for parameters that gin does not know, for a sweep that could never run,
     and where the folder holds a sweep or run already (or none that can be resumed); at the first report for a metric
-    that no trial reports. Raises KeyboardInterrupt when it was interrupted, after its state is kept.
+    that no trial reports. Raises KeyboardInterrupt when it was interrupted, and Preempted, which ends the process with
+    exit status 75, after a SIGTERM; its state is kept.
     """
     if objection := folder_name(name):
         raise ValueError(f"--name {name!r}: {objection}")
@@ -179,6 +182,21 @@ def run_sweep(experiment: Experiment, sweep: Sweep, name: str, resume: bool = Fa
     elif folder.exists():
         raise ValueError(f"{folder} exists already: go on with it (--resume), or choose another --name")
 
+    with as_ctrl_c(print, GO_ON):
+        _run_sweep(experiment, sweep, make, space, folder, resume)
+    return folder
+
+
+def _run_sweep(
+    experiment: Experiment,
+    sweep: Sweep,
+    make: ConfiguredExperiment,
+    space: dict[str, Any],
+    folder: Path,
+    resume: bool,
+) -> None:
+    """Raises KeyboardInterrupt when it was interrupted, after its state is kept."""
+
     def cpus_of_a_trial(machine: Cluster) -> float:
         return make_plan(experiment, spec, replace(machine, local=False)).num_cpus
 
@@ -187,7 +205,7 @@ def run_sweep(experiment: Experiment, sweep: Sweep, name: str, resume: bool = Fa
     try:
         roles = trial_roles(experiment)
         check_fits(roles, cluster, whole=True)
-        print(f"{name}: {_room(roles, survey())}\n", flush=True)
+        print(f"{folder.name}: {_room(roles, survey())}\n", flush=True)
         # A metric may be missing from a report: nothing was learned yet, say. `StopUnknownMetric` tells the others.
         os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
         trial = trainable(make)
@@ -200,11 +218,10 @@ def run_sweep(experiment: Experiment, sweep: Sweep, name: str, resume: bool = Fa
         results = SweepResults.read(folder)
         if results.running or len(trials) < number_of_trials(sweep, space):
             # Tune caught it, kept what it needs, and returned.
-            raise KeyboardInterrupt("--resume goes on with the sweep")
+            raise KeyboardInterrupt(GO_ON)
     finally:
         if started_here:
             disconnect()
-    return folder
 
 
 def check_resumable(folder: Path, sweep: Sweep) -> None:

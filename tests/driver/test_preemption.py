@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from amago_ray.driver.preemption import RESUMABLE, Preempted, starting
+from amago_ray.driver.preemption import RESUMABLE, Preempted, as_ctrl_c, starting
 
 TESTS = Path(__file__).parents[1]
 RUN = """
@@ -98,6 +98,26 @@ def test_a_run_may_start_in_another_thread() -> None:
     thread.start()
     thread.join()
     assert done == ["started"] and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_saves_on_ctrl_c_does_so_when_it_is_told_to_end(number: signal.Signals) -> None:
+    """With a handler of its own for Ctrl-C, after which it returns and says so, as Ray Tune does."""
+    said: list[str] = []
+    saved = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda number, frame: saved.set())
+    try:
+        with (
+            pytest.raises(Preempted if number == signal.SIGTERM else KeyboardInterrupt),
+            as_ctrl_c(said.append, "--resume goes on"),
+        ):
+            os.kill(os.getpid(), number)
+            assert saved.wait(5.0)
+            raise KeyboardInterrupt("--resume goes on")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert said == ["told to end (SIGTERM): --resume goes on (exit status 75)"] * (number == signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest.mark.processes
