@@ -350,10 +350,10 @@ class Ring:
 
         def tick() -> None:
             self.display.update()
+            self._hearing.hear(evaluation.warned)
             self.check()
 
         run_jobs([evaluation], tick)
-        self._hearing.hear(evaluation.warned)
         if evaluation.env_failed:
             self.say(evaluation.env_failed)
         if evaluation.unfinished:

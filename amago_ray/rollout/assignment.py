@@ -20,9 +20,11 @@ import numpy as np
 
 from amago_ray.envs.makers import MakeEnv, num_tasks
 from amago_ray.messages import EpisodeResult
+from amago_ray.warned import warn
 
 UNLIMITED = np.iinfo(np.int64).max
 DEFAULT_ROLLOUT_LIMIT_S = 600.0
+LONG = 1 / 20  # of that limit: a rollout that lasts so long is told of
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Tally:
         self._limit = UNLIMITED if assignment.timesteps is None else assignment.timesteps
         self._clock = clock
         self._begun_at = np.full(len(self._wanted), clock())
+        self._told = False
 
     @property
     def done(self) -> bool:
@@ -139,8 +142,17 @@ class Tally:
         return results
 
     def _raise_at_endless(self, env_names: Sequence[str]) -> None:
-        limit_s = self.assignment.rollout_limit_s
-        endless = self.open & (self._clock() - self._begun_at > limit_s)
+        limit_s, lasted_s = self.assignment.rollout_limit_s, self._clock() - self._begun_at
+        long = self.open & (lasted_s > LONG * limit_s)
+        if long.any() and not self._told:
+            self._told = True
+            warn(
+                f"environment {env_names[int(long.argmax())]}: a rollout has gone on for more than "
+                f"{LONG * limit_s:g} s, and an evaluation that is counted in rollouts waits for its end, for up to "
+                f"{limit_s:g} s (call_timeout_s), unless Experiment.val_timesteps_per_epoch (evaluate_test: timesteps) "
+                "bounds it"
+            )
+        endless = self.open & (lasted_s > limit_s)
         if endless.any():
             row = int(endless.argmax())
             raise ValueError(

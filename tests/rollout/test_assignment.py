@@ -115,10 +115,12 @@ def test_a_rollout_without_end_is_named_with_the_remedy() -> None:
     now = [100.0]
     both = np.ones(2, bool)
     tally = Tally(Assignment(0, 0, (1, 2), rollout_limit_s=6.0), clock=lambda: now[0])
-    for _ in range(3):
-        tally.add({0: EpisodeResult("a", 0.0, 1)}, both, ["a", "b"])
-        tally.begin(np.array([True, False]))
-        now[0] += 2.0  # environment a has done its share, and however long it goes on does not matter
+    with pytest.warns(UserWarning, match=r"environment b: a rollout has gone on .* than 0\.3 s, .*up to 6 s") as told:
+        for _ in range(3):
+            tally.add({0: EpisodeResult("a", 0.0, 1)}, both, ["a", "b"])
+            tally.begin(np.array([True, False]))
+            now[0] += 2.0  # environment a has done its share, and however long it goes on does not matter
+    assert len(told) == 1
     now[0] += 0.5
     with pytest.raises(ValueError, match=r"environment b: a rollout has not ended after 4 steps and 6 s") as error:
         tally.add({}, both, ["a", "b"])
