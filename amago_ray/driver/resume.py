@@ -47,7 +47,7 @@ def _deal_to_shards(settings: ExperimentSettings, state: dict[str, Any], say: Ca
     """Where a run goes on with another number of shards, deal out what it has stored; `state` then says where it is.
 
     A folder that only the shards' own machines see is left to them. Raises ValueError where some shards are not there,
-    StorageError, Corrupt.
+    StorageError.
     """
     folder, wanted, epoch = replay_folder(settings), settings.num_replay_shards, state["progress"]["epoch"]
     dealing.finish(folder)
@@ -66,7 +66,7 @@ def _deal_to_shards(settings: ExperimentSettings, state: dict[str, Any], say: Ca
     num = sum(mark["end"] - mark["first"] for mark in marks.values())
     say(f"dealing {num:,} trajectories of {len(marks)} replay shards out over {wanted}")
     config = StoreConfig(compressed=tuple(settings.replay_compression))
-    state["marks"] = dealing.deal_anew(folder, wanted, marks, config)
+    state["marks"] = dealing.deal_anew(folder, wanted, marks, config, tell=lambda damage: say(f"replay: {damage}"))
     dealing.put_in_place(folder, epoch, state["marks"])
 
 

@@ -24,9 +24,9 @@ from amago_ray.replay.storage.folders import shard_folders
 from amago_ray.replay.storage.records import DATA, Corrupt, Entry
 from amago_ray.replay.storage.segments import (
     FileSegment,
-    Segment,
     StorageError,
     check_columns,
+    ends_early,
     read_header,
     segment_numbers,
     segment_path,
@@ -284,7 +284,7 @@ def _verify_segment(
     def broken(error: Corrupt, offset: int, following: int | None) -> None:
         stop = segment.size if following is None else following
         advance(stop - offset)
-        if newest and following is None and _ends_early(segment, offset):
+        if newest and following is None and ends_early(segment, offset):
             found.unfinished += stop - offset
         else:
             add(offset, error, f"{stop - offset:,} bytes of records")
@@ -304,20 +304,6 @@ def _verify_segment(
         except (Corrupt, StorageError) as error:
             add(entry.record.offset, error, _held(entry))
         advance(entry.record.end - entry.record.offset)
-
-
-def _ends_early(segment: Segment, offset: int) -> bool:
-    """Whether the record at `offset` is the beginning of one, cut off by the end of the file."""
-    try:
-        head = records.head_bytes(segment.read(offset, records.HEAD_BYTES))
-    except Corrupt:
-        return segment.size - offset < records.HEAD_BYTES
-    if offset + head > segment.size:
-        return True
-    try:
-        return records.decode(segment.read(offset, head), 0, offset).record.end > segment.size
-    except Corrupt:
-        return False
 
 
 def _held(entry: Entry) -> str:

@@ -287,6 +287,20 @@ def whole_entries(
             offset = following
 
 
+def ends_early(segment: Segment, offset: int) -> bool:
+    """Whether the record at `offset` is the beginning of one, cut off by the end of the file."""
+    try:
+        head = records.head_bytes(segment.read(offset, records.HEAD_BYTES))
+    except Corrupt:
+        return segment.size - offset < records.HEAD_BYTES
+    if offset + head > segment.size:
+        return True
+    try:
+        return records.decode(segment.read(offset, head), 0, offset).record.end > segment.size
+    except Corrupt:
+        return False
+
+
 def check_columns(segment: Segment, record: Record) -> None:
     """Compare a record's columns with their checksum. Raises Corrupt, StorageError."""
     crc, position, buffer = 0, record.columns_at, np.empty(1 << 20, dtype=np.uint8)

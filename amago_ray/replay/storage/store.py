@@ -23,6 +23,7 @@ from amago_ray.replay.storage.segments import (
     Segment,
     StorageError,
     check_columns,
+    ends_early,
     new_segment,
     read_header,
     read_rows,
@@ -469,9 +470,9 @@ class TrajectoryStore:
 
     def _on_damage(self, segment: Segment, newest: bool) -> Callable[[Corrupt, int, int | None], None]:
         def report(error: Corrupt, offset: int, following: int | None) -> None:
-            if following is None and newest and self.read_only:
+            if following is None and newest and self.read_only and ends_early(segment, offset):
                 return  # its writer is in the middle of it
-            if following is None and newest:
+            if following is None and newest and not self.read_only:
                 lost = segment.size - offset
                 segment.truncate(offset)
                 self.damage.append(f"{error}; the last {lost:,} bytes were cut off")

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from ring_cases import assert_same_trajectories, make_shards, stored_ids, stored_trajectories, trajectory
 
+from amago_ray.replay.inspection import verify
 from amago_ray.replay.shard import ReplayShard
-from amago_ray.replay.storage import dealing
+from amago_ray.replay.storage import dealing, records
+from amago_ray.replay.storage.segments import segment_path
 from amago_ray.replay.storage.store import StoreConfig
 from amago_ray.replay.storage.trajectory_pack import pack
 
@@ -67,6 +69,59 @@ def test_everything_is_there_once_in_its_place(tmp_path: Path, before: int, afte
         assert_same_trajectories(stored, one)
         assert shard.push(pack(one[:3])) == 0, "known by name"
         shard.close()
+
+
+def flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 16
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("compressed", [(), ("pixels", "from")])
+@pytest.mark.parametrize("where", ["facts", "columns"])
+@pytest.mark.parametrize("which", [3, 9])
+def test_what_is_damaged_is_named_and_left_out(
+    tmp_path: Path, compressed: tuple[str, ...], where: str, which: int
+) -> None:
+    """It would get a checksum that it matches, and be learned from; `which` is a record in the middle, and the last."""
+    shards = make_shards(2, folder=tmp_path, compressed=compressed)
+    for sequence in range(20):
+        shards[sequence % 2].push(pack([trajectory(sequence)]))
+        if sequence == 11:
+            for shard in shards:
+                shard.commit()
+    marks = {str(i): shard.mark() for i, shard in enumerate(shards)}
+    record = shards[0].store._records[which]
+    path = segment_path(tmp_path / "shard_0", 0)
+    for shard in shards:
+        shard.close()
+    flip(path, record.offset + records.HEAD_BYTES + 20 if where == "facts" else record.columns_at + 3)
+    told: list[str] = []
+    made = dealing.deal_anew(tmp_path, 3, marks, StoreConfig(compressed=compressed), tell=told.append)
+    (damage,) = told
+    assert f"{path}, byte {record.offset}" in damage and "checksum" in damage
+    dealing.put_in_place(tmp_path, 7, made)
+    shards = make_shards(3, folder=tmp_path, compressed=compressed)
+    for i, shard in enumerate(shards):
+        shard.commit()
+        left = [trajectory(s) for s in range(20) if s % 3 == i and s != 2 * which]
+        assert_same_trajectories(sorted(stored_trajectories(shard), key=lambda t: t.id.sequence), left)
+        assert shard.report().damage == ()
+        shard.close()
+    assert verify([tmp_path / f"shard_{i}" for i in range(3)]).damage == ()
+
+
+def test_nothing_that_is_whole(tmp_path: Path) -> None:
+    (shard,) = make_shards(1, folder=tmp_path)
+    shard.push(pack([trajectory(0)]))
+    shard.commit()
+    record = shard.store._records[0]
+    marks = {"0": shard.mark()}
+    shard.close()
+    flip(segment_path(tmp_path / "shard_0", 0), record.columns_at)
+    told: list[str] = []
+    made = dealing.deal_anew(tmp_path, 2, marks, StoreConfig(), tell=told.append)
+    assert [mark["end"] for mark in made.values()] == [0, 0] and len(told) == 1
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])
