@@ -225,6 +225,14 @@ class Request:
     parts: list[tuple[float, int, Pending[SampledSequences | None]]]
 
 
+def _what_is_empty(mixture: Sequence[float] | None) -> str:
+    """What to say where nothing can be drawn from the sources that have a weight in `mixture` (see `Survey`)."""
+    if mixture is None or not any(mixture[1:]):
+        return "the replay buffer is empty: no rollout has finished yet"
+    nothing = "Experiment.dataset holds nothing that can be drawn"
+    return f"{nothing}, and no rollout has finished yet" if mixture[0] else nothing
+
+
 class ReplayReader:
     """Samples batches over all shards with exactly the distribution of one big buffer.
 
@@ -307,7 +315,7 @@ class ReplayReader:
             if down < len(answers) and (survey := Survey(tuple(answers))).mixture(mixture).any():
                 return survey
             if not down:
-                raise ReplayEmpty("the replay buffer is empty: no rollout has finished yet")
+                raise ReplayEmpty(_what_is_empty(mixture))
             if time.monotonic() > deadline:
                 raise ReplayEmpty(f"{down} of {len(answers)} replay shards are down, and no other one holds anything")
             time.sleep(RETRY_INTERVAL_S)

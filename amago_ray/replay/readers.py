@@ -242,7 +242,8 @@ class StoredDataset(TrajectoryDataset):
     def _stores(self) -> list[TrajectoryStore]:
         stores: list[TrajectoryStore] = [*self._found().open()]
         if not any(len(store) for store in stores):
-            raise self._nothing()
+            found = [text for store in stores for text in store.damage]
+            raise self._nothing(f" that can be read: {found[0]}" if found else "")
         for store in stores:
             for damage in store.damage:
                 warn(f"StoredDataset: {damage}", stacklevel=2)
@@ -254,8 +255,8 @@ class StoredDataset(TrajectoryDataset):
         except NothingStored as error:
             raise self._nothing() from error
 
-    def _nothing(self) -> ValueError:
-        return ValueError(f"StoredDataset.path={str(self.path)!r}: no trajectories are stored there")
+    def _nothing(self, because: str = "") -> ValueError:
+        return ValueError(f"StoredDataset.path={str(self.path)!r}: no trajectories are stored there{because}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_stores"}

@@ -181,7 +181,7 @@ class ReplayShard:
             evicted=self.store.evicted,
             sampled=self._sampled,
             restored=self._restored,
-            damage=tuple(self.store.damage),
+            damage=(*self.store.damage, *(text for source in self._datasets for text in source.damage)),
         )
 
     def close(self) -> None:

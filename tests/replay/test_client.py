@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium.spaces import Box, Discrete
 from ring_cases import assert_same_batch, assert_uniform, make_shards, stored_ids, trajectory
 
-from amago_ray.messages import Batch
+from amago_ray.messages import Batch, Trajectory
 from amago_ray.pending import CallTimeout, ProcessDied, ShardAway
 from amago_ray.replay import client
 from amago_ray.replay.client import LocalShard, ReplayReader, ReplayWriter
+from amago_ray.replay.datasets.dataset import RowLayout, TrajectoryDataset
 from amago_ray.replay.sampling.sources import ReplayEmpty
-from amago_ray.replay.shard import ReplayShard
+from amago_ray.replay.shard import ReplayConfig, ReplayShard
 from amago_ray.replay.storage.segments import StorageError
 from amago_ray.replay.storage.trajectory_pack import PackedTrajectories, pack
 
@@ -356,9 +358,32 @@ def test_a_shard_that_comes_back_empty_is_left_out() -> None:
     assert all((batch.gather("shard") == 0).all() and (batch.probability == 1 / 10).all() for batch in after)
 
 
+class Nothing(TrajectoryDataset):
+    """A dataset that is not ready yet."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def read(self, index: int, layout: RowLayout) -> Trajectory:
+        raise IndexError(index)
+
+
+def of_nothing(num: int) -> list[ReplayShard]:
+    layout = RowLayout(Box(0, 1, (1,)), Discrete(2))
+    return [ReplayShard(ReplayConfig(4), i, [Nothing().source(layout, i, num)]) for i in range(num)]
+
+
 def test_there_is_nothing_to_draw() -> None:
-    with pytest.raises(ReplayEmpty, match="the replay buffer is empty"):
-        next(reader_of(make_shards(2)).batches(1, first=0))
+    no_rollout, no_data = "no rollout has finished yet", "Experiment.dataset holds nothing that can be drawn"
+    for mixture, message in (
+        (None, f"the replay buffer is empty: {no_rollout}"),
+        ((1.0, 0.0), f"the replay buffer is empty: {no_rollout}"),
+        ((0.5, 0.5), f"{no_data}, and {no_rollout}"),
+        ((0.0, 1.0), no_data),
+    ):
+        with pytest.raises(ReplayEmpty) as caught:
+            next(reader_of(of_nothing(2)).batches(1, 0, mixture))
+        assert str(caught.value) == message
     assert list(reader_of(filled([2])).batches(0, first=0)) == []
 
 

@@ -211,13 +211,21 @@ class TrajectoryDataset(ABC):
             )
 
     def check(self, layout: RowLayout) -> None:
-        """Raises ValueError for data of other environments, and for wrong ones among the first `checked_bytes`."""
+        """Raises ValueError for data of other environments, and for wrong ones among the first `checked_bytes`.
+
+        Also where all are damaged: nothing would ever be drawn.
+        """
         self.check_spaces(layout)
         checked = 0
         for index in self.readable():
             checked += self.trajectory(index, layout).num_bytes
             if checked > self.checked_bytes:
                 return
+        if not checked and len(self):
+            raise ValueError(
+                f"{type(self).__name__}: none of its {len(self):,} trajectories can be read, the first because of "
+                f"{next(iter(self.damage), 'damage')}"
+            )
 
     def source(self, layout: RowLayout, shard: int, num_shards: int) -> Source:
         """What shard number `shard` of `num_shards` samples from."""
@@ -274,6 +282,10 @@ class DatasetSource(Source):
         # Draws are of what this call has seen, so that a dataset that grows cannot change their probability.
         self._size = len(range(self._shard, len(self._dataset), self._num_shards))
         return Available(version=self._size, trajectories=self._size, total=float(self._size))
+
+    @property
+    def damage(self) -> Sequence[str]:
+        return self._dataset.damage
 
     def draw(self, num: int, slices: SliceConfig, rng: np.random.Generator) -> dict[str, Any]:
         numbers = rng.integers(self._size, size=num)

@@ -29,7 +29,7 @@ class StoredSource(Source):
     ):
         self._layout = layout
         self._parts: list[tuple[int, BufferSource]] = []
-        self._num_stores = len(stores)
+        self._stores = [(store, len(store.damage)) for store in stores]  # whoever checks the dataset tells of that
         self._trajectories = 0
         for i, store in enumerate(stores):
             chosen = Selection(selection, store.table, commit=store.commits)
@@ -46,6 +46,10 @@ class StoredSource(Source):
         version = hash(tuple(part.version for part in parts))
         return Available(version, self._trajectories, sum(part.total for part in parts))
 
+    @property
+    def damage(self) -> Sequence[str]:
+        return [f"StoredDataset: {text}" for store, known in self._stores for text in store.damage[known:]]
+
     def draw(self, num: int, slices: SliceConfig, rng: np.random.Generator) -> dict[str, Any]:
         totals = np.array([part.available().total for _, part in self._parts])
         share = totals / totals.sum()
@@ -54,7 +58,7 @@ class StoredSource(Source):
             if n > 0:
                 fields = part.draw(n, slices, rng)
                 fields["probability"] = fields["probability"] * p
-                fields["number"] = fields["number"] * self._num_stores + i  # one number means one trajectory
+                fields["number"] = fields["number"] * len(self._stores) + i  # one number means one trajectory
                 drawn.append(fields)
         columns = {name: np.concatenate([d["columns"][name] for d in drawn]) for name in drawn[0]["columns"]}
         facts = {name: np.concatenate([d[name] for d in drawn]) for name in drawn[0] if name != "columns"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ Columns = dict[str, np.ndarray]
 
 
 class ReplayEmpty(RuntimeError):
-    """There is nothing to sample: no rollout has finished yet, or the shard came back empty."""
+    """There is nothing to sample: no rollout has finished yet, or a shard came back empty, or all of it is damaged."""
 
 
 class Changed(Exception):
@@ -61,6 +62,11 @@ class Source(ABC):
         Returns the fields of `SampledSequences` that a source knows: columns, lengths, first_time_idx, ids, number,
         weight_version, probability. Called when there is something to draw. Raises Changed, StorageError.
         """
+
+    @property
+    def damage(self) -> Sequence[str]:
+        """What was found broken while the run drew from it, in words; what its dataset tells at the start is not."""
+        return ()
 
 
 class BufferSource(Source):

@@ -34,8 +34,10 @@ from amago_ray.replay.export import export_npz
 from amago_ray.replay.inspection import find_stored_data
 from amago_ray.replay.readers import AmagoDataset, EpisodeDataset, MinariDataset, StoredDataset
 from amago_ray.replay.sampling.selection import SamplingMode
+from amago_ray.replay.sampling.sources import ReplayEmpty
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
 from amago_ray.replay.storage.folders import shard_folder
+from amago_ray.replay.storage.segments import segment_path
 from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
 from amago_ray.replay.storage.trajectory_pack import pack
 
@@ -320,23 +322,49 @@ def test_stored_data_are_drawn_by_weight(tmp_path: Path, mode: SamplingMode) -> 
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
+def damage_records(folder: Path, which: Sequence[int]) -> Path:
+    """Change one byte in the columns of some records of the only shard there; returns the first one's segment."""
+    (store,) = find_stored_data(folder).open()
+    records = [store._records[number] for number in which]
+    paths = [segment_path(store.folder, record.segment) for record in records]
+    for path, record in zip(paths, records, strict=True):
+        stored = bytearray(path.read_bytes())
+        stored[record.columns_at] ^= 1
+        path.write_bytes(stored)
+    store.close()
+    return paths[0]
+
+
 def test_stored_data_with_damage_are_drawn_around(tmp_path: Path) -> None:
     made = run_folder(tmp_path, num_shards=1)
-    (store,) = find_stored_data(tmp_path).open()
-    segment = sorted(tmp_path.rglob("*.segment"))[0]
-    stored = bytearray(segment.read_bytes())
-    stored[store._records[0].columns_at] ^= 1
-    segment.write_bytes(stored)
+    segment = damage_records(tmp_path, [0])
     shard = ReplayShard(ReplayConfig(max_seq_len=4), 0, [StoredDataset(tmp_path).source(MADE_UP, 0, 1)])
     reader = ReplayReader([LocalShard(shard)], batch_size=50, seed=0)
     drawn = {n for batch in reader.batches(10, 0, mixture=(0, 1)) for n in batch.gather("ids")[:, 2].tolist()}
     assert drawn < {t.id.sequence for t in made} and len(drawn) >= 5
+    (damage,) = shard.report().damage
+    assert damage.startswith(f"StoredDataset: {segment}, byte ") and "checksum" in damage
     dataset = StoredDataset(tmp_path)
     dataset.check(MADE_UP)  # what is never drawn does not stop a run
     assert {dataset.trajectory(i, MADE_UP).id.sequence for i in dataset.readable()} >= drawn
     damaged = next(i for i in range(len(made)) if i not in set(dataset.readable()))
     with pytest.raises(ValueError, match=f"StoredDataset, trajectory {damaged}: it is damaged .*--verify"):
         dataset.trajectory(damaged, MADE_UP)
+
+
+def test_stored_data_of_which_nothing_can_be_read_are_refused(tmp_path: Path) -> None:
+    made = run_folder(tmp_path, num_shards=1)
+    segment = damage_records(tmp_path, range(3))
+    with pytest.raises(ValueError, match=f"^StoredDataset: none of its {len(made)} .* {segment}, byte .* checksum"):
+        StoredDataset(tmp_path).check(MADE_UP)
+    shard = ReplayShard(ReplayConfig(max_seq_len=4), 0, [StoredDataset(tmp_path).source(MADE_UP, 0, 1)])
+    with pytest.raises(ReplayEmpty, match=r"^Experiment\.dataset holds nothing that can be drawn$"):
+        list(ReplayReader([LocalShard(shard)], batch_size=50, seed=0).batches(4, 0, mixture=(0, 1)))
+    assert len(shard.report().damage) == 3
+    for path in tmp_path.rglob("*.segment"):
+        path.write_bytes(path.read_bytes()[:9])
+    with pytest.raises(ValueError, match=f"no trajectories are stored there that can be read: {segment}.* its header"):
+        StoredDataset(tmp_path).check(MADE_UP)
 
 
 def test_stored_data_that_cannot_be_learned_from_are_refused_as_they_are_drawn(tmp_path: Path) -> None:
