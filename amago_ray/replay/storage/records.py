@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -199,9 +199,13 @@ def encode_commit(number: int, total: int, time_s: float) -> bytes:
     return _head(COMMIT, np.zeros(0, dtype=FACTS), {"number": number, "total": total}, 0, 0, time_s, 0)
 
 
-def encode_eviction(first: int, time_s: float) -> bytes:
-    """An eviction: trajectories are alive from number `first` on, whatever the segments still hold of others."""
-    return _head(EVICTION, np.zeros(0, dtype=FACTS), {"first": first}, 0, 0, time_s, 0)
+def encode_eviction(first: int, oldest: Sequence[int] | None, time_s: float) -> bytes:
+    """An eviction: trajectories are alive from number `first` on, whatever the segments still hold of others.
+
+    oldest: commit and identity of the first one that is alive, None where nothing is: where records are lost, numbers
+    are not what they were.
+    """
+    return _head(EVICTION, np.zeros(0, dtype=FACTS), {"first": first, "oldest": oldest}, 0, 0, time_s, 0)
 
 
 def _head(

@@ -260,7 +260,7 @@ class TrajectoryStore:
         if self.config.folder is not None and not self.read_only:
             newest = self._segments[max(self._segments)]
             with contextlib.suppress(StorageError):
-                self._write(newest, [records.encode_eviction(self.table.first, time.time())])
+                self._write(newest, [records.encode_eviction(self.table.first, self.table.oldest, time.time())])
 
     def _delete_dead_segments(self) -> None:
         """Free the oldest segments as long as nothing in them is alive."""
@@ -439,7 +439,7 @@ class TrajectoryStore:
 
     def _load(self, folder: Path) -> None:
         numbers = segment_numbers(folder)
-        first_alive = 0
+        first_alive, oldest = 0, None
         for number in numbers:
             segment = FileSegment(segment_path(folder, number), write=not self.read_only)
             try:
@@ -459,13 +459,18 @@ class TrajectoryStore:
                     total = entry.extras["total"]
                     self._show_staged(entry.extras["number"])
                 elif entry.kind == EVICTION:
-                    first_alive = entry.extras["first"]
+                    first_alive, oldest = entry.extras["first"], entry.extras.get("oldest")
+                    if oldest is None and "oldest" in entry.extras:
+                        self._drop(len(self.table))
                 else:
                     self._stage(entry)
-            # Numbers count back from the newest: what went missing was older.
+            # Numbers count back from the newest, whatever went missing: they only have to rise by one.
             self.table.first, self.table.end = total - len(self.table), total
         self._next_segment = numbers[-1] + 1 if numbers else 0
-        self._drop(min(max(first_alive - self.table.first, 0), len(self.table)))
+        if oldest is not None:
+            self._drop(self.table.before(oldest))
+        else:  # nothing was left, or the log is of a version that wrote down numbers only
+            self._drop(min(max(first_alive - self.table.first, 0), len(self.table)))
         self._evict()
 
     def _on_damage(self, segment: Segment, newest: bool) -> Callable[[Corrupt, int, int | None], None]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
+
 import numpy as np
 
 from amago_ray.replay.storage.records import FACTS
 
 INDEX = np.dtype([*FACTS.descr, ("record", "<i8"), ("first_row", "<i8"), ("num_bytes", "<i8"), ("commit", "<i8")])
+
+KEY = ["commit", "worker", "incarnation", "sequence"]  # rows are ordered by it
 
 
 class Table:
@@ -27,6 +32,17 @@ class Table:
     def rows(self) -> np.ndarray:
         """(n,) the visible rows, oldest first: a view."""
         return self._rows[self._offset : self._offset + len(self)]
+
+    @property
+    def oldest(self) -> tuple[int, ...] | None:
+        """Commit and identity of the first row."""
+        return self.rows[KEY][0].tolist() if len(self) else None
+
+    def before(self, key: Sequence[int]) -> int:
+        """How many rows come before the one that was `oldest` once, or before its place if it is not there any more."""
+        keys = np.stack([self.rows[name] for name in KEY], axis=1)
+        found = np.flatnonzero((keys == np.array(key)).all(axis=1))
+        return int(found[0]) if len(found) else bisect_left(keys.tolist(), list(key))
 
     def append(self, rows: np.ndarray) -> None:
         if self._offset + len(self) + len(rows) > len(self._rows):

@@ -274,6 +274,54 @@ def test_what_was_evicted_does_not_come_back(tmp_path: Path) -> None:
     looked_at.close()
 
 
+@pytest.mark.parametrize("lost", [1, 2, 3])
+@pytest.mark.parametrize("where", ["head", "header"])
+def test_what_was_evicted_does_not_come_back_where_records_are_lost(tmp_path: Path, lost: int, where: str) -> None:
+    """Whether what is lost was evicted, the oldest that was not, or newer; also after more has been evicted."""
+    settings: dict[str, Any] = {"capacity_trajectories": 50, "segment_bytes": 3000 if where == "header" else 1 << 20}
+    (shard,) = make_shards(1, folder=tmp_path, **settings)
+    shard.store.hold(0)  # so that evicted ones stay in their files
+    for begin in range(0, 100, 20):
+        shard.push(pack([trajectory(i) for i in range(begin, begin + 20)]))
+        shard.commit()
+    record = shard.store._records[lost]
+    assert [sequence for _, _, sequence in stored_ids([shard])] == list(range(50, 100))
+    shard.close()
+    flip(segment_path(tmp_path / "shard_0", record.segment), 40 if where == "header" else record.offset + 70)
+    gone = range(20 * lost, 20 * lost + 20)
+    alive = [i for i in range(50, 100) if i not in gone]
+    looked_at = TrajectoryStore(StoreConfig(tmp_path / "shard_0"), read_only=True)
+    assert looked_at.table.rows["sequence"].tolist() == alive and len(looked_at.damage) == 1
+    looked_at.close()
+    (shard,) = make_shards(1, folder=tmp_path, **settings)
+    assert [sequence for _, _, sequence in stored_ids([shard])] == alive
+    shard.push(pack([trajectory(i) for i in range(100, 100 + 50 - len(alive) + 3)]))  # three too many
+    shard.commit()
+    shard.close()
+    (shard,) = make_shards(1, folder=tmp_path, **settings)
+    left = [*alive[3:], *range(100, 100 + 50 - len(alive) + 3)]
+    assert [sequence for _, _, sequence in stored_ids([shard])] == left
+    shard.close()
+
+
+def test_where_nothing_was_left_nothing_comes_back(tmp_path: Path) -> None:
+    (shard,) = make_shards(1, folder=tmp_path, capacity_trajectories=0)
+    shard.push(pack(SENT[:6]))
+    record = shard.store._records[0]
+    shard.push(pack(SENT[6:]))
+    shard.commit()
+    shard.close()
+    flip(segment_path(tmp_path / "shard_0", 0), record.offset + 70)
+    (shard,) = make_shards(1, folder=tmp_path)
+    assert len(shard.store) == 0
+    shard.push(pack([trajectory(20)]))
+    shard.commit()
+    shard.close()
+    (shard,) = make_shards(1, folder=tmp_path)
+    assert stored_ids([shard]) == [(0, 0, 20)]
+    shard.close()
+
+
 def test_less_capacity_evicts_once_and_for_all(tmp_path: Path) -> None:
     (shard,) = make_shards(1, folder=tmp_path, segment_bytes=100)
     shard.push(pack([trajectory(0, 7, worker=1)]))
