@@ -102,7 +102,8 @@ class ReplayShard:
             if not error.is_full:
                 raise
             full = error.strerror or str(error)
-        self.selection.table_changed(self.store.commits)
+        # Its own newest commit may be an older one, where the disk was full: ages must be those of the other shards.
+        self.selection.table_changed(self.store.commits if number is None else number)
         return replace(self.report(), full=full)
 
     def available(self) -> tuple[Available, ...]:

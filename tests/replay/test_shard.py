@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -26,6 +28,7 @@ from ring_cases import (
 from amago_ray.messages import Trajectory
 from amago_ray.replay.sampling.sources import ReplayEmpty
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
+from amago_ray.replay.storage.segments import StorageError
 from amago_ray.replay.storage.trajectory_pack import pack
 
 
@@ -139,6 +142,24 @@ def test_capacity_is_kept_at_commit() -> None:
     shard = filled([trajectory(i) for i in range(10)], capacity_trajectories=4)
     assert [sequence for _, _, sequence in stored_ids([shard])] == [6, 7, 8, 9]
     assert shard.report().evicted == 6 and shard.report().inserted == 10
+
+
+def test_ages_are_those_of_the_epoch_where_the_disk_was_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what a full shard holds stays young, and takes more than its share of the draws over all shards."""
+
+    def refuse(*args: object) -> None:
+        raise StorageError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    shards = make_shards(2, mode="recent", half_life=2.0, folder=tmp_path)
+    for i, shard in enumerate(shards):
+        shard.push(pack([trajectory(i)]))
+        shard.commit(1)
+    monkeypatch.setattr(shards[1].store, "_write", refuse)
+    for epoch in range(2, 8):
+        shards[0].push(pack([trajectory(2 * epoch)]))
+        assert [bool(shard.commit(epoch).full) for shard in shards] == [False, True]
+    weights = [2.0 ** ((epoch - 7) / 2) for epoch in range(1, 8)]
+    assert [shard.available()[0].total for shard in shards] == pytest.approx([sum(weights), weights[0]])
 
 
 def test_settings_are_checked() -> None:
