@@ -80,9 +80,15 @@ class ReplayShard:
     def push(self, packed: PackedTrajectories) -> int:
         """Store trajectories; returns how many were new. Repeats are recognised by their identity.
 
-        Raises ValueError for a trajectory that is larger than the shard, and StorageError.
+        Where the disk is full, the oldest that are visible may make room. Raises ValueError for a trajectory that is
+        larger than the shard, and StorageError.
         """
-        new = self.store.push(packed)
+        first = self.store.table.first
+        try:
+            new = self.store.push(packed)
+        finally:
+            if self.store.table.first != first:
+                self.selection.table_changed()
         self._inserted += new
         self._repeated += len(packed) - new
         return new

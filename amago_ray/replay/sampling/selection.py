@@ -70,6 +70,7 @@ class Selection:
         self.config = config
         self._table = table
         self._excluded: set[int] = set()
+        self._commit = commit
         told = [] if damage is None else damage
         self._priorities = PriorityFile(folder, told) if config.mode == "prioritized" else None
         self._tree: SumTree | None = None if config.mode == "trajectories" else SumTree()
@@ -90,22 +91,23 @@ class Selection:
         numbers = self._tree.draw(self._table.first, num, rng)
         return numbers, self._tree.get(numbers) / self._tree.total
 
-    def table_changed(self, commit: int) -> None:
-        """Weigh anew after trajectories were added or evicted. commit: the newest one's number."""
+    def table_changed(self, commit: int | None = None) -> None:
+        """Weigh anew after trajectories were added or evicted. commit: the newest one's number, where it is new."""
+        self._commit = self._commit if commit is None else commit
         if self._priorities is not None:
             self._priorities.follow(self._table.first, self._table.end)
         self._excluded = {number for number in self._excluded if number >= self._table.first}
         if self._tree is not None:
-            weights = self._weights(commit)
+            weights = self._weights()
             weights[np.array(sorted(self._excluded), dtype=np.int64) - self._table.first] = 0.0
             self._tree.rebuild(self._table.first, weights)
 
-    def _weights(self, commit: int) -> np.ndarray:
+    def _weights(self) -> np.ndarray:
         rows = self._table.rows
         if self.config.mode == "timesteps":
             return rows["num_rows"].astype(np.float64) - 1.0
         if self.config.mode == "recent":
-            return np.exp2(np.maximum((rows["commit"] - commit) / self.config.half_life, LEAST_EXPONENT))
+            return np.exp2(np.maximum((rows["commit"] - self._commit) / self.config.half_life, LEAST_EXPONENT))
         if self._priorities is not None:
             return self._priorities.values.astype(np.float64) ** self.config.priority_exponent
         return np.ones(len(rows))

@@ -76,7 +76,7 @@ class BufferSource(Source):
         self.store, self.selection = store, selection
 
     def available(self) -> Available:
-        version = hash((self.store.commits, self.store.table.end, len(self.store.damage)))
+        version = hash((self.store.commits, self.store.table.first, self.store.table.end, len(self.store.damage)))
         return Available(version, len(self.store), self.selection.total)
 
     def draw(self, num: int, slices: SliceConfig, rng: np.random.Generator) -> dict[str, Any]:

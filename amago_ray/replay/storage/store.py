@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,6 +38,7 @@ from amago_ray.specs import OBS_PREFIX
 
 SEGMENT_BYTES = (1 << 20, 256 << 20)
 HELD_SHARE = 4  # a quarter of the capacity may be held beyond it
+KEPT_SHARE = 2  # half as much is kept where the disk is full: others may have filled it
 SEGMENTS_PER_STORE = 16
 MAX_SEGMENTS = 256  # each has an open file, and a process commonly may have 1024
 
@@ -87,7 +89,8 @@ class StoreConfig:
 class TrajectoryStore:
     """A first-in-first-out store of trajectories, as a log of records in segments.
 
-        push    -> written to the newest segment when it returns, and known by identity
+        push    -> written to the newest segment when it returns, and known by identity; where the disk is full, the
+                   oldest make room, down to half of the capacity
         commit  -> what was pushed becomes visible, ordered by identity; the oldest beyond capacity are evicted
         read    -> slices of visible trajectories
 
@@ -148,7 +151,7 @@ class TrajectoryStore:
         if not new.all():
             packed = packed.select(np.flatnonzero(new))
         for part in packed.pieces(self.config.bytes_per_segment):
-            self._append(part)
+            self._or_make_room(partial(self._append, part))
         return len(packed)
 
     def _append(self, packed: PackedTrajectories) -> None:
@@ -167,6 +170,43 @@ class TrajectoryStore:
         segment.append(buffers)
         if self.config.folder is not None:
             self._unsynced.add(segment)
+
+    def _or_make_room(self, write: Callable[[], None]) -> None:
+        """Write, and once more where the disk was full and some of it could be freed. Raises StorageError."""
+        try:
+            write()
+        except StorageError as error:
+            if not error.is_full or not self._make_room():
+                raise
+            write()
+
+    def _make_room(self) -> bool:
+        """Free what is held of evicted trajectories, else the oldest segment; returns whether any of it was freed.
+
+        Otherwise a disk that is full before the capacity is would stay so: what is new could not be stored, and
+        nothing that is not stored evicts.
+        """
+        if self._current is None or self._sync_error is not None:
+            return False
+        before, self._held = len(self._segments), None
+        self._delete_dead_segments()
+        oldest, rows = min(self._segments), self.table.rows
+        if len(self._segments) < before:
+            return True
+        in_oldest = np.flatnonzero(np.isin(rows["record"], self._records_of[oldest]))
+        if len(in_oldest) < self._live[oldest] or oldest == self._current:
+            return False  # there are some that nobody has seen yet
+        num = int(in_oldest[-1]) + 1
+        left = sum(segment.size for number, segment in self._segments.items() if number != oldest)
+        if num == len(rows) or left * KEPT_SHARE < self.config.capacity_bytes:
+            return False
+        self._evict_oldest(num)
+        self._note_eviction()  # there was no room for it before
+        told = f"{self.config.folder}: the disk is full below the capacity of {self.config.capacity_bytes:,} bytes"
+        if not any(text.startswith(told) for text in self.damage):
+            hint = "free some space, or lower Experiment.replay_capacity_gb"
+            self.damage.append(f"{told}; the oldest trajectories make room for new ones; {hint}")
+        return True
 
     def _segment_for(self, schema: Schema, size: int) -> int:
         """The segment that takes the next `size` bytes of such columns; a new one where the newest is full."""
@@ -209,7 +249,8 @@ class TrajectoryStore:
         number = self.commits + 1 if number is None else number
         if self._current is not None and (self._staged or number != self.commits):
             total = self.table.end + sum(len(facts) for _, facts in self._staged)
-            self._write(self._segments[self._current], [records.encode_commit(number, total, time.time())])
+            commit = [records.encode_commit(number, total, time.time())]
+            self._or_make_room(partial(self._write, self._segments[self._current], commit))
             self._show_staged(number)
         self._evict()
 
@@ -244,10 +285,13 @@ class TrajectoryStore:
         by_bytes = 0 if excess <= 0 else int(np.searchsorted(np.cumsum(rows["num_bytes"]), excess) + 1)
         num = max(by_bytes, len(rows) - self.config.capacity_trajectories)
         if num > 0:
-            self._drop(num)
-            self.evicted += num
-            self._note_eviction()  # whoever reads the folder elsewhere does not know the capacities
-            self._delete_dead_segments()
+            self._evict_oldest(num)
+
+    def _evict_oldest(self, num: int) -> None:
+        self._drop(num)
+        self.evicted += num
+        self._note_eviction()  # whoever reads the folder elsewhere does not know the capacities
+        self._delete_dead_segments()
 
     def _drop(self, num: int) -> None:
         """Take the oldest `num` trajectories from the table."""

@@ -182,6 +182,63 @@ def test_a_full_disk_is_told_and_nothing_else_is_lost(
     shard.close()
 
 
+def small_disk(monkeypatch: pytest.MonkeyPatch, folder: Path, size: int) -> None:
+    """Let files of a folder hold no more than `size` bytes together."""
+    write: Callable[..., int] = os.pwritev
+
+    def pwritev(fd: int, buffers: Any, offset: int) -> int:
+        if sum(path.stat().st_size for path in folder.rglob("*.segment")) + sum(map(len, buffers)) > size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "pwritev", pwritev)
+
+
+@pytest.mark.parametrize("mode", ["trajectories", "timesteps", "recent", "prioritized"])
+@pytest.mark.parametrize("per_commit", [4, 30])
+def test_the_oldest_make_room_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, per_commit: int
+) -> None:
+    """A disk that is larger than the capacity, and not by enough: it goes on with the newest trajectories."""
+    settings: dict[str, Any] = {"mode": mode, "capacity_bytes": 60_000, "segment_bytes": 4000}
+    (shard,) = make_shards(1, folder=tmp_path, **settings)
+    small_disk(monkeypatch, tmp_path, 62_000)
+    for number in range(150):
+        assert shard.push(pack([trajectory(number, 40)])) == 1
+        if number == 70:
+            shard.hold(shard.mark())  # keeps no room for good
+        if len(shard.store):
+            drawn = sample(shard, 20, (number,))
+            assert set(drawn.ids[:, 2]) <= set(shard.store.table.rows["sequence"])
+        if number % per_commit == per_commit - 1:
+            assert not shard.commit().full
+            numbers = shard.store.table.rows["sequence"].tolist()
+            assert numbers == list(range(number + 1 - len(numbers), number + 1)), "the newest"
+    assert shard.store.evicted == 150 - len(shard.store) - shard.store.num_staged
+    assert shard.store.num_bytes >= 20_000
+    damage = [text for text in shard.report().damage if "priorities" not in text]
+    assert len(damage) == 1 and f"{tmp_path}/shard_0: the disk is full below the capacity of 60,000 bytes" in damage[0]
+    numbers = stored_ids([shard])
+    shard.close()
+    (shard,) = make_shards(1, folder=tmp_path, **settings)
+    assert stored_ids([shard]) == numbers
+    shard.close()
+
+
+def test_a_disk_that_others_fill_does_not_cost_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shard,) = make_shards(1, folder=tmp_path, capacity_bytes=60_000, segment_bytes=4000)
+    for number in range(200):
+        shard.push(pack([trajectory(number, 40)]))
+        shard.commit()
+    small_disk(monkeypatch, tmp_path, 0)
+    for _ in range(20):
+        with pytest.raises(StorageError, match="No space left"):
+            shard.push(pack([trajectory(200)]))
+    assert 30_000 <= sum(path.stat().st_size for path in tmp_path.rglob("*.segment")) < 34_000
+    assert len(sample(shard, 5).lengths) == 5
+    shard.close()
+
+
 def test_a_limit_on_file_sizes_is_told(tmp_path: Path) -> None:
     (shard,) = make_shards(1, folder=tmp_path)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
