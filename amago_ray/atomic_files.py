@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,14 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, of one's share 
 def is_full(error: OSError) -> bool:
     """Whether there was no room for what was to be written, so that it may be tried again later."""
     return error.errno in FULL
+
+
+def check_room(folder: Path, num_bytes: int) -> None:
+    """Raises OSError, naming the folder, where its disk has less room than that."""
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        least = f"{free:,} bytes are free, and {num_bytes:,} are needed at least"
+        raise OSError(errno.ENOSPC, f"{folder}: {os.strerror(errno.ENOSPC)}: {least}")
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

@@ -30,11 +30,13 @@ from amago_ray.replay.datasets.recorded_spaces import record_spaces
 from amago_ray.replay.datasets.stored_source import UNBOUNDED
 from amago_ray.replay.readers import AmagoDataset, MinariDataset, StoredDataset
 from amago_ray.replay.storage.folders import shard_folder, shard_folders
+from amago_ray.replay.storage.segments import Hints
 from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
 from amago_ray.replay.storage.trajectory_pack import pack
 from amago_ray.settings import env_processes
 
 MESSAGE_BYTES = 8 << 20
+HINTS = Hints("free some space, or name a folder on another disk", "name a folder that can be written to")
 UNFINISHED = ".unfinished"  # suffix of the folder that an import is written to until it is complete
 
 DESCRIPTION = """\
@@ -151,7 +153,7 @@ def write_dataset(
     dataset.check_spaces(layout)
     unfinished = out.with_name(out.name + UNFINISHED)
     shutil.rmtree(unfinished, ignore_errors=True)
-    store = TrajectoryStore(StoreConfig(shard_folder(unfinished, 0), capacity_bytes=UNBOUNDED, compressed=compressed))
+    store = TrajectoryStore(StoreConfig(shard_folder(unfinished, 0), UNBOUNDED, compressed=compressed, hints=HINTS))
     total_reward = 0.0
     try:
         for commit, trajectories in groupby(_numbered(dataset, layout, show), key=itemgetter(0)):

@@ -17,6 +17,7 @@ from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, Transfe
 from rich.table import Table
 from rich.text import Text
 
+from amago_ray.atomic_files import check_room
 from amago_ray.commands.command_line import (
     NOT_OF_DATA,
     WITHOUT_DATA,
@@ -204,6 +205,8 @@ def _export(stored: StoredData, out: Path, format: str, config: Path | None) -> 
     unfinished = out.with_name(out.name + UNFINISHED)
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
+        unfinished.mkdir(parents=True)
+        check_room(unfinished, sum(shard.uncompressed_bytes for shard in shards))
         num = write(_with_progress(shards), layout, unfinished / out.name)
         (unfinished / out.name).rename(out)
     finally:

@@ -17,6 +17,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from amago_ray.atomic_files import check_room
 from amago_ray.envs.spaces import OBSERVATION
 from amago_ray.messages import ACTION, REWARD, TERMINATED, Trajectory
 from amago_ray.replay.datasets.dataset import RowLayout
@@ -26,6 +27,8 @@ from amago_ray.replay.storage.records import Schema
 from amago_ray.specs import OBS_PREFIX, ActionSpec
 
 LONGEST_NAME = 200  # of an environment in the name of a file, in bytes
+# What HDF5 may have to write later, of an episode and of the file: where it has no room for that, it ends the process.
+HDF5_EPISODE_BYTES, HDF5_FILE_BYTES = 2 << 10, 8 << 20
 
 
 def export_npz(trajectories: Iterable[Trajectory], layout: RowLayout, folder: Path) -> int:
@@ -77,15 +80,18 @@ def _write_npz(t: Trajectory, layout: RowLayout, folder: Path, number: str) -> N
     vectors = action_vectors(t.columns[ACTION], layout.action.spec)
     if t.first_time_idx == 0:
         vectors[0] = 0.0  # there was no action before the first row of a rollout
-    np.savez(
-        folder / f"{_file_name(t.env_name)}_{number}_{t.weight_version}.npz",
-        **{AMAGO_OBS_PREFIX + name: values for name, values in named.items()},
-        rl2s=np.concatenate([t.columns[REWARD][:, None], vectors], axis=1),
-        time_idxs=t.first_time_idx + np.arange(t.num_transitions + 1)[:, None],
-        rews=t.columns[REWARD][1:, None],
-        dones=t.columns[TERMINATED][1:, None],
-        actions=vectors[1:],
-    )
+    try:
+        np.savez(
+            folder / f"{_file_name(t.env_name)}_{number}_{t.weight_version}.npz",
+            **{AMAGO_OBS_PREFIX + name: values for name, values in named.items()},
+            rl2s=np.concatenate([t.columns[REWARD][:, None], vectors], axis=1),
+            time_idxs=t.first_time_idx + np.arange(t.num_transitions + 1)[:, None],
+            rews=t.columns[REWARD][1:, None],
+            dones=t.columns[TERMINATED][1:, None],
+            actions=vectors[1:],
+        )
+    except OSError as error:  # it does not say which file was being written
+        raise OSError(error.errno, f"{folder} cannot be written: {error.strerror}") from error
 
 
 def _file_name(env_name: str) -> str:
@@ -101,7 +107,8 @@ def export_minari(trajectories: Iterable[Trajectory], layout: RowLayout, folder:
     ends in a truncation, as Minari has it. Its metadata tell env_name, first_time_idx (above 0 for the later pieces of
     a rollout that was cut), cut (its rollout goes on behind it) and weight_version; those of later pieces also tell
     previous_action (as the environment took it) and previous_reward, which led to their first observation.
-    Raises ImportError where Minari is not installed, ValueError for trajectories that are not of `layout`.
+    Raises ImportError where Minari is not installed, ValueError for trajectories that are not of `layout`, and OSError
+    where the disk has no room for another episode.
     """
     try:
         import h5py  # noqa: F401 (Minari looks for it when it first writes)
@@ -117,9 +124,16 @@ def export_minari(trajectories: Iterable[Trajectory], layout: RowLayout, folder:
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.name).strip("-.") or "replay"
     storage.update_metadata({"dataset_id": f"{name}-v0", "minari_version": minari.__version__})
     facts: list[dict[str, Any]] = []
-    storage.update_episodes(_episodes(trajectories, layout, facts))
+    storage.update_episodes(_episodes(_with_room(trajectories, folder), layout, facts))
     storage.update_episode_metadata(facts)
     return len(facts)
+
+
+def _with_room(trajectories: Iterable[Trajectory], folder: Path) -> Iterator[Trajectory]:
+    """The same, as long as there is room for them. Raises OSError."""
+    for i, t in enumerate(trajectories):
+        check_room(folder, 2 * t.num_bytes + i * HDF5_EPISODE_BYTES + HDF5_FILE_BYTES)
+        yield t
 
 
 def _episodes(trajectories: Iterable[Trajectory], layout: RowLayout, facts: list[dict[str, Any]]) -> Iterator[Any]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import gin
 import numpy as np
@@ -180,6 +184,41 @@ def test_mistakes(
     for part in expected:
         assert part in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("format", "free"), [("npz", [100]), ("minari", [100]), ("minari", [1 << 30, 1 << 30, 1 << 30, 8 << 20])]
+)
+def test_an_export_without_room_for_it(
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    format: str,
+    free: list[int],
+) -> None:
+    """Before it begins and in the middle of it: HDF5 itself would end the process."""
+    usage, left = shutil.disk_usage, iter(free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=next(left)))
+    assert replay(run, "--export", tmp_path / "out", "--format", format) == 2
+    told = capsys.readouterr().err
+    assert told.strip().count("\n") == 0 and f"{tmp_path}/out.unfinished" in told
+    assert f"No space left on device: {free[-1]:,} bytes are free, and" in told
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["counted"]
+    assert next(left, None) is None
+
+
+def test_a_disk_that_fills_during_an_export(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def savez(*args: Any, **arrays: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "savez", savez)
+    assert replay(run, "--export", tmp_path / "out") == 2
+    assert f"{tmp_path}/out.unfinished/out cannot be written: No space left on device" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["counted"]
 
 
 def test_an_export_that_fails_leaves_nothing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

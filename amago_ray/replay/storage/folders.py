@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
-from amago_ray.replay.storage.segments import StorageError
+from amago_ray.replay.storage.segments import OF_A_RUN, Hints, StorageError
 
 SHARD = "shard_"  # and its number
 LOCK_TIMEOUT_S = 60.0
@@ -24,7 +24,7 @@ def shard_folders(replay_folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(found, key=lambda path: int(path.name.removeprefix(SHARD))))
 
 
-def lock_folder(folder: Path) -> BinaryIO:
+def lock_folder(folder: Path, hints: Hints = OF_A_RUN) -> BinaryIO:
     """Make the folder this process's own until the file that is returned is closed.
 
     A process that was killed lets go at once; one that still runs is waited for. Raises StorageError.
@@ -35,7 +35,7 @@ def lock_folder(folder: Path) -> BinaryIO:
     except OSError as error:
         raise StorageError(
             error.errno,
-            f"replay cannot use the folder {folder}: {error.strerror}; set Experiment.replay_dir to another",
+            f"replay cannot use the folder {folder}: {error.strerror}; {hints.unwritable}",
         ) from error
     deadline = time.monotonic() + LOCK_TIMEOUT_S
     while True:

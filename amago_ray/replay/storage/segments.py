@@ -14,6 +14,7 @@ import threading
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,17 @@ class StorageError(OSError):
     def is_full(self) -> bool:
         """Whether there was no room for it, so that it may be tried again later."""
         return is_full(self)
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What to do about a folder that has no room, or cannot be written to: whoever chose it knows."""
+
+    full: str = "free some space, or lower Experiment.replay_capacity_gb"
+    unwritable: str = "set Experiment.replay_dir to a folder that can be written to"
+
+
+OF_A_RUN = Hints()
 
 
 class Segment(ABC):
@@ -109,8 +121,8 @@ class MemorySegment(Segment):
 class FileSegment(Segment):
     """A segment in a file. Raises StorageError where the file cannot be made or opened."""
 
-    def __init__(self, path: Path, write: bool):
-        self.path, self.name = path, str(path)
+    def __init__(self, path: Path, write: bool, hints: Hints = OF_A_RUN):
+        self.path, self.name, self._hints = path, str(path), hints
         self._using = threading.Lock()  # of the descriptor, by `sync`, which another thread calls, and `close`
         with self._named("open"):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT if write else os.O_RDONLY, 0o644)
@@ -188,13 +200,15 @@ class FileSegment(Segment):
     def _storage_error(self, what: str, error: OSError) -> StorageError:
         hint = ""
         if is_full(error):
-            hint = "; free some space, or lower Experiment.replay_capacity_gb"
+            hint = f"; {self._hints.full}"
         elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            hint = "; set Experiment.replay_dir to a folder that can be written to"
+            hint = f"; {self._hints.unwritable}"
         return StorageError(error.errno, f"cannot {what} the replay segment {self.name}: {error.strerror}{hint}")
 
 
-def new_segment(folder: Path | None, number: int, capacity: int, schema: Schema, known: dict[str, Any]) -> Segment:
+def new_segment(
+    folder: Path | None, number: int, capacity: int, schema: Schema, known: dict[str, Any], hints: Hints = OF_A_RUN
+) -> Segment:
     """A fresh segment with its header written. folder: None for memory.
 
     A file appears under its name only once its header is whole.
@@ -207,7 +221,7 @@ def new_segment(folder: Path | None, number: int, capacity: int, schema: Schema,
     path = segment_path(folder, number)
     temporary = path.with_suffix(".new")
     temporary.unlink(missing_ok=True)
-    segment = FileSegment(temporary, write=True)
+    segment = FileSegment(temporary, write=True, hints=hints)
     try:
         segment.append([header])
         segment.rename(path)

@@ -20,7 +20,9 @@ from amago_ray.replay.storage.folders import lock_folder
 from amago_ray.replay.storage.records import COMMIT, EVICTION, FACTS, Corrupt, Entry, Record, Schema
 from amago_ray.replay.storage.seen_ids import SeenIds
 from amago_ray.replay.storage.segments import (
+    OF_A_RUN,
     FileSegment,
+    Hints,
     Segment,
     StorageError,
     check_columns,
@@ -69,6 +71,7 @@ class StoreConfig:
     fsync_interval_s: at most so much of what was acknowledged is lost when the power fails. Nothing is lost when a
     process dies.
     stride: number of shards that share each worker's trajectories in turn.
+    hints: of errors of the disk.
     """
 
     folder: Path | None = None
@@ -78,6 +81,7 @@ class StoreConfig:
     segment_bytes: int | None = None
     fsync_interval_s: float = 10.0
     stride: int = 1
+    hints: Hints = OF_A_RUN
 
     @property
     def bytes_per_segment(self) -> int:
@@ -131,7 +135,7 @@ class TrajectoryStore:
         if config.folder is None:
             return
         if not read_only:
-            self._lock = lock_folder(config.folder)
+            self._lock = lock_folder(config.folder, config.hints)
             for path in config.folder.glob("*.new"):
                 path.unlink()
         self._load(config.folder)
@@ -204,8 +208,7 @@ class TrajectoryStore:
         self._note_eviction()  # there was no room for it before
         told = f"{self.config.folder}: the disk is full below the capacity of {self.config.capacity_bytes:,} bytes"
         if not any(text.startswith(told) for text in self.damage):
-            hint = "free some space, or lower Experiment.replay_capacity_gb"
-            self.damage.append(f"{told}; the oldest trajectories make room for new ones; {hint}")
+            self.damage.append(f"{told}; the oldest trajectories make room for new ones; {self.config.hints.full}")
         return True
 
     def _segment_for(self, schema: Schema, size: int) -> int:
@@ -217,7 +220,7 @@ class TrajectoryStore:
         number = self._next_segment
         known = {"seen": self._seen.to_json(), "total": self.table.end, "commits": self.commits}
         capacity = max(self.config.bytes_per_segment, size + 65536)
-        segment = new_segment(self.config.folder, number, capacity, schema, known)
+        segment = new_segment(self.config.folder, number, capacity, schema, known, self.config.hints)
         self._add_segment(number, segment, schema)
         self._delete_dead_segments()
         return number
@@ -485,7 +488,7 @@ class TrajectoryStore:
         numbers = segment_numbers(folder)
         first_alive, oldest = 0, None
         for number in numbers:
-            segment = FileSegment(segment_path(folder, number), write=not self.read_only)
+            segment = FileSegment(segment_path(folder, number), not self.read_only, self.config.hints)
             try:
                 schema, known, first = read_header(segment)
             except Corrupt as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ from amago_ray.replay.sampling.selection import SamplingMode
 from amago_ray.replay.sampling.sources import ReplayEmpty
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
 from amago_ray.replay.storage.folders import shard_folder
-from amago_ray.replay.storage.segments import segment_path
+from amago_ray.replay.storage.segments import StorageError, segment_path
 from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
 from amago_ray.replay.storage.trajectory_pack import pack
 
@@ -459,6 +461,29 @@ def test_an_import_keeps_the_ages_of_a_run(tmp_path: Path) -> None:
     before, after = (drawn_from(StoredDataset(tmp_path / name, "recent", half_life=1.0)) for name in ("run", "out"))
     assert before == pytest.approx(after) and len(before) == 15
     assert before[10] == pytest.approx(2 * before[9]) == pytest.approx(4 * before[0])
+
+
+def test_an_import_that_finds_no_room_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of a run have no bearing on it."""
+    run_folder(tmp_path / "run")
+    dataset = StoredDataset(tmp_path / "run")
+    assert len(dataset) == 15
+
+    def refuse(code: int, *args: Any) -> int:
+        raise OSError(code, os.strerror(code))
+
+    for code, hint in (
+        (errno.ENOSPC, "No space left on device; free some space, or name a folder on another disk"),
+        (errno.EROFS, "Read-only file system; name a folder that can be written to"),
+    ):
+        monkeypatch.setattr(os, "pwritev", partial(refuse, code))
+        with pytest.raises(StorageError) as caught:
+            write_dataset(dataset, MADE_UP, tmp_path / "out", show=False)
+        assert str(caught.value).endswith(hint)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot use the folder .*; name a folder that can be written to$"):
+        write_dataset(dataset, MADE_UP, tmp_path / "file" / "out", show=False)
 
 
 def test_damaged_records_are_left_out_of_an_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
