@@ -229,7 +229,7 @@ def npz_of(path: Path, **changes: Any) -> None:
     """A trajectory file of AMAGO 3.x, of CartPole."""
     arrays: dict[str, Any] = {
         "_OBS_KEY_observation": np.zeros((4, 4), np.float32),
-        "rl2s": np.zeros((4, 3), np.float32),
+        "rl2s": np.array([[0, 0, 0], [1, 1, 0], [1, 0, 1], [1, 1, 0]], np.float32),
         "time_idxs": np.arange(4).reshape(4, 1),
         "rews": np.ones((3, 1), np.float32),
         "dones": np.array([[False], [False], [True]]),

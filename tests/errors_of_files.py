@@ -61,7 +61,11 @@ DATA = (
     Case("a folder without AMAGO's files", dataset("AmagoDataset", "AmagoDataset.path = 'b'"), ("no .npz files",)),
     Case("an npz file that is cut off", _cut_npz, ("CartPole_0_1.npz cannot be read",)),
     Case("an npz file that holds a pickle", _pickled_npz, ("CartPole_0_1.npz cannot be read", "allow_pickle=False")),
-    Case("an npz file with rows missing", _npz(dones=[[True]]), ("has 1 rows of dones for 3 rewards: 3 are right",)),
+    Case(
+        "an npz file with rows missing",
+        _npz(dones=[[True]]),
+        ("has dones of shape (1, 1) for 3 rewards: 3 rows of one",),
+    ),
     Case(
         "an npz file with NaN",
         _npz(rews=[[1.0], [float("nan")], [1.0]]),

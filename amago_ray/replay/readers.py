@@ -125,13 +125,30 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     missing = [name for name in AMAGO_ARRAYS if name not in arrays]
     if missing:
         raise ValueError(f"{path} is no trajectory file of AMAGO 3.x: it lacks {', '.join(missing)}")
-    num = arrays["rews"].size
+    num = len(arrays["rews"]) if arrays["rews"].ndim else 0
     if num == 0:
         raise ValueError(f"{path} has no transition")
-    for name, expected in {"rl2s": num + 1, "time_idxs": num + 1, "dones": num, "actions": num}.items():
-        if len(arrays[name]) != expected:
-            raise ValueError(f"{path} has {len(arrays[name])} rows of {name} for {num} rewards: {expected} are right")
+    for name, rows in {"rews": num, "dones": num, "actions": num, "rl2s": num + 1, "time_idxs": num + 1}.items():
+        shape, of_vectors = arrays[name].shape, name in ("actions", "rl2s")
+        if shape[:1] != (rows,) or (len(shape) != 2 if of_vectors else arrays[name].size != rows):
+            right = f"{rows} rows of {'vectors' if of_vectors else 'one number'} are right"
+            raise ValueError(f"{path} has {name} of shape {shape} for {num} rewards: {right}")
+    _check_one_rollout(path, arrays)
     return arrays
+
+
+def _check_one_rollout(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError for a file whose rows do not follow one another, or tell of other rewards than its "rews"."""
+    times = arrays["time_idxs"].reshape(-1)
+    wrong = (times != times[0] + np.arange(len(times))) | (times < 0)
+    if wrong.any():
+        t = int(wrong.argmax())
+        raise ValueError(f"{path}: time_idxs is {times[t]} in row {t}: it must count the rows of one rollout")
+    rewards, seen = arrays["rews"].reshape(-1).astype(np.float32), arrays["rl2s"][1:, 0].astype(np.float32)
+    apart = ~np.isclose(rewards, seen, rtol=1e-5, atol=1e-6) & np.isfinite(rewards)  # others are refused as such
+    if apart.any():
+        t = int(apart.argmax())
+        raise ValueError(f"{path}: rl2s has the reward {seen[t]} in row {t + 1}, and rews has {rewards[t]} for it")
 
 
 def _from_amago_vectors(vectors: np.ndarray, spec: ActionSpec) -> np.ndarray:

@@ -248,9 +248,15 @@ def test_mistakes_with_amago_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lacks rl2s, time_idxs, rews, dones"):
         dataset.check(MADE_UP)
     spoilt: list[tuple[dict[str, Any], str]] = [
-        ({"rews": np.array([0, 1, np.nan, 3, 4.0])}, "reward 2 is nan"),
+        ({"rews": np.array([1, 2, np.nan, 4, 5.0])}, "reward 2 is nan"),
         ({"rews": np.zeros(0)}, "no transition"),
-        ({"actions": np.eye(3)[[0]]}, "1 rows of actions for 5 rewards: 5 are right"),
+        ({"actions": np.eye(3)[[0]]}, r"actions of shape \(1, 3\) for 5 rewards: 5 rows of vec"),
+        ({"rews": np.ones((5, 2))}, r"good_0_1.npz has rews of shape \(5, 2\) for 5 rewards: 5 rows of one number"),
+        ({"rews": np.array([1, 2, 3, 4.5, 5])}, "good_0_1.npz: rl2s has the reward 4.0 in row 4, and rews has 4.5"),
+        ({"time_idxs": np.array([0, 1, 2, 9, 10, 11])[:, None]}, "good_0_1.npz: time_idxs is 9 in row 3"),
+        ({"time_idxs": np.array([0, 1, 2, 0, 1, 2])}, "good_0_1.npz: time_idxs is 0 in row 3"),
+        ({"time_idxs": np.arange(-3, 3)[:, None]}, "good_0_1.npz: time_idxs is -3 in row 0"),
+        ({"time_idxs": np.zeros((6, 2), int)}, r"time_idxs of shape \(6, 2\) for 5 rewards: 6 rows of one number"),
         ({"actions": np.eye(3)[[0, 1, 2, 0, 1]] * [[1], [1], [1], [0.5], [1]]}, r"action 3 is \[0.5, 0.0, 0.0\]"),
         ({"actions": np.eye(3)[[0, 1, 2, 0, 1]] * [[1], [np.nan], [1], [1], [1]]}, "action 1 is .nan"),
         ({"actions": np.ones((5, 3))}, "action 0 is .*one-hot"),
