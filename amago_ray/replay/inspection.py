@@ -20,7 +20,7 @@ from amago_ray.messages import Trajectory
 from amago_ray.replay.datasets.stored_source import UNBOUNDED
 from amago_ray.replay.sampling.selection import PriorityFile
 from amago_ray.replay.storage import records
-from amago_ray.replay.storage.folders import shard_folders
+from amago_ray.replay.storage.folders import shard_folders, shard_number
 from amago_ray.replay.storage.records import DATA, Corrupt, Entry
 from amago_ray.replay.storage.segments import (
     FileSegment,
@@ -32,7 +32,7 @@ from amago_ray.replay.storage.segments import (
     segment_path,
     whole_entries,
 )
-from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
+from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore, share_of
 
 OPEN_ATTEMPTS = 20  # a run that evicts may delete a segment between our listing it and opening it
 
@@ -46,17 +46,20 @@ class StoredData:
     """Where data are stored.
 
     shards: a folder of segments each. config: of the run that stored them, None where there is none.
-    capacity_bytes, capacity_trajectories: of one shard, beyond which the run has evicted what may still be on the disk.
+    capacity_bytes: of one shard, beyond which the run has evicted what may still be on the disk; capacity_trajectories:
+    likewise, of all `num_shards` shards of the run.
     """
 
     shards: tuple[Path, ...]
     config: Path | None
     capacity_bytes: int = UNBOUNDED
     capacity_trajectories: int = UNBOUNDED
+    num_shards: int = 1
 
     def open(self) -> list[StoredShard]:
         """Open every shard to look at it. Raises StorageError."""
-        return [StoredShard(folder, self.capacity_bytes, self.capacity_trajectories) for folder in self.shards]
+        shares = [share_of(self.capacity_trajectories, shard_number(s), self.num_shards) for s in self.shards]
+        return [StoredShard(folder, self.capacity_bytes, n) for folder, n in zip(self.shards, shares, strict=True)]
 
 
 def find_stored_data(path: Path) -> StoredData:
@@ -84,7 +87,8 @@ def find_stored_data(path: Path) -> StoredData:
             shards,
             config,
             capacity_bytes=int(settings["replay_capacity_gb"] * 1e9 / num),
-            capacity_trajectories=-(-(settings["replay_capacity_trajectories"] or UNBOUNDED) // num),
+            capacity_trajectories=int(settings["replay_capacity_trajectories"] or UNBOUNDED),
+            num_shards=int(num),
         )
     except (KeyError, TypeError, ValueError, ArithmeticError):  # of a file that is damaged, or of no run
         return StoredData(shards, config)

@@ -16,7 +16,7 @@ from amago_ray.replay.sampling.slices import PaddedSampling, check_padded_sampli
 from amago_ray.replay.sampling.sources import Available, BufferSource, Changed, ReplayEmpty, SliceConfig, Source
 from amago_ray.replay.storage.folders import shard_folder
 from amago_ray.replay.storage.segments import StorageError
-from amago_ray.replay.storage.store import Mark, StoreConfig, TrajectoryStore
+from amago_ray.replay.storage.store import Mark, StoreConfig, TrajectoryStore, share_of
 from amago_ray.replay.storage.trajectory_pack import PackedTrajectories
 
 BUFFER = 0  # the source that is the shard's own buffer
@@ -29,6 +29,7 @@ class ReplayConfig:
 
     max_seq_len: longest sequence sampled, in transitions. padded_sampling: see `sampling.draw_slices`.
     selection: how often each trajectory is drawn. store: of one shard; `store.folder` holds a folder per shard.
+    max_trajectories: of all shards together, which share it as they share workers; None for what `store` says of one.
     relabeler: changes trajectories as they are sampled (see `relabeling`); None for none.
     """
 
@@ -36,6 +37,7 @@ class ReplayConfig:
     padded_sampling: PaddedSampling = "none"
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
+    max_trajectories: int | None = None
     relabeler: Relabeler | None = None
     seed: int = 0
 
@@ -68,7 +70,9 @@ class ReplayShard:
 
     def _open(self) -> None:
         folder = self._folder
-        self.store = TrajectoryStore(replace(self.config.store, folder=folder))
+        store, total = self.config.store, self.config.max_trajectories
+        share = store.capacity_trajectories if total is None else share_of(total, self.shard, store.stride)
+        self.store = TrajectoryStore(replace(store, folder=folder, capacity_trajectories=share))
         if self.store.renumbered and folder is not None:
             (folder / "priorities").unlink(missing_ok=True)
         self.selection = Selection(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from gymnasium.vector import SyncVectorEnv
+from ring_cases import trajectory
 
 from amago_ray.agent import Agent
 from amago_ray.agent.spec import AgentSpec
@@ -26,6 +27,8 @@ from amago_ray.envs.builtin import Counting
 from amago_ray.envs.makers import EnvProcesses
 from amago_ray.nets.traj_encoders import GRUTrajEncoder, TformerTrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder
+from amago_ray.replay.shard import ReplayShard
+from amago_ray.replay.storage.trajectory_pack import pack
 from amago_ray.settings import ExperimentSettings
 from amago_ray.specs import ActionSpec
 
@@ -114,6 +117,23 @@ def test_environments_run_where_the_settings_say() -> None:
     assert {rollout.env_processes for rollout in (*plan.rollout, *plan.validation)} == {EnvProcesses(3.0, None, False)}
     settings = ExperimentSettings("run", Counting, 8, make_val_env=Counting)
     assert {rollout.env_processes for rollout in make_plan(settings, SPEC, CLUSTER).rollout} == {None}
+
+
+@pytest.mark.parametrize(("total", "held"), [(10, 10), (2, 3), (None, 60)])
+def test_shards_hold_together_what_the_settings_say(total: int | None, held: int) -> None:
+    settings = ExperimentSettings(
+        "run",
+        Counting,
+        8,
+        make_val_env=Counting,
+        num_replay_shards=3,
+        replay_durable=False,
+        replay_capacity_trajectories=total,
+    )
+    shards = [ReplayShard(make_plan(settings, SPEC, CLUSTER).replay, i) for i in range(3)]
+    for shard in shards:
+        shard.push(pack([trajectory(i) for i in range(20)]))
+    assert sum(shard.commit(1).trajectories for shard in shards) == held
 
 
 @pytest.mark.parametrize(

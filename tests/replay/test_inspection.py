@@ -77,10 +77,13 @@ def test_folders_without_data_are_refused(tmp_path: Path) -> None:
 def test_what_the_run_has_evicted_counts_as_evicted(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run", num_shards=2, num=15)
     found = find_stored_data(run)
-    assert (found.capacity_bytes, found.capacity_trajectories) == (500_000_000, 8)
-    for shard in found.open():
-        assert len(shard) == 8 and shard.table.first == 12
-        shard.close()
+    assert (found.capacity_bytes, found.capacity_trajectories, found.num_shards) == (500_000_000, 15, 2)
+    for folder, expected in ((run, [8, 7]), (run / "replay" / "shard_1", [7])):
+        shards = find_stored_data(folder).open()
+        assert [len(shard) for shard in shards] == expected
+        assert all(shard.table.first == 20 - len(shard) for shard in shards)
+        for shard in shards:
+            shard.close()
     (shard,) = make_shards(1, folder=tmp_path / "live", capacity_bytes=1500, segment_bytes=1000)
     for n in range(20):
         shard.push(pack([trajectory(n, 3)]))

@@ -144,6 +144,16 @@ def test_capacity_is_kept_at_commit() -> None:
     assert shard.report().evicted == 6 and shard.report().inserted == 10
 
 
+@pytest.mark.parametrize(
+    ("total", "shares"), [(10, [4, 3, 3]), (9, [3, 3, 3]), (2, [1, 1, 1]), (None, [20, 20, 20])], ids=str
+)
+def test_shards_hold_together_what_the_setting_says(total: int | None, shares: list[int]) -> None:
+    shards = make_shards(3, max_trajectories=total)
+    for shard in shards:
+        shard.push(pack([trajectory(i) for i in range(20)]))
+        assert shard.commit(1).trajectories == shares[shard.shard]
+
+
 def test_ages_are_those_of_the_epoch_where_the_disk_was_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else what a full shard holds stays young, and takes more than its share of the draws over all shards."""
 

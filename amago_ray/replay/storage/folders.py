@@ -21,7 +21,13 @@ def shard_folder(replay_folder: Path, shard: int) -> Path:
 def shard_folders(replay_folder: Path) -> tuple[Path, ...]:
     """Those of all shards that have stored something there, in order; none where there is no such folder."""
     found = [path for path in replay_folder.glob(f"{SHARD}*") if path.is_dir()]
-    return tuple(sorted(found, key=lambda path: int(path.name.removeprefix(SHARD))))
+    return tuple(sorted(found, key=shard_number))
+
+
+def shard_number(folder: Path) -> int:
+    """The inverse of `shard_folder`; 0 for a folder of another name."""
+    number = folder.name.removeprefix(SHARD)
+    return int(number) if number.isdecimal() else 0
 
 
 def lock_folder(folder: Path, hints: Hints = OF_A_RUN) -> BinaryIO:

@@ -90,6 +90,11 @@ class StoreConfig:
         return self.segment_bytes or max(size, self.capacity_bytes // MAX_SEGMENTS)
 
 
+def share_of(total: int, shard: int, num_shards: int) -> int:
+    """How many trajectories a shard may hold, so that all of them hold `total`; one at least."""
+    return max(total // num_shards + (shard < total % num_shards), 1)
+
+
 class TrajectoryStore:
     """A first-in-first-out store of trajectories, as a log of records in segments.
 
