@@ -98,7 +98,8 @@ class HindsightRelabeler(Relabeler):
     tolerance: largest Euclidean distance at which a goal counts as reached; 0 for equality.
     reward_fn: (achieved goals (n, ...), desired goals (n, ...), {}) -> rewards (n,), like the `compute_reward` of
     goal-conditioned environments; None for 1 where the goal is reached and else 0.
-    Raises ValueError for an argument out of range, and for trajectories without goals.
+    Raises ValueError for an argument out of range, and for trajectories without goals, or with achieved ones that the
+    dtype of desired ones cannot hold.
     Source: Andrychowicz et al. 2017, arXiv 1707.01495, sections 3.2 and 4.5.
     """
 
@@ -144,7 +145,17 @@ class HindsightRelabeler(Relabeler):
                 "Experiment.relabeler_type=HindsightRelabeler: observations need an 'achieved_goal' and a "
                 f"'desired_goal' of the same shape, and they have {shapes}"
             )
-        return columns[ACHIEVED]
+        achieved, dtype = columns[ACHIEVED], columns[DESIRED].dtype
+        if achieved.dtype == dtype:
+            return achieved
+        with np.errstate(invalid="ignore", over="ignore"):
+            changed = achieved.astype(dtype) != achieved
+        if changed.any():  # the trajectory would not reach the goal that it is given
+            raise ValueError(
+                f"Experiment.relabeler_type=HindsightRelabeler: an 'achieved_goal' of {achieved.dtype} holds "
+                f"{achieved[changed][0]}, which is no {dtype} as a 'desired_goal' is: give both the same dtype"
+            )
+        return achieved
 
     def _reached(self, achieved: np.ndarray, goal: np.ndarray) -> np.ndarray:
         """(n,) bool: which of the achieved goals (n, ...) count as `goal`."""

@@ -235,6 +235,20 @@ def test_trajectories_without_goals_are_refused() -> None:
             HindsightRelabeler(probability=0.0)(bad, np.random.default_rng(0))
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.float16])
+def test_goals_that_would_become_others_are_refused(dtype: Any) -> None:
+    """Also in trajectories that stay as they are. What is held exactly is fine."""
+    columns = line(3).columns
+    columns |= {ACHIEVED: columns[ACHIEVED].astype(np.float32), DESIRED: columns[DESIRED].astype(dtype)}
+    columns[ACHIEVED][2, 1] = 4099.25
+    with pytest.raises(ValueError, match=rf"'achieved_goal' of float32 holds 4099.25.* no {np.dtype(dtype)} as a "):
+        HindsightRelabeler(probability=0.0)(columns, np.random.default_rng(0))
+    columns[ACHIEVED][2, 1] = 7
+    relabeled = HindsightRelabeler("final", 1.0)(columns, np.random.default_rng(0))
+    np.testing.assert_array_equal(relabeled[DESIRED][-1], relabeled[ACHIEVED][-1])
+    assert relabeled[DESIRED].dtype == dtype
+
+
 def test_a_reward_function_that_gives_too_few_is_refused() -> None:
     relabeler = HindsightRelabeler("final", 1.0, reward_fn=lambda achieved, desired, info: 1.0)
     with pytest.raises(ValueError, match=re.escape("it gave rewards of shape () for 4 goals")):
