@@ -221,6 +221,7 @@ class ReplayReport:
     """What one shard holds, and what it has done since it started.
 
     life: another number after every start. restored: trajectories that it found stored when it started.
+    staged: those that it will show with the next commit.
     damage: stored data that it found broken, in words. full: why it cannot show what it stored, where the disk is full.
     """
 
@@ -234,6 +235,7 @@ class ReplayReport:
     evicted: int
     sampled: int
     restored: int = 0
+    staged: int = 0
     damage: tuple[str, ...] = ()
     full: str = ""
 

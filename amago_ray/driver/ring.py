@@ -125,6 +125,8 @@ class Ring:
             why = "replay_durable=False keeps nothing"
             if self._settings.replay_durable:
                 why = f"{replay_folder(self._settings)} holds no more"
+            if staged := sum(report.staged for report in self.replay):
+                why = f"{why} but {staged:,} that the next epoch shows"
             self.say(f"replay begins with {found:,} trajectories, of {stored:,} when the run was saved ({why})")
         self._cuts.load_workers(state.get("workers", {}), self.progress.epoch)
         self._weight_version = state["weight_version"] - 1  # nobody of this process has seen these weights

@@ -192,6 +192,7 @@ class ReplayShard:
             evicted=self.store.evicted,
             sampled=self._sampled,
             restored=self._restored,
+            staged=self.store.num_staged,
             damage=(*self.store.damage, *(text for source in self._datasets for text in source.damage)),
         )
 

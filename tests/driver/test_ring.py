@@ -17,9 +17,10 @@ from amago_ray.driver.saving import Saving
 from amago_ray.driver.schedule import make_schedule
 from amago_ray.driver.topology import LearnerDied
 from amago_ray.envs.builtin import Counting
+from amago_ray.messages import ReplayReport
 from amago_ray.pending import CallTimeout, ProcessDied
 from amago_ray.run_directory import RunDirectory
-from amago_ray.settings import ExperimentSettings
+from amago_ray.settings import ExperimentSettings, replay_folder
 from amago_ray.watch.display import Display
 from amago_ray.watch.metrics import Progress
 
@@ -264,6 +265,31 @@ def test_a_policy_that_was_loaded_over_a_state_is_kept(tmp_path: Path) -> None:
     loads = [detail for kind, detail in topology.log if kind == "load_agent"]
     assert loads == [tmp_path / "other.pt"] * 2
     assert any("going on from the weights of" in line for line in run.said)
+
+
+class LostCommit(FakeTopology):
+    """A shard that has everything, of which it shows some."""
+
+    shown = 0
+
+    def rewind_shard(self, shard: int, mark: Any) -> Any:
+        staged = mark["stored"] - self.shown
+        return self._call("rewind", 0, lambda: ReplayReport(0, 1, self.shown, 0, 0, 0, 0, 0, 0, staged=staged))
+
+
+@pytest.mark.parametrize("shown", [0, 20, STEPS * ENVS])
+def test_what_is_stored_and_not_shown_yet_is_not_said_to_be_gone(tmp_path: Path, shown: int) -> None:
+    Run(tmp_path, "alternate", FakeTopology()).start().learn(epochs=1)
+    topology = LostCommit()
+    topology.shown = shown
+    run = Run(tmp_path, "alternate", topology).resume(topology)
+    stored = STEPS * ENVS
+    told = [line for line in run.said if "replay begins" in line]
+    folder = replay_folder(run.settings)
+    assert told == [
+        f"replay begins with {shown} trajectories, of {stored} when the run was saved ({folder} holds no more but "
+        f"{stored - shown} that the next epoch shows)"
+    ] * (shown < stored)
 
 
 def test_a_group_begins_with_the_state_that_was_gone_back_to(tmp_path: Path) -> None:
