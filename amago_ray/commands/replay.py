@@ -92,6 +92,7 @@ def _summarize(stored: StoredData, run: Path, out: Path) -> bool:
     if not console.is_terminal:
         console = Console(width=TABLE_WIDTH)
     console.print(shard_table(shards))
+    unwritten: OSError | None = None
     if len(contents):
         console.print(environment_table(contents))
         low, high = contents.weight_version.min(), contents.weight_version.max()
@@ -99,14 +100,21 @@ def _summarize(stored: StoredData, run: Path, out: Path) -> bool:
         pieces = int((contents.first_time_idx > 0).sum())
         if pieces:
             console.print(f"{pieces:,} of them are later pieces of rollouts that were cut; each counts by itself.")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        console.print(Text(f"{plot_contents(contents, run.resolve().name, out)}"), soft_wrap=True)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            plot_contents(contents, run.resolve().name, out)
+            console.print(Text(f"{out}"), soft_wrap=True)
+        except OSError as error:
+            unwritten = error
     else:
         console.print("Nothing is visible yet: trajectories become so when an epoch ends.")
     for text in damage:
         console.print(Text(f"damaged: {text}"), style="red", soft_wrap=True)
     for shard in shards:
         shard.close()
+    if unwritten is not None:
+        why = unwritten.strerror or unwritten
+        raise ValueError(f"the picture {out} cannot be written ({why}): --out says where") from unwritten
     return not damage
 
 

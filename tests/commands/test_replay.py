@@ -155,6 +155,24 @@ def test_a_broken_record_is_left_out_of_an_export(
         np.testing.assert_array_equal(a.columns["obs.rollout"], b.columns["obs.rollout"])
 
 
+def test_a_picture_that_cannot_be_written_comes_behind_all_else(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of a run on a disk that is read only: what is damaged is told, too."""
+    with open(max((run / "replay" / "shard_0").glob("*.segment")), "ab") as file:
+        file.write(b"no record" * 20)
+
+    def refuse(*args: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("amago_ray.commands.replay.plot_contents", refuse)
+    assert replay(run) == 2
+    out, err = capsys.readouterr()
+    assert "trajectories" in out and "damaged: " in out
+    told = f"the picture {run}/replay.png cannot be written (Read-only file system): --out says where"
+    assert err == f"amago-ray: {told}\n"
+
+
 def test_nothing_changes_in_what_is_looked_at(run: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in (run / "replay").rglob("*") if path.is_file()}
     for arguments in (["--out", str(tmp_path / "a.png")], ["--verify"], ["--export", str(tmp_path / "out")]):
@@ -169,7 +187,7 @@ def test_nothing_changes_in_what_is_looked_at(run: Path, tmp_path: Path) -> None
         (["{tmp}"], ["holds no stored data", "replay_durable"]),
         (["{run}", "--export", "{tmp}"], ["--export", "this exists already"]),
         (["{run}", "--export", "{tmp}/out", "--config", "{tmp}/none.gin"], ["none.gin: there is no such file"]),
-        (["{run}", "--out", "{run}/config.txt/a.png"], ["config.txt"]),
+        (["{run}", "--out", "{run}/config.txt/a.png"], ["config.txt/a.png cannot be written (", "): --out says where"]),
         (["{tmp}/moved", "--export", "{tmp}/out"], ["needs the environments' spaces", "--config FILE"]),
     ],
 )
