@@ -22,6 +22,7 @@ import numpy as np
 
 from amago_ray.envs.spaces import OBSERVATION
 from amago_ray.messages import ACTION, REWARD, TERMINATED, Trajectory, TrajectoryId
+from amago_ray.replay.datasets.checks import reward_column
 from amago_ray.replay.datasets.dataset import NOT_FROM_A_WORKER, Episode, RLDataset, RowLayout, TrajectoryDataset
 from amago_ray.replay.datasets.recorded_spaces import check_meaning, recorded_spaces
 from amago_ray.replay.datasets.stored_source import UNBOUNDED, StoredSource
@@ -91,7 +92,7 @@ class AmagoDataset(TrajectoryDataset):
     def read(self, index: int, layout: RowLayout) -> Trajectory:
         path = self.files[index]
         arrays = _read_npz(path)
-        rewards = arrays["rews"].reshape(-1).astype(np.float32)
+        rewards = reward_column(arrays["rews"])
         columns = layout.empty(len(rewards) + 1)
         observed = {k.removeprefix(AMAGO_OBS_PREFIX): v for k, v in arrays.items() if k.startswith(AMAGO_OBS_PREFIX)}
         for name in layout.obs.spec:

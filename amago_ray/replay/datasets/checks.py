@@ -10,10 +10,16 @@ from amago_ray.envs.spaces import BOUNDS_TOLERANCE
 from amago_ray.messages import ACTION, TERMINATED
 from amago_ray.replay.sampling.sources import Columns
 from amago_ray.specs import OBS_PREFIX, ActionSpec, ObsSpec
+from amago_ray.warned import warn
+
+LARGEST_WHOLE = 1 << 24  # up to which float32 holds every whole number
 
 
 def reward_column(rewards: Any) -> np.ndarray:
-    """(T,) float32. Raises ValueError for what are no numbers, and not one for each transition."""
+    """(T,) float32. Raises ValueError for what are no numbers, and not one for each transition.
+
+    Warns of whole numbers that become others.
+    """
     try:
         given = np.asarray(rewards)
         if given.dtype.kind not in "biufO":
@@ -22,6 +28,8 @@ def reward_column(rewards: Any) -> np.ndarray:
             numbers = given.astype(np.float32)
     except (TypeError, ValueError) as error:
         raise ValueError(f"rewards are no numbers: {error}") from error
+    if given.dtype.kind in "iu" and (numbers.astype(np.float64) != given).any():
+        warn(f"whole rewards above {LARGEST_WHOLE:,} are rounded: they are stored as float32")
     return _column("rewards", numbers)
 
 

@@ -171,6 +171,25 @@ def test_episodes_that_do_not_fit_are_refused_by_number(changes: dict[str, Any],
 
 
 @pytest.mark.parametrize(
+    ("rewards", "rounded"),
+    [
+        ([1 << 24, -(1 << 24), 0, 1, 2, 3], False),
+        ([(1 << 24) + 2, 0, 0, 1, 2, 3], False),  # a float32 like any even number up to twice that
+        ([0, 0, 0, 1, 2, (1 << 24) + 1], True),
+        (np.array([0, 0, 0, 1, 2, 4294967295], np.uint32), True),
+        ([0.1, 0, 0, 1, 2, 16777217.0], False),  # every number with a fraction is rounded
+    ],
+)
+def test_whole_rewards_that_become_others_are_warned_of(rewards: Any, rounded: bool) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = LAYOUT.trajectory(replace(episode(0), rewards=rewards), 0)
+    np.testing.assert_array_equal(found.columns["reward"][1:], np.array(rewards, np.float32))
+    lines = [str(warning.message) for warning in told]
+    assert lines == ["whole rewards above 16,777,216 are rounded: they are stored as float32"] * rounded
+
+
+@pytest.mark.parametrize(
     ("space", "good", "bad"),
     [
         (spaces.Box(-1, 1, (2,)), [[1.0, -1.0], [1 + 1e-6, 0.5]], [[90.0, -30.0], [1.001, 0.0], [np.nan, 0.0]]),
