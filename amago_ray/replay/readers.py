@@ -146,7 +146,7 @@ def _check_one_rollout(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         t = int(wrong.argmax())
         raise ValueError(f"{path}: time_idxs is {times[t]} in row {t}: it must count the rows of one rollout")
     rewards, seen = arrays["rews"].reshape(-1).astype(np.float32), arrays["rl2s"][1:, 0].astype(np.float32)
-    apart = ~np.isclose(rewards, seen, rtol=1e-5, atol=1e-6) & np.isfinite(rewards)  # others are refused as such
+    apart = ~np.isclose(rewards, seen, rtol=2e-3, atol=1e-6) & np.isfinite(rewards)  # others are refused as such
     if apart.any():
         t = int(apart.argmax())
         raise ValueError(f"{path}: rl2s has the reward {seen[t]} in row {t + 1}, and rews has {rewards[t]} for it")
