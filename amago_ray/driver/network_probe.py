@@ -1,4 +1,4 @@
-"""The networks of an agent are tried before any process starts: a step, a loss, and a sequence model by steps."""
+"""The networks of an agent are tried before any process starts: a step and a loss."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ from amago_ray.agent import Agent
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.learner.batches import training_batch
 from amago_ray.messages import ACTION, REWARD, TERMINATED, Batch, SampledSequences
-from amago_ray.nets.traj_encoders import TrajEncoder
 from amago_ray.specs import OBS_PREFIX
-
-OWN = TrajEncoder.__module__.partition(".")[0]
-TRIED = 4  # timesteps of a sequence model
-TOLERANCE = 1e-3  # of states, which are of the order of 1
 
 
 def check_acting(agent: Agent, spec: AgentSpec) -> None:
@@ -54,32 +49,3 @@ def _zeros(spec: AgentSpec) -> Batch:
     ids, probability = np.zeros((2, 3), np.int64), np.full(2, 0.5)
     drawn = SampledSequences(columns, lengths, none, none, ids, none, none, probability, life=0, total=1.0)
     return Batch((drawn,), part=none, index=np.arange(2), probability=probability)
-
-
-@torch.no_grad()
-def check_steps(encoder: TrajEncoder) -> None:
-    """Raises ValueError where a user's sequence model acts step by step as it does not train on whole sequences."""
-    num = min(TRIED, encoder.max_seq_len + 1)
-    if type(encoder).__module__.partition(".")[0] == OWN or num < TRIED:
-        return
-    encoder.eval()
-    seq = torch.randn(2, num, encoder.tstep_dim, generator=torch.Generator().manual_seed(0))
-    time_idx = torch.arange(num).expand(2, -1)
-    whole, memory = encoder(seq, time_idx), encoder.initial_memory(2)
-    for t in range(num - 1):
-        state, memory = encoder.step(seq[:, t], time_idx[:, t], memory)
-        _check_same(encoder, state, whole[:, t], f"after {t + 1} of {num} timesteps")
-    # The first environment begins anew, the other goes on.
-    memory = encoder.reset_memory(memory, np.array([True, False]))
-    last = torch.stack((seq[0, 0], seq[1, -1]))
-    state, _ = encoder.step(last, torch.tensor([0, num - 1]), memory)
-    _check_same(encoder, state, torch.stack((whole[0, 0], whole[1, -1])), "after reset_memory of one of two")
-
-
-def _check_same(encoder: TrajEncoder, stepped: torch.Tensor, whole: torch.Tensor, when: str) -> None:
-    off = (stepped - whole).abs().max().item()
-    if off > TOLERANCE * (1.0 + whole.abs().max().item()):
-        raise ValueError(
-            f"{type(encoder).__name__}: `step` and `forward` must agree, and are {off:.2g} apart {when}. One that has "
-            "memory defines initial_memory, step and reset_memory, and `forward` must not look ahead"
-        )

@@ -11,7 +11,8 @@ from amago_ray.agent import Agent
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.config import nearest
 from amago_ray.config.value_checks import check_made
-from amago_ray.driver.network_probe import check_acting, check_loss, check_steps
+from amago_ray.driver.network_probe import check_acting, check_loss
+from amago_ray.driver.sequence_probe import check_steps
 from amago_ray.driver.time_limit import time_limit
 from amago_ray.envs.exploration import ExplorationWrapper
 from amago_ray.envs.makers import check_env, env_spaces
@@ -141,12 +142,13 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
             "Experiment.replay_sampling='prioritized': priorities are the critics' errors, and this agent trains none "
             "(fake_filter with online_coeff=0); use 'trajectories', 'timesteps' or 'recent'"
         )
+    packed = settings.batch_layout == "packed"
     with _in_one_line("a first step of the networks"):
         check_acting(agent, spec)
     with _in_one_line("the sequence model by steps"):
-        check_steps(agent.policy.traj_encoder)
+        check_steps(agent.policy.traj_encoder, packed)
     with _in_one_line("a first loss of the networks"):
-        check_loss(agent, spec, packed=settings.batch_layout == "packed")
+        check_loss(agent, spec, packed)
     with _in_one_line("building the optimiser"):
         if agent.optimizer_type is not None or type(agent).init_optimizer is not Agent.init_optimizer:
             # Not the one that is known: PyTorch imports its compiler to make it, which takes a second and 70 MB.

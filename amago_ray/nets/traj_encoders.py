@@ -43,7 +43,11 @@ class TrajEncoder(nn.Module, ABC):
     """Base class of sequence models. A subclass defines `emb_dim`, `forward`, and, if it has memory, three more.
 
     tstep_dim: width of the timestep embeddings that come in. max_seq_len: longest training sequence, in transitions.
+    max_time_idx: a subclass with a table of that many timesteps, say, sets it to the largest index that it takes, and
+        is then for rollouts of as many actions at most; None: any.
     """
+
+    max_time_idx: int | None = None
 
     def __init__(self, tstep_dim: int, max_seq_len: int):
         super().__init__()
