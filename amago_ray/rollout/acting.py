@@ -100,7 +100,8 @@ class ActingPolicy:
     def initial_state(self, num_envs: int | None = None) -> PolicyState:
         """The state before the first action. num_envs: of a batch; None for one environment."""
         num, vector_size = 1 if num_envs is None else num_envs, self._action.spec.vector_size
-        memory = self.policy.initial_memory(num)
+        with torch.inference_mode():  # as steps are: what is made there may not be written into elsewhere
+            memory = self.policy.initial_memory(num)
         time_idx = torch.zeros(num, dtype=torch.int64)
         return PolicyState(memory, torch.zeros(num, vector_size), time_idx, num_envs is not None)
 
@@ -135,7 +136,10 @@ class ActingPolicy:
         rl2 = rl2.masked_fill(start_N.unsqueeze(1), 0.0)
         time_idx = state.time_idx.masked_fill(start_N, 0)
         arrays = self._arrays(obs, num_envs)
-        memory = self.policy.reset_memory(state.memory, start) if start.any() else state.memory
+        memory = state.memory
+        if start.any():
+            with torch.inference_mode():
+                memory = self.policy.reset_memory(memory, start)
         with self._random:
             vector, memory = self._choose(arrays, rl2, time_idx, memory)
         stored = stored_action(vector, self._action.spec).numpy().astype(self._action.spec.dtype, copy=False)

@@ -27,6 +27,8 @@ CompileActing = Literal["auto", "always", "never"]
 class PolicyStep:
     """A policy and its memory of N environments, one timestep after the other.
 
+    All of it is in inference mode, as `Policy.act` is: what that makes could not be written into elsewhere.
+
     sample: draw actions from the policy, else take its mode.
     """
 
@@ -35,10 +37,12 @@ class PolicyStep:
         self._num_envs, self._device, self._sample = num_envs, device, sample
         self._memory: Any = None
 
+    @torch.inference_mode()
     def begin_all(self) -> None:
         """All environments are at the start of a rollout."""
         self._memory = self._policy.initial_memory(self._num_envs)
 
+    @torch.inference_mode()
     def begin(self, fresh: np.ndarray) -> None:
         """Those of `fresh`, (N,) bool, are at the start of a rollout."""
         self._memory = self._policy.reset_memory(self._memory, fresh)
@@ -101,6 +105,7 @@ class GraphedPolicyStep(PolicyStep):
         self._replay: Callable[[], None] | None = None
         self._result: Tensor | None = None
 
+    @torch.inference_mode()
     def begin_all(self) -> None:
         if self._failed:
             return super().begin_all()
@@ -109,6 +114,7 @@ class GraphedPolicyStep(PolicyStep):
             self._memory = memory
         self._keep(memory)
 
+    @torch.inference_mode()
     def begin(self, fresh: np.ndarray) -> None:
         if self._failed:
             return super().begin(fresh)
