@@ -7,6 +7,8 @@ import torch
 
 from amago_ray.agent import Agent
 from amago_ray.agent.spec import AgentSpec
+from amago_ray.driver.hook_probe import checked_hooks
+from amago_ray.driver.probe_inputs import observed
 from amago_ray.learner.batches import training_batch
 from amago_ray.messages import ACTION, REWARD, TERMINATED, Batch, SampledSequences
 from amago_ray.specs import OBS_PREFIX
@@ -21,12 +23,14 @@ def check_acting(agent: Agent, spec: AgentSpec) -> None:
 
 
 def check_loss(agent: Agent, spec: AgentSpec, packed: bool) -> None:
-    """The loss of a batch of two short sequences of zeros, as a learner computes it, with what it would log.
+    """The loss of a batch of two short sequences, as a learner computes it, with what it would log.
 
-    Changes the agent's statistics. Raises ValueError for a loss that is no scalar, and what the networks raise.
+    Changes the agent's statistics. Raises ValueError for a loss that is no scalar, for hooks of one's own that return
+    other shapes than they should, and what the networks raise.
     """
-    with torch.random.fork_rng(devices=[]):
-        loss = agent.train()(training_batch(_zeros(spec), spec.action_spec, torch.device("cpu"), packed), log=True).loss
+    batch = training_batch(_first_batch(spec), spec.action_spec, torch.device("cpu"), packed)
+    with torch.random.fork_rng(devices=[]), checked_hooks(agent, batch.num_real):
+        loss = agent.train()(batch, log=True).loss
     if loss.dim() or not loss.requires_grad:
         gradient = "with gradient" if loss.requires_grad else "without gradient"
         raise ValueError(
@@ -35,15 +39,15 @@ def check_loss(agent: Agent, spec: AgentSpec, packed: bool) -> None:
         )
 
 
-def _zeros(spec: AgentSpec) -> Batch:
+def _first_batch(spec: AgentSpec) -> Batch:
     """Two rollouts of 2 and 1 transitions, the second of which ends; all actions are legal."""
-    lengths = np.array([min(2, spec.max_seq_len), 1])
+    lengths, rng = np.array([min(2, spec.max_seq_len), 1]), np.random.default_rng(0)
     rows = int(lengths.sum()) + 2
-    columns = {OBS_PREFIX + name: np.zeros((rows, *s.shape), s.dtype) for name, s in spec.obs_spec.items()}
+    columns = {OBS_PREFIX + name: observed(s, rows, rng) for name, s in spec.obs_spec.items()}
     if spec.action_mask_key is not None:
-        columns[OBS_PREFIX + spec.action_mask_key] += 1
+        columns[OBS_PREFIX + spec.action_mask_key][:] = 1
     columns[ACTION] = np.zeros((rows, *spec.action_spec.shape), spec.action_spec.dtype)
-    columns[REWARD] = np.zeros(rows, np.float32)
+    columns[REWARD] = rng.random(rows).astype(np.float32)
     columns[TERMINATED] = np.arange(rows) == rows - 1
     none = np.zeros(2, np.int64)
     ids, probability = np.zeros((2, 3), np.int64), np.full(2, 0.5)
