@@ -12,6 +12,7 @@ from amago_ray.agent.spec import AgentSpec
 from amago_ray.config import nearest
 from amago_ray.config.value_checks import check_made
 from amago_ray.driver.network_probe import check_acting, check_loss
+from amago_ray.driver.parts_probe import check_parts
 from amago_ray.driver.sequence_probe import check_steps
 from amago_ray.driver.time_limit import time_limit
 from amago_ray.envs.exploration import ExplorationWrapper
@@ -145,6 +146,8 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
     packed = settings.batch_layout == "packed"
     with _in_one_line("a first step of the networks"):
         check_acting(agent, spec)
+    with _in_one_line("the parts of the policy"):
+        check_parts(agent, spec)
     with _in_one_line("the sequence model by steps"):
         check_steps(agent.policy.traj_encoder, packed)
     with _in_one_line("a first loss of the networks"):

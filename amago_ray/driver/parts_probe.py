@@ -1,0 +1,52 @@
+"""Parts of a policy that are of a user's module are tried one by one before any process starts."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amago_ray.agent import Agent
+from amago_ray.agent.policy import Policy
+from amago_ray.agent.spec import AgentSpec
+from amago_ray.driver.probe_inputs import apart, is_own, timesteps
+
+NUM, LENGTH = 2, 3  # sequences and their timesteps
+TOLERANCE = 1e-3  # of what is of the order of 1
+
+
+def check_parts(agent: Agent, spec: AgentSpec) -> None:
+    """Raises ValueError for a user's timestep encoder that is not as it should be.
+
+    In evaluation mode, on observations that fit the space.
+    """
+    policy = agent.policy.eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        if is_own(policy.tstep_encoder):
+            _check_encoder(policy, spec)
+
+
+def _observed(policy: Policy, spec: AgentSpec) -> tuple[dict[str, Tensor], Tensor]:
+    return timesteps(spec.obs_spec, 1 + spec.action_spec.vector_size, NUM, LENGTH, spec.action_mask_key)
+
+
+def _check_encoder(policy: Policy, spec: AgentSpec) -> None:
+    encoder, name = policy.tstep_encoder, type(policy.tstep_encoder).__name__
+    obs, rl2 = _observed(policy, spec)
+    together = encoder(obs, rl2)
+    expected = (NUM, LENGTH, encoder.emb_dim)
+    if tuple(together.shape) != expected:
+        raise ValueError(
+            f"{name}: `encode` made an embedding of shape {tuple(together.shape)} of {NUM} sequences of {LENGTH} "
+            f"timesteps; with emb_dim={encoder.emb_dim} it must be {expected}"
+        )
+    for b, t in np.ndindex(NUM, LENGTH):
+        alone = encoder({key: x[b : b + 1, t : t + 1] for key, x in obs.items()}, rl2[b : b + 1, t : t + 1])
+        off = apart(alone[0, 0], together[b, t], TOLERANCE)
+        if off is not None:
+            raise ValueError(
+                f"{name}: `encode` must encode each timestep alone, as acting does, and is {off:.2g} off where a "
+                "timestep comes without the others of its sequence and batch; what mixes timesteps belongs into a "
+                "sequence model"
+            )

@@ -1,0 +1,113 @@
+"""Parts of a policy that are not what they promise are refused before anything starts."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from agent_cases import ACTION_SPECS, OBS_SPEC
+from conftest import TINY_NETWORKS
+from gpu.cases import agent_spec
+from torch import Tensor, nn
+
+from amago_ray import config
+from amago_ray.agent.spec import AgentSpec
+from amago_ray.driver import parts_probe
+from amago_ray.driver.parts_probe import check_parts
+from amago_ray.driver.probe import probe
+from amago_ray.driver.probe_inputs import timesteps
+from amago_ray.envs.builtin import Identity
+from amago_ray.experiment import Experiment
+from amago_ray.nets.mixed_encoder import MixedTstepEncoder
+from amago_ray.nets.tstep_encoders import CNNTstepEncoder, FFTstepEncoder, TstepEncoder
+from amago_ray.specs import ArraySpec, Bounds
+
+
+class Linear(TstepEncoder):
+    def __init__(self, obs_spec: Any, rl2_dim: int):
+        super().__init__(obs_spec, rl2_dim)
+        self.size = sum(spec.num_features for spec in obs_spec.values()) + rl2_dim
+        self.norm, self.linear = nn.BatchNorm1d(self.size), nn.Linear(self.size, 8)
+
+    @property
+    def emb_dim(self) -> int:
+        return 8
+
+    def flat(self, obs: Any, rl2: Tensor) -> Tensor:
+        return torch.cat([*(obs[n].float().reshape(*rl2.shape[:2], -1) for n in sorted(obs)), rl2], dim=-1)
+
+    def encode(self, obs: Any, rl2: Tensor, mask: Tensor | None) -> Tensor:
+        x = self.flat(obs, rl2)
+        return self.linear(self.norm(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+
+
+class OverTime(Linear):
+    def __init__(self, obs_spec: Any, rl2_dim: int):
+        super().__init__(obs_spec, rl2_dim)
+        self.rnn = nn.GRU(8, 8, batch_first=True)
+
+    def encode(self, obs: Any, rl2: Tensor, mask: Tensor | None) -> Tensor:
+        return self.rnn(super().encode(obs, rl2, mask))[0]
+
+
+class OverBatch(Linear):
+    def encode(self, obs: Any, rl2: Tensor, mask: Tensor | None) -> Tensor:
+        x = super().encode(obs, rl2, mask)
+        return x - x.mean(dim=0)
+
+
+class WithoutTime(Linear):
+    def encode(self, obs: Any, rl2: Tensor, mask: Tensor | None) -> Tensor:
+        return super().encode(obs, rl2, mask)[:, -1]
+
+
+def try_it(spec: AgentSpec) -> None:
+    random = torch.get_rng_state()
+    agent = spec.build()
+    check_parts(agent, spec)
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("kind", ACTION_SPECS)
+@pytest.mark.parametrize("tstep_encoder", [FFTstepEncoder, Linear])
+def test_parts_as_they_should_be(tstep_encoder: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This package's own, which is why they are not tried before each run, and a user's."""
+    monkeypatch.setattr(parts_probe, "is_own", lambda part: True)
+    try_it(agent_spec(kind=kind, tstep_encoder=tstep_encoder))
+
+
+@pytest.mark.parametrize("tstep_encoder", [CNNTstepEncoder, MixedTstepEncoder])
+def test_this_packages_encoders_of_images(tstep_encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts_probe, "is_own", lambda part: True)
+    try_it(agent_spec(tstep_encoder=tstep_encoder, obs_spec={"image": ArraySpec((16, 16, 3), "uint8")}))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "said"),
+    [
+        (OverTime, "must encode each timestep alone"),
+        (OverBatch, "must encode each timestep alone"),
+        (WithoutTime, r"an embedding of shape \(2, 8\) .* with emb_dim=8 it must be \(2, 3, 8\)"),
+    ],
+)
+def test_timestep_encoders_that_mix_timesteps(encoder: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{encoder.__name__}: .*{said}"):
+        try_it(agent_spec(tstep_encoder=encoder))
+
+
+def test_observations_are_within_their_spaces() -> None:
+    far = Bounds((), (5.0,), (7.0,))
+    spec = {**OBS_SPEC, "far": ArraySpec((2,), "float32", (), far), "bytes": ArraySpec((2, 2), "uint8")}
+    obs, rl2 = timesteps({**spec, "legal": ArraySpec((4,), "int8")}, 5, 2, 3, legal_key="legal")
+    assert rl2.shape == (2, 3, 5) and obs["bytes"].shape == (2, 3, 2, 2) and obs["bytes"].dtype == torch.uint8
+    assert (obs["far"] == 5).all() and (obs["legal"] == 1).all()
+    assert set(obs["n"].flatten().tolist()) <= {0, 1, 2, 3} and obs["x"].std() > 0
+
+
+def test_it_is_told_in_one_line() -> None:
+    config.load([], [*TINY_NETWORKS, "Experiment.traj_encoder_type = @GRUTrajEncoder"])
+    make_env = partial(Identity, "discrete", 3)
+    with pytest.raises(ValueError, match="^the parts of the policy: ValueError: OverTime: `encode` must encode each"):
+        probe(Experiment(run_name="a", make_train_env=make_env, max_seq_len=8, tstep_encoder_type=OverTime))
