@@ -10,13 +10,14 @@ from amago_ray.agent import Agent
 from amago_ray.agent.policy import Policy
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.driver.probe_inputs import apart, is_own, timesteps
+from amago_ray.nets.actors import ActorHead
 
 NUM, LENGTH = 2, 3  # sequences and their timesteps
 TOLERANCE = 1e-3  # of what is of the order of 1
 
 
 def check_parts(agent: Agent, spec: AgentSpec) -> None:
-    """Raises ValueError for a user's timestep encoder that is not as it should be.
+    """Raises ValueError for a user's timestep encoder or actor that is not as it should be.
 
     In evaluation mode, on observations that fit the space.
     """
@@ -25,6 +26,8 @@ def check_parts(agent: Agent, spec: AgentSpec) -> None:
         torch.default_generator.manual_seed(0)
         if is_own(policy.tstep_encoder):
             _check_encoder(policy, spec)
+        if is_own(policy.actor):
+            _check_actor(policy, spec)
 
 
 def _observed(policy: Policy, spec: AgentSpec) -> tuple[dict[str, Tensor], Tensor]:
@@ -50,3 +53,31 @@ def _check_encoder(policy: Policy, spec: AgentSpec) -> None:
                 "timestep comes without the others of its sequence and batch; what mixes timesteps belongs into a "
                 "sequence model"
             )
+
+
+def _check_actor(policy: Policy, spec: AgentSpec) -> None:
+    """What acts must be the last of what is trained."""
+    actor, kind = policy.actor, type(policy.actor)
+    if (kind.forward, kind.main_gamma) != (ActorHead.forward, ActorHead.main_gamma):
+        return  # `params` is then whatever these make of it
+    obs, _ = _observed(policy, spec)
+    obs = dict(policy.actor_obs(obs))
+    states = torch.randn(NUM, LENGTH, actor.state_dim)
+    every = actor.params(states, main_gamma_only=False, obs=obs)
+    main = actor.params(states[:, 0], main_gamma_only=True, obs={key: x[:, 0] for key, x in obs.items()})
+    num = actor.policy_output.num_params
+    for answer, leading, size, which in (
+        (every, (NUM, LENGTH), actor.num_gammas * num, "main_gamma_only=False"),
+        (main, (NUM,), num, "main_gamma_only=True"),
+    ):
+        if tuple(answer.shape) != (*leading, size):
+            raise ValueError(
+                f"{kind.__name__}: `params` with {which} returned shape {tuple(answer.shape)} of states "
+                f"{(*leading, actor.state_dim)}; it must be {(*leading, size)}"
+            )
+    off = apart(main, every[:, 0, -num:], TOLERANCE)
+    if off is not None:
+        raise ValueError(
+            f"{kind.__name__}: `params` with main_gamma_only=True must be the last {num} of those of all discount "
+            f"factors, and is {off:.2g} off (in evaluation mode, in which it must draw nothing)"
+        )

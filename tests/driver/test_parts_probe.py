@@ -11,6 +11,7 @@ from agent_cases import ACTION_SPECS, OBS_SPEC
 from conftest import TINY_NETWORKS
 from gpu.cases import agent_spec
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from amago_ray import config
 from amago_ray.agent.spec import AgentSpec
@@ -20,6 +21,7 @@ from amago_ray.driver.probe import probe
 from amago_ray.driver.probe_inputs import timesteps
 from amago_ray.envs.builtin import Identity
 from amago_ray.experiment import Experiment
+from amago_ray.nets.actors import Actor, ActorHead, ResidualActor
 from amago_ray.nets.mixed_encoder import MixedTstepEncoder
 from amago_ray.nets.tstep_encoders import CNNTstepEncoder, FFTstepEncoder, TstepEncoder
 from amago_ray.specs import ArraySpec, Bounds
@@ -63,6 +65,33 @@ class WithoutTime(Linear):
         return super().encode(obs, rl2, mask)[:, -1]
 
 
+class Head(ActorHead):
+    def __init__(self, state_dim: int, action_spec: Any, num_gammas: int, policy_output_type: Any = None):
+        super().__init__(state_dim, action_spec, num_gammas, policy_output_type)
+        self.num = self.policy_output.num_params
+        self.linear = nn.Linear(state_dim, num_gammas * self.num)
+
+    def params(self, state: Tensor, main_gamma_only: bool, obs: Any) -> Tensor:
+        params = self.linear(state)
+        return params[..., -self.num :] if main_gamma_only else params
+
+
+class FirstGamma(Head):
+    def params(self, state: Tensor, main_gamma_only: bool, obs: Any) -> Tensor:
+        params = self.linear(state)
+        return params[..., : self.num] if main_gamma_only else params
+
+
+class EveryGamma(Head):
+    def params(self, state: Tensor, main_gamma_only: bool, obs: Any) -> Tensor:
+        return self.linear(state)
+
+
+class AlwaysDrops(Head):
+    def params(self, state: Tensor, main_gamma_only: bool, obs: Any) -> Tensor:
+        return super().params(F.dropout(state, 0.5), main_gamma_only, obs)
+
+
 def try_it(spec: AgentSpec) -> None:
     random = torch.get_rng_state()
     agent = spec.build()
@@ -75,7 +104,8 @@ def try_it(spec: AgentSpec) -> None:
 def test_parts_as_they_should_be(tstep_encoder: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """This package's own, which is why they are not tried before each run, and a user's."""
     monkeypatch.setattr(parts_probe, "is_own", lambda part: True)
-    try_it(agent_spec(kind=kind, tstep_encoder=tstep_encoder))
+    for actor in (Actor, ResidualActor, Head):
+        try_it(agent_spec(kind=kind, tstep_encoder=tstep_encoder, actor_type=actor))
 
 
 @pytest.mark.parametrize("tstep_encoder", [CNNTstepEncoder, MixedTstepEncoder])
@@ -95,6 +125,19 @@ def test_this_packages_encoders_of_images(tstep_encoder: Any, monkeypatch: pytes
 def test_timestep_encoders_that_mix_timesteps(encoder: Any, said: str) -> None:
     with pytest.raises(ValueError, match=f"^{encoder.__name__}: .*{said}"):
         try_it(agent_spec(tstep_encoder=encoder))
+
+
+@pytest.mark.parametrize(
+    ("actor", "said"),
+    [
+        (FirstGamma, "main_gamma_only=True must be the last 4 .* is .* off"),
+        (EveryGamma, r"main_gamma_only=True returned shape \(2, \d+\) .*; it must be \(2, 4\)"),
+        (AlwaysDrops, "evaluation mode, in which it must draw nothing"),
+    ],
+)
+def test_actors_that_act_otherwise_than_they_are_trained(actor: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{actor.__name__}: .*{said}"):
+        try_it(agent_spec(actor_type=actor))
 
 
 def test_observations_are_within_their_spaces() -> None:
