@@ -10,14 +10,19 @@ from amago_ray.agent import Agent
 from amago_ray.agent.policy import Policy
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.driver.probe_inputs import apart, is_own, timesteps
+from amago_ray.envs.spaces import BOUNDS_TOLERANCE
 from amago_ray.nets.actors import ActorHead
+from amago_ray.nets.distributions import ActionDistribution
+from amago_ray.nets.policy_outputs import PolicyOutput
+from amago_ray.specs import ActionSpec
 
 NUM, LENGTH = 2, 3  # sequences and their timesteps
+DRAWN = 64  # actions of a distribution
 TOLERANCE = 1e-3  # of what is of the order of 1
 
 
 def check_parts(agent: Agent, spec: AgentSpec) -> None:
-    """Raises ValueError for a user's timestep encoder or actor that is not as it should be.
+    """Raises ValueError for a user's timestep encoder, actor or family of distributions that is not as it should be.
 
     In evaluation mode, on observations that fit the space.
     """
@@ -28,6 +33,7 @@ def check_parts(agent: Agent, spec: AgentSpec) -> None:
             _check_encoder(policy, spec)
         if is_own(policy.actor):
             _check_actor(policy, spec)
+            _check_distribution(policy.actor.policy_output)
 
 
 def _observed(policy: Policy, spec: AgentSpec) -> tuple[dict[str, Tensor], Tensor]:
@@ -81,3 +87,41 @@ def _check_actor(policy: Policy, spec: AgentSpec) -> None:
             f"{kind.__name__}: `params` with main_gamma_only=True must be the last {num} of those of all discount "
             f"factors, and is {off:.2g} off (in evaluation mode, in which it must draw nothing)"
         )
+
+
+def _check_distribution(output: PolicyOutput) -> None:
+    if not is_own(output):
+        return
+    dist, name = output(3.0 * torch.randn(DRAWN, output.num_params)), type(output).__name__
+    spec = output.action_spec
+    for method, action in (("sample()", dist.sample()), ("mode", dist.mode)):
+        wrong = _no_action(action, spec)
+        if wrong is not None:
+            raise ValueError(f"{name}: {method} of its {type(dist).__name__} {wrong}")
+    _check_logarithms(name, dist, dist.sample())
+
+
+def _no_action(action: Tensor, spec: ActionSpec) -> str | None:
+    """What is wrong with action vectors (DRAWN, A), if anything is."""
+    expected = (DRAWN, spec.vector_size)
+    if tuple(action.shape) != expected:
+        return f"is of shape {tuple(action.shape)}; {DRAWN} action vectors must be {expected}"
+    if not action.isfinite().all():
+        return "is not finite"
+    if spec.kind == "continuous":
+        most = action.abs().max().item()
+        return None if most <= 1 + BOUNDS_TOLERANCE else f"is as far as {most:.3g} from 0; actions are from -1 to 1"
+    if not ((action == 0) | (action == 1)).all():
+        return f"holds {action[(action != 0) & (action != 1)][0].item():.3g}; {spec.kind} action vectors hold 0 and 1"
+    if spec.kind != "multibinary" and any((part.sum(-1) != 1).any() for part in action.split(spec.nvec, dim=-1)):
+        return f"chooses another number of categories than one; {spec.kind} actions are one-hots"
+    return None
+
+
+def _check_logarithms(name: str, dist: ActionDistribution, action: Tensor) -> None:
+    for method, answer in (("log_prob", dist.log_prob(action)), ("entropy", dist.entropy())):
+        if tuple(answer.shape) != (DRAWN, 1):
+            raise ValueError(
+                f"{name}: {method} of its {type(dist).__name__} is of shape {tuple(answer.shape)} for {DRAWN} "
+                f"distributions; it must be {(DRAWN, 1)}, of all parts of an action together"
+            )

@@ -22,7 +22,9 @@ from amago_ray.driver.probe_inputs import timesteps
 from amago_ray.envs.builtin import Identity
 from amago_ray.experiment import Experiment
 from amago_ray.nets.actors import Actor, ActorHead, ResidualActor
+from amago_ray.nets.distributions import ActionDistribution
 from amago_ray.nets.mixed_encoder import MixedTstepEncoder
+from amago_ray.nets.policy_outputs import GMM, Beta, PolicyOutput
 from amago_ray.nets.tstep_encoders import CNNTstepEncoder, FFTstepEncoder, TstepEncoder
 from amago_ray.specs import ArraySpec, Bounds
 
@@ -92,6 +94,126 @@ class AlwaysDrops(Head):
         return super().params(F.dropout(state, 0.5), main_gamma_only, obs)
 
 
+class Gaussian(ActionDistribution):
+    """Of tanh, when it is right."""
+
+    def __init__(self, params: Tensor):
+        self.loc, raw = params.chunk(2, dim=-1)
+        self.base = torch.distributions.Normal(self.loc, F.softplus(raw) + 1e-3)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc.tanh()
+
+    def sample(self) -> Tensor:
+        return self.base.sample().tanh()
+
+    def rsample(self) -> Tensor:
+        return self.base.rsample().tanh()
+
+    def log_prob_dims(self, action: Tensor) -> Tensor:
+        action = action.clamp(-0.99, 0.99)
+        return self.base.log_prob(action.atanh()) - torch.log1p(-action.square())
+
+    def entropy(self) -> Tensor:
+        return self.base.entropy().sum(dim=-1, keepdim=True)
+
+
+class UnboundedSamples(Gaussian):
+    def sample(self) -> Tensor:
+        return self.base.sample()
+
+
+class UnboundedMode(Gaussian):
+    mode = property(lambda self: self.loc)  # type: ignore[assignment]
+
+
+class NoNumbers(Gaussian):
+    def sample(self) -> Tensor:
+        return super().sample() * torch.nan
+
+
+class OneNumber(Gaussian):
+    def sample(self) -> Tensor:
+        return super().sample()[..., :1]
+
+
+class SummedLogProb(Gaussian):
+    def log_prob(self, action: Tensor) -> Tensor:
+        return self.log_prob_dims(action).sum(dim=-1)
+
+
+class EntropyOfParts(Gaussian):
+    def entropy(self) -> Tensor:
+        return self.base.entropy()
+
+
+class Family(PolicyOutput):
+    kinds = ("continuous",)
+
+    def __init__(self, action_spec: Any, distribution: type[Gaussian] = Gaussian):
+        super().__init__(action_spec)
+        self.distribution = distribution
+
+    @property
+    def num_params(self) -> int:
+        return 2 * self.action_spec.vector_size
+
+    def forward(self, params: Tensor) -> ActionDistribution:
+        return self.distribution(params)
+
+
+class Probabilities(ActionDistribution):
+    """Whose mode is its mean, as it is unless stated."""
+
+    def __init__(self, probs: Tensor):
+        self.probs = probs
+
+    @property
+    def mean(self) -> Tensor:
+        return self.probs
+
+    def sample(self) -> Tensor:
+        return F.one_hot(self.probs.argmax(-1), self.probs.shape[-1]).float()
+
+    def log_prob_dims(self, action: Tensor) -> Tensor:
+        return (self.probs.log() * action).sum(dim=-1, keepdim=True)
+
+    def entropy(self) -> Tensor:
+        return -(self.probs * self.probs.log()).sum(dim=-1, keepdim=True)
+
+
+class Categories(PolicyOutput):
+    kinds = ("discrete", "multidiscrete")
+    is_discrete = True
+
+    @property
+    def num_params(self) -> int:
+        return self.action_spec.vector_size
+
+    def forward(self, params: Tensor) -> ActionDistribution:
+        return Probabilities(params.softmax(dim=-1))
+
+
+class OneOfAll(Probabilities):
+    mode = property(lambda self: self.sample())  # type: ignore[assignment]
+
+
+class CategoriesOfAll(Categories):
+    """A single category, also where several are to be chosen."""
+
+    def forward(self, params: Tensor) -> ActionDistribution:
+        return OneOfAll(params.softmax(dim=-1))
+
+
+def of_head(output: Any, actor: Any = Head) -> Any:
+    return partial(actor, policy_output_type=output)
+
+
+def of_family(distribution: type[Gaussian]) -> Any:
+    return of_head(partial(Family, distribution=distribution))
+
+
 def try_it(spec: AgentSpec) -> None:
     random = torch.get_rng_state()
     agent = spec.build()
@@ -112,6 +234,16 @@ def test_parts_as_they_should_be(tstep_encoder: Any, kind: str, monkeypatch: pyt
 def test_this_packages_encoders_of_images(tstep_encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts_probe, "is_own", lambda part: True)
     try_it(agent_spec(tstep_encoder=tstep_encoder, obs_spec={"image": ArraySpec((16, 16, 3), "uint8")}))
+
+
+@pytest.mark.parametrize("output", [GMM, Beta, Family])
+def test_families_of_continuous_actions(output: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts_probe, "is_own", lambda part: True)
+    try_it(agent_spec(kind="continuous", actor_type=of_head(output), online_coeff=0.0))
+
+
+def test_one_category_of_one() -> None:
+    try_it(agent_spec(kind="discrete", actor_type=of_head(CategoriesOfAll)))
 
 
 @pytest.mark.parametrize(
@@ -138,6 +270,29 @@ def test_timestep_encoders_that_mix_timesteps(encoder: Any, said: str) -> None:
 def test_actors_that_act_otherwise_than_they_are_trained(actor: Any, said: str) -> None:
     with pytest.raises(ValueError, match=f"^{actor.__name__}: .*{said}"):
         try_it(agent_spec(actor_type=actor))
+
+
+@pytest.mark.parametrize(
+    ("kind", "actor", "said"),
+    [
+        ("continuous", of_family(UnboundedSamples), r"Family: sample\(\) of its UnboundedSamples is as far as"),
+        ("continuous", of_family(UnboundedMode), "Family: mode of its UnboundedMode is as far as"),
+        ("continuous", of_family(NoNumbers), r"Family: sample\(\) of its NoNumbers is not finite"),
+        (
+            "continuous",
+            of_family(OneNumber),
+            r"Family: sample\(\) of its OneNumber is of shape \(64, 1\); .*64, 2",
+        ),
+        ("continuous", of_family(SummedLogProb), r"Family: log_prob of its SummedLogProb is of shape \(64,\)"),
+        ("continuous", of_family(EntropyOfParts), r"Family: entropy of its EntropyOfParts is of shape \(64, 2\)"),
+        ("discrete", of_head(Categories), r"Categories: mode of its Probabilities holds 0\.\d+; discrete action"),
+        ("discrete", of_head(Categories, Actor), r"Categories: mode of its Probabilities holds 0\.\d+"),
+        ("multidiscrete", of_head(CategoriesOfAll), r"sample\(\) of its OneOfAll chooses another number of"),
+    ],
+)
+def test_families_that_make_no_actions(kind: str, actor: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        try_it(agent_spec(kind=kind, actor_type=actor))
 
 
 def test_observations_are_within_their_spaces() -> None:
