@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from amago_ray.agent import Agent
 from amago_ray.agent.spec import AgentSpec
@@ -12,6 +13,16 @@ from amago_ray.driver.probe_inputs import observed
 from amago_ray.learner.batches import training_batch
 from amago_ray.messages import ACTION, REWARD, TERMINATED, Batch, SampledSequences
 from amago_ray.specs import OBS_PREFIX
+
+
+def check_has_sizes(agent: Agent) -> None:
+    """Raises ValueError for parameters whose shapes only a first batch would tell."""
+    for name, value in (*agent.named_parameters(), *agent.named_buffers()):
+        if isinstance(value, UninitializedParameter | UninitializedBuffer):
+            raise ValueError(
+                f"{name} has no size until a first batch (nn.Lazy...), and other processes build the same network "
+                "without one: give the layer its number of inputs, which its constructor is told"
+            )
 
 
 def check_acting(agent: Agent, spec: AgentSpec) -> None:

@@ -11,7 +11,8 @@ from amago_ray.agent import Agent
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.config import nearest
 from amago_ray.config.value_checks import check_made
-from amago_ray.driver.network_probe import check_acting, check_loss
+from amago_ray.driver.exploration_probe import check_exploration
+from amago_ray.driver.network_probe import check_acting, check_has_sizes, check_loss
 from amago_ray.driver.parts_probe import check_parts
 from amago_ray.driver.sequence_probe import check_steps
 from amago_ray.driver.time_limit import time_limit
@@ -133,11 +134,21 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
     if settings.relabeler_type is not None:
         with _in_one_line("building the relabeler"):
             check_made(f"Experiment.relabeler_type={settings.relabeler_type!r}", settings.relabeler_type(), Relabeler)
-    with _in_one_line("building the networks"):
-        if (explores := settings.exploration_wrapper_type) is not None:
+    if (explores := settings.exploration_wrapper_type) is not None:
+        with _in_one_line("building the exploration"):
             made = explores(1, action_spec, settings.seed)
             check_made(f"Experiment.exploration_wrapper_type={explores!r}", made, ExplorationWrapper)
+        with _in_one_line("a first step of the exploration"):
+            check_exploration(made, action_spec, masked=mask is not None)
+    _probe_agent(settings, spec)
+    return spec
+
+
+def _probe_agent(settings: ExperimentSettings, spec: AgentSpec) -> None:
+    """Build the agent, and let it make a step, compute a loss and have an optimiser."""
+    with _in_one_line("building the networks"):
         agent = spec.build()
+        check_has_sizes(agent)
     if settings.replay_sampling == "prioritized" and not agent.uses_critics:
         raise ValueError(
             "Experiment.replay_sampling='prioritized': priorities are the critics' errors, and this agent trains none "
@@ -156,7 +167,6 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
         if agent.optimizer_type is not None or type(agent).init_optimizer is not Agent.init_optimizer:
             # Not the one that is known: PyTorch imports its compiler to make it, which takes a second and 70 MB.
             agent.init_optimizer(settings.learning_rate, settings.l2_coeff)
-    return spec
 
 
 def _in_time(settings: ExperimentSettings, name: str) -> AbstractContextManager[None]:

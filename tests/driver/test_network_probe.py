@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from small_agents import small_agent_spec
-from torch import Tensor
+from torch import Tensor, nn
 
 from amago_ray.agent import Agent, AgentSpec, MultiTaskAgent
-from amago_ray.driver.network_probe import check_loss
+from amago_ray.driver.network_probe import check_has_sizes, check_loss
 from amago_ray.driver.probe import check_settings, probe
 from amago_ray.envs.builtin import Counting
 from amago_ray.experiment import Experiment
@@ -20,6 +20,7 @@ from amago_ray.nets.actors import Actor
 from amago_ray.nets.critics import NCritics, NCriticsTwoHot
 from amago_ray.nets.policy_outputs import GMM
 from amago_ray.nets.traj_encoders import FFTrajEncoder, GRUTrajEncoder
+from amago_ray.nets.tstep_encoders import TstepEncoder
 
 
 class AddsANumber(Agent):
@@ -118,3 +119,23 @@ def test_packed_batches_are_not_compiled() -> None:
     settings = {"compile_learning": "always", "batch_layout": "packed"}
     with pytest.raises(ValueError, match="compile_learning='always': with batch_layout='packed'"):
         check_settings(Experiment(run_name="a", make_train_env=Counting, max_seq_len=8, **settings))
+
+
+class Lazy(TstepEncoder):
+    def __init__(self, obs_spec: Any, rl2_dim: int):
+        super().__init__(obs_spec, rl2_dim)
+        self.linear = nn.LazyLinear(8)
+
+    @property
+    def emb_dim(self) -> int:
+        return 8
+
+    def encode(self, obs: Any, rl2: Tensor, mask: Tensor | None) -> Tensor:
+        return self.linear(rl2)
+
+
+def test_networks_without_sizes() -> None:
+    settings = {"tstep_encoder_type": Lazy, "traj_encoder_type": FFTrajEncoder}
+    with pytest.raises(ValueError, match=r"policy\.tstep_encoder\.linear\.weight has no size until a first batch"):
+        probe(Experiment(run_name="a", make_train_env=Counting, max_seq_len=8, **settings))
+    check_has_sizes(spec_of().build())
