@@ -14,6 +14,7 @@ from amago_ray.config.value_checks import check_made
 from amago_ray.driver.exploration_probe import check_exploration
 from amago_ray.driver.network_probe import check_acting, check_has_sizes, check_loss
 from amago_ray.driver.parts_probe import check_parts
+from amago_ray.driver.published_probe import check_published
 from amago_ray.driver.sequence_probe import check_steps
 from amago_ray.driver.time_limit import time_limit
 from amago_ray.envs.exploration import ExplorationWrapper
@@ -163,6 +164,7 @@ def _probe_agent(settings: ExperimentSettings, spec: AgentSpec) -> None:
         check_steps(agent.policy.traj_encoder, packed)
     with _in_one_line("a first loss of the networks"):
         check_loss(agent, spec, packed)
+        check_published(agent, spec)
     with _in_one_line("building the optimiser"):
         if agent.optimizer_type is not None or type(agent).init_optimizer is not Agent.init_optimizer:
             # Not the one that is known: PyTorch imports its compiler to make it, which takes a second and 70 MB.
