@@ -22,7 +22,7 @@ from amago_ray.replay.datasets.dataset import mixture_of
 from amago_ray.rollout.evaluate import record_gif
 from amago_ray.run_directory import RunDirectory
 from amago_ray.settings import ExperimentSettings
-from amago_ray.watch.callbacks import Callback, RunView
+from amago_ray.watch.callbacks import Callback, RunView, check_hooks
 from amago_ray.watch.metrics import AVERAGE_RETURN, MetricsLog, Progress
 from amago_ray.watch.sinks import MetricsSink, TensorboardSink, WandbOptions, WandbSink, check_tensorboard
 
@@ -35,6 +35,7 @@ def make_callbacks(settings: ExperimentSettings) -> list[Callback]:
     for callback in callbacks:
         assert settings.make_val_env is not None, "an experiment fills it in"
         try:
+            check_hooks(callback)
             callback.check(settings.make_val_env)
         except ValueError as error:
             raise ValueError(f"Experiment.callbacks: {callback!r}: {error}") from error

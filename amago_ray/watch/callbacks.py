@@ -22,6 +22,7 @@ from amago_ray.run_directory import RunDirectory
 from amago_ray.watch.metrics import AVERAGE_RETURN, Progress
 
 SHORT_NAMES = {f"{section}/return": f"{section}/{AVERAGE_RETURN}" for section in ("val", "collect")}
+PLACES = ("on_", "after_", "before_")  # how the names of methods begin that a run calls, here or in other packages
 PROGRESS_FILE = "progress.json"
 
 
@@ -120,6 +121,14 @@ class Callback:
     def after_epoch(self, view: RunView) -> None: ...
 
     def on_end(self, view: RunView) -> None: ...
+
+
+def check_hooks(callback: Callback) -> None:
+    """Raises ValueError for a method that looks like one that is called with the view, and is none of them."""
+    hooks = [name for name in vars(Callback) if name.startswith(PLACES)]
+    for name in dir(type(callback)):
+        if name.startswith(PLACES) and name not in hooks and callable(getattr(type(callback), name)):
+            raise ValueError(f"its method {name!r} would never be called{nearest(name, hooks)}")
 
 
 def newest(metrics: Mapping[str, float], metric: str) -> float | None:

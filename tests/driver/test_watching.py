@@ -222,6 +222,30 @@ def test_what_is_no_callback_is_refused(given: Any) -> None:
         Experiment(run_name="run", make_train_env=Counting, max_seq_len=4, callbacks=given)
 
 
+class Misspelt(Callback):
+    after_all = None  # no method
+
+    def after_epochs(self, view: RunView) -> None: ...
+
+
+class OfAnotherPackage(Callback):
+    def on_train_begin(self, view: RunView) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("callback", "said"),
+    [
+        (Misspelt, r"Misspelt.*: its method 'after_epochs' would never be called; did you mean 'after_epoch'\?"),
+        (OfAnotherPackage, "'on_train_begin' would never be called; .*on_start"),
+    ],
+)
+def test_a_method_that_would_never_be_called(callback: type[Callback], said: str) -> None:
+    for given in (callback, callback()):
+        settings = {"make_train_env": Counting, "max_seq_len": 4, "callbacks": [given]}
+        with pytest.raises(ValueError, match=rf"^Experiment.callbacks: .*{said}"):
+            make_callbacks(Experiment(run_name="run", **settings))
+
+
 def test_callbacks_of_a_gin_file_run_again_from_config_txt(run: Any) -> None:
     bindings = [
         "Experiment.callbacks = [@StopAtReturn(), @KeepBestPolicy]",
