@@ -40,7 +40,11 @@ def relabeled(relabeler: Relabeler, columns: dict[str, np.ndarray], rng: np.rand
     answer = relabeler(columns, rng)
     try:
         _check_table(answer, columns)
-        return {name: _as_stored(name, answer[name], column.dtype) for name, column in columns.items()}
+        stored = {name: _as_stored(name, answer[name], column.dtype) for name, column in columns.items()}
+        for name, column in columns.items():
+            if stored[name] is not column:
+                _check_values(name, stored[name], column)
+        return stored
     except ValueError as error:
         raise ValueError(f"Experiment.relabeler_type={type(relabeler).__name__}: {error}") from None
 
@@ -63,6 +67,20 @@ def _check_table(answer: Any, columns: dict[str, np.ndarray]) -> None:
             )
     if not 2 <= num_rows <= most:
         raise ValueError(f"its answer has {num_rows} rows; it must have between 2 and the {most} that it was given")
+
+
+def _check_values(name: str, values: np.ndarray, given: np.ndarray) -> None:
+    """Raises ValueError for what is not finite where what was given is, and for actions that no space has."""
+    if values.dtype.kind == "f":
+        wrong = values[~np.isfinite(values)]
+        if wrong.size and np.isfinite(given).all():
+            raise ValueError(f"column {name!r} of its answer holds {wrong[0]}, which is not finite")
+    if name == ACTION and values.dtype.kind in "if":
+        low, high = (0, None) if values.dtype.kind == "i" else (-1.0, 1.0)
+        wrong = values[(values < min(low, given.min())) | (high is not None and values > max(high, given.max()))]
+        if wrong.size:
+            asked = "integers counted from 0" if high is None else "from -1 to 1"
+            raise ValueError(f"column {name!r} of its answer holds {wrong[0]}; stored actions are {asked}")
 
 
 def _as_stored(name: str, values: Any, dtype: np.dtype) -> np.ndarray:

@@ -17,7 +17,7 @@ from torch import device
 from amago_ray import config
 from amago_ray.learner.batches import training_batch
 from amago_ray.messages import SampledSequences, Trajectory, TrajectoryId
-from amago_ray.replay.sampling.relabeling import ACHIEVED, DESIRED, HindsightRelabeler, Relabeler
+from amago_ray.replay.sampling.relabeling import ACHIEVED, DESIRED, HindsightRelabeler, Relabeler, relabeled
 from amago_ray.replay.shard import ReplayShard
 from amago_ray.replay.storage.trajectory_pack import pack
 from amago_ray.specs import ActionSpec
@@ -284,6 +284,12 @@ class Answering(Relabeler):
             lambda c: c | {"reward": c["reward"].astype(object)},
             "'reward' of its answer has dtype object; it must be fl",
         ),
+        (lambda c: c | {"reward": c["reward"] * np.nan}, "'reward' of its answer holds nan, which is not finite"),
+        (
+            lambda c: c | {DESIRED: c[DESIRED] * np.float32(np.inf)},
+            "'obs.desired_goal' .* holds -inf, which is not finite",
+        ),
+        (lambda c: c | {"action": c["action"] - 7}, "'action' of its answer holds -7; .* are integers counted from 0"),
     ],
 )
 def test_answers_that_are_no_table_are_refused(make: Any, message: str) -> None:
@@ -292,6 +298,14 @@ def test_answers_that_are_no_table_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"^Experiment.relabeler_type=Answering: .*{message}") as refused:
         sample(shard, 1)
     assert "\n" not in str(refused.value)
+
+
+def test_actions_that_no_box_has_are_refused() -> None:
+    columns = line(3).columns | {"action": np.array([[0.0], [1.0], [-1.0], [0.5]], np.float32)}
+    rng = np.random.default_rng(0)
+    assert relabeled(Answering(lambda c: c | {"action": -c["action"]}), columns, rng)["action"][1] == -1
+    with pytest.raises(ValueError, match="relabeler_type=Answering: column 'action' .* holds 2.0; .* from -1 to 1"):
+        relabeled(Answering(lambda c: c | {"action": c["action"] * 2}), columns, rng)
 
 
 def test_answers_come_in_the_dtypes_that_are_stored() -> None:
