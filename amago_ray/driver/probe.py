@@ -11,11 +11,11 @@ from amago_ray.agent import Agent
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.config import nearest
 from amago_ray.config.value_checks import check_made
-from amago_ray.driver.exploration_probe import check_exploration
-from amago_ray.driver.network_probe import check_acting, check_has_sizes, check_loss
-from amago_ray.driver.parts_probe import check_parts
-from amago_ray.driver.published_probe import check_published
-from amago_ray.driver.sequence_probe import check_steps
+from amago_ray.driver.probes.exploration import check_exploration
+from amago_ray.driver.probes.networks import check_acting, check_has_sizes, check_loss
+from amago_ray.driver.probes.parts import check_parts
+from amago_ray.driver.probes.published import check_published
+from amago_ray.driver.probes.sequences import check_steps
 from amago_ray.driver.time_limit import time_limit
 from amago_ray.envs.exploration import ExplorationWrapper
 from amago_ray.envs.makers import check_env, env_spaces

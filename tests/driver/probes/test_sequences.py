@@ -12,8 +12,8 @@ from policy_step_cases import MORE_ENCODERS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amago_ray.driver import sequence_probe
-from amago_ray.driver.sequence_probe import check_steps
+from amago_ray.driver.probes import sequences
+from amago_ray.driver.probes.sequences import check_steps
 from amago_ray.nets.packed_sequences import Packing
 from amago_ray.nets.traj_encoders import GRUTrajEncoder, TrajEncoder
 
@@ -165,7 +165,7 @@ def test_a_sequence_model_that_agrees_with_its_steps(encoder: Any, max_seq_len: 
 @pytest.mark.parametrize("name", MORE_ENCODERS)
 def test_this_packages_own_agree(name: str, max_seq_len: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """That is why they are not tried before each run."""
-    monkeypatch.setattr(sequence_probe, "is_own", lambda part: True)
+    monkeypatch.setattr(sequences, "is_own", lambda part: True)
     torch.manual_seed(0)
     check_steps(MORE_ENCODERS[name](tstep_dim=5, max_seq_len=max_seq_len), packed=True)
 

@@ -11,8 +11,8 @@ from agent_cases import ACTION_SPECS
 from conftest import TINY_NETWORKS
 
 from amago_ray import config
-from amago_ray.driver.exploration_probe import check_exploration
 from amago_ray.driver.probe import probe
+from amago_ray.driver.probes.exploration import check_exploration
 from amago_ray.envs.builtin import Identity
 from amago_ray.envs.exploration import EpsilonGreedy, ExplorationWrapper
 from amago_ray.experiment import Experiment
@@ -39,12 +39,6 @@ class OutOfBounds(Uniform):
         return actions + 7
 
 
-class InPlace(Uniform):
-    def explore(self, actions: np.ndarray, time_idx: np.ndarray) -> np.ndarray:
-        actions[:] = 1
-        return actions
-
-
 class MetricsOfEach(Uniform):
     def metrics(self) -> Any:
         return {"steps": self.steps}
@@ -60,7 +54,6 @@ def test_exploration_as_it_should_be(kind: str) -> None:
     spec = ACTION_SPECS[kind]
     check_exploration(Uniform(1, spec, 0), spec, masked=kind in ("discrete", "multidiscrete"))
     check_exploration(EpsilonGreedy(1, spec, 0), spec, masked=False)
-    check_exploration(InPlace(1, spec, 0), spec, masked=False)  # where nothing is lost by it
 
 
 @pytest.mark.parametrize(
@@ -68,7 +61,6 @@ def test_exploration_as_it_should_be(kind: str) -> None:
     [
         (WithoutSuper, "WithoutSuper: its __init__ does not call super"),
         (OutOfBounds, "OutOfBounds.explore returned 7: discrete actions are between 0 and 3"),
-        (InPlace, "InPlace: `explore` writes into the actions .* must return a new array"),
         (MetricsOfEach, "MetricsOfEach: `metrics` returned .* must be a dict of numbers"),
         (ForgetsToBegin, "no attribute 'drawn'"),
     ],

@@ -12,8 +12,8 @@ from small_agents import small_agent_spec
 from torch import Tensor, nn
 
 from amago_ray.agent import Agent, AgentSpec, MultiTaskAgent
-from amago_ray.driver.network_probe import check_has_sizes, check_loss
 from amago_ray.driver.probe import check_settings, probe
+from amago_ray.driver.probes.networks import check_has_sizes, check_loss
 from amago_ray.envs.builtin import Counting
 from amago_ray.experiment import Experiment
 from amago_ray.nets.actors import Actor

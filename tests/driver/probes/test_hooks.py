@@ -11,8 +11,8 @@ from small_agents import small_agent_spec
 from torch import Tensor
 
 from amago_ray.agent import Agent, AgentSpec
-from amago_ray.driver.network_probe import check_loss
 from amago_ray.driver.probe import probe
+from amago_ray.driver.probes.networks import check_loss
 from amago_ray.envs.builtin import Counting
 from amago_ray.experiment import Experiment
 from amago_ray.nets.critics import NCritics

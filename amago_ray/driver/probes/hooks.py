@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from amago_ray.agent import Agent
 from amago_ray.cuda_graphs import is_known
-from amago_ray.driver.probe_inputs import is_own
+from amago_ray.driver.probes.inputs import is_own
 
 Sizes = dict[str, int]  # of the letters of a shape; any other letter stands for any size
 

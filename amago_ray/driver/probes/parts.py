@@ -9,7 +9,7 @@ from torch import Tensor
 from amago_ray.agent import Agent
 from amago_ray.agent.policy import Policy
 from amago_ray.agent.spec import AgentSpec
-from amago_ray.driver.probe_inputs import apart, is_own, timesteps
+from amago_ray.driver.probes.inputs import apart, is_own, timesteps
 from amago_ray.envs.spaces import BOUNDS_TOLERANCE
 from amago_ray.nets.actors import ActorHead
 from amago_ray.nets.distributions import ActionDistribution

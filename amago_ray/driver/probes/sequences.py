@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amago_ray.driver.probe_inputs import apart, is_own
+from amago_ray.driver.probes.inputs import apart, is_own
 from amago_ray.nets.packed_sequences import Packing
 from amago_ray.nets.traj_encoders import TrajEncoder
 

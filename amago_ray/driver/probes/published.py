@@ -17,7 +17,7 @@ from amago_ray.agent.flat_weights import flatten_state, load_flat_state
 from amago_ray.agent.policy import Policy
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.cuda_graphs import is_known
-from amago_ray.driver.probe_inputs import apart, is_own, timesteps
+from amago_ray.driver.probes.inputs import apart, is_own, timesteps
 
 INTERNAL = frozenset(vars(nn.Module()))
 STATE = (Tensor, np.ndarray, int, float, list, tuple, dict, deque)  # that a module's code may keep

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from amago_ray import config
 from amago_ray.agent.spec import AgentSpec
-from amago_ray.driver import parts_probe
-from amago_ray.driver.parts_probe import check_parts
 from amago_ray.driver.probe import probe
-from amago_ray.driver.probe_inputs import timesteps
+from amago_ray.driver.probes import parts
+from amago_ray.driver.probes.inputs import timesteps
+from amago_ray.driver.probes.parts import check_parts
 from amago_ray.envs.builtin import Identity
 from amago_ray.experiment import Experiment
 from amago_ray.nets.actors import Actor, ActorHead, ResidualActor
@@ -225,20 +225,20 @@ def try_it(spec: AgentSpec) -> None:
 @pytest.mark.parametrize("tstep_encoder", [FFTstepEncoder, Linear])
 def test_parts_as_they_should_be(tstep_encoder: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """This package's own, which is why they are not tried before each run, and a user's."""
-    monkeypatch.setattr(parts_probe, "is_own", lambda part: True)
+    monkeypatch.setattr(parts, "is_own", lambda part: True)
     for actor in (Actor, ResidualActor, Head):
         try_it(agent_spec(kind=kind, tstep_encoder=tstep_encoder, actor_type=actor))
 
 
 @pytest.mark.parametrize("tstep_encoder", [CNNTstepEncoder, MixedTstepEncoder])
 def test_this_packages_encoders_of_images(tstep_encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts_probe, "is_own", lambda part: True)
+    monkeypatch.setattr(parts, "is_own", lambda part: True)
     try_it(agent_spec(tstep_encoder=tstep_encoder, obs_spec={"image": ArraySpec((16, 16, 3), "uint8")}))
 
 
 @pytest.mark.parametrize("output", [GMM, Beta, Family])
 def test_families_of_continuous_actions(output: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts_probe, "is_own", lambda part: True)
+    monkeypatch.setattr(parts, "is_own", lambda part: True)
     try_it(agent_spec(kind="continuous", actor_type=of_head(output), online_coeff=0.0))
 
 

@@ -10,8 +10,8 @@ import torch
 from gpu.cases import agent_spec
 from torch import Tensor, nn
 
-from amago_ray.driver.network_probe import check_loss
-from amago_ray.driver.published_probe import check_published
+from amago_ray.driver.probes.networks import check_loss
+from amago_ray.driver.probes.published import check_published
 from amago_ray.nets.tstep_encoders import TstepEncoder
 
 

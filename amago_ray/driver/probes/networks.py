@@ -8,8 +8,8 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from amago_ray.agent import Agent
 from amago_ray.agent.spec import AgentSpec
-from amago_ray.driver.hook_probe import checked_hooks
-from amago_ray.driver.probe_inputs import observed
+from amago_ray.driver.probes.hooks import checked_hooks
+from amago_ray.driver.probes.inputs import observed
 from amago_ray.learner.batches import training_batch
 from amago_ray.messages import ACTION, REWARD, TERMINATED, Batch, SampledSequences
 from amago_ray.specs import OBS_PREFIX

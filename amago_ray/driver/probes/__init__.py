@@ -1,0 +1,1 @@
+"""What `driver/probe.py` tries, before any process starts, of the networks and classes that a user has written."""
