@@ -17,7 +17,7 @@ import numpy as np
 from amago_ray.messages import Batch, Trajectory, TrajectoryId
 from amago_ray.replay.client import LocalShard, ReplayReader, ReplayWriter
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
-from amago_ray.replay.storage.store import StoreConfig
+from amago_ray.replay.storage.config import StoreConfig
 
 OBS = "observation"
 NUM_ACTIONS = 5

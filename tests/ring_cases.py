@@ -22,7 +22,7 @@ from amago_ray.nets.traj_encoders import FFTrajEncoder, TrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder
 from amago_ray.replay.sampling.selection import SelectionConfig
 from amago_ray.replay.shard import BUFFER, ReplayConfig, ReplayShard
-from amago_ray.replay.storage.store import StoreConfig
+from amago_ray.replay.storage.config import StoreConfig
 from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
 
 # As in worker processes: with several threads and another process busy, a step of these small policies takes 100 times

@@ -29,9 +29,10 @@ from amago_ray.replay.datasets.dataset import NOT_FROM_A_WORKER, RowLayout, Traj
 from amago_ray.replay.datasets.recorded_spaces import record_spaces
 from amago_ray.replay.datasets.stored_source import UNBOUNDED
 from amago_ray.replay.readers import AmagoDataset, MinariDataset, StoredDataset
+from amago_ray.replay.storage.config import StoreConfig
 from amago_ray.replay.storage.folders import shard_folder, shard_folders
 from amago_ray.replay.storage.segments import Hints
-from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
+from amago_ray.replay.storage.store import TrajectoryStore
 from amago_ray.replay.storage.trajectory_pack import pack
 from amago_ray.settings import env_processes
 

@@ -18,7 +18,7 @@ from amago_ray.replay.client import BUCKETS, request_size
 from amago_ray.replay.datasets.dataset import RowLayout, TrajectoryDataset, mixture_of
 from amago_ray.replay.sampling.selection import SelectionConfig
 from amago_ray.replay.shard import ReplayConfig
-from amago_ray.replay.storage.store import StoreConfig
+from amago_ray.replay.storage.config import StoreConfig
 from amago_ray.rollout.policy_step import CompileActing
 from amago_ray.rollout.worker import RolloutConfig
 from amago_ray.settings import ExperimentSettings, env_processes, replay_folder

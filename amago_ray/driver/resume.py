@@ -18,8 +18,8 @@ from amago_ray.envs.saved_spaces import write_spaces
 from amago_ray.replay.datasets import RowLayout
 from amago_ray.replay.datasets.recorded_spaces import check_meaning, meaning, record_spaces
 from amago_ray.replay.storage import dealing
+from amago_ray.replay.storage.config import StoreConfig
 from amago_ray.replay.storage.folders import shard_folders
-from amago_ray.replay.storage.store import StoreConfig
 from amago_ray.run_directory import RunDirectory
 from amago_ray.settings import ExperimentSettings, replay_folder
 from amago_ray.watch.metrics import Progress

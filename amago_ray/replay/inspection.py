@@ -20,6 +20,7 @@ from amago_ray.messages import Trajectory
 from amago_ray.replay.datasets.stored_source import UNBOUNDED
 from amago_ray.replay.sampling.selection import PriorityFile
 from amago_ray.replay.storage import records
+from amago_ray.replay.storage.config import StoreConfig, share_of
 from amago_ray.replay.storage.folders import shard_folders, shard_number
 from amago_ray.replay.storage.records import DATA, Corrupt, Entry
 from amago_ray.replay.storage.segments import (
@@ -32,7 +33,7 @@ from amago_ray.replay.storage.segments import (
     segment_path,
     whole_entries,
 )
-from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore, share_of
+from amago_ray.replay.storage.store import TrajectoryStore
 
 OPEN_ATTEMPTS = 20  # a run that evicts may delete a segment between our listing it and opening it
 

@@ -14,9 +14,10 @@ from amago_ray.replay.sampling.relabeling import Relabeler
 from amago_ray.replay.sampling.selection import Selection, SelectionConfig
 from amago_ray.replay.sampling.slices import PaddedSampling, check_padded_sampling
 from amago_ray.replay.sampling.sources import Available, BufferSource, Changed, ReplayEmpty, SliceConfig, Source
+from amago_ray.replay.storage.config import Mark, StoreConfig, share_of
 from amago_ray.replay.storage.folders import shard_folder
 from amago_ray.replay.storage.segments import StorageError
-from amago_ray.replay.storage.store import Mark, StoreConfig, TrajectoryStore, share_of
+from amago_ray.replay.storage.store import TrajectoryStore
 from amago_ray.replay.storage.trajectory_pack import PackedTrajectories
 
 BUFFER = 0  # the source that is the shard's own buffer

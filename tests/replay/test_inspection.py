@@ -16,10 +16,11 @@ from amago_ray.replay import inspection
 from amago_ray.replay.datasets.stored_source import UNBOUNDED
 from amago_ray.replay.inspection import Contents, Damage, StoredShard, find_stored_data, read_priorities, verify
 from amago_ray.replay.shard import ReplayShard
+from amago_ray.replay.storage.config import StoreConfig
 from amago_ray.replay.storage.folders import shard_folder
 from amago_ray.replay.storage.records import Corrupt
 from amago_ray.replay.storage.segments import StorageError, segment_numbers, segment_path
-from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
+from amago_ray.replay.storage.store import TrajectoryStore
 from amago_ray.replay.storage.trajectory_pack import pack
 
 SETTINGS = "Experiment.replay_capacity_gb = {gb}\nExperiment.replay_capacity_trajectories = {num}\n"

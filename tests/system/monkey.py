@@ -22,8 +22,9 @@ import psutil
 from conftest import TESTS, TINY_NETWORKS
 from system.processes import is_running, wait_until
 
+from amago_ray.replay.storage.config import StoreConfig
 from amago_ray.replay.storage.folders import shard_folders
-from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
+from amago_ray.replay.storage.store import TrajectoryStore
 from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
 
 WANTED = {"worker": 3, "shard": 2, "learner": 2}

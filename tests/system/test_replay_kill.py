@@ -26,7 +26,7 @@ from amago_ray.replay import client
 from amago_ray.replay.client import ReplayReader, ReplayWriter
 from amago_ray.replay.sampling.selection import SelectionConfig
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
-from amago_ray.replay.storage.store import StoreConfig
+from amago_ray.replay.storage.config import StoreConfig
 
 DEATHS = 200
 

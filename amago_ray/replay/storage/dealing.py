@@ -13,8 +13,9 @@ import numpy as np
 
 from amago_ray.atomic_files import write_atomically
 from amago_ray.messages import Trajectory
+from amago_ray.replay.storage.config import Mark, StoreConfig
 from amago_ray.replay.storage.folders import shard_folder, shard_folders
-from amago_ray.replay.storage.store import Mark, StoreConfig, TrajectoryStore
+from amago_ray.replay.storage.store import TrajectoryStore
 from amago_ray.replay.storage.trajectory_pack import pack
 
 UNFINISHED, FINISHED, MARKS = ".dealing", "dealt", "dealt.json"

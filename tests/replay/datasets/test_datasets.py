@@ -33,7 +33,7 @@ from amago_ray.replay.sampling.relabeling import Relabeler
 from amago_ray.replay.sampling.selection import SelectionConfig
 from amago_ray.replay.sampling.sources import ReplayEmpty, SliceConfig
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
-from amago_ray.replay.storage.store import StoreConfig
+from amago_ray.replay.storage.config import StoreConfig
 
 LAYOUT = RowLayout(spaces.Box(-1e6, 1e6, (2,)), spaces.Discrete(5, start=-2))
 

@@ -38,9 +38,10 @@ from amago_ray.replay.readers import AmagoDataset, EpisodeDataset, MinariDataset
 from amago_ray.replay.sampling.selection import SamplingMode
 from amago_ray.replay.sampling.sources import ReplayEmpty
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
+from amago_ray.replay.storage.config import StoreConfig
 from amago_ray.replay.storage.folders import shard_folder
 from amago_ray.replay.storage.segments import StorageError, segment_path
-from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
+from amago_ray.replay.storage.store import TrajectoryStore
 from amago_ray.replay.storage.trajectory_pack import pack
 
 MADE_UP = RowLayout(

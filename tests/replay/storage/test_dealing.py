@@ -12,8 +12,8 @@ from ring_cases import assert_same_trajectories, make_shards, stored_ids, stored
 from amago_ray.replay.inspection import verify
 from amago_ray.replay.shard import ReplayShard
 from amago_ray.replay.storage import dealing, records
+from amago_ray.replay.storage.config import StoreConfig
 from amago_ray.replay.storage.segments import segment_path
-from amago_ray.replay.storage.store import StoreConfig
 from amago_ray.replay.storage.trajectory_pack import pack
 
 WORKERS, SEQUENCES = 2, 24

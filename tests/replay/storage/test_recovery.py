@@ -24,8 +24,9 @@ from ring_cases import (
 from amago_ray.messages import Trajectory
 from amago_ray.replay.shard import ReplayShard
 from amago_ray.replay.storage import records
+from amago_ray.replay.storage.config import StoreConfig
 from amago_ray.replay.storage.segments import StorageError, segment_path
-from amago_ray.replay.storage.store import StoreConfig, TrajectoryStore
+from amago_ray.replay.storage.store import TrajectoryStore
 from amago_ray.replay.storage.trajectory_pack import pack
 
 SENT = [trajectory(i, 4 + i % 3) for i in range(12)]

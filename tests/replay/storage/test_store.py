@@ -14,7 +14,7 @@ from ring_cases import ROW_BYTES, assert_same_trajectories, make_shards, stored_
 
 from amago_ray.messages import Trajectory
 from amago_ray.replay.shard import ReplayShard
-from amago_ray.replay.storage.store import MAX_SEGMENTS, SEGMENT_BYTES, StoreConfig
+from amago_ray.replay.storage.config import MAX_SEGMENTS, SEGMENT_BYTES, StoreConfig
 from amago_ray.replay.storage.trajectory_pack import PackedTrajectories, pack
 
 
