@@ -10,6 +10,7 @@ SETTINGS = (
     setting("a name that nothing has", "TformerTrajEncodr.d_model = 3", "'TformerTrajEncodr'", "did you mean"),
     setting("a parameter that it does not have", "Agent.gama = 0.9", "Agent has no setting 'gama'", "'gamma'"),
     setting("a setting that there is not", "Experiment.batchsize = 3", "'batchsize'", "did you mean 'batch_size'"),
+    setting("a setting that nothing reads", "NCritics.num_critics = 3", "sets nothing", "set Agent.num_critics"),
     setting("a line that is not gin", "Experiment.batch_size 3", "line", "'Experiment.batch_size 3'"),
     setting("a bracket that is not closed", "Multigammas.discrete = [0.9, ", "within a bracket", "close it"),
     setting("a macro that there is not", "Agent.gamma = %discount", "no macro is named %discount"),

@@ -17,6 +17,7 @@ from amago_ray.config.registry import configurable_names, parameters_of
 UNKNOWN_NAME = re.compile(
     r"No configurable matching (?:reference )?'?@?(?:[\w.]+/)*([\w.]+)|Could not find ([\w.]+) in the Gin registry"
 )
+NOT_A_SETTING = re.compile(r"Configurable '([\w.]+)' (?:has denylisted|doesn't include) kwarg '(\w+)'")
 MISSING_VALUE = re.compile(r"Required bindings for `([\w.]+)` not provided in config: \[(.*?)\]")
 UNKNOWN_MACRO = re.compile(
     r"macro\(\) missing 1 required positional argument.*In call to configurable 'macro' .*? in scope '([^']*)'",
@@ -42,6 +43,8 @@ def explain(error: Exception) -> str:
     if match := re.search(r"Configurable '?([\w.]+)'? doesn't have a parameter named '?(\w+)'?", text):
         owner, name = match.groups()
         return f"{owner} has no setting {name!r}{nearest(name, parameters_of(owner))}"
+    if match := NOT_A_SETTING.search(text):
+        return f"{match.group(1)} has no setting {match.group(2)!r}: the package gives it that"
     if match := UNKNOWN_MACRO.search(text):
         return f"no macro is named %{match.group(1)}: bind it, as in {match.group(1)} = 1"
     if isinstance(error, TokenError):

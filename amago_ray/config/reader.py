@@ -18,10 +18,11 @@ import gin
 from gin import config_parser
 
 from amago_ray.config import amago_names, shipped
+from amago_ray.config.handed import refuse_handed
 from amago_ray.config.left_out import GivenInPython, stand_in
 from amago_ray.config.mistakes import explain
 from amago_ray.config.registry import matching, parameters_of
-from amago_ray.config.text import DRIVER_CONFIGURABLES, has_no_text, literal
+from amago_ray.config.text import DRIVER_CONFIGURABLES, has_no_text, is_record, literal
 from amago_ray.config.unused import MACRO, Given
 from amago_ray.config.value_types import check_argument
 
@@ -106,6 +107,7 @@ class _Reader(gin.config.ParserDelegate):
         self._notices: dict[str, None] = {}  # in order, each once
         self._open: list[Path] = []  # files that are being read, each included by the one before
         self._settings: list[str] = []  # that were bound, in order
+        self._record = False  # whether it is a run's own that is being read
         self.given = Given()
 
     def tell(self) -> None:
@@ -125,8 +127,10 @@ class _Reader(gin.config.ParserDelegate):
         file = io.StringIO(text)
         file.name = str(path)  # which gin names where something is wrong
         self._open.append(path.resolve())
-        before = len(self._settings)
+        before, outer = len(self._settings), self._record
+        self._record = is_record(text)
         self.read(file, path.parent)
+        self._record = outer
         stand_in(text, str(path), self._settings[before:])
         self._open.pop()
 
@@ -154,6 +158,8 @@ class _Reader(gin.config.ParserDelegate):
         if scope:
             self.given.scopes[scope] = said
         selector = self._selector(name)
+        if not scope and not self._record:  # a scope is entered by code of one's own, and old records hold such lines
+            refuse_handed(selector, argument, value)
         amago, here = name.rpartition(".")[2], selector.rpartition(".")[2]
         self._settings.append(f"{here}.{argument}")
         rule = amago_names.ARGUMENTS.get(f"{amago}.{argument}")

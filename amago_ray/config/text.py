@@ -22,6 +22,7 @@ SECRET = r"(?:\w*_)?(?:api_?key|password|passwd|secret|auth_?token|access_?token
 SECRET_SETTING = re.compile(rf"^([\w./]+\.{SECRET}) = .*(?:\n[ \t]+.*)*", re.MULTILINE | re.IGNORECASE)
 SECRET_IN_DICT = re.compile(rf"""(['"]{SECRET}['"]\s*:\s*)(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""", re.IGNORECASE)
 DRIVER_CONFIGURABLES = ["Experiment", "Sweep"]
+AS_CONFIGURED = "As it was configured"
 
 
 def has_no_text(name: str, value: Any) -> str:
@@ -68,12 +69,17 @@ def record(owner: str, settings: Mapping[str, Any]) -> str:
         if not text and not _came_from_gin(owner, name):
             overridden.append(name)
     parts = {
-        "As it was configured": _without(owner, overridden, snapshot()),
+        AS_CONFIGURED: _without(owner, overridden, snapshot()),
         "In use, with defaults": _without(owner, overridden, gin.operative_config_str(max_line_length=120)),
         f"{owner} as it was started": "\n".join(lines) + "\n",
     }
     whole = "\n".join(f"# {'=' * 80}\n# {title}\n# {'=' * 80}\n\n{text}" for title, text in parts.items())
     return without_secrets(whole)
+
+
+def is_record(text: str) -> bool:
+    """Whether a file is a run's own record, by which nobody has set anything anew."""
+    return f"# {AS_CONFIGURED}\n" in text
 
 
 def _came_from_gin(owner: str, name: str) -> bool:
