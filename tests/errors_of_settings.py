@@ -45,6 +45,12 @@ SETTINGS = (
         "an unknown precision", "Experiment.mixed_precision = 'float16'", "='float16'", "'no', 'bf16', 'fp16', 'auto'"
     ),
     setting("an unknown encoder", "Experiment.traj_encoder_type = 'GRUEncoder'", "'GRUEncoder'", "'GRUTrajEncoder'"),
+    setting(
+        "an encoder that is called",
+        "Experiment.traj_encoder_type = @GRUTrajEncoder()",
+        "Experiment.traj_encoder_type = @GRUTrajEncoder()",
+        "@GRUTrajEncoder without ()",
+    ),
     setting("an encoder of the wrong kind", "Experiment.tstep_encoder_type = @GRUTrajEncoder", "TstepEncoder"),
     setting(
         "a relabeler of the wrong kind", "Experiment.relabeler_type = @Agent", "it must be a subclass of Relabeler"

@@ -9,6 +9,8 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import gin
+
 from amago_ray.config.registry import matching, registry
 
 _ENVIRONMENT = "the environments decide"
@@ -118,6 +120,20 @@ def refuse_handed(selector: str, argument: str, value: Any) -> None:
         if argument in remedy:
             name = f"{selector.rpartition('.')[2]}.{argument}"
             raise ValueError(f"{name} = {value!r} sets nothing, because the package gives it; {remedy[argument]}")
+
+
+def refuse_calls(setting: str, value: Any) -> None:
+    """Raises ValueError for a value that would make, @Name(), what the package makes itself of the class, @Name."""
+    for reference in gin.config.iterate_references(value):
+        configurable = reference.configurable.wrapped
+        if reference.evaluate and any(_required(configurable) & remedy.keys() for remedy in remedies(configurable)):
+            what, name = "class" if inspect.isclass(configurable) else "function", reference.selector.rpartition(".")[2]
+            raise ValueError(f"{setting} = {value!r}: the {what} itself is meant, @{name} without ()")
+
+
+def _required(configurable: Any) -> set[str]:
+    parameters = inspect.signature(configurable).parameters.values()
+    return {parameter.name for parameter in parameters if parameter.default is parameter.empty}
 
 
 def _is_known(configurable: Any) -> bool:

@@ -18,7 +18,7 @@ import gin
 from gin import config_parser
 
 from amago_ray.config import amago_names, shipped
-from amago_ray.config.handed import refuse_handed
+from amago_ray.config.handed import refuse_calls, refuse_handed
 from amago_ray.config.left_out import GivenInPython, stand_in
 from amago_ray.config.mistakes import explain
 from amago_ray.config.registry import matching, parameters_of
@@ -151,6 +151,7 @@ class _Reader(gin.config.ParserDelegate):
         scope, name, argument, value, location = statement
         setting = f"{scope}/{name}" if scope else name
         said = f"{setting}{'.' if argument else ''}{argument} = {value!r}", _place(location)
+        refuse_calls(said[0].partition(" = ")[0], value)
         if not argument:
             self.given.macros[setting] = said
             gin.bind_parameter((setting, MACRO, "value"), value)

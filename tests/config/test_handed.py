@@ -162,3 +162,23 @@ def test_all_that_parts_must_be_given_is_known() -> None:
         assert required - OF_THE_USER <= handed, selector
         seen |= {cls.__name__ for cls in inspect.getmro(made)} if inspect.isclass(made) else {made.__name__}
     assert seen >= KINDS.keys() | SINGLE.keys()
+
+
+@pytest.mark.parametrize(
+    "binding",
+    [
+        "Experiment.traj_encoder_type = @GRUTrajEncoder()",
+        "Experiment.agent_type = @MultiTaskAgent()",
+        "Experiment.exploration_wrapper_type = @EpsilonGreedy()",
+        "Agent.critic_type = @NCritics()",
+        "Agent.optimizer_type = @AdamWRel()",
+        "encoder = @GRUTrajEncoder()",
+        "Agent.fbc_filter_func = @exp_filter()",
+    ],
+)
+def test_a_class_that_is_called_is_refused(binding: str) -> None:
+    value = binding.partition(" = ")[2]
+    what = "function" if "filter" in value else "class"
+    with pytest.raises(ValueError) as error:
+        config.load([], [binding])
+    assert str(error.value) == f"{binding}: the {what} itself is meant, {value[:-2]} without ()"
