@@ -126,7 +126,8 @@ def refuse_calls(setting: str, value: Any) -> None:
     """Raises ValueError for a value that would make, @Name(), what the package makes itself of the class, @Name."""
     for reference in gin.config.iterate_references(value):
         configurable = reference.configurable.wrapped
-        if reference.evaluate and any(_required(configurable) & remedy.keys() for remedy in remedies(configurable)):
+        handed = {argument for remedy in remedies(configurable) for argument in remedy}
+        if reference.evaluate and handed and handed & _required(configurable):
             what, name = "class" if inspect.isclass(configurable) else "function", reference.selector.rpartition(".")[2]
             raise ValueError(f"{setting} = {value!r}: the {what} itself is meant, @{name} without ()")
 

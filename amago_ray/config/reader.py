@@ -107,7 +107,7 @@ class _Reader(gin.config.ParserDelegate):
         self._notices: dict[str, None] = {}  # in order, each once
         self._open: list[Path] = []  # files that are being read, each included by the one before
         self._settings: list[str] = []  # that were bound, in order
-        self._record = False  # whether it is a run's own that is being read
+        self._record = False  # whether it is a run's own that is being read, in which values win over macros
         self.given = Given()
 
     def tell(self) -> None:
@@ -153,10 +153,11 @@ class _Reader(gin.config.ParserDelegate):
         said = f"{setting}{'.' if argument else ''}{argument} = {value!r}", _place(location)
         refuse_calls(said[0].partition(" = ")[0], value)
         if not argument:
-            self.given.macros[setting] = said
+            if not self._record:
+                self.given.macros[setting] = said
             gin.bind_parameter((setting, MACRO, "value"), value)
             return
-        if scope:
+        if scope and not self._record:
             self.given.scopes[scope] = said
         selector = self._selector(name)
         if not scope and not self._record:  # a scope is entered by code of one's own, and old records hold such lines

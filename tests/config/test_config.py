@@ -90,12 +90,30 @@ def test_macros_and_scopes_that_something_takes(tmp_path: Path, caplog: pytest.L
 def test_macros_and_scopes_of_a_file_that_nothing_takes_are_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They may be meant for other files; a run's config.txt may have some whose setting was overridden."""
+    """They may be meant for other files."""
     (tmp_path / "a.gin").write_text("batch_size = 3\nnosuch/Agent.gamma = 0.3\nx = 1\nAgent.tau = %x\n")
     config.load([tmp_path / "a.gin"])
     macro, scope = (record.getMessage() for record in caplog.records)
     assert macro.startswith("batch_size = 3 sets nothing") and macro.endswith("a.gin line 1)")
     assert scope.startswith("nosuch/Agent.gamma = 0.3 sets nothing") and scope.endswith("a.gin line 2)")
+
+
+def test_nothing_is_told_of_what_a_run_itself_wrote(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its record has macros and scopes as they were given, and then the values that they had, which win."""
+    scoped = ["eval/TMaze.penalty = 1.0", "Experiment.make_train_env = @eval/TMaze"]
+    config.load([], ["bs = 9", "Experiment.batch_size = %bs", *scoped])
+    values = {"batch_size": 9, "make_train_env": "CartPole-v1"}
+    (tmp_path / "config.txt").write_text(record("Experiment", values))
+    (tmp_path / "again.gin").write_text("include 'config.txt'\nother = 3\n")
+    gin.clear_config()
+    caplog.clear()
+    config.load([tmp_path / "config.txt"])
+    assert not caplog.records and gin.query_parameter("Experiment.batch_size") == 9
+    config.load([tmp_path / "again.gin"])
+    (notice,) = (each.getMessage() for each in caplog.records)
+    assert notice.startswith("other = 3 sets nothing")
+    with pytest.raises(ValueError, match="bs = 10 sets nothing"):  # what is bound on top of it
+        config.load([tmp_path / "config.txt"], ["bs = 10"])
 
 
 def test_macros_that_stand_for_one_another() -> None:
