@@ -56,6 +56,7 @@ class Experiment(ExperimentSettings):
 
     def __new__(cls, *args: Any, **settings: Any) -> Experiment:
         config.reject_unknown_arguments(cls.__init__, settings, "Experiment")
+        config.refuse_unknown_macros("Experiment")  # before gin hands over what they stand for
         return super().__new__(cls)
 
     def __post_init__(self) -> None:

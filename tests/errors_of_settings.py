@@ -14,6 +14,11 @@ SETTINGS = (
     setting("a line that is not gin", "Experiment.batch_size 3", "line", "'Experiment.batch_size 3'"),
     setting("a bracket that is not closed", "Multigammas.discrete = [0.9, ", "within a bracket", "close it"),
     setting("a macro that there is not", "Agent.gamma = %discount", "no macro is named %discount"),
+    Case(
+        "a macro that is misspelt",
+        with_settings("size = 4", "Experiment.batch_size = %size", "Experiment.epochs = %sise"),
+        ("Experiment.epochs = %sise", "no macro is named %sise", "did you mean %size?"),
+    ),
     setting("a module that is not there", "import no_such_module", "no_such_module"),
     setting("an include that is not there", "include 'base.gin'", "include 'base.gin'", "there is no such file"),
     Case(

@@ -13,6 +13,7 @@ from amago_ray.config.mistakes import (
 from amago_ray.config.reader import accept_amago_arguments, bind, is_bound, load, restore
 from amago_ray.config.registry import configurable_names
 from amago_ray.config.text import literal, record, snapshot
+from amago_ray.config.unused import refuse_unknown_macros
 
 __all__ = [
     "accept_amago_arguments",
@@ -31,6 +32,7 @@ __all__ = [
     "record",
     "refuse",
     "refuse_left_out",
+    "refuse_unknown_macros",
     "reject_unknown_arguments",
     "restore",
     "snapshot",

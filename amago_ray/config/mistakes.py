@@ -14,6 +14,7 @@ import gin
 from amago_ray.config import amago_names
 from amago_ray.config.registry import configurable_names, parameters_of
 
+MACRO = "gin.macro"
 UNKNOWN_NAME = re.compile(
     r"No configurable matching (?:reference )?'?@?(?:[\w.]+/)*([\w.]+)|Could not find ([\w.]+) in the Gin registry"
 )
@@ -46,7 +47,7 @@ def explain(error: Exception) -> str:
     if match := NOT_A_SETTING.search(text):
         return f"{match.group(1)} has no setting {match.group(2)!r}: the package gives it that"
     if match := UNKNOWN_MACRO.search(text):
-        return f"no macro is named %{match.group(1)}: bind it, as in {match.group(1)} = 1"
+        return no_macro(match.group(1))
     if isinstance(error, TokenError):
         what, (line, _) = error.args
         return f"the configuration ends within a bracket or a text ({what}, line {line}): close it"
@@ -58,6 +59,14 @@ def explain(error: Exception) -> str:
     if isinstance(error, SyntaxError) and error.text:
         text = f"{text}: {error.text.strip()!r}"
     return " ".join(without_gin_calls(text).split())
+
+
+def no_macro(name: str) -> str:
+    """What is said of a macro that nothing binds."""
+    close = closest(name, (scope for scope, kind in gin.config._CONFIG if kind == MACRO))  # gin has no public list
+    return f"no macro is named %{name}" + (
+        f"; did you mean %{close}?" if close else ": a line that binds it is missing"
+    )
 
 
 def no_value(word: str) -> str:
@@ -73,6 +82,8 @@ def explain_call(error: Exception, otherwise: str) -> str:
 
     otherwise: what to name where no configurable has called that code.
     """
+    if UNKNOWN_MACRO.search(str(error)):  # the code was not reached
+        return explain(error)
     callers = GIN_CALL.findall(str(error))  # the innermost comes first
     for caller in callers:
         bound = [values for (_, selector), values in gin.config._CONFIG.items() if selector.endswith(caller)]

@@ -1,6 +1,7 @@
 """What a configuration says and nothing takes: macros that no %name stands for, scopes that no reference has.
 
-gin takes both in silence. A macro is what a setting becomes whose class was forgotten, `batch_size = 64`.
+gin takes both in silence. A macro is what a setting becomes whose class was forgotten, `batch_size = 64`. And the other
+way round: %names that no macro has, of which gin says something only when it hands them over, in four lines.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from dataclasses import dataclass, field
 
 import gin
 
-from amago_ray.config.mistakes import closest, nearest
+from amago_ray.config.mistakes import MACRO, closest, nearest, no_macro
 from amago_ray.config.registry import parameters_of, registry
 from amago_ray.config.text import DRIVER_CONFIGURABLES
 
 logger = logging.getLogger("amago_ray")
-MACRO, CONSTANT = "gin.macro", "gin.constant"
+CONSTANT = "gin.constant"
 
 
 @dataclass
@@ -43,6 +44,28 @@ class Given:
                 near = nearest(scope, parts) if parts else ""
                 answer = f"{statement} sets nothing: no reference has the scope {scope!r}, as @{scope}/Name would{near}"
                 _answer(answer, place, refuse=not place and not self.own_code)
+
+
+def refuse_unknown_macros(owner: str) -> None:
+    """Raises ValueError, naming the setting and the nearest macro, for one that `owner` needs and nothing binds.
+
+    Asked of what is made next: macros may be bound after what refers to them, and what nobody makes needs none.
+    """
+    bound = {name: values["value"] for (name, kind), values in gin.config._CONFIG.items() if kind == MACRO}
+    waiting = [
+        (f"{owner}.{argument} = {value!r}", value)
+        for (_, selector), values in gin.config._CONFIG.items()
+        if selector.rpartition(".")[2] == owner
+        for argument, value in values.items()
+    ]
+    seen: set[str] = set()
+    for setting, value in waiting:  # which grows by the macros that macros stand for
+        for name in [scope for scope, kind in _keys([value]) if kind == MACRO and scope not in seen]:
+            seen.add(name)
+            known = next((known for known in bound if name == known or name.startswith(f"{known}/")), None)
+            if known is None:
+                raise ValueError(f"{setting}: {no_macro(name)}")
+            waiting.append((setting, bound[known]))
 
 
 def _answer(text: str, place: str, refuse: bool) -> None:

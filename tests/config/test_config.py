@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from amago_ray import Experiment, config
 from amago_ray.agent.actor_critic import Agent, Multigammas
 from amago_ray.config import nearest, record, reject_unknown_arguments, restore, snapshot
-from amago_ray.driver.probe import check_data
+from amago_ray.driver.probe import check_data, probe
 from amago_ray.driver.resume import create_folder
 from amago_ray.envs.builtin import Counting, TMaze
 from amago_ray.envs.tasks import entries_of, maker_of
@@ -96,6 +96,24 @@ def test_macros_and_scopes_of_a_file_that_nothing_takes_are_told(
     macro, scope = (record.getMessage() for record in caplog.records)
     assert macro.startswith("batch_size = 3 sets nothing") and macro.endswith("a.gin line 1)")
     assert scope.startswith("nosuch/Agent.gamma = 0.3 sets nothing") and scope.endswith("a.gin line 2)")
+
+
+def test_a_macro_that_there_is_not(tmp_path: Path) -> None:
+    given = ["bs = 4", "Experiment.epochs = %bs", "Experiment.run_name = 'a'", "Experiment.max_seq_len = 4"]
+    config.load([], [*given, "Experiment.make_train_env = 'CartPole-v1'", "Experiment.batch_size = %bss"])
+    with pytest.raises(
+        ValueError, match=r"^Experiment\.batch_size = %bss: no macro is named %bss; did you mean %bs\?$"
+    ):
+        Experiment()
+    config.load([], ["Experiment.batch_size = 4", "other = %nosuch", "Experiment.seed = %other"])
+    with pytest.raises(
+        ValueError, match=r"^Experiment\.seed = %other: no macro is named %nosuch: a line that binds it"
+    ):
+        Experiment()
+    config.load([], ["nosuch = 1", "Agent.gamma = %bss", "MambaTrajEncoder.d_model = %width"])
+    assert Experiment().seed == 1, "Agent is not made yet, and nobody makes a MambaTrajEncoder"
+    with pytest.raises(ValueError, match=r"^no macro is named %bss; did you mean %bs\?$"):
+        probe(Experiment(traj_encoder_type=GRUTrajEncoder))
 
 
 def test_nothing_is_told_of_what_a_run_itself_wrote(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
