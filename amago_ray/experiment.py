@@ -66,6 +66,7 @@ class Experiment(ExperimentSettings):
             run = RunDirectory(self.ckpt_base_dir, self.run_name).root
             vars(self).update(self.dataset.settings(run))
         check_settings(self)
+        config.tell_unread(self.agent_type)
         self.directory = RunDirectory(self.ckpt_base_dir, self.run_name)
         self.progress = Progress(epoch=-1)  # the last finished epoch
         self._display = Display(self.run_name, self.epochs, self.verbose)

@@ -21,8 +21,9 @@ class MultiTaskAgent(Agent):
     Critics classify returns into bins instead of regressing them, and the actor only clones what the critics approve
     of, so no loss term scales with a task's rewards. Every action space enters the critics as an action vector.
 
-    The settings are those of `Agent`, with the defaults below; they are read as `MultiTaskAgent.*` first, then as
-    `Agent.*`. critic_type: must have a `bins` (see `NCriticsTwoHot`).
+    The settings are those of `Agent`, and are read as `MultiTaskAgent.*` first, then as `Agent.*`. The four below have
+    defaults of their own and are read as `MultiTaskAgent.*` alone; where `Agent.*` is bound to something else, a line
+    says so. critic_type: must have a `bins` (see `NCriticsTwoHot`).
     """
 
     critics: NCriticsTwoHot

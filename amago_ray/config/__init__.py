@@ -13,6 +13,7 @@ from amago_ray.config.mistakes import (
 from amago_ray.config.reader import accept_amago_arguments, bind, is_bound, load, restore
 from amago_ray.config.registry import configurable_names
 from amago_ray.config.text import literal, record, snapshot
+from amago_ray.config.unread import tell_unread
 from amago_ray.config.unused import refuse_unknown_macros
 
 __all__ = [
@@ -36,5 +37,6 @@ __all__ = [
     "reject_unknown_arguments",
     "restore",
     "snapshot",
+    "tell_unread",
     "without_gin_calls",
 ]

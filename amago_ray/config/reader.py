@@ -23,6 +23,7 @@ from amago_ray.config.left_out import GivenInPython, stand_in
 from amago_ray.config.mistakes import explain
 from amago_ray.config.registry import matching, parameters_of
 from amago_ray.config.text import DRIVER_CONFIGURABLES, has_no_text, is_record, literal
+from amago_ray.config.unread import of_records
 from amago_ray.config.unused import MACRO, Given
 from amago_ray.config.value_types import check_argument
 
@@ -166,11 +167,21 @@ class _Reader(gin.config.ParserDelegate):
         self._settings.append(f"{here}.{argument}")
         rule = amago_names.ARGUMENTS.get(f"{amago}.{argument}")
         if rule is None or (amago == here and matching(selector) and argument in parameters_of(selector)):
-            _bind_checked(scope, selector, argument, value)
+            self._bind_checked(scope, selector, argument, value)
             return
         for key, translated in self.translate(f"{amago}.{argument}", rule, value).items():
             here, argument = key.rsplit(".", 1)
-            _bind_checked(scope, here, argument, translated)
+            self._bind_checked(scope, here, argument, translated)
+
+    def _bind_checked(self, scope: str, selector: str, argument: str, value: Any) -> None:
+        """Bind a value. Raises ValueError, TypeError for an unknown name, and for a value of the wrong type."""
+        gin.bind_parameter((scope, selector, argument), value)  # says what is wrong with a name
+        full = matching(selector)[0]
+        (of_records.add if self._record else of_records.discard)((full, argument))
+        if (
+            selector.rpartition(".")[2] not in DRIVER_CONFIGURABLES
+        ):  # which look at their values more closely themselves
+            check_argument(full, argument, value)
 
     def translate(self, name: str, rule: amago_names.Argument, value: Any) -> dict[str, Any]:
         """The settings that an argument of AMAGO stands for."""
@@ -219,13 +230,6 @@ class _Reader(gin.config.ParserDelegate):
             self.read_file(along)
         else:
             raise ValueError(f"include {filename!r}: there is no such file")
-
-
-def _bind_checked(scope: str, selector: str, argument: str, value: Any) -> None:
-    """Bind a value. Raises ValueError or TypeError for a name that there is not, and for a value of the wrong type."""
-    gin.bind_parameter((scope, selector, argument), value)  # says what is wrong with a name
-    if selector.rpartition(".")[2] not in DRIVER_CONFIGURABLES:  # which look at their values more closely themselves
-        check_argument(matching(selector)[0], argument, value)
 
 
 @contextmanager

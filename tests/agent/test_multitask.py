@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import gin
 import numpy as np
@@ -24,10 +25,11 @@ from agent_cases import (
     tstep_encoder,
 )
 
-from amago_ray import config
+from amago_ray import Experiment, config
 from amago_ray.agent.actor_critic import Agent
 from amago_ray.agent.losses import binary_filter, exp_filter
 from amago_ray.agent.multitask import MultiTaskAgent
+from amago_ray.config import unread
 from amago_ray.nets.actors import ResidualActor
 from amago_ray.nets.critics import NCriticsTwoHot
 from amago_ray.nets.policy_outputs import GMM, Beta
@@ -230,3 +232,39 @@ def test_both_agents_can_be_bound_at_once() -> None:
     gammas = [float(build("discrete", agent_type=t).gammas[-1]) for t in (Agent, MultiTaskAgent)]
     assert gammas == [0.5, 0.75]
     assert gin.query_parameter("Agent.gamma") == 0.5
+
+
+def told(caplog: pytest.LogCaptureFixture, *bindings: str, agent_type: type[Agent] = MultiTaskAgent) -> list[str]:
+    caplog.clear()
+    gin.clear_config()
+    config.load([], [*bindings])
+    unread._told.clear()
+    for _ in range(2):  # as of several trials
+        Experiment(run_name="a", make_train_env="CartPole-v1", max_seq_len=4, agent_type=agent_type)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_what_is_bound_of_agent_and_never_read_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    assert told(caplog, "Agent.offline_coeff = 0.5", "Agent.critic_type = @NCritics", "Agent.gamma = 0.5") == [
+        "Agent.offline_coeff = 0.5 is not read: MultiTaskAgent has its own, 1.0; set MultiTaskAgent.offline_coeff",
+        "Agent.critic_type = @NCritics is not read: MultiTaskAgent has its own, @NCriticsTwoHot; set "
+        "MultiTaskAgent.critic_type",
+    ]
+    assert not told(caplog, "Agent.offline_coeff = 1", "Agent.critic_type = @NCriticsTwoHot"), "it has the same values"
+    assert not told(caplog, "Agent.offline_coeff = 0.5", "MultiTaskAgent.offline_coeff = 0.6"), "it was chosen"
+    assert not told(caplog, "Agent.offline_coeff = 0.5", agent_type=Agent)
+
+
+def test_a_record_means_the_same_and_says_nothing(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    from_gin("Agent.offline_coeff = 0.5", "Agent.critic_type = @NCritics")
+    text = config.record("Experiment", {"agent_type": MultiTaskAgent})
+    assert "\nAgent.offline_coeff = 0.5\n" in text and "\nMultiTaskAgent.offline_coeff = 1.0\n" in text
+    (tmp_path / "config.txt").write_text(text)
+    include = f"include '{tmp_path / 'config.txt'}'"
+    assert not told(caplog, include)
+    agent = MultiTaskAgent(
+        OBS_SPEC, ACTION_SPECS["discrete"], L, tstep_encoder_type=tstep_encoder, traj_encoder_type=gru
+    )
+    assert agent.offline_coeff == 1.0 and isinstance(agent.critics, NCriticsTwoHot)
+    (line,) = told(caplog, include, "Agent.offline_coeff = 0.75")
+    assert line.startswith("Agent.offline_coeff = 0.75 is not read: MultiTaskAgent has its own, 1.0")
