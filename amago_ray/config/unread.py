@@ -39,7 +39,7 @@ def unread(made: type) -> Iterator[str]:
                 yield from _told_of(cls, argument, value, *own[argument])
         if "__init__" in vars(cls) and _selector(cls):
             for name, parameter in inspect.signature(vars(cls)["__init__"]).parameters.items():
-                if parameter.default not in (parameter.empty, None):  # None may well mean that of the class above
+                if parameter.default is not parameter.empty and parameter.default is not None:  # which may mean any
                     own.setdefault(name, (cls, parameter.default))
 
 

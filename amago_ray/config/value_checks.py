@@ -71,6 +71,10 @@ def subclass_of(base: type) -> Check:
         if isinstance(value, type) and issubclass(value, base):
             return None
         known = sorted(set(_subclasses(base)))
+        if isinstance(value, str) and value in known:
+            raise TypeError(
+                f"it must be a subclass of {base.__name__}, {value} itself (@{value} in gin) and not its name"
+            )
         hint = nearest(value, known) if isinstance(value, str) else f"; known: {', '.join(known)}"
         raise TypeError(f"it must be a subclass of {base.__name__}{hint}")
 

@@ -30,11 +30,15 @@ from amago_ray.agent.flat_weights import load_weights
 from amago_ray.agent.policy import Policy
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.atomic_files import read_text
+from amago_ray.config.value_checks import subclass_of
+from amago_ray.config.value_types import objection
 from amago_ray.envs.saved_spaces import read_spaces
 from amago_ray.envs.spaces import ActionConverter, ObsConverter
 from amago_ray.nets.actions import stored_action
 from amago_ray.nets.columns import laid_out_for_acting
 from amago_ray.nets.mixed_encoder import default_tstep_encoder
+from amago_ray.nets.traj_encoders import TrajEncoder
+from amago_ray.nets.tstep_encoders import TstepEncoder
 from amago_ray.rollout.random_stream import TorchRandomStream
 from amago_ray.run_directory import RunDirectory
 
@@ -71,7 +75,8 @@ class ActingPolicy:
 
     policy: is put into evaluation mode. sample: draw actions from it, else take its mode. temperature: of actions that
     are drawn, in place of `Agent.temperature`. seed: of the drawing, which nothing else disturbs.
-    Raises ValueError for a temperature that is not from 1e-6 to 1e6.
+    Raises ValueError for a temperature that is not from 1e-6 to 1e6, a seed that is no integer, and another `sample`
+    than True and False.
     """
 
     def __init__(
@@ -83,13 +88,16 @@ class ActingPolicy:
         temperature: float | None = None,
         seed: int = 0,
     ):
+        for name, value, hint in (("sample", sample, bool), ("seed", seed, int)):
+            if wrong := objection(value, hint):
+                raise ValueError(f"{name}={value!r}: {wrong}")
         self.observation_space, self.action_space = observation_space, action_space
         self.policy = policy.eval()
         self.sample = sample
         if temperature is not None:
             policy.temperature = temperature
         self._obs, self._action = ObsConverter(observation_space), ActionConverter(action_space)
-        self._random = TorchRandomStream(seed)
+        self._random = TorchRandomStream(int(seed))
 
     @property
     def sees_rewards(self) -> bool:
@@ -116,8 +124,8 @@ class ActingPolicy:
         episode_start: bool, or (N,): whose `obs` is the first of a rollout. Their state is forgotten. None: nobody's.
         reward: number, or (N,): what the last action earned. It does not matter where a rollout begins. May be left out
             then, and for policies that do not see rewards.
-        Raises ValueError for observations outside the space or not finite, an empty batch, a state of another batch,
-        and where a reward is missing.
+        Raises ValueError for observations outside the space or not finite, an empty batch, a state that is none or of
+        another batch, an episode_start that is neither, and where a reward is missing.
         """
         num_envs = self._obs.batch_size(obs)
         if num_envs == 0:
@@ -126,11 +134,18 @@ class ActingPolicy:
         start = np.ones(num, bool) if state is None else np.zeros(num, bool)
         if state is None:
             state = self.initial_state(num_envs)
+        elif not isinstance(state, PolicyState):
+            raise ValueError(
+                f"act: state is a {type(state).__name__}: it must be the state that the call before returned"
+            )
         elif (len(state.time_idx), state.batched) != (num, num_envs is not None):
             before, now = _described(state.batched, len(state.time_idx)), _described(num_envs is not None, num)
             raise ValueError(f"act: the observation is of {now}, the state of {before}")
         elif episode_start is not None:
-            start = self._per_env("episode_start", episode_start, num, bool)
+            start = self._per_env("episode_start", episode_start, num)
+            if not np.isin(start, (0, 1)).all():
+                raise ValueError(f"act: episode_start={episode_start!r}: it must be True or False for each environment")
+            start = start.astype(bool)
         rl2 = torch.cat((self._rewards(reward, start).unsqueeze(1), state.action), dim=1)
         start_N = torch.from_numpy(start)
         rl2 = rl2.masked_fill(start_N.unsqueeze(1), 0.0)
@@ -166,14 +181,20 @@ class ActingPolicy:
             if self.sees_rewards and not start.all():
                 raise ValueError("act: reward is missing: this policy sees what its last action earned")
             return torch.zeros(len(start))
-        rewards = self._per_env("reward", reward, len(start), np.float32)
+        rewards = self._per_env("reward", reward, len(start)).astype(np.float32)
         if not np.isfinite(rewards[~start]).all():
             raise ValueError(f"act: reward={reward} is not finite")
         return torch.from_numpy(rewards)
 
     @staticmethod
-    def _per_env(name: str, value: Any, num: int, dtype: Any) -> np.ndarray:
-        values = np.array(value, dtype=dtype).reshape(-1)
+    def _per_env(name: str, value: Any, num: int) -> np.ndarray:
+        """(num,) truth values or numbers, as they come: text would be read as either."""
+        try:
+            values = np.array(value).reshape(-1)
+        except (TypeError, ValueError):  # lists of different lengths
+            values = np.empty(0, object)
+        if values.dtype.kind not in "biuf":
+            raise ValueError(f"act: {name}={value!r}: it must be a number or truth value for each environment")
         if len(values) != num:
             raise ValueError(f"act: {name} has {len(values)} entries for {num} environments")
         return values
@@ -221,6 +242,11 @@ def load_agent(
                 f"load_policy: settings has {name!r}, which is no setting of Experiment that a policy depends on"
                 f"{config.nearest(name, AGENT_SETTINGS)}"
             )
+    if spaces is not None and not _is_pair(spaces):
+        raise ValueError(
+            f"load_policy: spaces={spaces!r}: it must be a pair of spaces, (env.observation_space, env.action_space)"
+        )
+    _check_types(settings or {})
     folder, weights = _located(Path(run_or_file), epoch)
     directory = RunDirectory(folder.parent, folder.name)
     if spaces is None:
@@ -236,6 +262,20 @@ def load_agent(
     load_weights(agent, weights)
     laid_out_for_acting(agent.policy)
     return agent, spaces
+
+
+def _is_pair(spaces: Any) -> bool:
+    return isinstance(spaces, tuple | list) and len(spaces) == 2 and all(isinstance(each, gym.Space) for each in spaces)
+
+
+def _check_types(settings: Mapping[str, Any]) -> None:
+    """Raises ValueError for settings that are no classes of the kind that they must be."""
+    for name, base in (("tstep_encoder_type", TstepEncoder), ("traj_encoder_type", TrajEncoder), ("agent_type", Agent)):
+        if name in settings and (settings[name] is not None or name != "tstep_encoder_type"):
+            try:
+                subclass_of(base)(settings[name])
+            except TypeError as error:
+                raise ValueError(f"load_policy: settings={{{name!r}: {settings[name]!r}}}: {error}") from error
 
 
 def _located(path: Path, epoch: int | None) -> tuple[Path, Path]:

@@ -205,9 +205,17 @@ def test_mistakes_are_said_in_a_line(tmp_path: Path) -> None:
         ((np.full(5, np.nan, np.float32),), "'observation' is not finite"),
         ((np.zeros((0, 5), np.float32),), "the observation is of a batch of 0 environments: there must be one or more"),
         ((np.zeros(4, np.float32),), r"'observation' has shape \(4,\): its space has \(5,\), a batch \(N, ...\)"),
+        ((obs, state, ["False"], 0.0), r"episode_start=\['False'\]: it must be a number or truth value for each"),
+        ((obs, state, np.nan, 0.0), "episode_start=nan: it must be True or False for each environment"),
+        ((obs, state, 2, 0.0), "episode_start=2: it must be True or False for each environment"),
+        ((obs, state, None, "1.0"), "reward='1.0': it must be a number or truth value for each environment"),
+        ((obs, state.memory, None, 0.0), "state is a Tensor: it must be the state that the call before returned"),
+        ((obs, "state", None, 0.0), "state is a str: it must be the state that the call before returned"),
     ):
         with pytest.raises(ValueError, match=message):
             policy.act(*arguments)
+    for start in (True, np.True_, 1, 0.0, np.array([1]), torch.tensor([True]), [False]):
+        policy.act(obs, state.copy(), start, 0.0)
     with pytest.raises(ValueError, match="is no run's folder: it has no config.txt"):
         load_policy(tmp_path)
     (tmp_path / "policy.pt").touch()
@@ -224,6 +232,31 @@ def test_mistakes_are_said_in_a_line(tmp_path: Path) -> None:
     assert play(load_policy(directory.root, sample=False, **given)) == play(
         load_policy(directory.latest_policy, sample=False, **given)
     )
+
+
+def test_arguments_of_load_policy_are_said_in_a_line(tmp_path: Path) -> None:
+    run = identity_run(tmp_path).directory.root
+    env = Identity("discrete", 4)
+    load_policy(run, sample=np.True_, seed=np.int64(3), spaces=[env.observation_space, env.action_space])
+    for arguments, message in (
+        ({"seed": None}, r"^seed=None: it must be an integer$"),
+        ({"seed": 1.5}, r"^seed=1\.5: it must be an integer$"),
+        ({"sample": "no"}, r"^sample='no': it must be True or False$"),
+        ({"spaces": env}, r"^load_policy: spaces=<.*>: it must be a pair of spaces, \(env.observation_space, env.act"),
+        ({"spaces": (env, env.action_space)}, r"^load_policy: spaces=.*: it must be a pair of spaces"),
+        (
+            {"settings": {"traj_encoder_type": "GRUTrajEncoder"}},
+            r"^load_policy: settings=\{'traj_encoder_type': 'GRUTrajEncoder'\}: it must be .* and not its name$",
+        ),
+        (
+            {"settings": {"traj_encoder_type": None}},
+            r"^load_policy: settings=\{'traj_encoder_type': None\}: it must be a",
+        ),
+        ({"settings": {"agent_type": Identity}}, r"it must be a subclass of Agent; known: Agent"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            load_policy(run, **arguments)
+        assert "\n" not in str(error.value)
 
 
 def test_rewards_that_nobody_sees_may_be_left_out(tmp_path: Path) -> None:
