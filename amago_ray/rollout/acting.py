@@ -190,7 +190,7 @@ class ActingPolicy:
     def _per_env(name: str, value: Any, num: int) -> np.ndarray:
         """(num,) truth values or numbers, as they come: text would be read as either."""
         try:
-            values = np.array(value).reshape(-1)
+            values = np.asarray(value).reshape(-1)
         except (TypeError, ValueError):  # lists of different lengths
             values = np.empty(0, object)
         if values.dtype.kind not in "biuf":
