@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from amago_ray.commands.command_line import Parser, in_one_line
+from amago_ray.commands.command_line import Mistake, Parser, in_one_line
 from amago_ray.tune.results import SWEEP_FILE, plot_sweep
 from amago_ray.watch.curves import plot_runs, without_returns
 from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
@@ -23,6 +24,8 @@ def run(arguments: Sequence[str]) -> int:
         "--reached", type=float, metavar="RETURN", help="also say when each run's return first got this high"
     )
     options = parser.parse_args(arguments)
+    if options.reached is not None and not math.isfinite(options.reached):
+        raise Mistake(f"--reached {options.reached}: it must be a finite number")
     with in_one_line():
         sweep = next((folder for folder in options.runs if (folder / SWEEP_FILE).is_file()), None)
         if sweep is not None:

@@ -35,3 +35,9 @@ def test_a_sweep_is_drawn_by_itself(
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
     assert "sweep is a sweep" in err
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_return_that_is_no_number_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str) -> None:
+    assert train.main(["plot", str(write_run(tmp_path / "run")), "--reached", value]) == 2
+    assert capsys.readouterr().err == f"amago-ray: --reached {value}: it must be a finite number\n"
