@@ -36,7 +36,8 @@ AGENTS = {"agent": "Agent", "multitask": "MultiTaskAgent"}
 TSTEP_ENCODERS = {"ff": "FFTstepEncoder", "cnn": "CNNTstepEncoder"}
 TRAJ_ENCODERS = {
     "ff": "FFTrajEncoder",
-    "rnn": "GRUTrajEncoder",
+    "rnn": "GRUTrajEncoder",  # AMAGO's name
+    "gru": "GRUTrajEncoder",
     "transformer": "TformerTrajEncoder",
     "mamba": "MambaTrajEncoder",
 }

@@ -65,6 +65,11 @@ def test_a_transformer_of_a_width_is_four_times_as_wide_within_and_none_is_the_e
     assert settings == {}
 
 
+def test_a_gru_has_both_names() -> None:
+    encoders = {name: switch_traj_encoder({}, name, memory_size=8) for name in ("rnn", "gru")}
+    assert encoders["rnn"] is encoders["gru"] is GRUTrajEncoder
+
+
 def test_a_misspelt_short_name() -> None:
     with pytest.raises(
         ValueError, match=r"no traj encoder has the short name 'transfomer'; did you mean 'transformer'\?"
