@@ -73,7 +73,8 @@ def _read(configs: Sequence[str | Path], bindings: Sequence[str]) -> _Reader:
     try:
         for file in files:
             reader.read_file(file)
-        reader.read("\n".join(bindings))
+        for binding in bindings:
+            reader.read_single(binding)
     except (ValueError, SyntaxError, TypeError, TokenError) as error:
         raise ValueError(explain(error)) from error
     reader.tell()
@@ -147,6 +148,16 @@ class _Reader(gin.config.ParserDelegate):
                     self._import(statement)
                 else:
                     self._include(statement.filename, folder)
+
+    def read_single(self, binding: str) -> None:
+        """Read a single binding. What is no statement is named as a whole, for there may be others beside it."""
+        try:
+            self.read(binding)
+        except (SyntaxError, TokenError) as error:
+            text = explain(error)
+            if binding.strip() in text:
+                raise
+            raise ValueError(f"{binding!r} is not NAME = VALUE: {text.replace(' (line 1)', '')}") from error
 
     def _bind(self, statement: config_parser.BindingStatement) -> None:
         scope, name, argument, value, location = statement

@@ -51,6 +51,15 @@ def test_arguments_that_a_function_does_not_take() -> None:
         ("Agent.gama = 0.9", r"Agent has no setting 'gama'; did you mean 'gamma'\?"),
         ("Experiment.epoch = 9", r"Experiment has no setting 'epoch'; did you mean 'epochs'\?"),
         ("Agent.gamma 0.9", r"Couldn't parse .*: 'Agent.gamma 0.9'"),
+        (
+            "Experiment.epochs",
+            r"^'Experiment\.epochs' is not NAME = VALUE: Couldn't parse statement, expected",
+        ),
+        ("Experiment.epochs =", r"^'Experiment\.epochs =' is not NAME = VALUE: Unable to parse value\.$"),
+        (
+            "Multigammas.discrete = [0.9,",
+            r"^'Multigammas\.discrete = \[0\.9,' is not NAME = VALUE: .* bracket",
+        ),
         ("Experiment.run_name = mine", r"run_name = mine: mine is no value: write @X for a class .*, quotes for text"),
         ("Experiment.make_val_env = [TMaze]", r"make_val_env = \[TMaze\]: TMaze is no value: write @X for a class"),
         ("Experiment.verbose = true", r"verbose = true: true is no value; did you mean True\?"),
