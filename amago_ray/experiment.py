@@ -89,6 +89,8 @@ class Experiment(ExperimentSettings):
             if resume or overwrite:
                 raise ValueError("start: this experiment is running; resume and overwrite are for its first start")
             return self
+        if resume and overwrite:
+            raise ValueError("start: resume goes on with a run and overwrite begins it anew: leave out either")
         began = time.monotonic()
         with starting(self.close, self._display.message):
             self._display.message(f"{self.run_name}: trying the environments and the networks")

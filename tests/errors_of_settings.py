@@ -12,6 +12,11 @@ SETTINGS = (
     setting("a setting that there is not", "Experiment.batchsize = 3", "'batchsize'", "did you mean 'batch_size'"),
     setting("a setting that nothing reads", "NCritics.num_critics = 3", "sets nothing", "set Agent.num_critics"),
     setting("a line that is not gin", "Experiment.batch_size 3", "line", "'Experiment.batch_size 3'"),
+    Case(
+        "an option that is not gin",
+        words("--config", "CONFIG", "--set", "Agent.gamma = 0.9", "--set", "Experiment.epochs"),
+        ("'Experiment.epochs' is not NAME = VALUE",),
+    ),
     setting("a bracket that is not closed", "Multigammas.discrete = [0.9, ", "within a bracket", "close it"),
     setting("a macro that there is not", "Agent.gamma = %discount", "no macro is named %discount"),
     Case(
@@ -182,6 +187,11 @@ CONTRADICTIONS = (
     ),
     Case(
         "beginning and going on at once", words("--config", "CONFIG", "--resume", "--init-from", "a.pt"), ("leave out",)
+    ),
+    Case(
+        "going on and beginning anew",
+        words("--config", "CONFIG", "--resume", "auto", "--overwrite"),
+        ("leave out either",),
     ),
     Case("no trials", words("--config", "CONFIG", "--trials", "0"), ("--trials 0", "1 or more")),
 )

@@ -25,6 +25,13 @@ def test_resuming_what_is_running_is_refused(tmp_path: Path, how: dict[str, bool
         experiment.start(**how)
 
 
+@pytest.mark.parametrize("resume", [True, "auto"])
+def test_going_on_and_beginning_anew_is_refused(tmp_path: Path, resume: Any) -> None:
+    experiment = Experiment(run_name="a", make_train_env=Counting, max_seq_len=4, ckpt_base_dir=tmp_path)
+    with pytest.raises(ValueError, match="^start: resume goes on with a run and overwrite begins it anew: leave out"):
+        experiment.start(resume=resume, overwrite=True)
+
+
 def test_a_vector_env_of_another_size_is_refused_before_the_earlier_run_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,8 @@ def run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     if options.init_from and options.resume:
         raise Mistake("--init-from begins a run and --resume goes on with one: leave out either")
+    if options.overwrite and options.resume:
+        raise Mistake("--overwrite begins a run anew and --resume goes on with it: leave out either")
     if options.trials < 1:
         raise Mistake(f"--trials {options.trials}: it must be 1 or more")
     with in_one_line():
