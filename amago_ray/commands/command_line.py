@@ -183,6 +183,13 @@ def check_drawing(temperature: float | None, greedy: bool) -> None:
         raise Mistake(str(error)) from error
 
 
+def check_kept(run: Path, epoch: int | None) -> None:
+    """Raises Mistake for an epoch whose policy `run` has not kept, naming those that it has. None is the newest."""
+    kept = RunDirectory(run.resolve().parent, run.resolve().name).policy_epochs()
+    if epoch is not None and epoch not in kept:
+        raise Mistake(f"--epoch {epoch}: {run} has kept the policies of {', '.join(map(str, kept)) or 'none'}")
+
+
 def bindings_of(options: argparse.Namespace) -> list[str]:
     """What short names and --set bind, in the order in which later ones win."""
     chosen = [

@@ -13,6 +13,7 @@ from amago_ray.commands.command_line import (
     Mistake,
     Parser,
     check_drawing,
+    check_kept,
     check_seed,
     environment_bindings,
     in_one_line,
@@ -89,8 +90,8 @@ def _parser() -> Parser:
         "--epoch",
         nargs="+",
         metavar="N",
-        help="weights of that epoch; by default the latest. Of several, or of 'all' that were kept, a table and a "
-        "picture",
+        help="weights of that epoch, counted from 0 as file names are; by default the latest. Of several, or of 'all' "
+        "that were kept, a table and a picture",
     )
     parser.add_argument(
         "--best", action="store_true", help="weights with the best validation, which the callback KeepBestPolicy keeps"
@@ -144,8 +145,7 @@ def _epochs(run: Path, words: Sequence[str] | None) -> list[int | None]:
     for word in words:
         if not word.isdecimal():
             raise Mistake(f"--epoch {word}: write numbers of epochs, or all")
-        if int(word) not in kept:
-            raise Mistake(f"--epoch {word}: {run} has kept the policies of {', '.join(map(str, kept)) or 'none'}")
+        check_kept(run, int(word))
     return list(dict.fromkeys(sorted(map(int, words))))
 
 

@@ -14,6 +14,7 @@ from amago_ray.commands.command_line import (
     Mistake,
     Parser,
     check_drawing,
+    check_kept,
     check_seed,
     environment_bindings,
     in_one_line,
@@ -49,6 +50,7 @@ def run(arguments: Sequence[str]) -> int:
         from amago_ray.rollout.acting import AGENT_SETTINGS, load_agent
         from amago_ray.rollout.inspection import ThinkingPolicy, inspect_rollout
 
+        check_kept(options.run, options.epoch)
         weights = latest_weights(options.run.resolve(), options.epoch)
         agent, spaces = load_agent(weights, settings={name: getattr(experiment, name) for name in AGENT_SETTINGS})
         sample = not options.greedy
@@ -67,7 +69,9 @@ def _parser() -> Parser:
         parents=[override_options()],
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, such as runs/tmaze")
-    parser.add_argument("--epoch", type=int, metavar="N", help="weights of that epoch; by default the latest")
+    parser.add_argument(
+        "--epoch", type=int, metavar="N", help="weights of that epoch, counted from 0; by default the latest"
+    )
     parser.add_argument("--env", help="gymnasium id or gin name; by default the run's first validation environment")
     parser.add_argument("--seed", type=int, default=0, help="of the environment and of drawn actions (default 0)")
     parser.add_argument("--greedy", action="store_true", help="take the policy's mode instead of drawing from it")

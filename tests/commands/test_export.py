@@ -38,7 +38,7 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys: pytest.Capture
     for words, expected in (
         ([tmp_path / "none"], "is in no run's folder"),
         ([tmp_path], "is no run's folder"),
-        ([run, "--epoch", "7"], "policy_epoch_7.pt: there is no such file"),
+        ([run, "--epoch", "7"], f"--epoch 7: {run} has kept the policies of 0, 2"),
     ):
         assert export(*words) == 2
         out, err = capsys.readouterr()

@@ -41,7 +41,7 @@ def test_a_line_per_step(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--max-steps", "0"], "--max-steps 0: it must be 1 or more"),
         (["--greedy", "--temperature", "1"], "leave out either"),
-        (["--epoch", "7"], "policy_epoch_7.pt"),
+        (["--epoch", "7"], "has kept the policies of 0, 2"),
         (["--temperature", "-1"], "--temperature -1.0: it must be a number from 1e-06 to 1e+06"),
         (["--temperature", "inf"], "--temperature inf: it must be a number from"),
         (["--seed", "-100000000"], "--seed -100000000: it must be from 0 to 2147483647"),
