@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from amago_ray import __version__
 from amago_ray.commands.command_line import DEBUG, Mistake, is_unread, is_unwritten
 from amago_ray.config import nearest
 
@@ -45,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sys.stdout is None:  # and the next file that is opened would be taken for it
         print("amago-ray: standard output is closed; send it to /dev/null where nobody reads it", file=sys.stderr)
         return 2
-    name = "train"
-    if arguments and not arguments[0].startswith("-"):
+    name, arguments = "train", arguments or ["--help"]
+    if not arguments[0].startswith("-"):
         if arguments[0] not in COMMANDS:
             print(f"amago-ray: there is no command {arguments[0]!r}{nearest(arguments[0], COMMANDS)}", file=sys.stderr)
             return 2
@@ -76,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, arguments: Sequence[str]) -> int:
+    if arguments == ["--version"]:
+        print(f"amago-ray {__version__}")
+        return 0
     try:
         return importlib.import_module(f"amago_ray.commands.{name}").run(arguments)
     except SystemExit:  # of --help

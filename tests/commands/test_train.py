@@ -13,6 +13,7 @@ import pytest
 from conftest import TESTS, TINY_NETWORKS
 from PIL import Image
 
+import amago_ray
 from amago_ray import load_policy, train
 from amago_ray.commands.train import compare
 from amago_ray.watch.metrics import AVERAGE_RETURN
@@ -59,6 +60,14 @@ def test_help_is_useful() -> None:
         assert result.returncode == 0, result.stderr
         for word in ("--config", "--set", "--resume", "--overwrite", "plot", "evaluate", "configs", "examples"):
             assert word in result.stdout
+
+
+def test_a_bare_command_shows_its_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        train.main([])
+    assert end.value.code == 0 and capsys.readouterr().out.startswith("usage: amago-ray ")
+    assert train.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"amago-ray {amago_ray.__version__}\n"
 
 
 @pytest.mark.parametrize("command", ["plot", "evaluate"])
