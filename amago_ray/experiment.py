@@ -66,7 +66,6 @@ class Experiment(ExperimentSettings):
             run = RunDirectory(self.ckpt_base_dir, self.run_name).root
             vars(self).update(self.dataset.settings(run))
         check_settings(self)
-        config.tell_unread(self.agent_type)
         self.directory = RunDirectory(self.ckpt_base_dir, self.run_name)
         self.progress = Progress(epoch=-1)  # the last finished epoch
         self._display = Display(self.run_name, self.epochs, self.verbose)
@@ -89,8 +88,6 @@ class Experiment(ExperimentSettings):
             if resume or overwrite:
                 raise ValueError("start: this experiment is running; resume and overwrite are for its first start")
             return self
-        if resume and overwrite:
-            raise ValueError("start: resume goes on with a run and overwrite begins it anew: leave out either")
         began = time.monotonic()
         with starting(self.close, self._display.message):
             self._display.message(f"{self.run_name}: trying the environments and the networks")

@@ -36,6 +36,7 @@ def check_settings(settings: ExperimentSettings) -> None:
             "Ray takes a token from the environment (RAY_AUTH_TOKEN)"
         )
     check_values(settings)
+    config.tell_unread(settings.agent_type)
     _check_sources(settings)
     SelectionConfig(settings.replay_sampling, settings.replay_half_life, settings.priority_exponent)
     workers = settings.num_rollout_workers

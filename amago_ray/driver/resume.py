@@ -88,6 +88,8 @@ def state_to_resume(
     A run that ended before its first training state was complete begins anew: nothing was learned that is kept.
     Raises ValueError where it may not: the folder cannot be written, holds a run already, or none that fits.
     """
+    if resume and overwrite:
+        raise ValueError("start: resume goes on with a run and overwrite begins it anew: leave out either")
     directory.check_writable()
     if resume not in (True, False, "auto"):
         raise ValueError(f"resume={resume!r}: use True, False or 'auto', which begins where there is nothing to resume")
