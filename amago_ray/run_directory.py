@@ -12,6 +12,7 @@ import fcntl
 import glob
 import json
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -24,6 +25,7 @@ from typing import Any, BinaryIO
 from amago_ray.atomic_files import LineFile, _sync, read_json, write_atomically
 
 RUN_STATE = "run_state.json"
+LOOKS, LOOK_S = 3, 0.05  # at a lock that somebody has
 OF_ONE_FOLDER = ("marks", "workers", "ahead")  # in a run state: what another run's data and processes do not have
 
 
@@ -70,19 +72,34 @@ class RunDirectory:
                 with suppress(OSError):  # a run came of it
                     folder.rmdir()
 
+    def was_killed(self) -> bool:
+        """Whether the process that had the run is gone and left its lock. Of another machine's nothing is known."""
+        try:
+            with open(self._lock, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return file.read() == _this_machine()
+        except OSError:  # none is there, or a process has it
+            return False
+
     def _lock_file(self) -> BinaryIO:
         self.root.parent.mkdir(parents=True, exist_ok=True)
+        looks = iter(range(LOOKS))  # at one that `was_killed` may have just then
         while True:
             file = open(self._lock, "ab")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.fstat(file.fileno()).st_ino == os.stat(self._lock).st_ino:
+                    file.truncate(0)
+                    file.write(_this_machine())
+                    file.flush()
                     return file
             except BlockingIOError as error:
-                file.close()
-                raise ValueError(
-                    f"{self.root}: this run is at work already; end it, or choose another run_name"
-                ) from error
+                if next(looks, None) is None:
+                    file.close()
+                    raise ValueError(
+                        f"{self.root}: this run is at work already; end it, or choose another run_name"
+                    ) from error
+                time.sleep(LOOK_S)
             except FileNotFoundError:
                 pass
             file.close()  # whoever had it has just removed it
@@ -215,3 +232,7 @@ class RunDirectory:
     def load_run_state(self, epoch: int) -> dict[str, Any]:
         """What `save_training_state` was given. Raises ValueError, naming the file, where it is damaged."""
         return read_json(self.training_state(epoch) / RUN_STATE)
+
+
+def _this_machine() -> bytes:
+    return platform.node().encode()

@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sys.stdout is None:  # and the next file that is opened would be taken for it
         print("amago-ray: standard output is closed; send it to /dev/null where nobody reads it", file=sys.stderr)
         return 2
+    if os.getcwd() not in sys.path:  # where a user's modules lie; last, for they are to hide no others
+        sys.path.append(os.getcwd())
     name, arguments = "train", arguments or ["--help"]
     if not arguments[0].startswith("-"):
         if arguments[0] not in COMMANDS:

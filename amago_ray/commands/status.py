@@ -24,7 +24,8 @@ STYLES = {"running": "green", "starting": "cyan", "finished": "blue", "stopped":
 DESCRIPTION = """\
 how runs are doing, from their files alone: from any terminal that sees the folder, while they train and after
 
-A run is silent when nothing was logged for a minute and three times its longest epoch: it hangs, or was killed.
+A run is silent when its process was killed, or when nothing was logged for a minute and three times its longest
+epoch: it hangs, or its end was not seen from here. Epochs count from 1 here; --epoch of other commands from 0.
 Exit status 1 where one is silent, else 2 where a folder is no run's, such as a misspelt one.
 
 examples:
@@ -102,6 +103,8 @@ def _facts(status: RunStatus) -> dict[str, Text]:
 
 
 def _state(status: RunStatus) -> str:
+    if status.killed:
+        return "not running: its process was killed"
     if status.state == "silent":
         return f"silent for {duration(status.age_s)}"
     return f"stopped: {status.reason}" if status.state == "stopped" else status.state

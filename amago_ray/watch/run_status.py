@@ -34,7 +34,7 @@ class RunStatus:
     age_s: since the newest row, or since the start where there is none yet. epoch: how many are finished.
     frames_per_s, updates_per_s: over the last RECENT_EPOCHS epochs, validations included; None before the first.
     saved: epochs (from 1) of complete training states. replay: what is stored, None where nothing is.
-    replay_error: why that could not be read.
+    replay_error: why that could not be read. killed: whether it is silent because its process is gone.
     """
 
     name: str
@@ -54,6 +54,7 @@ class RunStatus:
     saved: tuple[int, ...]
     replay: Contents | None
     replay_error: str | None
+    killed: bool = False
 
 
 def run_status(
@@ -82,9 +83,11 @@ def run_status(
     frames_per_s, updates_per_s = _rates(log)
     replay, replay_error = stored_replay(root) if look_into_replay else (None, None)
     collected, vals = _returns(log, "collect"), _returns(log, "val")
+    state = _state(log, done, epochs, reason, age_s, just_started=started > written or not len(log))
+    killed = state in ("starting", "running", "silent") and directory.was_killed()
     return RunStatus(
         name=root.name,
-        state=_state(log, done, epochs, reason, age_s, just_started=started > written or not len(log)),
+        state="silent" if killed else state,
         reason=reason,
         age_s=age_s,
         epoch=done,
@@ -100,6 +103,7 @@ def run_status(
         saved=tuple(saved + 1 for saved in directory.saved_epochs()),
         replay=replay,
         replay_error=replay_error,
+        killed=killed,
     )
 
 

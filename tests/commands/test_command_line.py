@@ -290,3 +290,16 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments:
     assert train.main(["--config", write_config(tmp_path), *arguments]) == 2
     err = capsys.readouterr().err
     assert err.startswith("amago-ray: ") and err.count("\n") == 1 and expected in err
+
+
+def test_modules_of_the_current_folder_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `python -m` finds them, but after everything that is installed."""
+    (tmp_path / "extensions_of_mine.py").write_text("FOUND = True\n")
+    (tmp_path / "mine.gin").write_text("import extensions_of_mine\nExperiment.epochs = -1\n")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--config", "tmaze", "--config", "mine.gin"]) == 2
+    assert "epochs=-1" in capsys.readouterr().err and sys.path[-1] == str(tmp_path)
+    assert sys.modules.pop("extensions_of_mine").FOUND

@@ -46,6 +46,17 @@ def test_a_silent_run_is_told_by_the_exit_status_too(tmp_path: Path, capsys: pyt
     assert "finished" in out and "silent for" in out
 
 
+def test_a_killed_run_is_told_of_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path, 2)
+    now = time.time()
+    os.utime(run.root / METRICS_FILE, (now, now))
+    with run.locked():
+        left = (tmp_path / ".run.lock").read_bytes()
+    (tmp_path / ".run.lock").write_bytes(left)
+    assert train.main(["status", str(run.root)]) == 1
+    assert lines_of(capsys)["state"] == "not running: its process was killed"
+
+
 def test_many_runs_have_a_row_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [make_run(tmp_path / str(number), 20) for number in range(6)]
     assert train.main(["status", *(str(run.root) for run in runs)]) == 0

@@ -72,6 +72,26 @@ def test_the_states_of_a_life(tmp_path: Path) -> None:
     assert (status.state, status.reason) == ("stopped", "enough")
 
 
+def test_a_run_whose_process_was_killed_is_silent_at_once(tmp_path: Path) -> None:
+    """Its lock is there, and nobody has it: only where it is seen from the machine that it is of."""
+    run, now = make_run(tmp_path, 2), STARTED + 2 * EPOCH_S + 1
+    lock = tmp_path / ".run.lock"
+    with run.locked():
+        assert (run_status(run.root, now).state, run_status(run.root, now).killed) == ("running", False)
+        left = lock.read_bytes()
+    assert run_status(run.root, now).state == "running", "it ended in order, and its folder may be a copy"
+    lock.write_bytes(left)
+    assert (run_status(run.root, now).state, run_status(run.root, now).killed) == ("silent", True)
+    lock.write_bytes(b"another machine")
+    assert run_status(run.root, now).state == "running"
+    lock.write_bytes(left)
+    with run.locked():
+        assert run_status(run.root, now).state == "running", "it was taken up again"
+    done = make_run(tmp_path / "done", 20)
+    (tmp_path / "done" / ".run.lock").write_bytes(left)
+    assert run_status(done.root).state == "finished"
+
+
 def test_a_run_that_has_done_all_epochs_is_finished_however_long_ago(tmp_path: Path) -> None:
     run = make_run(tmp_path, 20)
     assert run_status(run.root, now=STARTED + 1e6).state == "finished"
