@@ -38,7 +38,25 @@ def load_weights(module: nn.Module, path: Path) -> None:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit this configuration: {' '.join(str(error).split())[:300]}") from error
+        other = first_difference(weight_shapes(state), weight_shapes(module.state_dict()))
+        raise ValueError(
+            f"{path} does not fit this configuration: {other or ' '.join(str(error).split())[:300]}; networks, and "
+            "spaces of environments, must be those that it is of"
+        ) from error
+
+
+def weight_shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Name -> shape of every weight of a state dict."""
+    return {name: list(value.shape) for name, value in state.items()}
+
+
+def first_difference(saved: Mapping[str, list[int]], now: Mapping[str, list[int]]) -> str | None:
+    """In words, the first weight that two sets of `weight_shapes` do not agree in; None where they do."""
+    for name in sorted(saved.keys() | now.keys()):
+        if saved.get(name) != now.get(name):
+            before, after = (tuple(x[name]) if name in x else "absent" for x in (saved, now))
+            return f"{name} was {before}, now {after}"
+    return None
 
 
 def flatten_state(module: nn.Module) -> np.ndarray:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, Literal
 
-from torch import nn
-
 from amago_ray import config
 from amago_ray.agent import AgentSpec
+from amago_ray.agent.flat_weights import first_difference, weight_shapes
 from amago_ray.atomic_files import write_atomically
 from amago_ray.driver.saved_state import check_training_state
 from amago_ray.driver.watching import Watching
@@ -27,20 +26,13 @@ from amago_ray.watch.metrics import Progress
 Resume = bool | Literal["auto"]
 
 
-def weight_shapes(agent: nn.Module) -> dict[str, list[int]]:
-    """Name -> shape of every weight, to be kept with a training state."""
-    return {name: list(value.shape) for name, value in agent.state_dict().items()}
-
-
 def check_same_weights(saved: Mapping[str, list[int]], now: Mapping[str, list[int]]) -> None:
     """Raises ValueError, naming a weight, when a saved run was of another architecture than is configured now."""
-    for name in sorted(saved.keys() | now.keys()):
-        if saved.get(name) != now.get(name):
-            before, after = (tuple(x[name]) if name in x else "absent" for x in (saved, now))
-            raise ValueError(
-                f"resume: the configuration no longer matches the saved weights: {name} was {before}, now {after}; "
-                "resume with the run's own config.txt, or choose another run_name"
-            )
+    if other := first_difference(saved, now):
+        raise ValueError(
+            f"resume: the configuration no longer matches the saved weights: {other}; resume with the run's own "
+            "config.txt, or choose another run_name"
+        )
 
 
 def _deal_to_shards(settings: ExperimentSettings, state: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -114,7 +106,7 @@ def state_to_resume(
                 f"resume: {directory.root} has {done} epochs already, and Experiment.epochs={settings.epochs} asks for "
                 "no more: raise it, or evaluate what was learned (amago-ray evaluate)"
             )
-        check_same_weights(state["weight_shapes"], weight_shapes(agent_spec.build()))
+        check_same_weights(state["weight_shapes"], weight_shapes(agent_spec.build().state_dict()))
         check_meaning(state.get("spaces"), layout, "resume: the environments are other ones than before")
     return state
 
@@ -163,6 +155,6 @@ def what_to_resume(progress: Progress, agent_spec: AgentSpec, layout: RowLayout,
     return {
         **watching.to_resume,
         "progress": progress.to_dict(),
-        "weight_shapes": weight_shapes(agent_spec.build()),
+        "weight_shapes": weight_shapes(agent_spec.build().state_dict()),
         "spaces": meaning(layout),
     }
