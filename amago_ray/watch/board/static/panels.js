@@ -33,6 +33,7 @@ export function glance(runs) {
 }
 
 export function stateOf(run) {
+  if (run.killed) return "its process was killed";
   if (run.state === "silent") return `silent for ${duration(run.age_s)}`;
   return run.state === "stopped" ? `stopped: ${run.reason}` : run.state;
 }
