@@ -7,6 +7,7 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 from process_envs import Drawing, Stumbling
 from ring_cases import assert_same_trajectories, tiny_agent
@@ -46,7 +47,8 @@ def test_halves_collect_what_two_workers_do() -> None:
     assert [(each.config.first_env, each.config.num_envs) for each in workers] == [(4, 2), (6, 1)]
     with closing(whole):
         for version, (timesteps, resets) in enumerate([(3 * 20, 0), (1, 0), (3 * 20, 1)]):
-            weights = Weights(version, flatten_state(AGENT.build().policy) * (1.0 + version))
+            weights = Weights(version, flatten_state(AGENT.build().policy))
+            weights.buffer.view(np.float32)[:] *= 1.0 + version
             steps = -(-timesteps // 3)
             for each in (whole, *workers):
                 each.set_weights(weights)
