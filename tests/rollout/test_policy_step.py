@@ -3,58 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from agent_cases import ACTION_SPECS
+from driver.probes.test_sequences import Recurrent, ResetsInPlace
 from gpu.cases import PlainRecorder, agent_spec
 from gymnasium import spaces
 from policy_step_cases import N, Rollouts, act, decided
-from torch import Tensor, nn
 
 from amago_ray.agent.policy import Policy
-from amago_ray.nets.traj_encoders import TrajEncoder
 from amago_ray.rollout.acting import ActingPolicy
 from amago_ray.rollout.policy_step import GraphedPolicyStep, PolicyStep
-
-WIDTH = 8
-
-
-class Lstm(TrajEncoder):
-    def __init__(self, tstep_dim: int, max_seq_len: int):
-        super().__init__(tstep_dim, max_seq_len)
-        self.rnn = nn.LSTM(tstep_dim, WIDTH, batch_first=True)
-
-    @property
-    def emb_dim(self) -> int:
-        return WIDTH
-
-    def forward(self, seq_BLD: Tensor, time_idx_BL: Tensor) -> Tensor:
-        return self.rnn(seq_BLD)[0]
-
-    def initial_memory(self, num_envs: int) -> dict[str, Tensor]:
-        return {name: torch.zeros(1, num_envs, WIDTH) for name in ("hidden", "cell")}
-
-    def step(self, seq_BD: Tensor, time_idx_B: Tensor, memory: Any) -> tuple[Tensor, Any]:
-        state, (hidden, cell) = self.rnn(seq_BD.unsqueeze(1), (memory["hidden"], memory["cell"]))
-        return state.squeeze(1), {"hidden": hidden, "cell": cell}
-
-    def reset_memory(self, memory: Any, mask_B: np.ndarray) -> Any:
-        return {name: x.masked_fill(torch.from_numpy(mask_B)[:, None], 0.0) for name, x in memory.items()}
-
-
-class LstmInPlace(Lstm):
-    def reset_memory(self, memory: Any, mask_B: np.ndarray) -> Any:
-        for x in memory.values():
-            x[:, torch.from_numpy(mask_B)] = 0.0
-        return memory
 
 
 def policies() -> list[Policy]:
     """Of equal weights: one whose resets make another memory, and one whose resets write into it."""
-    made = [agent_spec(kind="continuous", encoder=encoder).build().policy.eval() for encoder in (Lstm, LstmInPlace)]
+    made = [
+        agent_spec(kind="continuous", encoder=encoder).build().policy.eval() for encoder in (Recurrent, ResetsInPlace)
+    ]
     return [decided(policy, seed=1) for policy in made]
 
 
