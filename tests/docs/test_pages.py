@@ -29,7 +29,7 @@ PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(DOCS.glo
 }
 TRAINING = ("quickstart", "stable_baselines3", "rllib")  # pages of whole runs; the others' code trains nothing
 OWN_TEST = ("extending", "using_a_policy", "sweeps", ROOT.name)  # whose code other files run
-ELSEWHERE = ("FILE", "mine.gin", "a.gin", "runs/first/config.txt", "runs/tmaze/config.txt")  # files of the reader's
+ELSEWHERE = ("FILE", "mine.gin", "my.gin", "a.gin", "runs/first/config.txt", "runs/tmaze/config.txt")  # of the reader
 SMALL = {"epochs": 1, "parallel_actors": 4, "train_timesteps_per_epoch": 24, "num_rollout_workers": 1}
 SMALL_UNLESS_GIVEN = ("train_batches_per_epoch = 2", "batch_size = 4", "replay_capacity_gb = 0.02", "verbose = False")
 
