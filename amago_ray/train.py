@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 
 from amago_ray import __version__
 from amago_ray.commands.command_line import DEBUG, Mistake, is_unread, is_unwritten
@@ -46,8 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sys.stdout is None:  # and the next file that is opened would be taken for it
         print("amago-ray: standard output is closed; send it to /dev/null where nobody reads it", file=sys.stderr)
         return 2
-    if os.getcwd() not in sys.path:  # where a user's modules lie; last, for they are to hide no others
-        sys.path.append(os.getcwd())
+    with suppress(FileNotFoundError):  # of a folder that was removed meanwhile
+        if (folder := os.getcwd()) not in sys.path:  # where a user's modules lie; last, for they are to hide no others
+            sys.path.append(folder)
     name, arguments = "train", arguments or ["--help"]
     if not arguments[0].startswith("-"):
         if arguments[0] not in COMMANDS:

@@ -303,3 +303,14 @@ def test_modules_of_the_current_folder_are_found(
     assert train.main(["--config", "tmaze", "--config", "mine.gin"]) == 2
     assert "epochs=-1" in capsys.readouterr().err and sys.path[-1] == str(tmp_path)
     assert sys.modules.pop("extensions_of_mine").FOUND
+
+
+def test_a_command_in_a_folder_that_was_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert train.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("amago-ray ")

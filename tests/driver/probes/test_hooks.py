@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from driver.probes.test_networks import experiment_of
 from small_agents import small_agent_spec
 from torch import Tensor
 
@@ -14,7 +15,6 @@ from amago_ray.agent import Agent, AgentSpec
 from amago_ray.driver.probe import probe
 from amago_ray.driver.probes.networks import check_loss
 from amago_ray.envs.builtin import Counting
-from amago_ray.experiment import Experiment
 from amago_ray.nets.critics import NCritics
 from amago_ray.nets.traj_encoders import FFTrajEncoder
 
@@ -136,12 +136,5 @@ def test_hooks_that_do_not(settings: dict[str, Any], said: str, packed: bool) ->
 
 
 def test_it_is_told_in_one_line() -> None:
-    experiment = Experiment(
-        run_name="a",
-        make_train_env=partial(Counting, action="continuous"),
-        max_seq_len=8,
-        traj_encoder_type=FFTrajEncoder,
-        agent_type=MainTargetOnly,
-    )
     with pytest.raises(ValueError, match=r"^MainTargetOnly.td_target: it returned shape .*G=\d+$"):
-        probe(experiment)
+        probe(experiment_of(MainTargetOnly))

@@ -87,16 +87,19 @@ def test_a_loss_that_cannot(settings: dict[str, Any], packed: bool, said: str) -
         check_loss(spec.build(), spec, packed)
 
 
-def test_it_is_told_in_one_line() -> None:
-    experiment = Experiment(
+def experiment_of(agent_type: type[Agent]) -> Experiment:
+    return Experiment(
         run_name="a",
         make_train_env=partial(Counting, action="continuous"),
         max_seq_len=8,
         traj_encoder_type=FFTrajEncoder,
-        agent_type=Raises,
+        agent_type=agent_type,
     )
+
+
+def test_it_is_told_in_one_line() -> None:
     with pytest.raises(ValueError, match="^a first loss of the networks: KeyError: 'my critics'$"):
-        probe(experiment)
+        probe(experiment_of(Raises))
 
 
 @pytest.mark.parametrize(
