@@ -165,7 +165,7 @@ def _attempts(rows: Sequence[Mapping[str, Any]]) -> list[Attempts]:
 
 
 def _draw_returns(axes: Axes, runs: Sequence[RunCurves], against: str) -> None:
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     labels: list[Label] = []
     for run, colour in zip(runs, _colours(len(runs)), strict=True):
@@ -188,6 +188,7 @@ def _draw_returns(axes: Axes, runs: Sequence[RunCurves], against: str) -> None:
     else:
         axes.set_title("Return by time")
         axes.set_xlabel("wall time (minutes)")
+        axes.xaxis.set_major_locator(MaxNLocator(5))  # those of a run of seconds have three decimals
     _label_ends(axes, labels)
 
 
