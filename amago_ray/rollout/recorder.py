@@ -1,4 +1,4 @@
-"""Builds the row tables of `messages.Trajectory`, one environment per row of arrays that grow with its rollouts."""
+"""Builds the row tables of `messages.Trajectory`: the timesteps of all environments one after the other, in a ring."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ class TrajectoryRecorder:
     worker, incarnation: name the trajectories, together with a running number. seed, first_env: of the random lengths,
     which environment first_env + i draws for itself. numbers: the running ones, where several recorders share them.
 
-    The columns grow with the longest piece, by doubling: what is written is copied once more on average, and memory
-    that no row has reached is asked for but not touched.
+    A column is a ring of timesteps (R, N, ...), so that a step is written at once, whatever the environments are at.
+    An environment's rollout lies in consecutive ones: it steps whenever the others do, from its begin to its end. The
+    ring grows with the longest piece, by doubling.
     """
 
     def __init__(
@@ -46,10 +47,13 @@ class TrajectoryRecorder:
             REWARD: ((), "float32"),
             TERMINATED: ((), "bool"),
         }
-        self._capacity = min(max_transitions + stagger, FIRST_CAPACITY)
+        self._obs_names = list(obs_spec)
+        self._longest = max_transitions + stagger
+        self._size = min(self._longest, FIRST_CAPACITY) + 1
         self._columns = {
-            name: np.zeros((num_envs, self._capacity + 1, *shape), dtype) for name, (shape, dtype) in shapes.items()
+            name: np.zeros((self._size, num_envs, *shape), dtype) for name, (shape, dtype) in shapes.items()
         }
+        self._now = 0  # where the newest timestep is
         self._num_transitions = np.zeros(num_envs, dtype=np.int64)
         self._first_time_idx = np.zeros(num_envs, dtype=np.int64)
         self._weight_version = np.zeros(num_envs, dtype=np.int64)
@@ -57,14 +61,17 @@ class TrajectoryRecorder:
             PieceLengths(max_transitions, stagger, (seed, first_env + row, incarnation)) for row in range(num_envs)
         ]
         self._max_transitions = np.array([lengths.draw() for lengths in self._lengths], dtype=np.int64)
+        self._begun = True  # whether a piece may have begun since the last step
+        self._steps_to_look = 0  # for so many more steps no piece is full, and the ring has room
         self._worker, self._incarnation, self._numbers = worker, incarnation, numbers or Numbers()
 
     def begin(self, fresh: np.ndarray, obs: dict[str, np.ndarray]) -> None:
         """Start new rollouts in the environments of `fresh` (N,) bool; what they had unfinished is dropped."""
-        rows = np.flatnonzero(fresh)
+        rows = fresh.nonzero()[0]
         self._num_transitions[rows] = self._first_time_idx[rows] = 0
         for name, column in self._columns.items():
-            column[rows, 0] = obs[name.removeprefix(OBS_PREFIX)][rows] if name.startswith(OBS_PREFIX) else 0
+            column[self._now, rows] = obs[name.removeprefix(OBS_PREFIX)][rows] if name.startswith(OBS_PREFIX) else 0
+        self._look_again()
 
     def add(
         self, transition: Transition, actions: np.ndarray, env_names: list[str], weight_version: int
@@ -73,52 +80,76 @@ class TrajectoryRecorder:
 
         actions: (N, ...) as stored. weight_version: of the weights that chose them.
         """
-        stepped = transition.stepped
-        rows = np.flatnonzero(stepped)
-        self._weight_version[rows[self._num_transitions[rows] == 0]] = weight_version
-        self._num_transitions[rows] += 1
-        if self._num_transitions.max() > self._capacity:
-            self._grow()
-        at = (rows, self._num_transitions[rows])
-        values = {ACTION: actions, REWARD: transition.rewards, TERMINATED: transition.terminated}
-        for name, column in self._columns.items():
-            source = values[name] if name in values else transition.obs[name.removeprefix(OBS_PREFIX)]
-            column[at] = source[rows]
-        full = self._num_transitions == self._max_transitions
-        ended = stepped & (transition.terminated | transition.truncated | full)
-        return {
-            row: self._cut(row, env_names[row], bool(transition.truncated[row]))
-            for row in np.flatnonzero(ended).tolist()
+        if self._steps_to_look == 0:
+            self._make_room()
+        self._steps_to_look -= 1
+        self._now = now = (self._now + 1) % self._size
+        columns = self._columns
+        for name in self._obs_names:
+            columns[OBS_PREFIX + name][now] = transition.obs[name]
+        columns[ACTION][now] = actions
+        columns[REWARD][now] = transition.rewards
+        columns[TERMINATED][now] = transition.terminated
+        self._num_transitions += transition.stepped  # the others have no rollout under way
+        if self._begun:
+            self._weight_version[self._num_transitions == 1] = weight_version
+            self._begun = False
+        ended = transition.terminated | transition.truncated
+        if self._steps_to_look == 0:
+            ended |= self._num_transitions == self._max_transitions
+        if not np.count_nonzero(ended):
+            return {}
+        finished = {
+            row: self._cut(row, env_names[row], bool(transition.truncated[row])) for row in ended.nonzero()[0].tolist()
         }
+        self._look_again()
+        return finished
 
     def cut_all(self, env_names: list[str]) -> list[Trajectory]:
         """What has been recorded of unfinished rollouts, as if they had been truncated here. `begin` must follow."""
         return [self._cut(row, env_names[row], True) for row in np.flatnonzero(self._num_transitions).tolist()]
 
+    def _look_again(self) -> None:
+        """Pieces have begun."""
+        self._begun, self._steps_to_look = True, 0
+
+    def _make_room(self) -> None:
+        """Say when to look next: not before a piece can be full, or the ring."""
+        longest = int(self._num_transitions.max())
+        if longest + 1 == self._size:
+            self._grow()
+        until_full = int((self._max_transitions - self._num_transitions).min())
+        self._steps_to_look = min(until_full, self._size - 1 - longest)
+
     def _grow(self) -> None:
-        """Twice the capacity."""
-        self._capacity *= 2
+        """Twice the transitions, or as many as a piece can have; the oldest timestep becomes the first."""
+        before, self._size = self._size, min(2 * (self._size - 1), self._longest) + 1
         for name, column in self._columns.items():
-            grown = np.zeros((len(column), self._capacity + 1, *column.shape[2:]), column.dtype)
-            # A row's last transition may not be written yet; then it is not there to be copied either.
-            for row, last in enumerate(self._num_transitions.tolist()):
-                written = column[row, : last + 1]
-                grown[row, : len(written)] = written
+            grown = np.zeros((self._size, *column.shape[1:]), column.dtype)
+            newer = self._now + 1
+            grown[before - newer : before] = column[:newer]
+            grown[: before - newer] = column[newer:]
             self._columns[name] = grown
+        self._now = before - 1
 
     def _cut(self, row: int, env_name: str, truncated: bool) -> Trajectory:
-        length = self._num_transitions[row]
+        """The piece that ends with the newest timestep; the next one begins there, unless the rollout is over."""
+        length = int(self._num_transitions[row])
+        first, end = self._now - length, self._now + 1
+        columns = {
+            name: column[first:end, row].copy()
+            if first >= 0
+            else np.concatenate((column[first:, row], column[:end, row]))
+            for name, column in self._columns.items()
+        }
         trajectory = Trajectory(
             id=TrajectoryId(self._worker, self._incarnation, self._numbers.draw()),
             env_name=env_name,
-            columns={name: column[row, : length + 1].copy() for name, column in self._columns.items()},
+            columns=columns,
             first_time_idx=int(self._first_time_idx[row]),
             truncated=truncated,
             weight_version=int(self._weight_version[row]),
         )
-        # Where the rollout goes on, its next piece starts at the very row at which this one ended.
-        for column in self._columns.values():
-            column[row, 0] = column[row, length]
         self._first_time_idx[row] += length
         self._num_transitions[row] = 0
         self._max_transitions[row] = self._lengths[row].draw()
@@ -144,6 +175,7 @@ class TrajectoryRecorder:
             )
         self._incarnation, self._numbers.next = state["incarnation"], state["sequence"]
         self._max_transitions[:] = state["max_transitions"]
+        self._look_again()
         for lengths, rng in zip(self._lengths, state["lengths"], strict=True):
             lengths.rng.bit_generator.state = rng
 

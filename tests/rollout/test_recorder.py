@@ -14,6 +14,7 @@ from amago_ray.rollout.recorder import TrajectoryRecorder
 from amago_ray.specs import ActionSpec, ArraySpec
 
 OBS_SPEC = {"place": ArraySpec((2,), "float32"), "kind": ArraySpec((), "uint8", (200,))}
+NAMES = ["left", "right", "third"]
 ACTION_SPEC = ActionSpec("discrete", (), "int64", 5, (5,))
 
 
@@ -46,7 +47,7 @@ def recorder(num_envs: int = 2, max_transitions: int = 10) -> TrajectoryRecorder
 
 def step(recorder: TrajectoryRecorder, *steps: int, version: int = 0, **flags: Any) -> list[Trajectory]:
     actions = np.array(steps) % 5
-    return list(recorder.add(transition(*steps, **flags), actions, ["left", "right"][: len(steps)], version).values())
+    return list(recorder.add(transition(*steps, **flags), actions, NAMES[: len(steps)], version).values())
 
 
 def assert_rows(t: Trajectory, steps: list[int]) -> None:
@@ -142,18 +143,61 @@ def test_trajectories_do_not_change_after_they_are_given_out() -> None:
     assert_rows(t, [0, 1, 2])
 
 
+def slots(r: TrajectoryRecorder) -> int:
+    (num,) = {len(column) for column in r._columns.values()}
+    return num
+
+
 def test_columns_grow_with_the_rollout_and_not_with_the_setting() -> None:
-    r = recorder(2, max_transitions=10**10)
-    assert max(column.shape[1] for column in r._columns.values()) == 65
+    r = recorder(3, max_transitions=10**10)
+    assert slots(r) == 65
     for i in range(1, 190):  # beyond the 64 that there is room for at first, and beyond twice as many
-        # The right one rests at every third step, and so stands elsewhere when the columns grow.
-        right = i - i // 3
-        found = step(r, i, right, resting=[1] if i % 3 == 0 else [], truncated=[0] if i == 189 else [])
-    (left,) = found
+        # The second one has rollouts of 7, and the third of 71, which lie across the end and the beginning.
+        ends = [row for row, length in ((1, 7), (2, 71)) if i % length == 0]
+        found = step(r, i, (i - 1) % 7 + 1, (i - 1) % 71 + 1, terminated=ends)
+        for t, row in zip(found, ends, strict=True):
+            assert_rows(t, list(range((7, 71)[row - 1] + 1)))
+        r.begin(np.isin([0, 1, 2], ends), observe(i, 0, 0))
+    left, third = r.cut_all(NAMES)
     assert_rows(left, list(range(190)))
-    (right_one,) = r.cut_all(["left", "right"])
-    assert_rows(right_one, list(range(127)))
-    assert max(column.shape[1] for column in r._columns.values()) == 257
+    assert_rows(third, list(range(189 % 71 + 1)))
+    assert slots(r) == 257
+
+
+def test_columns_hold_no_more_than_the_longest_piece() -> None:
+    r = recorder(2, max_transitions=70)
+    pieces = [t for i in range(1, 250) for t in step(r, i, i)]
+    assert len(pieces) == 6 and slots(r) == 71
+    for n, t in enumerate(pieces):
+        assert_rows(t, list(range(n // 2 * 70, n // 2 * 70 + 71)))
+
+
+def test_rollouts_of_any_lengths_and_pieces_are_recorded_whole() -> None:
+    rng = np.random.default_rng(0)
+    for num, most, longest in ((1, 1, 5), (3, 4, 9), (5, 70, 300), (4, 130, 200)):
+        r = recorder(num, max_transitions=most)
+        at, resting = np.zeros(num, int), np.zeros(num, bool)
+        seen: list[list[int]] = [[] for _ in range(num)]
+        for _ in range(1500):
+            at += ~resting
+            ends = ~resting & (rng.random(num) < 2 / longest)
+            fails = ~resting & ~ends & (rng.random(num) < 0.2 / longest)
+            flags = {"truncated": ends, "failed": fails, "resting": resting}
+            rows = {name: np.flatnonzero(flag).tolist() for name, flag in flags.items()}
+            given = transition(*np.where(resting, 199, at % 200), **rows)
+            finished = r.add(given, np.where(resting, 199, at % 200) % 5, [str(n) for n in range(num)], 0)
+            for row, t in finished.items():
+                steps = np.arange(t.first_time_idx, t.first_time_idx + t.num_transitions + 1)
+                assert t.columns["obs.kind"].tolist() == (steps % 200).tolist()
+                assert steps[-1] == at[row] and len(steps) <= most + 1 and t.env_name == str(row)
+                seen[row].append(t.num_transitions)
+            assert set(np.flatnonzero(ends)) <= set(finished)
+            over = ends & (rng.random(num) < 0.5)  # the others rest in the coming step
+            fresh = over | fails | resting
+            resting = ends & ~over
+            at[fresh] = 0
+            r.begin(fresh, observe(*at % 200))
+        assert all(map(len, seen))
 
 
 def test_what_is_unfinished_can_be_cut_as_truncated() -> None:
