@@ -127,7 +127,7 @@ class _EpsilonSchedule(ExplorationWrapper):
     def begin(self, fresh: np.ndarray) -> None:
         self._stale |= fresh
         if self.randomize_eps:
-            for row in np.flatnonzero(fresh).tolist():
+            for row in fresh.nonzero()[0].tolist():
                 self._factor[row] = self._factor_rngs[row].random()
 
     def explore(self, actions: np.ndarray, time_idx: np.ndarray) -> np.ndarray:
@@ -137,10 +137,13 @@ class _EpsilonSchedule(ExplorationWrapper):
         if self.action_spec.kind == "continuous":
             noise = self._hold("noise", self.rng.standard_normal(actions.shape), anew)
             return np.clip(actions + eps * noise, -1.0, 1.0).astype(actions.dtype)
-        uniform = sample_actions(self.action_spec, self.num_envs, self.rng, self.legal)
-        uniform = self._hold("action", uniform, anew)
-        chance = self._hold("chance", self.rng.random(eps.shape), anew)
-        return np.where(chance < eps, uniform, actions).astype(actions.dtype, copy=False)
+        explores = self._hold("chance", self.rng.random(eps.shape), anew) < eps
+        explored = actions.copy()
+        if anew is None and not np.count_nonzero(explores):
+            return explored
+        uniform = self._hold("action", sample_actions(self.action_spec, self.num_envs, self.rng, self.legal), anew)
+        np.copyto(explored, uniform, where=explores)
+        return explored
 
     def _anew(self) -> np.ndarray | None:
         """(N,) where this step draws anew; None is everywhere."""

@@ -138,7 +138,7 @@ class EnvPool(Pool):
             self._fail(index, ValueError(fault))
         np.logical_not(self._failed, out=self._stepped)
         ended = self._terminated | self._truncated
-        return self._transition(self._logged.take(ended) if ended.any() else {})
+        return self._transition(self._logged.take(ended) if np.count_nonzero(ended) else {})
 
     def _step_together(self, together: Together, actions: np.ndarray) -> None:
         result = together.step(self._action.to_env(actions))
@@ -164,7 +164,7 @@ class EnvPool(Pool):
 
     def begin(self, ended: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
         np.logical_or(ended, self._failed, out=self._fresh)
-        for index in np.flatnonzero(self._fresh).tolist():
+        for index in self._fresh.nonzero()[0].tolist():
             if not self._failed[index]:
                 self._finish_rollout(index)
             self._retry(index, partial(self._start_rollout, index))

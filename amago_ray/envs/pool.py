@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from amago_ray.specs import ActionSpec, ObsSpec
 T = TypeVar("T")
 MAX_FAILURES_IN_A_ROW = 5  # of one environment, at which the run ends
 _MOST_TOLD = 500  # characters of what an environment that failed said
+MOST_SQUARED = 4096  # numbers; beyond it BLAS may start threads
 LARGEST_REWARD = float(np.finfo(np.float32).max)  # beyond it a stored one would be infinite
 FAILURES = (Exception, SystemExit)  # what a user's environment may raise; simulators exit when their window goes away
 
@@ -106,7 +108,7 @@ class Pool(ABC):
         mask: name of the observation that says it. A rollout's last one may allow nothing: where the coming step only
         resets, no action is looked at, and any will do.
         """
-        if mask is None or not self._resetting.any():
+        if mask is None or not np.count_nonzero(self._resetting):
             return None if mask is None else obs[mask]
         return np.where(self._resetting[:, None], 1, obs[mask])
 
@@ -143,14 +145,13 @@ class Pool(ABC):
     def _not_finite(self) -> dict[int, str]:
         """What is NaN or infinite, by row."""
         found: dict[int, str] = {}
-        finite = np.abs(self._rewards) <= LARGEST_REWARD
-        if not finite.all():
-            found |= {int(row): "its reward is not finite" for row in np.flatnonzero(~finite)}
+        if not self._rewards.dot(self._rewards) <= LARGEST_REWARD:  # (a sum of squares tells in a fifth of the time)
+            bad = ~(np.abs(self._rewards) <= LARGEST_REWARD)
+            found |= dict.fromkeys(np.flatnonzero(bad).tolist(), "its reward is not finite")
         for name, column in self._real_obs.items():
-            finite = np.isfinite(column)
-            if not finite.all():
-                bad = ~finite.reshape(self.num_envs, -1).all(axis=1)
-                found |= {int(row): f"its observation {name!r} is not finite" for row in np.flatnonzero(bad)}
+            if not _surely_finite(column):
+                bad = ~np.isfinite(column).reshape(self.num_envs, -1).all(axis=1)
+                found |= dict.fromkeys(np.flatnonzero(bad).tolist(), f"its observation {name!r} is not finite")
         return found
 
     def _retry(self, rows: int | slice, start: Callable[[], None]) -> None:
@@ -183,6 +184,13 @@ class Pool(ABC):
                 f"environment {self.env_names[first]} failed {self._failures_in_a_row[first]} times in a row, "
                 f"the last time with:\n{self.last_failure}"
             ) from error
+
+
+def _surely_finite(column: np.ndarray) -> bool:
+    """False where a number is not finite, or so large that its square is not."""
+    if column.size > MOST_SQUARED:
+        return bool(np.isfinite(column).all())
+    return math.isfinite(np.vdot(column, column))
 
 
 def converters(env: Any) -> tuple[ObsConverter, ActionConverter]:

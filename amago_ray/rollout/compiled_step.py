@@ -80,6 +80,7 @@ class CompiledPolicyStep(PolicyStep):
         if type(policy) is not Policy or type(policy.actor).main_gamma is not ActorHead.main_gamma:
             raise CannotCompile("the policy, or its actor's main_gamma, is of another class than this package's")
         self._names, self._obs_spec = tuple(obs_spec), obs_spec
+        self._views: dict[str, tuple[np.ndarray, Tensor]] = {}  # arrays that come at every step, and their tensors
         self._temperature = policy.temperature
         self._parts: list[Any] = []  # of the memory, whose tensors those of `_memory` are at the start of rollouts only
         try:
@@ -106,9 +107,10 @@ class CompiledPolicyStep(PolicyStep):
 
     def act(self, obs: Mapping[str, np.ndarray], rl2: np.ndarray, time_idx: np.ndarray) -> np.ndarray:
         seen = [self._seen(name, obs[name]) for name in self._names]
+        rl2_tensor = self._view("", rl2)
         tempered = self._sample and self._policy.temperature != self._temperature
         random = torch.get_rng_state() if tempered else None
-        stored, params = self._step(seen, torch.from_numpy(rl2), torch.from_numpy(time_idx))
+        stored, params = self._step(seen, rl2_tensor, torch.from_numpy(time_idx))
         if random is not None:  # draw again, by the temperature of now
             torch.set_rng_state(random)
             with torch.inference_mode():
@@ -121,7 +123,14 @@ class CompiledPolicyStep(PolicyStep):
         spec = self._obs_spec[name]
         if array.shape[1:] != spec.shape:
             raise ValueError(f"observation {name} has shape {array.shape[1:]}, and the policy is made for {spec.shape}")
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=spec.dtype))
+        return self._view(name, np.ascontiguousarray(array, dtype=spec.dtype))
+
+    def _view(self, name: str, array: np.ndarray) -> Tensor:
+        """A tensor of the same memory: the one of the last step, where it is the same array."""
+        known = self._views.get(name)
+        if known is None or known[0] is not array:
+            known = self._views[name] = array, torch.from_numpy(array)
+        return known[1]
 
     def _remember(self, memory: Any) -> None:
         self._memory, self._parts = memory, _tensors(parts_of(memory))

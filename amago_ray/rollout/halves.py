@@ -124,7 +124,10 @@ class DoubleBufferedWorker:
         if not self._open:
             self._assignment = None
         episodes = {origin: result for report in reports for origin, result in report.episodes.items()}
-        failed, steps = next((report.env_failed for report in reports if report.env_failed), ""), chunk.frames.total()
+        failed, steps = (
+            next((report.env_failed for report in reports if report.env_failed), ""),
+            chunk.frames.by_name().total(),
+        )
         return EvaluationReport(part, episodes, left_out, not self._open, steps, warned(), failed)
 
     def pause(self, resets: int) -> dict[str, Any]:

@@ -1,6 +1,8 @@
-"""Returns, lengths and logged metrics of the rollouts in progress."""
+"""Returns, lengths and logged metrics of the rollouts in progress, and how many timesteps there were."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import numpy as np
 
@@ -21,7 +23,7 @@ class EpisodeStatistics:
 
     def begin(self, fresh: np.ndarray) -> None:
         """New rollouts start in the environments of `fresh` (N,) bool."""
-        rows = np.flatnonzero(fresh)
+        rows = fresh.nonzero()[0]
         self._total_reward[rows] = 0.0
         self.lengths[rows] = 0
         for row in rows:
@@ -36,9 +38,39 @@ class EpisodeStatistics:
         self.lengths += transition.stepped
         for row, metrics in transition.infos.items():
             self._metrics[row].update(metrics)
+        if not np.count_nonzero(ended):
+            return {}
         return {
             row: EpisodeResult(
                 env_names[row], float(self._total_reward[row]), int(self.lengths[row]), self._metrics[row]
             )
-            for row in np.flatnonzero(ended).tolist()
+            for row in ended.nonzero()[0].tolist()
         }
+
+
+class Frames:
+    """Counts timesteps by the name of their environment.
+
+    Names change with rollouts only: steps of all environments under the same names are but one number, until asked.
+    """
+
+    def __init__(self) -> None:
+        self._by_name: Counter[str] = Counter()
+        self._names: list[str] = []
+        self._steps = 0  # of all environments, under these names
+
+    def add(self, stepped: np.ndarray, names: list[str]) -> None:
+        """One step of the environments that `stepped` (N,) bool; names: of all N."""
+        if np.count_nonzero(stepped) < len(names):
+            self._by_name.update(name for name, made in zip(names, stepped.tolist(), strict=True) if made)
+            return
+        if names != self._names:
+            self.by_name()
+            self._names = names.copy()
+        self._steps += 1
+
+    def by_name(self) -> Counter[str]:
+        for name in self._names if self._steps else ():
+            self._by_name[name] += self._steps
+        self._steps = 0
+        return self._by_name

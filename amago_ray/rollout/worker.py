@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,11 +24,12 @@ from amago_ray.rollout.policy_step import CompileActing, make_policy_step
 from amago_ray.rollout.random_stream import TorchRandomStream
 from amago_ray.rollout.recorder import Numbers, TrajectoryRecorder
 from amago_ray.rollout.scheduled import runnable_s
-from amago_ray.rollout.statistics import EpisodeStatistics
+from amago_ray.rollout.statistics import EpisodeStatistics, Frames
 from amago_ray.specs import ActionSpec
 from amago_ray.warned import warned
 
 WHOLE_ROLLOUTS = 1 << 62  # a traj_save_len that cuts none
+FEW_CATEGORIES = 64  # of which a table of one-hots is kept
 EVALUATED, RESET, RESUMED = 1, 2, 3  # why random streams begin anew; not 0, which ends a seed as if it were not there
 
 
@@ -71,6 +71,8 @@ class PreviousStep:
         self._rows = np.arange(num_envs)
         # Where the one-hot of each categorical entry starts within rl2.
         self._offsets = 1 + np.cumsum((0, *action_spec.nvec[:-1])) if action_spec.nvec else None
+        single = action_spec.kind == "discrete" and action_spec.vector_size <= FEW_CATEGORIES
+        self._one_hots = np.eye(action_spec.vector_size, dtype=np.float32) if single else None
 
     def begin(self, fresh: np.ndarray) -> None:
         self.rl2[fresh] = 0.0
@@ -78,11 +80,13 @@ class PreviousStep:
     def set(self, actions: np.ndarray, rewards: np.ndarray) -> None:
         """actions: stored actions (N, ...). rewards: (N,)."""
         self.rl2[:, 0] = rewards
-        if self._offsets is None:
+        if self._one_hots is not None:
+            self.rl2[:, 1:] = self._one_hots[actions]
+        elif self._offsets is None:
             self.rl2[:, 1:] = actions
-            return
-        self.rl2[:, 1:] = 0.0
-        self.rl2[self._rows[:, None], self._offsets + actions.reshape(len(actions), -1)] = 1.0
+        else:
+            self.rl2[:, 1:] = 0.0
+            self.rl2[self._rows[:, None], self._offsets + actions.reshape(len(actions), -1)] = 1.0
 
 
 class RolloutWorker:
@@ -273,7 +277,7 @@ class RolloutWorker:
         if tally.done:
             self.tally = None
             self._obs = {}
-        failed, steps = self._pool.take_failure(), chunk.frames.total()
+        failed, steps = self._pool.take_failure(), chunk.frames.by_name().total()
         return EvaluationReport(part, tally.take(), tally.unfinished, tally.done, steps, warned(), failed)
 
     def forget_rollouts(self) -> None:
@@ -322,11 +326,12 @@ class RolloutWorker:
         if runnable is not None and chunk.runnable is not None and self.config.env_processes is None:
             # (Where environments are processes, they work while this one waits.)
             idle_s = max(total_s - (runnable - chunk.runnable), 0.0)
+        frames = chunk.frames.by_name()
         return RolloutReport(
             worker=self._worker,
             incarnation=self._incarnation,
-            timesteps=chunk.frames.total(),
-            frames_by_env=dict(chunk.frames),
+            timesteps=frames.total(),
+            frames_by_env=dict(frames),
             episodes=chunk.episodes,
             weight_version=self._weight_version,
             trajectories=chunk.trajectories,
@@ -365,10 +370,10 @@ class RolloutWorker:
         if self.tally is not None:
             self.tally.add(finished, transition.stepped, names)
         self._previous.set(actions, transition.rewards)
-        chunk.frames.update(name for name, stepped in zip(names, transition.stepped, strict=True) if stepped)
+        chunk.frames.add(transition.stepped, names)
         chunk.attempted += int(np.count_nonzero(transition.stepped | transition.failed))
         self._obs, fresh = self._pool.begin(ended)
-        if fresh.any():
+        if np.count_nonzero(fresh):
             self._begin(fresh)
         chunk.step_s += time.perf_counter() - before
         chunk.steps += 1
@@ -428,7 +433,7 @@ class Chunk:
     step_s: float = 0.0
     started: float = field(default_factory=time.perf_counter)
     runnable: float | None = field(default_factory=runnable_s)
-    frames: Counter[str] = field(default_factory=Counter)
+    frames: Frames = field(default_factory=Frames)
 
 
 def acting_policy(config: RolloutConfig, agent_spec: AgentSpec) -> Policy:

@@ -486,3 +486,41 @@ def test_the_environments_that_ship_with_the_package_need_no_import() -> None:
     code = "from amago_ray.envs.makers import make_pool; print(make_pool('amago_ray/TMaze-v0', 1, 0, 0).num_envs)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.strip() == "1", result.stderr
+
+
+class Shows(gym.Env):
+    """Observes a number of which one entry is `shown`, and gives it as reward."""
+
+    observation_space = spaces.Dict(few=spaces.Box(-np.inf, np.inf, (3,)), many=spaces.Box(-np.inf, np.inf, (5000,)))
+    action_space = spaces.Discrete(2)
+    shown = 0.0
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        return {"few": np.zeros(3, np.float32), "many": np.zeros(5000, np.float32)}, {}
+
+    def step(self, action: int) -> Any:
+        obs, _ = self.reset()
+        obs["few"][1] = obs["many"][-1] = self.shown
+        return obs, self.shown, False, False, {}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("shown", "fault"),
+    [(3e38, ""), (-1e30, ""), (np.inf, "not finite"), (-np.inf, "not finite"), (np.nan, "not finite")],
+)
+def test_numbers_may_be_as_large_as_they_can_be_stored(shown: float, fault: str) -> None:
+    class Calm(Shows):
+        pass
+
+    class Bold(Shows):
+        def step(self, action: int) -> Any:
+            self.shown = shown
+            return super().step(action)
+
+    pool = EnvPool([Calm, Bold, Calm], seed=0)
+    pool.reset()
+    transition = pool.step(np.zeros(3, np.int64))
+    assert transition.failed.tolist() == [False, bool(fault), False] and fault in pool.last_failure
+    if not fault:
+        assert transition.rewards[1] == shown and transition.obs["few"][1, 1] == np.float32(shown)

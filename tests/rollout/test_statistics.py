@@ -8,7 +8,7 @@ import numpy as np
 
 from amago_ray.envs.makers import Transition
 from amago_ray.messages import EpisodeResult
-from amago_ray.rollout.statistics import EpisodeStatistics
+from amago_ray.rollout.statistics import EpisodeStatistics, Frames
 
 NAMES = ["a", "b"]
 
@@ -71,3 +71,17 @@ def test_long_sums_are_exact() -> None:
     for _ in range(10):
         add(statistics, [1, 0])
     assert add(statistics, [1, 0], ended=[0])[0].total_reward == 2.0**24 + 11
+
+
+def test_frames_count_by_the_name_that_the_environment_had() -> None:
+    frames, names, everything = Frames(), ["a", "b"], np.ones(2, bool)
+    for _ in range(3):
+        frames.add(everything, names)
+    names[0] = "c"  # the list itself changes with the rollout
+    frames.add(everything, names)
+    frames.add(np.array([False, True]), names)
+    frames.add(np.zeros(2, bool), names)
+    assert frames.by_name() == {"a": 3, "b": 5, "c": 1}
+    names[1] = "c"
+    frames.add(everything, names)
+    assert frames.by_name() == {"a": 3, "b": 5, "c": 3} and frames.by_name().total() == 11
