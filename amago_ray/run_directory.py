@@ -195,19 +195,21 @@ class RunDirectory:
         _sync(final.parent)
         return final
 
-    def adopt_training_state(self, folder: Path) -> None:
+    def adopt_training_state(self, folder: Path, own: bool = False) -> None:
         """Make a complete training state of any run this one's newest: copied here, and states of later epochs removed.
 
+        own: it is a copy of one of this run's, which goes on from it with the data and workers that it had then.
         Raises ValueError when `folder` holds no complete training state.
         """
         if not (folder / RUN_STATE).is_file():
             raise ValueError(f"{folder} holds no complete training state: {RUN_STATE} is missing")
         state = read_json(folder / RUN_STATE, "progress")
         epoch = state["progress"]["epoch"]
-        own = self.saved_epochs()
-        state["wandb_run_id"] = self.load_run_state(own[-1]).get("wandb_run_id") if own else None
-        for name in OF_ONE_FOLDER:
-            state.pop(name, None)
+        if not own:
+            saved = self.saved_epochs()
+            state["wandb_run_id"] = self.load_run_state(saved[-1]).get("wandb_run_id") if saved else None
+            for name in OF_ONE_FOLDER:
+                state.pop(name, None)
         files = [path for path in folder.iterdir() if path.name != RUN_STATE]
 
         def copy(to: Path) -> None:

@@ -211,3 +211,19 @@ def test_a_name_that_continues_another(tmp_path: Path) -> None:
 def test_a_run_that_only_logged_exists(run: RunDirectory) -> None:
     (run.root / "metrics.jsonl").write_text("{}\n")
     assert run.exists()
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_state_that_comes_back_keeps_what_only_its_own_run_has(run: RunDirectory, tmp_path: Path, own: bool) -> None:
+    """A copy of one of the run's own earlier states; another run's data and processes are not here."""
+    of_one = {"marks": {"0": {"end": 7}}, "workers": {"0": {}}, "ahead": {}}
+    states = {epoch: {"progress": {"epoch": epoch}, "wandb_run_id": f"w{epoch}", **of_one} for epoch in (1, 2)}
+    for epoch, state in states.items():
+        run.save_training_state(epoch, writes(f"weights {epoch}"), state)
+    copy = shutil.copytree(run.training_state(1), tmp_path / "copy")
+    run.remove_training_state(1)
+    run.adopt_training_state(copy, own)
+    assert run.saved_epochs() == [1]
+    assert (run.training_state(1) / "deep" / "more.bin").read_text() == "weights 1"
+    expected = states[1] if own else {"progress": {"epoch": 1}, "wandb_run_id": "w2"}
+    assert run.load_run_state(1) == expected

@@ -35,7 +35,7 @@ from amago_ray.tune.sweep import Sweep, binding, domain
 from amago_ray.tune.unknown_metric import StopUnknownMetric, check_metric
 from amago_ray.watch.metrics import AVERAGE_RETURN
 
-STATE = "training_state"
+STATE, OWNER = "training_state", "trial"  # in a checkpoint: the state, and a file with the id of the trial it is of
 TUNE_FOLDER = "tune"  # of a sweep, where Ray Tune keeps its own files
 TUNE_STATE = "experiment_state-*.json"  # there, once Tune has begun
 GO_ON = "--resume goes on with the sweep"
@@ -59,8 +59,9 @@ def trainable(make_experiment: MakeExperiment) -> type[tune.Trainable]:
     Each trial takes one placement group for all of its processes, and writes to
     `{ckpt_base_dir}/{run_name}/{trial id}`. A step lasts until the next validation, and reports "val/return",
     "collect/return", "epoch" (counted from 1), "frames", "updates" and the newest value of everything in
-    `metrics.jsonl`. Checkpoints are training states; a trial that is given another's goes on from that one's networks,
-    with its own parameters and with the data that it has collected itself.
+    `metrics.jsonl`. Checkpoints are training states; a trial that is given its own goes on as a resumed run does, one
+    that is given another's from that one's networks, with its own parameters and with the data that it has collected
+    itself.
     """
     folder = os.getcwd()
 
@@ -133,6 +134,7 @@ class _ExperimentTrial(tune.Trainable):
         experiment, epoch = self.experiment, self.experiment.progress.epoch
         for_tune_alone = epoch not in experiment.directory.saved_epochs()  # ckpt_interval did not ask for it
         shutil.copytree(experiment.save(), Path(checkpoint_dir) / STATE)
+        (Path(checkpoint_dir) / OWNER).write_text(self.trial_id)
         if self._saved is not None and self._saved != epoch:
             experiment.directory.remove_training_state(self._saved)
             self._saved = None
@@ -140,9 +142,10 @@ class _ExperimentTrial(tune.Trainable):
             self._saved = epoch
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]  # Tune types a dict alone
-        directory = self.experiment.directory
+        directory, owner = self.experiment.directory, Path(checkpoint_dir) / OWNER
         directory.create()
-        directory.adopt_training_state(Path(checkpoint_dir) / STATE)
+        own = owner.is_file() and owner.read_text() == self.trial_id
+        directory.adopt_training_state(Path(checkpoint_dir) / STATE, own)
         self.experiment.start(resume=True)
 
     def cleanup(self) -> None:

@@ -87,13 +87,13 @@ def test_a_misspelt_metric_stops_the_sweep_at_its_first_report(
 
 
 class KillsTrial(ray_tune.Callback):
-    """SIGKILLs a process of the first trial when it has reported once: "learner", or the trial's own."""
+    """SIGKILLs a process of the first trial when it has reported twice: "learner", or the trial's own."""
 
     def __init__(self, victim: str):
         self.victim, self.killed = victim, 0
 
     def on_trial_result(self, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        if not self.killed:
+        if not self.killed and result["epoch"] == 2:  # it goes on from the first report's checkpoint
             self.killed = result["pid"] if self.victim == "trial" else learner_pid()
             os.kill(self.killed, signal.SIGKILL)
 
@@ -139,7 +139,8 @@ def learner_pid() -> int:
 
 @pytest.mark.parametrize("victim", ["learner", "trial"])
 def test_a_trial_whose_process_is_killed_goes_on(ray_instance: None, tmp_path: Path, victim: str) -> None:
-    config.load([write_config(tmp_path, "Experiment.ckpt_interval = 1")])
+    every_epoch = "Experiment.ckpt_interval = 1", "Experiment.force_reset_train_envs_every = 1"
+    config.load([write_config(tmp_path, *every_epoch)])
     killer = KillsTrial(victim)
     make = tune.ConfiguredExperiment(config.snapshot(), str(tmp_path / "runs"), "killed")
     tuner = ray_tune.Tuner(
@@ -160,6 +161,8 @@ def test_a_trial_whose_process_is_killed_goes_on(ray_instance: None, tmp_path: P
     rows = read_metrics(Path(result.metrics["run"]))
     assert [row["epoch"] for row in rows if row["section"] == "collect"] == [0, 1, 2, 3]
     assert result.metrics["epoch"] == 4
+    stored = [row["replay/Timesteps"] for row in rows if row["section"] == "replay"]
+    assert stored == [48, 96, 144, 192], "what was collected after the checkpoint is not there twice"
 
 
 @pytest.mark.usefixtures("shared_processes")

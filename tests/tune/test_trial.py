@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 from ray import tune
 
+from amago_ray.run_directory import RunDirectory
 from amago_ray.tune.results import SweepResults
 from amago_ray.tune.sweep import Sweep
 from amago_ray.tune.trial import (
     NOTHING_PLANNED,
+    OWNER,
+    STATE,
     TUNE_FOLDER,
     SweepLog,
     _check_parameters,
@@ -41,6 +44,32 @@ def test_a_trial_that_a_callback_has_stopped_is_done(reason: str | None) -> None
         directory=SimpleNamespace(root="runs/a"),
     )
     assert trial.step()["done"] is (reason is not None)
+
+
+@pytest.mark.parametrize(("owner", "own"), [("a", True), ("b", False), (None, False)])
+def test_a_trial_knows_its_own_checkpoint(tmp_path: Path, owner: str | None, own: bool) -> None:
+    """owner: the trial that saved it; None where a version did that wrote down none."""
+    state, told = RunDirectory(tmp_path, "x").save_training_state(0, lambda folder: None, {}), []
+
+    def trial(name: str) -> Any:
+        made: Any = object.__new__(_ExperimentTrial)
+        made._trial_info, made._saved = SimpleNamespace(trial_id=name), None
+        made.experiment = SimpleNamespace(
+            progress=Progress(epoch=0),
+            save=lambda: state,
+            start=lambda resume: told.append(resume),
+            directory=SimpleNamespace(
+                saved_epochs=lambda: [0], create=lambda: None, adopt_training_state=lambda *given: told.append(given)
+            ),
+        )
+        return made
+
+    checkpoint = tmp_path / "checkpoint"
+    trial(owner or "b").save_checkpoint(str(checkpoint))
+    if owner is None:
+        (checkpoint / OWNER).unlink()
+    trial("a").load_checkpoint(str(checkpoint))
+    assert told == [(checkpoint / STATE, own), True] and (checkpoint / STATE / "run_state.json").is_file()
 
 
 def test_a_trial_whose_experiment_cannot_be_made_asks_for_what_it_takes_to_say_so() -> None:
