@@ -58,9 +58,9 @@ class SweepResults:
     settings: dict[str, Any] | None = None
 
     @property
-    def running(self) -> bool:
-        """Whether a trial has begun and not ended."""
-        return any(trial.status == "running" for trial in self.trials.values())
+    def ended(self) -> int:
+        """How many trials have begun and ended."""
+        return sum(trial.status != "running" for trial in self.trials.values())
 
     @classmethod
     def read(cls, folder: Path) -> SweepResults:

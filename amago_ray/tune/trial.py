@@ -218,8 +218,7 @@ def _run_sweep(
             tuner = _tuner(experiment, sweep, space, trial, folder)
         trials = tuner.fit()
         check_metric(sweep.metric, [trials[i].metrics or {} for i in range(len(trials))], folder)
-        results = SweepResults.read(folder)
-        if results.running or len(trials) < number_of_trials(sweep, space):
+        if SweepResults.read(folder).ended < number_of_trials(sweep, space):
             # Tune caught it, kept what it needs, and returned.
             raise KeyboardInterrupt(GO_ON)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,8 @@ import pytest
 from ray import tune
 
 from amago_ray.run_directory import RunDirectory
-from amago_ray.tune.results import SweepResults
+from amago_ray.tune import trial
+from amago_ray.tune.results import SweepResults, Trial
 from amago_ray.tune.sweep import Sweep
 from amago_ray.tune.trial import (
     NOTHING_PLANNED,
@@ -51,7 +53,7 @@ def test_a_trial_knows_its_own_checkpoint(tmp_path: Path, owner: str | None, own
     """owner: the trial that saved it; None where a version did that wrote down none."""
     state, told = RunDirectory(tmp_path, "x").save_training_state(0, lambda folder: None, {}), []
 
-    def trial(name: str) -> Any:
+    def of(name: str) -> Any:
         made: Any = object.__new__(_ExperimentTrial)
         made._trial_info, made._saved = SimpleNamespace(trial_id=name), None
         made.experiment = SimpleNamespace(
@@ -65,10 +67,10 @@ def test_a_trial_knows_its_own_checkpoint(tmp_path: Path, owner: str | None, own
         return made
 
     checkpoint = tmp_path / "checkpoint"
-    trial(owner or "b").save_checkpoint(str(checkpoint))
+    of(owner or "b").save_checkpoint(str(checkpoint))
     if owner is None:
         (checkpoint / OWNER).unlink()
-    trial("a").load_checkpoint(str(checkpoint))
+    of("a").load_checkpoint(str(checkpoint))
     assert told == [(checkpoint / STATE, own), True] and (checkpoint / STATE / "run_state.json").is_file()
 
 
@@ -107,6 +109,30 @@ def test_a_listed_value_may_go_with_the_configuration_or_with_the_other_paramete
 def test_a_sweep_has_a_trial_for_each_point_of_its_grid() -> None:
     space: Any = {"a": tune.grid_search([1, 2]), "b": tune.uniform(0, 1), "c": tune.grid_search([1, 2, 3])}
     assert number_of_trials(Sweep(params={"b": "uniform(0, 1)"}, num_samples=2), space) == 12
+
+
+@pytest.mark.parametrize(
+    "statuses", [["finished"], ["finished", "failed", "running"], ["finished", "failed", "stopped"]]
+)
+def test_a_sweep_that_was_told_to_end_is_not_over_while_trials_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statuses: list[str]
+) -> None:
+    """Tune returns when it is interrupted, with all trials of the grid, also those that have not begun."""
+    begun = {str(number): Trial({}, status) for number, status in enumerate(statuses)}
+    results = SweepResults("val/return", "max", 2, begun)
+    results.write(tmp_path)
+    of_tune: Any = SimpleNamespace(fit=lambda: [SimpleNamespace(metrics={"val/return": 1.0})] * 3)
+    for name in ("probe", "trial_roles", "check_fits", "survey", "_room", "disconnect"):
+        monkeypatch.setattr(trial, name, lambda *given, **more: None)
+    monkeypatch.setattr(trial, "connect", lambda *given: (None, False))
+    monkeypatch.setattr(trial, "_tuner", lambda *given: of_tune)
+    seeds = Sweep(params={"Experiment.seed": "grid_search([0, 1, 2])"})
+    space: Any = {"Experiment.seed": tune.grid_search([0, 1, 2])}
+    over = statuses[2:] == ["stopped"]
+    with (
+        contextlib.nullcontext() if over else pytest.raises(KeyboardInterrupt, match="--resume goes on with the sweep")
+    ):
+        trial._run_sweep(SimpleNamespace(ray_address=None), seeds, Any, space, tmp_path, resume=False)  # type: ignore
 
 
 def test_a_sweep_goes_on_with_the_settings_that_it_was_begun_with(tmp_path: Path) -> None:
