@@ -34,7 +34,11 @@ GAP = 10.0  # ratio of the largest to the smallest value above which an axis is 
 
 @dataclass
 class Trial:
-    """One trial. best, last: of the metric, None before there was any. epoch: finished ones. epochs: that it has."""
+    """One trial. best, last: of the metric, None before there was any. epoch: finished ones. epochs: that it has.
+
+    params: those of now. best_params: those that made the best value, which "pbt" may have changed since; None in files
+    of before they were kept.
+    """
 
     params: dict[str, Any]
     status: str = "running"
@@ -42,6 +46,12 @@ class Trial:
     best: float | None = None
     last: float | None = None
     epochs: int | None = None
+    best_params: dict[str, Any] | None = None
+
+    @property
+    def shown_params(self) -> dict[str, Any]:
+        """What stands beside its best value."""
+        return self.params if self.best_params is None else self.best_params
 
 
 @dataclass
@@ -89,8 +99,9 @@ class SweepResults:
         trial = self.trials.setdefault(name, Trial({}))
         trial.params, trial.status, trial.epoch = dict(params), "running", epoch
         if math.isfinite(value):
-            better = max if self.mode == "max" else min
-            trial.last, trial.best = value, value if trial.best is None else better(trial.best, value)
+            trial.last = value
+            if trial.best is None or (value > trial.best if self.mode == "max" else value < trial.best):
+                trial.best, trial.best_params = value, trial.params
         return trial
 
     def ranked(self) -> list[tuple[str, Trial]]:
@@ -99,11 +110,11 @@ class SweepResults:
         return sorted(self.trials.items(), key=lambda t: (t[1].best is None, sign * (t[1].best or 0.0), t[0]))
 
     def table(self) -> str:
-        """A line per trial, the best first."""
-        names = list(dict.fromkeys(name for trial in self.trials.values() for name in trial.params))
+        """A line per trial, the best first, each with the parameters that made its best value."""
+        names = list(dict.fromkeys(name for trial in self.trials.values() for name in trial.shown_params))
         rows = [["trial", "status", "epoch", f"best {self.metric}", "last", *names]]
         for name, trial in self.ranked():
-            values = [show(trial.params.get(n)) for n in names]
+            values = [show(trial.shown_params.get(n)) for n in names]
             rows.append([name, trial.status, str(trial.epoch), show(trial.best), show(trial.last), *values])
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         left = 2  # columns of text
@@ -137,7 +148,7 @@ def plot_sweep(folder: Path, out: Path | None = None) -> Path:
     ranked = [(name, trial) for name, trial in results.ranked() if trial.best is not None]
     if not ranked:
         raise ValueError(f"{folder}: no trial has a value of {results.metric} yet")
-    params = list(dict.fromkeys(name for _, trial in ranked for name in trial.params))[:MAX_PANELS]
+    params = list(dict.fromkeys(name for _, trial in ranked for name in trial.shown_params))[:MAX_PANELS]
     with matplotlib.rc_context(STYLE):
         width, height = PANEL_SIZE_IN
         layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.03)
@@ -173,7 +184,7 @@ def _draw_curves(axes: Axes, folder: Path, results: SweepResults, ranked: Sequen
 
 
 def _draw_parameter(axes: Axes, results: SweepResults, ranked: Sequence[tuple[str, Trial]], name: str) -> None:
-    values = [trial.params.get(name) for _, trial in ranked]
+    values = [trial.shown_params.get(name) for _, trial in ranked]
     best = np.array([trial.best for _, trial in ranked], float)
     colours = [COLOURS[0], *[REST] * (len(ranked) - 1)]
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from amago_ray import train
-from amago_ray.tune.results import SweepResults, plot_sweep
+from amago_ray.tune.results import SweepResults, _draw_parameter, plot_sweep
 from amago_ray.watch.metrics import AVERAGE_RETURN
 
 
@@ -32,6 +34,19 @@ def test_the_best_trial_is_first_by_its_best_value() -> None:
     least = SweepResults("loss", "min", 4)
     least.add("t", {}, 1, 2.0)
     assert least.add("t", {}, 2, 3.0).best == 2.0
+
+
+def test_a_best_value_stands_beside_the_parameters_that_made_it(tmp_path: Path) -> None:
+    """Which "pbt" changes in the middle of a trial."""
+    made = SweepResults("val/return", "max", 4)
+    for epoch, rate, value in ((1, 1e-2, 50.0), (2, 1e-3, 100.0), (4, 5.0, 3.0)):
+        made.add("a", {"lr": rate}, epoch, value)
+    made.write(tmp_path)
+    assert SweepResults.read(tmp_path).table().splitlines()[1].split() == ["a", "running", "4", "100", "3", "0.001"]
+    axes: Any = Figure().subplots()
+    _draw_parameter(axes, made, made.ranked(), "lr")
+    assert axes.collections[0].get_offsets().tolist() == [[0.001, 100.0]]
+    assert made.trials["a"].params == {"lr": 5.0}
 
 
 def test_the_record_is_the_same_after_reading(tmp_path: Path) -> None:
