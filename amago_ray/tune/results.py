@@ -58,7 +58,8 @@ class Trial:
 class SweepResults:
     """All trials of a sweep, by trial id.
 
-    epochs: of a trial that says nothing else. settings: of the `Sweep`; None in files of before they were kept.
+    epochs: of a trial that says nothing else. settings: of the `Sweep`. experiment: what all trials have in common, see
+    `resuming.settings_of`. Both are None in files of before they were kept.
     """
 
     metric: str
@@ -66,6 +67,7 @@ class SweepResults:
     epochs: int
     trials: dict[str, Trial] = field(default_factory=dict)
     settings: dict[str, Any] | None = None
+    experiment: dict[str, str] | None = None
 
     @property
     def ended(self) -> int:

@@ -6,12 +6,11 @@ checkpoints are the run's training states.
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,12 @@ from amago_ray.driver.topology import bundles
 from amago_ray.experiment import Experiment
 from amago_ray.tune.population import Bounds, Population
 from amago_ray.tune.results import SWEEP_FILE, SweepResults, Trial, show
+from amago_ray.tune.resuming import TUNE_FOLDER, check_resumable, number_of_trials, plain_settings, settings_of
 from amago_ray.tune.sweep import Sweep, binding, domain
 from amago_ray.tune.unknown_metric import StopUnknownMetric, check_metric
 from amago_ray.watch.metrics import AVERAGE_RETURN
 
 STATE, OWNER = "training_state", "trial"  # in a checkpoint: the state, and a file with the id of the trial it is of
-TUNE_FOLDER = "tune"  # of a sweep, where Ray Tune keeps its own files
 TUNE_STATE = "experiment_state-*.json"  # there, once Tune has begun
 GO_ON = "--resume goes on with the sweep"
 NOTHING_PLANNED = {"CPU": 0.5}  # all that a trial asks for whose experiment cannot be made: it only says why
@@ -170,9 +169,9 @@ def run_sweep(experiment: Experiment, sweep: Sweep, name: str, resume: bool = Fa
     The folder is `{ckpt_base_dir}/{name}`; see `sweep_results` for what is in it. resume: go on with one that was
     killed.
     Raises ValueError, before anything starts, for parameters that gin does not know, for a sweep that could never run,
-    and where the folder holds a sweep or run already (or none that can be resumed); at the first report for a metric
-    that no trial reports. Raises KeyboardInterrupt when it was interrupted, and Preempted, which ends the process with
-    exit status 75, after a SIGTERM; its state is kept.
+    and where the folder holds a sweep or run already (or none that can be resumed as it was begun); at the first report
+    for a metric that no trial reports. Raises KeyboardInterrupt when it was interrupted, and Preempted, which ends the
+    process with exit status 75, after a SIGTERM; its state is kept.
     """
     if objection := folder_name(name):
         raise ValueError(f"--name {name!r}: {objection}")
@@ -181,7 +180,7 @@ def run_sweep(experiment: Experiment, sweep: Sweep, name: str, resume: bool = Fa
     make = ConfiguredExperiment(config.snapshot(), str(folder.parent), name)
     _check_parameters(make, space)
     if resume:
-        check_resumable(folder, sweep)
+        check_resumable(folder, sweep, settings_of(experiment, space))
     elif folder.exists():
         raise ValueError(f"{folder} exists already: go on with it (--resume), or choose another --name")
 
@@ -224,35 +223,6 @@ def _run_sweep(
     finally:
         if started_here:
             disconnect()
-
-
-def check_resumable(folder: Path, sweep: Sweep) -> None:
-    """Raises ValueError where `folder` holds no sweep that can go on, or one that was begun with other settings.
-
-    Tune goes on with what a sweep was begun with, whatever it is told.
-    """
-    if not tune.Tuner.can_restore(str(folder / TUNE_FOLDER)):
-        raise ValueError(f"--resume: {folder} holds no sweep that could go on; leave --resume out to start one")
-    begun = SweepResults.read(folder).settings if (folder / SWEEP_FILE).is_file() else None
-    if begun is None:  # of a version that did not keep them
-        return
-    for name, value in plain_settings(sweep).items():
-        if name in begun and begun[name] != value:
-            raise ValueError(
-                f"--resume: {folder} was begun with {name}={begun[name]!r}, and now it is {value!r}: give it what it "
-                "was begun with, or begin another sweep with another --name"
-            )
-
-
-def plain_settings(sweep: Sweep) -> dict[str, Any]:
-    """The settings of a sweep as `sweep.json` keeps them, by the names that messages call them."""
-    return {f"Sweep.{name}": value for name, value in asdict(sweep).items()}
-
-
-def number_of_trials(sweep: Sweep, space: Mapping[str, Any]) -> int:
-    """How many trials a sweep has when all of them have begun."""
-    grids = (len(values["grid_search"]) for values in space.values() if isinstance(values, dict))
-    return sweep.num_samples * math.prod(grids)
 
 
 class SweepLog(tune.Callback):
@@ -353,7 +323,8 @@ def _tuner(
     trial: type[tune.Trainable],
     folder: Path,
 ) -> tune.Tuner:
-    log = SweepLog(folder, SweepResults(sweep.metric, sweep.mode, experiment.epochs, settings=plain_settings(sweep)))
+    begun = {"settings": plain_settings(sweep), "experiment": settings_of(experiment, space)}
+    log = SweepLog(folder, SweepResults(sweep.metric, sweep.mode, experiment.epochs, **begun))
     keeps_all = sweep.scheduler == "pbt"  # a trial may be told to go on from a checkpoint that is no longer the newest
     return tune.Tuner(
         trial,

@@ -19,13 +19,9 @@ from amago_ray.tune.trial import (
     NOTHING_PLANNED,
     OWNER,
     STATE,
-    TUNE_FOLDER,
     SweepLog,
     _check_parameters,
     _ExperimentTrial,
-    check_resumable,
-    number_of_trials,
-    plain_settings,
     trainable,
 )
 from amago_ray.watch.metrics import Progress
@@ -106,11 +102,6 @@ def test_a_listed_value_may_go_with_the_configuration_or_with_the_other_paramete
     assert made == [(6, 2), (8, 4), (10, 2), (4, 4), (4, 4)], "the configuration comes last"
 
 
-def test_a_sweep_has_a_trial_for_each_point_of_its_grid() -> None:
-    space: Any = {"a": tune.grid_search([1, 2]), "b": tune.uniform(0, 1), "c": tune.grid_search([1, 2, 3])}
-    assert number_of_trials(Sweep(params={"b": "uniform(0, 1)"}, num_samples=2), space) == 12
-
-
 @pytest.mark.parametrize(
     "statuses", [["finished"], ["finished", "failed", "running"], ["finished", "failed", "stopped"]]
 )
@@ -133,29 +124,6 @@ def test_a_sweep_that_was_told_to_end_is_not_over_while_trials_are_left(
         contextlib.nullcontext() if over else pytest.raises(KeyboardInterrupt, match="--resume goes on with the sweep")
     ):
         trial._run_sweep(SimpleNamespace(ray_address=None), seeds, Any, space, tmp_path, resume=False)  # type: ignore
-
-
-def test_a_sweep_goes_on_with_the_settings_that_it_was_begun_with(tmp_path: Path) -> None:
-    begun = Sweep(params={"Agent.gamma": "uniform(0.9, 0.99)"}, num_samples=2)
-    with pytest.raises(ValueError, match="holds no sweep that could go on"):
-        check_resumable(tmp_path, begun)
-    (tmp_path / TUNE_FOLDER).mkdir()
-    (tmp_path / TUNE_FOLDER / "tuner.pkl").touch()
-    check_resumable(tmp_path, begun)
-    SweepResults("val/return", "max", 4).write(tmp_path)
-    check_resumable(tmp_path, begun)  # of a version that kept no settings
-    SweepResults("val/return", "max", 4, settings=plain_settings(begun)).write(tmp_path)
-    check_resumable(tmp_path, begun)
-    for changes, said in (
-        ({"num_samples": 4}, "Sweep.num_samples=2, and now it is 4"),
-        ({"scheduler": "asha"}, "Sweep.scheduler='fifo', and now it is 'asha'"),
-        ({"metric": "collect/return"}, "Sweep.metric='val/return'"),
-        ({"params": {"Agent.tau": "uniform(0, 1)"}}, "Sweep.params={'Agent.gamma'"),
-    ):
-        changed: Any = {"params": begun.params, "num_samples": 2} | changes
-        with pytest.raises(ValueError) as error:
-            check_resumable(tmp_path, Sweep(**changed))
-        assert said in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_trials_own_epochs_say_whether_it_was_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
