@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pyarrow.fs import FileType
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.sample import Categorical
@@ -212,7 +213,7 @@ def _run_sweep(
         os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
         trial = trainable(make)
         if resume and any((folder / TUNE_FOLDER).glob(TUNE_STATE)):
-            tuner = tune.Tuner.restore(str(folder / TUNE_FOLDER), trial, resume_errored=True, param_space=space)
+            tuner = _restored(space, trial, folder)
         else:  # where it was killed before Tune had begun, Tune would restore one trial, of no parameters
             tuner = _tuner(experiment, sweep, space, trial, folder)
         trials = tuner.fit()
@@ -226,16 +227,24 @@ def _run_sweep(
 
 
 class SweepLog(tune.Callback):
-    """Keeps `sweep.json` up to date and prints a line whenever a trial reports."""
+    """Keeps `sweep.json`, in `folder`, up to date and prints a line whenever a trial reports."""
 
     def __init__(self, folder: Path, results: SweepResults):
-        self._folder, self._results = folder, results
+        self.folder, self._results = folder, results
 
     def setup(self, *args: Any, **info: Any) -> None:
-        if (self._folder / SWEEP_FILE).is_file():  # the sweep is being resumed
-            self._results = SweepResults.read(self._folder)
+        if (self.folder / SWEEP_FILE).is_file():  # the sweep is being resumed
+            self._results = SweepResults.read(self.folder)
         else:
-            self._results.write(self._folder)
+            self._results.write(self.folder)
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Let Tune forget checkpoints that it has deleted since it last wrote down what there is.
+
+        It would delete them again, and print the traceback of that.
+        """
+        kept = trial.run_metadata.checkpoint_manager
+        kept._checkpoint_results = [each for each in kept._checkpoint_results if _is_there(each.checkpoint)]
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -251,7 +260,7 @@ class SweepLog(tune.Callback):
             f"{counts['TERMINATED'] + counts['ERROR']} done",
             flush=True,
         )
-        results.write(self._folder)
+        results.write(self.folder)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._end(trial, "finished")
@@ -266,7 +275,7 @@ class SweepLog(tune.Callback):
         entry = self._results.trials.setdefault(trial.trial_id, Trial(dict(trial.config)))
         early = entry.epoch < self._results.epochs_of(entry)
         entry.status = "stopped" if status == "finished" and early else status
-        self._results.write(self._folder)
+        self._results.write(self.folder)
 
 
 class ConfiguredExperiment:
@@ -314,6 +323,19 @@ def _room(roles: tuple[Role, ...], cluster: Cluster) -> str:
     at_once = max(copies - 1, 1)
     each = ", ".join(f"{role.count} {role.name}{'s' * (role.count > 1)} ({role.each} each)" for role in roles)
     return f"a trial takes {each}; {at_once} at a time find{'s' * (at_once == 1)} room, the others wait their turn"
+
+
+def _restored(space: dict[str, Any], trial: type[tune.Trainable], folder: Path) -> tune.Tuner:
+    """What `_tuner` made and Tune has kept, in the folder where it is now."""
+    tuner = tune.Tuner.restore(str(folder / TUNE_FOLDER), trial, resume_errored=True, param_space=space)
+    for callback in tuner._local_tuner.get_run_config().callbacks:  # Tune offers no public list
+        if isinstance(callback, SweepLog):
+            callback.folder = folder
+    return tuner
+
+
+def _is_there(checkpoint: tune.Checkpoint) -> bool:
+    return checkpoint.filesystem.get_file_info(checkpoint.path).type != FileType.NotFound
 
 
 def _tuner(

@@ -51,6 +51,10 @@ def test_a_sweep_gives_what_a_run_alone_gives(
     assert command(file, "--param", "Experiment.seed=grid_search([1])", "--name", "seeds") == 2
     assert "exists already: go on with it (--resume)" in capsys.readouterr().err
 
+    sweep.rename(sweep.with_name("renamed"))
+    assert command(file, "--param", "Experiment.seed=grid_search([1, 2])", "--name", "renamed", "--resume") == 0
+    assert f"The sweep is in {sweep.with_name('renamed')}" in capsys.readouterr().out and not sweep.exists()
+
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),

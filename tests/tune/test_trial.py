@@ -9,7 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pyarrow.fs import LocalFileSystem
 from ray import tune
+from ray.train._internal.checkpoint_manager import _CheckpointManager
+from ray.train._internal.session import _TrainingResult
+from ray.tune import CheckpointConfig
 
 from amago_ray.run_directory import RunDirectory
 from amago_ray.tune import trial
@@ -124,6 +128,21 @@ def test_a_sweep_that_was_told_to_end_is_not_over_while_trials_are_left(
         contextlib.nullcontext() if over else pytest.raises(KeyboardInterrupt, match="--resume goes on with the sweep")
     ):
         trial._run_sweep(SimpleNamespace(ray_address=None), seeds, Any, space, tmp_path, resume=False)  # type: ignore
+
+
+def test_checkpoints_that_tune_has_deleted_are_not_deleted_again(tmp_path: Path) -> None:
+    """What Tune wrote down last, before it was killed, may name some of them."""
+    kept = _CheckpointManager(CheckpointConfig(num_to_keep=2))
+    for number in range(3):
+        folder = tmp_path / f"checkpoint_{number}"
+        if number == 2:  # the first one that is saved after the sweep goes on
+            (tmp_path / "checkpoint_0").rmdir()
+            trial: Any = SimpleNamespace(run_metadata=SimpleNamespace(checkpoint_manager=kept))
+            SweepLog(tmp_path, SweepResults("val/return", "max", 4)).on_trial_start(1, [trial], trial)
+        folder.mkdir()
+        kept.register_checkpoint(_TrainingResult(tune.Checkpoint(str(folder), LocalFileSystem()), {}))
+    assert [Path(each.checkpoint.path).name[-1] for each in kept.best_checkpoint_results] == ["1", "2"]
+    assert Path(kept.latest_checkpoint_result.checkpoint.path).name[-1] == "2"
 
 
 def test_a_trials_own_epochs_say_whether_it_was_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
