@@ -198,7 +198,8 @@ class RunDirectory:
     def adopt_training_state(self, folder: Path, own: bool = False) -> None:
         """Make a complete training state of any run this one's newest: copied here, and states of later epochs removed.
 
-        own: it is a copy of one of this run's, which goes on from it with the data and workers that it had then.
+        own: it is a copy of one of this run's, which goes on from it with the data and workers that it had then; where
+        that one is still here, the copy, which may be damaged, is not needed.
         Raises ValueError when `folder` holds no complete training state.
         """
         if not (folder / RUN_STATE).is_file():
@@ -216,7 +217,9 @@ class RunDirectory:
             for path in files:
                 (shutil.copytree if path.is_dir() else shutil.copy2)(path, to / path.name)
 
-        if folder.resolve() != self.training_state(epoch).resolve():
+        here = self.training_state(epoch)
+        is_here = own and epoch in self.saved_epochs() and _same(folder / RUN_STATE, here / RUN_STATE)
+        if not is_here and folder.resolve() != here.resolve():
             self.save_training_state(epoch, copy, state)
         self.forget_after(epoch)
 
@@ -234,6 +237,10 @@ class RunDirectory:
     def load_run_state(self, epoch: int) -> dict[str, Any]:
         """What `save_training_state` was given. Raises ValueError, naming the file, where it is damaged."""
         return read_json(self.training_state(epoch) / RUN_STATE)
+
+
+def _same(*files: Path) -> bool:
+    return len({file.read_bytes() for file in files}) == 1
 
 
 def _this_machine() -> bytes:

@@ -227,3 +227,15 @@ def test_a_state_that_comes_back_keeps_what_only_its_own_run_has(run: RunDirecto
     assert (run.training_state(1) / "deep" / "more.bin").read_text() == "weights 1"
     expected = states[1] if own else {"progress": {"epoch": 1}, "wandb_run_id": "w2"}
     assert run.load_run_state(1) == expected
+
+
+def test_a_runs_own_state_is_not_replaced_by_a_copy_that_may_be_damaged(run: RunDirectory, tmp_path: Path) -> None:
+    for epoch in (1, 2):
+        run.save_training_state(epoch, writes("whole"), {"progress": {"epoch": epoch}, "marks": {}})
+    copy = shutil.copytree(run.training_state(1), tmp_path / "copy")
+    (copy / "weights.bin").write_text("half")
+    run.adopt_training_state(copy, own=True)
+    assert run.saved_epochs() == [1] and (run.training_state(1) / "weights.bin").read_text() == "whole"
+    run.save_training_state(1, writes("of another line"), {"progress": {"epoch": 1}})
+    run.adopt_training_state(copy, own=True)
+    assert (run.training_state(1) / "weights.bin").read_text() == "half"
