@@ -38,7 +38,9 @@ def check_resumable(folder: Path, sweep: Sweep, experiment: Mapping[str, str]) -
     begun = SweepResults.read(folder) if (folder / SWEEP_FILE).is_file() else None
     if begun is None:
         return
-    found = [*_other_settings(begun.settings or {}, sweep), *_other_experiment(begun.experiment, experiment)]
+    found = [*_other_settings(begun.settings or {}, sweep)]
+    if begun.experiment is not None:  # as it is of a version that did not keep it
+        found += _other_experiment(begun.experiment, experiment)
     if found:
         raise ValueError(
             f"--resume: {folder} was begun with {'; with '.join(found)}: give it what it was begun with, or begin "
@@ -52,9 +54,8 @@ def _other_settings(begun: Mapping[str, Any], sweep: Sweep) -> Iterator[str]:
             yield f"{name}={begun[name]!r}, and now it is {value!r}"
 
 
-def _other_experiment(begun: Mapping[str, str] | None, now: Mapping[str, str]) -> Iterator[str]:
-    """begun: None of a version that did not keep it."""
-    for name in sorted({*begun, *now}) if begun is not None else ():
+def _other_experiment(begun: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    for name in sorted({*begun, *now}):
         of_one_version = name.startswith("Experiment.") and (name not in begun or name not in now)
         if begun.get(name) != now.get(name) and not of_one_version:
             before = f"{name}={begun[name]}" if name in begun else f"{name} not set"

@@ -328,13 +328,14 @@ def _room(roles: tuple[Role, ...], cluster: Cluster) -> str:
 def _restored(space: dict[str, Any], trial: type[tune.Trainable], folder: Path) -> tune.Tuner:
     """What `_tuner` made and Tune has kept, in the folder where it is now."""
     tuner = tune.Tuner.restore(str(folder / TUNE_FOLDER), trial, resume_errored=True, param_space=space)
-    for callback in tuner._local_tuner.get_run_config().callbacks:  # Tune offers no public list
+    of_tune: Any = tuner._local_tuner  # which offers no public list
+    for callback in of_tune.get_run_config().callbacks:
         if isinstance(callback, SweepLog):
             callback.folder = folder
     return tuner
 
 
-def _is_there(checkpoint: tune.Checkpoint) -> bool:
+def _is_there(checkpoint: Any) -> bool:
     return checkpoint.filesystem.get_file_info(checkpoint.path).type != FileType.NotFound
 
 
@@ -345,7 +346,7 @@ def _tuner(
     trial: type[tune.Trainable],
     folder: Path,
 ) -> tune.Tuner:
-    begun = {"settings": plain_settings(sweep), "experiment": settings_of(experiment, space)}
+    begun: dict[str, Any] = {"settings": plain_settings(sweep), "experiment": settings_of(experiment, space)}
     log = SweepLog(folder, SweepResults(sweep.metric, sweep.mode, experiment.epochs, **begun))
     keeps_all = sweep.scheduler == "pbt"  # a trial may be told to go on from a checkpoint that is no longer the newest
     return tune.Tuner(
