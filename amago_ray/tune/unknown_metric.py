@@ -9,7 +9,7 @@ from typing import Any
 from ray import tune
 
 from amago_ray.config import nearest
-from amago_ray.tune.results import SweepResults
+from amago_ray.tune.results import RETURNS, SweepResults
 from amago_ray.watch.metrics import AVERAGE_RETURN
 
 
@@ -17,6 +17,8 @@ def is_unknown(metric: str, report: Mapping[str, Any]) -> bool:
     """Whether a report shows that no trial will ever report a metric, and not only that there is nothing of it yet."""
     if not report or metric in report:
         return False
+    if all(name in RETURNS for name in report if "/" in name):
+        return False  # of a trial that was restored after its last epoch, and has learned nothing since
     if report.get("done"):
         return True
     section, _, name = metric.partition("/")

@@ -12,6 +12,8 @@ from amago_ray.watch.metrics import AVERAGE_RETURN
 BEGUN: dict[str, Any] = {"epoch": 1, "val/return": 0.1, "collect/return": float("nan"), "collect/Frames per Second": 9}
 LEARNED = BEGUN | {f"{part}/{AVERAGE_RETURN}": 0.1 for part in ("val", "collect")} | {"train/Total Loss": 1.0}
 
+NOTHING_LEFT = {"epoch": 4, "val/return": float("nan"), "collect/return": float("nan"), "done": True}
+
 
 @pytest.mark.parametrize(
     ("metric", "report", "unknown"),
@@ -27,6 +29,8 @@ LEARNED = BEGUN | {f"{part}/{AVERAGE_RETURN}": 0.1 for part in ("val", "collect"
         ("val/Average Success in Lake", LEARNED, False),
         ("val/Average Success in Lake", LEARNED | {"done": True}, True),
         ("val/retrun", {}, False),
+        ("train/Total Loss", NOTHING_LEFT, False),
+        ("val/Average Success in Lake", NOTHING_LEFT, False),
     ],
 )
 def test_a_metric_that_will_never_come_is_told_from_one_that_has_not_come_yet(
