@@ -290,11 +290,12 @@ class DatasetSource(Source):
     def draw(self, num: int, slices: SliceConfig, rng: np.random.Generator) -> dict[str, Any]:
         numbers = rng.integers(self._size, size=num)
         drawn = [self._load(number) for number in numbers.tolist()]
-        columns, start, lengths = slice_tables([t.columns for t in drawn], slices, rng)
+        first_time_idx = np.array([t.first_time_idx for t in drawn])
+        columns, start, lengths = slice_tables([t.columns for t in drawn], first_time_idx, slices, rng)
         return {
             "columns": columns,
             "lengths": lengths,
-            "first_time_idx": start + np.array([t.first_time_idx for t in drawn]),
+            "first_time_idx": first_time_idx + start,
             "ids": np.array([(t.id.worker, t.id.incarnation, t.id.sequence) for t in drawn], dtype=np.int64),
             "number": numbers,
             "weight_version": np.array([t.weight_version for t in drawn], dtype=np.int64),

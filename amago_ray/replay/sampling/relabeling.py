@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, Literal, get_args
 
 import gin
@@ -32,12 +34,21 @@ class Relabeler(ABC):
         other draws, so the answer holds new arrays for what it changes.
         The answer has the same columns, and may have fewer rows, but no fewer than two. It is checked, and taken to the
         stored dtypes.
+
+        A third parameter, `first_time_idx`, is optional: where there is one, it is given the index of row 0 within the
+        rollout, above 0 for the later pieces of a rollout that was cut.
         """
 
 
-def relabeled(relabeler: Relabeler, columns: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """A relabeler's answer, in the dtypes of `columns`. Raises ValueError for one that is no table of theirs."""
-    answer = relabeler(columns, rng)
+def relabeled(
+    relabeler: Relabeler, columns: dict[str, np.ndarray], rng: np.random.Generator, first_time_idx: int = 0
+) -> dict[str, np.ndarray]:
+    """A relabeler's answer, in the dtypes of `columns`. Raises ValueError for one that is no table of theirs.
+
+    first_time_idx: of row 0 within its rollout.
+    """
+    where = {"first_time_idx": first_time_idx} if _takes_first_time_idx(type(relabeler)) else {}
+    answer = relabeler(columns, rng, **where)
     try:
         _check_table(answer, columns)
         stored = {name: _as_stored(name, answer[name], column.dtype) for name, column in columns.items()}
@@ -47,6 +58,12 @@ def relabeled(relabeler: Relabeler, columns: dict[str, np.ndarray], rng: np.rand
         return stored
     except ValueError as error:
         raise ValueError(f"Experiment.relabeler_type={type(relabeler).__name__}: {error}") from None
+
+
+@cache
+def _takes_first_time_idx(kind: type[Relabeler]) -> bool:
+    parameters = inspect.signature(kind.__call__).parameters.values()
+    return any(p.name == "first_time_idx" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
 
 
 def _check_table(answer: Any, columns: dict[str, np.ndarray]) -> None:
@@ -138,7 +155,10 @@ class HindsightRelabeler(Relabeler):
             raise ValueError(f"HindsightRelabeler.tolerance={tolerance!r}: it must be a distance of 0 or more")
         self.strategy, self.probability, self.tolerance, self.reward_fn = strategy, probability, tolerance, reward_fn
 
-    def __call__(self, columns: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def __call__(
+        self, columns: dict[str, np.ndarray], rng: np.random.Generator, first_time_idx: int = 0
+    ) -> dict[str, np.ndarray]:
+        """See `Relabeler`. first_time_idx: 0 for the start of a rollout, whose first row nothing led to."""
         achieved = self._achieved_goals(columns)
         if rng.random() >= self.probability:
             return columns
@@ -152,7 +172,7 @@ class HindsightRelabeler(Relabeler):
         num_rows = int(reached.argmax()) + 1
         relabeled = {name: column[:num_rows] for name, column in columns.items()}
         relabeled[DESIRED] = np.broadcast_to(goal, (num_rows, *goal.shape)).astype(columns[DESIRED].dtype)
-        relabeled[REWARD] = self._rewards(relabeled, reached[:num_rows])
+        relabeled[REWARD] = self._rewards(relabeled, reached[:num_rows], first_time_idx)
         relabeled[TERMINATED] = reached[:num_rows]  # that is: in the last row
         return relabeled
 
@@ -182,7 +202,7 @@ class HindsightRelabeler(Relabeler):
         apart = (achieved.astype(np.float64) - goal).reshape(len(achieved), -1)
         return (apart * apart).sum(axis=1) <= self.tolerance**2
 
-    def _rewards(self, columns: dict[str, np.ndarray], reached: np.ndarray) -> np.ndarray:
+    def _rewards(self, columns: dict[str, np.ndarray], reached: np.ndarray, first_time_idx: int) -> np.ndarray:
         if self.reward_fn is None:
             return reached.astype(np.float32)
         rewards = np.array(self.reward_fn(columns[ACHIEVED], columns[DESIRED], {}), dtype=np.float32)
@@ -191,8 +211,6 @@ class HindsightRelabeler(Relabeler):
                 f"HindsightRelabeler.reward_fn={self.reward_fn!r}: it gave rewards of shape {rewards.shape} for "
                 f"{len(reached)} goals; it must give one for each"
             )
-        # Nothing leads to the first row of a rollout: it holds zeros, whatever the goal. A later piece's first row has
-        # the action and the reward that led to it.
-        if not (columns[ACTION][0].any() or columns[REWARD][0]):
+        if first_time_idx == 0:  # nothing leads to the first row of a rollout, whatever the goal
             rewards[0] = 0.0
         return rewards

@@ -112,7 +112,7 @@ class BufferSource(Source):
             start, lengths = draw_slices(facts["num_rows"] - 1, slices.max_seq_len, slices.padded_sampling, rng)
             return self.store.read(numbers, start, lengths + 1), start, lengths
         whole = self.store.read(numbers, np.zeros_like(numbers), facts["num_rows"])
-        return slice_tables(separate(whole, facts["num_rows"]), slices, rng)
+        return slice_tables(separate(whole, facts["num_rows"]), facts["first_time_idx"], slices, rng)
 
 
 def separate(columns: Columns, num_rows: np.ndarray) -> list[Columns]:
@@ -125,11 +125,17 @@ def separate(columns: Columns, num_rows: np.ndarray) -> list[Columns]:
 
 
 def slice_tables(
-    tables: list[Columns], slices: SliceConfig, rng: np.random.Generator
+    tables: list[Columns], first_time_idx: np.ndarray, slices: SliceConfig, rng: np.random.Generator
 ) -> tuple[Columns, np.ndarray, np.ndarray]:
-    """One slice of each table, after relabelling: columns end to end, first transitions (B,), lengths (B,) int64."""
+    """One slice of each table, after relabelling: columns end to end, first transitions (B,), lengths (B,) int64.
+
+    first_time_idx: (B,) index of each table's row 0 within its rollout.
+    """
     if slices.relabeler is not None:
-        tables = [relabeled(slices.relabeler, table, rng) for table in tables]
+        tables = [
+            relabeled(slices.relabeler, table, rng, first)
+            for table, first in zip(tables, first_time_idx.tolist(), strict=True)
+        ]
     num_transitions = np.array([len(table["reward"]) - 1 for table in tables], dtype=np.int64)
     start, lengths = draw_slices(num_transitions, slices.max_seq_len, slices.padded_sampling, rng)
     rows = [slice(first, first + n + 1) for first, n in zip(start.tolist(), lengths.tolist(), strict=True)]

@@ -162,6 +162,31 @@ def test_the_first_row_of_a_later_piece_gets_its_reward_anew() -> None:
         assert table["reward"].tolist() == [0.0 if first_time_idx == 0 else -5.0, -4.0, -3.0, -2.0, -1.0, 0.0]
 
 
+def test_a_later_piece_may_begin_after_action_0_and_a_reward_of_0() -> None:
+    """It is told from the start of a rollout by its place in the rollout, not by its numbers."""
+    pieces = [line(3, sequence=0), line(3, sequence=1, first_time_idx=3)]
+    pieces[1].columns["action"][0] = pieces[1].columns["reward"][0] = 0
+    relabeler = HindsightRelabeler("final", 1.0, reward_fn=minus_distance)
+    drawn = sample(shard_of(pieces, relabeler), 50)
+    for table, first_time_idx in zip(tables(drawn), drawn.first_time_idx):
+        assert table["reward"].tolist() == [0.0 if first_time_idx == 0 else -3.0, -2.0, -1.0, 0.0]
+    answer = relabeled(relabeler, pieces[1].columns, np.random.default_rng(0), first_time_idx=3)
+    assert answer["reward"].tolist() == [-3.0, -2.0, -1.0, 0.0]
+
+
+class HandsOn(HindsightRelabeler):
+    """A user's own, of the plain signature or of any."""
+
+    def __call__(self, *given: Any, **named: Any) -> dict[str, np.ndarray]:
+        return super().__call__(*given, **named)
+
+
+def test_relabelers_are_told_the_place_of_a_piece_where_they_ask() -> None:
+    columns, rng = line(3, first_time_idx=3).columns, np.random.default_rng(0)
+    assert relabeled(Answering(lambda c: dict(c)), columns, rng, first_time_idx=3).keys() == columns.keys()
+    assert relabeled(HandsOn("final", 1.0, reward_fn=minus_distance), columns, rng, first_time_idx=3)["reward"][0] == -3
+
+
 def test_the_learner_sees_new_previous_rewards_and_goals() -> None:
     drawn = sample(shard_of([line(6)], HindsightRelabeler("future", 1.0)), 16)
     batch = training_batch(as_batch(drawn), ActionSpec("discrete", (), "int64", 3, (3,)), device("cpu"))
