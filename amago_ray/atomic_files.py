@@ -8,15 +8,22 @@ import os
 import shutil
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, of one's share of it, of a limit on one file
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def is_full(error: OSError) -> bool:
     """Whether there was no room for what was to be written, so that it may be tried again later."""
     return error.errno in FULL
+
+
+def is_unwritable(error: OSError) -> bool:
+    """Whether a file may not be written, or its folder, until somebody sees to it."""
+    return error.errno in UNWRITABLE
 
 
 def check_room(folder: Path, num_bytes: int) -> None:
@@ -35,7 +42,8 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         _sync(temporary)
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)  # there only if writing failed
+        with suppress(OSError):  # on a disk that became read-only, it is not what was to be written
+            temporary.unlink(missing_ok=True)  # there only if writing failed
     _sync(path.parent)
 
 

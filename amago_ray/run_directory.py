@@ -66,7 +66,8 @@ class RunDirectory:
         try:
             yield
         finally:
-            self._lock.unlink(missing_ok=True)
+            with suppress(OSError):  # whatever ends the run is to be told, and one that is left behind holds nobody up
+                self._lock.unlink(missing_ok=True)
             file.close()
             for folder in missing:
                 with suppress(OSError):  # a run came of it
@@ -139,9 +140,10 @@ class RunDirectory:
         if self._notes is not None and not self.events.exists():  # a folder that was begun anew
             self._notes.close()
             self._notes = None
-        if self._notes is None:
-            self._notes = LineFile(self.events)
-        self._notes.append(row.encode() + b"\n")  # where there is no room, it comes with a later one
+        with suppress(OSError):  # the user was told, and what a run cannot do without says so itself
+            if self._notes is None:
+                self._notes = LineFile(self.events)
+            self._notes.append(row.encode() + b"\n")  # where there is no room, it comes with a later one
 
     def policy_epoch(self, epoch: int) -> Path:
         return self.policy_weights / f"policy_epoch_{epoch}.pt"

@@ -126,6 +126,28 @@ def _disk_full_later(scene: Scene) -> Outcome:
         return training_with(FakeTopology)(scene)
 
 
+def _read_only_later(scene: Scene) -> Outcome:
+    """The disk of the run's folder, after the first epoch."""
+    write, fsync, unlink = os.write, os.fsync, os.unlink
+    rows: list[bytes] = []
+
+    def refused(path: Any = None) -> None:
+        if rows:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path and str(path))
+
+    def row(descriptor: int, data: bytes) -> int:
+        if data.startswith(b'{"section": "train", "epoch": 1'):
+            rows.append(data)
+        refused()
+        return write(descriptor, data)
+
+    with scene.patch.context() as patch:
+        patch.setattr(os, "write", row)
+        patch.setattr(os, "fsync", lambda descriptor: (refused(), fsync(descriptor))[1])
+        patch.setattr(os, "unlink", lambda path, **more: (refused(path), unlink(path, **more))[1])
+        return training_with(FakeTopology, "Experiment.ckpt_interval = 1")(scene)
+
+
 GPUS = Cluster(4, (Node("10.0.0.1", Resources(4, 2, 8e9), Resources(4, 2, 8e9)),))
 
 MACHINES = (
@@ -177,6 +199,12 @@ MACHINES = (
     Case("a disk that is full at the start", _disk_full, ("ckpt_base_dir=", "No space left on device")),
     Case(
         "a disk that is full after an epoch", _disk_full_later, ("metrics.jsonl", "No space left on device"), began=True
+    ),
+    Case(
+        "a disk that becomes read-only",
+        _read_only_later,
+        ("metrics.jsonl", "Read-only file system; make it writable again, then --resume auto", "of epoch 1"),
+        began=True,
     ),
     Case(
         "a learner that runs out of memory",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +84,41 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, below: str) -> 
     assert "\n" not in str(caught.value) and file.read_text() == "not a folder"
 
 
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_lock_that_cannot_be_removed_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """The run ends as it would, whether well or by an error of its own, and another one may follow."""
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(code, os.strerror(code), str(path))
+
+    run = RunDirectory(tmp_path, "r")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        with run.locked():
+            pass
+        with pytest.raises(Crash), run.locked():
+            raise Crash
+    assert (tmp_path / ".r.lock").exists()
+    with run.locked():
+        pass
+    assert not (tmp_path / ".r.lock").exists()
+
+
+def test_a_note_that_cannot_be_written_ends_nothing(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    run.events.mkdir()
+    run.note("not even opened", 0)
+    run.events.rmdir()
+    run.note("first", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", refuse)
+        run.note("second", 1)
+    run.note("third", 2)
+    assert [json.loads(line)["text"] for line in run.events.read_text().splitlines()] == ["first", "second", "third"]
+
+
 # Single files
 
 
@@ -96,6 +133,17 @@ def test_a_write_is_whole_and_leaves_nothing_else(tmp_path: Path) -> None:
     write_atomically(target, write)
     assert target.read_text() == "new" and contents(tmp_path) == {"policy.pt"}
     assert seen == [(tmp_path, False)]  # beside the target, on the same file system, and not under its name
+
+
+def test_a_write_that_fails_says_why_where_nothing_can_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(Crash):
+        write_atomically(tmp_path / "policy.pt", lambda path: crashes(path.parent))
 
 
 def test_a_write_that_fails_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amago_ray.atomic_files import is_full, write_atomically
+from amago_ray.atomic_files import is_full, is_unwritable, write_atomically
 from amago_ray.driver.preemption import RESUMABLE, Preempted, Preemption
 from amago_ray.driver.remote import RemoteCall
 from amago_ray.driver.ring import Ring
 from amago_ray.driver.schedule import Schedule
 from amago_ray.driver.topology import FILES_TIMEOUT_S
 from amago_ray.pending import CallTimeout, ProcessDied
+from amago_ray.replay.storage.segments import StorageError
 from amago_ray.run_directory import RunDirectory
 from amago_ray.settings import ExperimentSettings
 
@@ -93,7 +94,8 @@ class Saving:
     def before_leaving(self) -> Iterator[None]:
         """Where the process is told to end within, the newest cut is written first, and the user told.
 
-        The folder says how it ended, also after Ctrl-C.
+        The folder says how it ended, also after Ctrl-C. Raises OSError, which says how to go on, where a disk that is
+        full or may not be written to ends the run.
         """
         try:
             with suppress(OSError):
@@ -103,6 +105,10 @@ class Saving:
         except KeyboardInterrupt:
             self._record_stop("Ctrl-C")
             raise
+        except OSError as error:
+            if not (is_full(error) or is_unwritable(error)):
+                raise
+            raise OSError(error.errno, f"{_what_failed(error)}{self._how_to_go_on(error)}") from error
         except Preempted:
             deadline = time.monotonic() + self._settings.preemption_grace_s
             self.finish(self._settings.preemption_grace_s, tell_only=True)
@@ -114,6 +120,13 @@ class Saving:
             self._ring.say(f"told to end (SIGTERM): {what}, --resume auto goes on from there (exit status {RESUMABLE})")
             self._record_stop("SIGTERM")
             raise
+
+    def _how_to_go_on(self, error: OSError) -> str:
+        saved = self._directory.saved_epochs()
+        newest = f"the newest training state is that of epoch {saved[-1] + 1}" if saved else "no epoch is saved"
+        if isinstance(error, StorageError):
+            return f"; {newest}" if is_unwritable(error) else f"; {newest}, then --resume auto"
+        return f"{_remedy(error)}, then --resume auto: {newest}"
 
     def _record_stop(self, reason: str) -> None:
         with suppress(OSError):  # a full disk: it ends all the same
@@ -186,8 +199,6 @@ class Saving:
         except (OSError, ProcessDied, CallTimeout) as error:
             shutil.rmtree(folder, ignore_errors=True)
             if not tell_only:
-                if isinstance(error, OSError) and _remedy(error):
-                    raise OSError(error.errno, f"{error.strerror}{_remedy(error)}, then --resume auto") from error
                 raise
             self._failed(cut, error)
             return
@@ -216,4 +227,10 @@ class Saving:
 
 
 def _remedy(error: Exception) -> str:
+    if isinstance(error, OSError) and is_unwritable(error):
+        return "; make it writable again"
     return "; free some space" if isinstance(error, OSError) and is_full(error) else ""
+
+
+def _what_failed(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)

@@ -14,6 +14,7 @@ from fake_topology import FakeCall, FakeTopology
 
 from amago_ray.atomic_files import read_json
 from amago_ray.driver.preemption import RESUMABLE, Preempted
+from amago_ray.replay.storage.segments import StorageError
 
 FULL = OSError(28, "No space left on device")
 
@@ -156,12 +157,52 @@ def test_what_somebody_asks_for_raises(tmp_path: Path) -> None:
     run = Run(tmp_path, "alternate", FakeTopology(script={("write_state", 0): FULL})).start()
     run.schedule.run_epoch(0, last=False)
     run.progress.epoch = 0
-    with pytest.raises(OSError, match=r"No space left on device; free some space, then --resume auto$") as refused:
+    with pytest.raises(OSError, match="No space left on device$") as refused:
         run.saving.now()
     assert refused.value.errno == errno.ENOSPC
     run.saving.now()
     run.saving.now()
     assert run.directory.saved_epochs() == [0] and run.topology.count("write_state") == 2
+
+
+UNWRITABLE = PermissionError(errno.EACCES, "Permission denied", "/runs/run/ckpts/latest")
+REFUSED = "/runs/run/ckpts/latest: Permission denied"
+REPLAY = StorageError(errno.EROFS, "cannot write to the replay segment 0: Read-only file system; make it writable")
+NO_REPLAY = StorageError(errno.ENOSPC, "cannot write to the replay segment 0: No space left on device; free some space")
+
+
+@pytest.mark.parametrize(
+    ("error", "epochs", "line"),
+    [
+        (FULL, 1, "No space left on device; free some space, then --resume auto: {newest} epoch 1"),
+        (
+            UNWRITABLE,
+            2,
+            f"{UNWRITABLE.filename}: Permission denied; make it writable again, then --resume auto: {{newest}} epoch 2",
+        ),
+        (
+            UNWRITABLE,
+            0,
+            f"{UNWRITABLE.filename}: Permission denied; make it writable again, then --resume auto: no epoch is saved",
+        ),
+        (REPLAY, 1, f"{REPLAY.strerror}; {{newest}} epoch 1"),
+        (NO_REPLAY, 1, f"{NO_REPLAY.strerror}; {{newest}} epoch 1, then --resume auto"),
+    ],
+)
+def test_a_disk_that_ends_a_run_says_how_it_goes_on(tmp_path: Path, error: OSError, epochs: int, line: str) -> None:
+    run = Run(tmp_path, "alternate", FakeTopology()).start().learn(epochs)
+    with pytest.raises(OSError) as ended, run.saving.before_leaving():
+        raise error
+    newest = "the newest training state is that of"
+    assert str(ended.value) == f"[Errno {error.errno}] {line.format(newest=newest)}"
+
+
+def test_other_errors_stay_as_they_are(tmp_path: Path) -> None:
+    run = Run(tmp_path, "alternate", FakeTopology()).start()
+    error = FileNotFoundError(errno.ENOENT, "No such file or directory", "level_1.txt")
+    with pytest.raises(FileNotFoundError) as ended, run.saving.before_leaving():
+        raise error
+    assert ended.value is error
 
 
 def test_writing_does_not_hold_the_run_up(tmp_path: Path) -> None:
