@@ -37,7 +37,8 @@ from amago_ray.replay.storage.trajectory_pack import pack
 from amago_ray.settings import env_processes
 
 MESSAGE_BYTES = 8 << 20
-HINTS = Hints("free some space, or name a folder on another disk", "name a folder that can be written to")
+ANOTHER = "name a folder that can be written to"
+HINTS = Hints("free some space, or name a folder on another disk", ANOTHER, ANOTHER)
 UNFINISHED = ".unfinished"  # suffix of the folder that an import is written to until it is complete
 
 DESCRIPTION = """\

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
+from amago_ray.atomic_files import is_unwritable
 from amago_ray.replay.storage.segments import OF_A_RUN, Hints, StorageError
 
 SHARD = "shard_"  # and its number
@@ -41,7 +42,8 @@ def lock_folder(folder: Path, hints: Hints = OF_A_RUN) -> BinaryIO:
     except OSError as error:
         raise StorageError(
             error.errno,
-            f"replay cannot use the folder {folder}: {error.strerror}; {hints.unwritable}",
+            f"replay cannot use the folder {folder}: {error.strerror}; "
+            f"{hints.unwritable if is_unwritable(error) else hints.unusable}",
         ) from error
     deadline = time.monotonic() + LOCK_TIMEOUT_S
     while True:

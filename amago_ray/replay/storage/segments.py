@@ -8,7 +8,6 @@ resident memory of the process. The page cache still keeps what is read often.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import threading
 import zlib
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from amago_ray.atomic_files import is_full
+from amago_ray.atomic_files import is_full, is_unwritable
 from amago_ray.replay.storage import records
 from amago_ray.replay.storage.records import Corrupt, Entry, Record, Schema
 
@@ -38,10 +37,13 @@ class StorageError(OSError):
 
 @dataclass(frozen=True)
 class Hints:
-    """What to do about a folder that has no room, or cannot be written to: whoever chose it knows."""
+    """What to do about a folder that has no room, may not be written to, or is none: whoever chose it knows."""
 
     full: str = "free some space, or lower Experiment.replay_capacity_gb"
-    unwritable: str = "set Experiment.replay_dir to a folder that can be written to"
+    unwritable: str = (
+        "make it writable, then --resume auto (with another Experiment.replay_dir a run begins without the data there)"
+    )
+    unusable: str = "set Experiment.replay_dir to a folder that can be written to"
 
 
 OF_A_RUN = Hints()
@@ -201,7 +203,7 @@ class FileSegment(Segment):
         hint = ""
         if is_full(error):
             hint = f"; {self._hints.full}"
-        elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        elif is_unwritable(error):
             hint = f"; {self._hints.unwritable}"
         return StorageError(error.errno, f"cannot {what} the replay segment {self.name}: {error.strerror}{hint}")
 
