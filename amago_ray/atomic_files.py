@@ -7,8 +7,8 @@ import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,18 @@ def check_room(folder: Path, num_bytes: int) -> None:
     if free < num_bytes:
         least = f"{free:,} bytes are free, and {num_bytes:,} are needed at least"
         raise OSError(errno.ENOSPC, f"{folder}: {os.strerror(errno.ENOSPC)}: {least}")
+
+
+@contextmanager
+def without_empty_parents(path: Path) -> Iterator[None]:
+    """Of the folders that `path` lies in, those that are made within and are empty afterwards are removed."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in missing:
+            with suppress(OSError):  # something came of it
+                folder.rmdir()
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from amago_ray.atomic_files import LineFile, _sync, read_json, write_atomically
+from amago_ray.atomic_files import LineFile, _sync, read_json, without_empty_parents, write_atomically
 
 RUN_STATE = "run_state.json"
 LOOKS, LOOK_S = 3, 0.05  # at a lock that somebody has
@@ -61,17 +61,14 @@ class RunDirectory:
     def locked(self) -> Iterator[None]:
         """Within, the run is this process's own. Raises ValueError where another one has it."""
         self.check_writable()
-        missing = [folder for folder in self.root.parents if not folder.exists()]
-        file = self._lock_file()
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # whatever ends the run is to be told, and one that is left behind holds nobody up
-                self._lock.unlink(missing_ok=True)
-            file.close()
-            for folder in missing:
-                with suppress(OSError):  # a run came of it
-                    folder.rmdir()
+        with without_empty_parents(self.root):
+            file = self._lock_file()
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # what ends the run is to be told, and one that is left behind holds nobody up
+                    self._lock.unlink(missing_ok=True)
+                file.close()
 
     def was_killed(self) -> bool:
         """Whether the process that had the run is gone and left its lock. Of another machine's nothing is known."""

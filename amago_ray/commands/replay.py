@@ -17,7 +17,7 @@ from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, Transfe
 from rich.table import Table
 from rich.text import Text
 
-from amago_ray.atomic_files import check_room
+from amago_ray.atomic_files import check_room, without_empty_parents
 from amago_ray.commands.command_line import (
     NOT_OF_DATA,
     WITHOUT_DATA,
@@ -212,13 +212,14 @@ def _export(stored: StoredData, out: Path, format: str, config: Path | None) -> 
     write = export_minari if format == "minari" else export_npz
     unfinished = out.with_name(out.name + UNFINISHED)
     shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True)
-        check_room(unfinished, sum(shard.uncompressed_bytes for shard in shards))
-        num = write(_with_progress(shards), layout, unfinished / out.name)
-        (unfinished / out.name).rename(out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with without_empty_parents(out):
+        try:
+            unfinished.mkdir(parents=True)
+            check_room(unfinished, sum(shard.uncompressed_bytes for shard in shards))
+            num = write(_with_progress(shards), layout, unfinished / out.name)
+            (unfinished / out.name).rename(out)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
     pieces = sum(int((shard.table.rows["first_time_idx"] > 0).sum()) for shard in shards)
     damage = [text for shard in shards for text in shard.damage]
     for text in damage:

@@ -118,7 +118,7 @@ def export_minari(trajectories: Iterable[Trajectory], layout: RowLayout, folder:
         raise ImportError(
             f"--format minari needs Minari, which is not installed ({error}): install amago_ray[offline]"
         ) from error
-    data = folder / "data"  # where Minari looks for it
+    data = folder.resolve() / "data"  # where Minari looks for it; a relative path it would join to itself
     data.mkdir(parents=True)
     storage = MinariStorage.new(data, layout.observation_space, layout.action_space, jpeg_encoding=False)
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.name).strip("-.") or "replay"

@@ -227,6 +227,29 @@ def test_an_export_without_room_for_it(
     assert next(left, None) is None
 
 
+@pytest.mark.parametrize("format", ["npz", "minari"])
+def test_an_export_to_a_relative_folder(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert replay(run, "--export", "data/here", "--format", format) == 0, capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["here"]
+    words = [] if format == "minari" else ["--config", str(run / "config.txt")]
+    assert train.main(["import-data", "data/here", "--out", "data/again", *words]) == 0, capsys.readouterr().err
+
+
+def test_an_export_that_fails_leaves_no_folders_that_it_made(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def savez(*args: Any, **arrays: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "savez", savez)
+    monkeypatch.chdir(tmp_path)
+    assert replay(run, "--export", "data/deep/here") == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["counted"]
+
+
 def test_a_disk_that_fills_during_an_export(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
