@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 
 from amago_ray.atomic_files import write_atomically
 from amago_ray.nets.compiled_files import LOCKED_S, code_folder, processor
@@ -41,6 +42,7 @@ def compiled_code(program: ExportedProgram, given: list[Tensor], module: nn.Modu
     """
     from filelock import FileLock
 
+    _name_constants(program)
     weights: dict[str, Tensor] = {**program.constants}
     weights |= dict(module.named_parameters(remove_duplicate=False))
     weights |= dict(module.named_buffers(remove_duplicate=False))
@@ -57,6 +59,13 @@ def compiled_code(program: ExportedProgram, given: list[Tensor], module: nn.Modu
     model.load_constants(held, check_full_update=True, user_managed=True)
     # A call of `model` itself would take apart what is a list already.
     return partial(_run, model.loader, held)
+
+
+def _name_constants(program: ExportedProgram) -> None:
+    """Make buffers of tensors that are plain attributes, or made by the code: the compiler keeps the names of those."""
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is InputKind.CONSTANT_TENSOR:
+            spec.kind, spec.persistent = InputKind.BUFFER, False
 
 
 def compile_program(program: ExportedProgram, out: Path) -> None:

@@ -234,6 +234,27 @@ def acts_alike(encoder: type[TrajEncoder], told: str | None) -> None:
     np.testing.assert_allclose(*actions, rtol=1e-4, atol=1e-5)
 
 
+class Constants(TwoPlaces):
+    """Tensors that are neither parameters nor buffers: as an attribute, in a list, and made by a step."""
+
+    first = 0.5
+
+    def __init__(self, tstep_dim: int, max_seq_len: int):
+        super().__init__(tstep_dim, max_seq_len)
+        self.scale = torch.linspace(self.first, 2, 12)
+        self.shifts = [torch.linspace(-self.first, 1, 12)]
+
+    def step(self, seq_BD: torch.Tensor, time_idx_B: torch.Tensor, memory: Any) -> Any:
+        state_BD, memory = super().step(seq_BD, time_idx_B, memory)
+        return state_BD * self.scale + self.shifts[0] + torch.tensor([0.25, -0.5] * 6), memory
+
+
+@pytest.mark.parametrize("first", [0.5, -1.0])
+def test_constants_of_others(first: float) -> None:
+    """Also by code that was compiled for other ones."""
+    acts_alike(type("Own", (Constants,), {"first": first}), None)
+
+
 @pytest.mark.parametrize(("encoder", "told"), [(TwoPlaces, None), (Scaled, "acts uncompiled: TypeError: ")])
 def test_modules_of_others(encoder: type[TrajEncoder], told: str | None) -> None:
     acts_alike(encoder, told)
