@@ -115,6 +115,26 @@ class Remembering(TrajEncoder):
         return memory
 
 
+class InTwoPlaces(Remembering):
+    """Whose memory begins with one tensor as two of its parts, beside what a step writes into."""
+
+    def initial_memory(self, num_envs: int) -> Any:
+        zeros = torch.zeros(num_envs, self.tstep_dim)
+        ring = torch.zeros(num_envs, 8, self.tstep_dim)
+        return {"cur": zeros, "prev": zeros, "ring": ring, "count": torch.zeros(num_envs, dtype=torch.int64)}
+
+    def step(self, seq_BD: torch.Tensor, time_idx_B: torch.Tensor, memory: Any) -> tuple[torch.Tensor, Any]:
+        ring, count = memory["ring"], memory["count"]
+        ring[torch.arange(len(seq_BD)), count % 8] = seq_BD
+        count.add_(1)
+        state = torch.cat((seq_BD, memory["cur"] - memory["prev"], ring.mean(dim=1)), dim=-1)
+        return state, {"cur": seq_BD, "prev": memory["cur"], "ring": ring, "count": count}
+
+    def reset_memory(self, memory: Any, mask_B: np.ndarray) -> Any:
+        going_on = torch.from_numpy(~mask_B).to(memory["cur"].device)
+        return {name: x * going_on.reshape(-1, *[1] * (x.dim() - 1)).to(x.dtype) for name, x in memory.items()}
+
+
 class OwnEncoder(GRUTrajEncoder):
     """Of somebody else's module."""
 

@@ -25,7 +25,7 @@ from amago_ray.nets.folding import fold_into, folded
 from amago_ray.nets.key_value_cache import CompilableCache
 from amago_ray.nets.scaling import LARGEST_BOUND
 from amago_ray.rollout.compiled_code import Run, compiled_code
-from amago_ray.rollout.memory_parts import ChangesShape, parts_of, replaced, with_tensors
+from amago_ray.rollout.memory_parts import ChangesShape, apart, parts_of, replaced, with_tensors
 from amago_ray.rollout.policy_step import PolicyStep
 from amago_ray.specs import ActionSpec, ArraySpec, ObsSpec
 
@@ -133,7 +133,8 @@ class CompiledPolicyStep(PolicyStep):
         return known[1]
 
     def _remember(self, memory: Any) -> None:
-        self._memory, self._parts = memory, _tensors(parts_of(memory))
+        self._memory = apart(memory)
+        self._parts = _tensors(parts_of(self._memory))
 
     def _step(self, seen: list[Tensor], rl2: Tensor, time_idx: Tensor) -> tuple[Tensor, Tensor]:
         """Actions as stored and the parameters (B, P) of their distributions; the memory takes the step in."""
@@ -147,7 +148,7 @@ class CompiledPolicyStep(PolicyStep):
 
     def _parts_that_become_others(self) -> list[int]:
         """Which tensors of a memory a step replaces, where it does not write into them."""
-        before = self._encoder.compilable_memory(self._num_envs)
+        before = apart(self._encoder.compilable_memory(self._num_envs))
         parts = [*parts_of(before)]
         layouts = [x.stride() if isinstance(x, Tensor) else None for x in parts]
         obs, rl2, time_idx = self._example(np.random.default_rng(0))
@@ -163,7 +164,7 @@ class CompiledPolicyStep(PolicyStep):
         return [numbers.index(number) for number in others]
 
     def _compiled(self) -> Run:
-        memory = self._encoder.compilable_memory(self._num_envs)
+        memory = apart(self._encoder.compilable_memory(self._num_envs))
         obs, rl2, time_idx = self._example(np.random.default_rng(0))
         given = [*obs, rl2, time_idx, *_tensors(parts_of(memory))]
         step = StepOfTensors(self._plain, self._action_spec, self._sample, self._names, memory, self._others)

@@ -43,6 +43,16 @@ def with_tensors(memory: Any, tensors: Iterator[Tensor]) -> Any:
     return next(tensors) if isinstance(memory, Tensor) else memory
 
 
+def apart(memory: Any) -> Any:
+    """The memory with no tensor in two of its places: one that moves from one to the other would count as kept."""
+    found = [x for x in parts_of(memory) if isinstance(x, Tensor)]
+    places = [x.data_ptr() for x in found]
+    repeated = [x.numel() > 0 and place in places[:i] for i, (x, place) in enumerate(zip(found, places, strict=True))]
+    if not any(repeated):
+        return memory
+    return with_tensors(memory, iter([x.clone() if again else x for x, again in zip(found, repeated, strict=True)]))
+
+
 def replaced(before: Sequence[Any], after: Sequence[Any], device: str) -> list[int]:
     """Which parts of a memory are other tensors after a step, those before it being on `device`.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from amago_ray.agent.policy import Policy
 from amago_ray.cuda_graphs import CannotRecord, CudaGraphs, CudaRecorder, Recorder, is_known
 from amago_ray.nets.actions import stored_action
-from amago_ray.rollout.memory_parts import ChangesShape, parts_of, replaced
+from amago_ray.rollout.memory_parts import ChangesShape, apart, parts_of, replaced
 from amago_ray.specs import ActionSpec, ObsSpec
 from amago_ray.warned import warn
 
@@ -111,7 +111,7 @@ class GraphedPolicyStep(PolicyStep):
             return super().begin_all()
         memory = self._policy.recordable_memory(self._num_envs)
         if self._memory is None:
-            self._memory = memory
+            self._memory = apart(memory)
         self._keep(memory)
 
     @torch.inference_mode()

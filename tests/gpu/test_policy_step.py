@@ -14,6 +14,7 @@ from agent_cases import ACTION_SPECS, OBS_SPEC, L
 from gpu.cases import PlainRecorder, agent_spec, on_devices
 from policy_step_cases import (
     MORE_ENCODERS,
+    InTwoPlaces,
     N,
     OwnEncoder,
     Reach,
@@ -30,7 +31,7 @@ from amago_ray.agent.flat_weights import flatten_state, load_flat_state
 from amago_ray.agent.policy import Policy
 from amago_ray.cuda_graphs import CannotRecord, CudaRecorder
 from amago_ray.messages import Trajectory, Weights
-from amago_ray.nets.traj_encoders import GRUTrajEncoder, TformerTrajEncoder
+from amago_ray.nets.traj_encoders import GRUTrajEncoder, TformerTrajEncoder, TrajEncoder
 from amago_ray.rollout import policy_step
 from amago_ray.rollout.policy_step import GraphedPolicyStep, PolicyStep, make_policy_step
 from amago_ray.rollout.random_stream import TorchRandomStream
@@ -144,8 +145,15 @@ def test_a_memory_on_the_host_is_not_recorded() -> None:
 )
 def test_memories_of_others_act_as_they_would(way: str, recorded: bool) -> None:
     """Kept where they lie, or told that they cannot be."""
-    policy = policy_of(agent_spec(kind="continuous", encoder=type("Own", (Remembering,), {"way": way})), "cpu")
-    policy = decided(policy, 0)
+    acts_alike(type("Own", (Remembering,), {"way": way}), recorded)
+
+
+def test_a_memory_that_begins_with_one_tensor_in_two_places() -> None:
+    acts_alike(InTwoPlaces, recorded=True)
+
+
+def acts_alike(encoder: type[TrajEncoder], recorded: bool) -> None:
+    policy = decided(policy_of(agent_spec(kind="continuous", encoder=encoder), "cpu"), 0)
     plain = PolicyStep(policy, ACTION_SPECS["continuous"], N, "cpu", False)
     step = graphed(policy, "continuous", "cpu", False)
     with warnings.catch_warnings(record=True) as told:

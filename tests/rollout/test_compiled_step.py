@@ -14,6 +14,7 @@ import torch
 from agent_cases import ACTION_SPECS, OBS_SPEC, gru, tformer, tstep_encoder
 from gpu.cases import ENCODERS, agent_spec
 from policy_step_cases import (
+    InTwoPlaces,
     N,
     OwnEncoder,
     Reach,
@@ -272,6 +273,10 @@ def test_modules_of_others(encoder: type[TrajEncoder], told: str | None) -> None
 def test_memories_of_others_act_as_they_would(way: str, told: str | None) -> None:
     """Compiled, or told that they cannot be."""
     acts_alike(type("Own", (Remembering,), {"way": way}), told)
+
+
+def test_a_memory_that_begins_with_one_tensor_in_two_places() -> None:
+    acts_alike(InTwoPlaces, None)
 
 
 def test_who_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
