@@ -10,7 +10,7 @@ from typing import Any
 from amago_ray.commands.command_line import Mistake, Parser, in_one_line
 from amago_ray.tune.results import SWEEP_FILE, plot_sweep
 from amago_ray.watch.curves import plot_runs, without_returns
-from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
+from amago_ray.watch.metrics import AVERAGE_RETURN, read_numbers
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
         drawn = [folder for folder in options.runs if folder not in left_out]
         for folder in drawn if options.reached is not None else ():
             for section, what in (("collect", "training (exploring)"), ("val", "validation")):
-                print(f"{folder.name}: {what} return {reached(read_metrics(folder), section, options.reached)}")
+                print(f"{folder.name}: {what} return {reached(read_numbers(folder), section, options.reached)}")
     return 0
 
 

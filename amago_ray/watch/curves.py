@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
+from amago_ray.watch.metrics import AVERAGE_RETURN, read_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,7 +122,7 @@ def without_returns(run_dirs: Sequence[Path]) -> list[Path]:
 
 def _read_run(run_dir: Path) -> RunCurves:
     try:
-        rows = read_metrics(run_dir)
+        rows = read_numbers(run_dir)
     except FileNotFoundError as error:
         if not (run_dir / CONFIG_FILE).is_file():
             raise ValueError(f"plot: {run_dir} has no metrics.jsonl; is it the directory of a run?") from error

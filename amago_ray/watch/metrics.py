@@ -173,13 +173,33 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [_decode(line, path, number) for number, line in enumerate(whole_lines(path).splitlines(), start=1)]
 
 
+def read_numbers(run_dir: Path) -> list[dict[str, Any]]:
+    """`read_metrics`, with None for all that is no finite number, but for the section."""
+
+    def shown(name: str, value: Any) -> Any:
+        return value if name == "section" or math.isfinite(as_number(value)) else None
+
+    return [{name: shown(name, value) for name, value in row.items()} for row in read_metrics(run_dir)]
+
+
+def as_number(value: Any) -> float:
+    """A value of a row as it is drawn; NaN, which is a gap, for what is no finite number, or none of floats' range."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        found = float(value)
+    except OverflowError:
+        return math.nan
+    return found if math.isfinite(found) else math.nan
+
+
 def _decode(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError:
         row = None
     numbers = (row.get(axis) for axis in AXES) if isinstance(row, dict) else [None]
-    if not all(isinstance(value, (int, float)) for value in numbers) or not isinstance(row.get("section"), str):
+    if not all(math.isfinite(as_number(value)) for value in numbers) or not isinstance(row.get("section"), str):
         raise ValueError(
             f"{path}, line {number} is damaged: it is no row of a run; remove the line to go on without it"
         )

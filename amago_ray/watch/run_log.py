@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from amago_ray.watch.metrics import AXES, METRICS_FILE
+from amago_ray.watch.metrics import AXES, METRICS_FILE, as_number
 
 MAX_MARK_BYTES = 4096
 
 
 class Series:
-    """One metric: the rows that have it, and its values, NaN where they were null or not finite."""
+    """One metric: the rows that have it, and its values, NaN where they were no finite number."""
 
     def __init__(self) -> None:
         self.rows, self.values = array("q"), array("d")
@@ -106,30 +106,22 @@ class RunLog:
         self._mark = (self._mark + whole)[-MAX_MARK_BYTES:]
 
     def _add(self, row: dict[str, Any]) -> None:
-        number, section = len(self), row["section"]
+        count, section = len(self), row["section"]
         for name in AXES:
             self.axes[name].append(row[name])
-        self.ends[int(row["epoch"])] = number
+        self.ends[int(row["epoch"])] = count
         prefix = f"{section}/"
         for name, value in row.items():
-            if name.startswith(prefix) and (value is None or isinstance(value, int | float)):
+            if name.startswith(prefix):
                 series = self.series.get(name)
                 if series is None:
                     series = self.series[name] = Series()
-                series.rows.append(number)
-                series.values.append(_number(value))
+                series.rows.append(count)
+                series.values.append(as_number(value))
 
     def finite(self, name: str) -> Iterator[tuple[int, float]]:
         """(row, value) of a metric, oldest first; nothing where it was not logged."""
         return self.series[name].finite() if name in self.series else iter(())
-
-
-def _number(value: float | None) -> float:
-    """A value as it is kept; integers beyond the range of floats are no finite ones either."""
-    try:
-        return math.nan if value is None else float(value)
-    except OverflowError:
-        return math.nan
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
@@ -140,6 +132,4 @@ def _row(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(row, dict) or not isinstance(row.get("section"), str):
         return None
-    numbers = (row.get(name) for name in AXES)
-    good = all(isinstance(number, int | float) and math.isfinite(_number(number)) for number in numbers)
-    return row if good else None
+    return row if all(math.isfinite(as_number(row.get(name))) for name in AXES) else None

@@ -66,6 +66,23 @@ def test_runs_with_and_without_attempts_mix(tmp_path: Path) -> None:
     read_picture(plot_runs(runs, tmp_path / "curves.png"), panels=3)
 
 
+@pytest.mark.parametrize("value", ["[1, 2]", '"high"', "true", "{}", "NaN"])
+def test_values_that_are_no_numbers_are_gaps(tmp_path: Path, value: str) -> None:
+    """As where the status and the board show them. The axes of a row have to be numbers."""
+    path = write_run(tmp_path / "lake", attempts=2) / METRICS_FILE
+    row = (
+        f'{{"section": "val", "epoch": 20, "total_frames": 9, "gradient_steps": 9, "wall_s": 9.0, '
+        f'"val/{AVERAGE_RETURN}": {value}, "val/Average Attempt 1 Success in Lake": {value}}}\n'
+    )
+    expected = read_picture(plot_runs([path.parent], tmp_path / "curves.png"), panels=3)
+    lines = path.read_text()
+    path.write_text(lines + row)
+    np.testing.assert_array_equal(read_picture(plot_runs([path.parent], tmp_path / "curves.png"), panels=3), expected)
+    path.write_text(lines + row.replace("9.0", value))
+    with pytest.raises(ValueError, match=rf"{METRICS_FILE}, line {len(lines.splitlines()) + 1} is damaged"):
+        plot_runs([path.parent], tmp_path / "curves.png")
+
+
 def test_a_run_without_rows_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere has no metrics\.jsonl"):
         plot_runs([tmp_path / "nowhere"], tmp_path / "curves.png")

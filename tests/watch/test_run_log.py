@@ -54,15 +54,16 @@ def test_a_line_is_waited_for_until_it_is_whole(tmp_path: Path) -> None:
 def test_what_is_no_row_is_counted_and_left_out(tmp_path: Path) -> None:
     row = '{"section": "train", "epoch": 0, "total_frames": 1, "gradient_steps": 1, "wall_s": 1.0, "train/x": %s}\n'
     lines = [row % 1, "\n", "null\n", "[1]\n", '{"section": "train"}\n', '{"epoch": "x", "section"\n', "\xff\xfe\n"]
-    lines += [row % value for value in ("NaN", "Infinity", "-Infinity", "null", '"text"', "2", f"1{'0' * 400}")]
+    values = ("NaN", "Infinity", "-Infinity", "null", '"text"', "2", f"1{'0' * 400}", "true", "[1]")
+    lines += [row % value for value in values]
     lines.append(lines[0].replace('"total_frames": 1', f'"total_frames": 1{"0" * 400}'))
     (tmp_path / METRICS_FILE).write_bytes("".join(lines).encode("latin-1"))
     log = RunLog(tmp_path)
     log.refresh()
     assert list(log.finite("train/x")) == [(0, 1.0), (6, 2.0)], "numbers that are none are gaps"
-    assert log.broken == 7 and all(len(axis) == 8 for axis in log.axes.values())
-    assert log.series["train/x"].rows.tolist() == [0, 1, 2, 3, 4, 6, 7], "a text is no number at all"
-    assert not any(math.isfinite(value) for value in log.series["train/x"].values[1:5])
+    assert log.broken == 7 and all(len(axis) == 10 for axis in log.axes.values())
+    assert log.series["train/x"].rows.tolist() == [*range(10)]
+    assert all(math.isnan(value) for row, value in enumerate(log.series["train/x"].values) if row not in (0, 6))
 
 
 @pytest.mark.parametrize("regrown", [0, 1, 4], ids=["shorter", "as long", "longer"])
