@@ -9,6 +9,7 @@ What they have in common, and how to write another one, is in `datasets`.
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from amago_ray.specs import ActionSpec
 from amago_ray.warned import warn
 
 AMAGO_OBS_PREFIX = "_OBS_KEY_"
+EXPORTED_FILE = re.compile(r"_(?:\d{8}|\d{10})_(-?\d{1,9})$")  # of a number and a weight version, see `export_npz`
 AMAGO_ARRAYS = ("rl2s", "time_idxs", "rews", "dones", "actions")
 
 
@@ -67,7 +69,8 @@ class AmagoDataset(TrajectoryDataset):
 
     A file holds the T + 1 rows of one piece of a rollout as the networks of AMAGO saw them: observations by name,
     "rl2s" (previous reward, previous action vector) and "time_idxs", and for its T transitions "actions" (vectors:
-    one-hot for Discrete, one-hots end to end for MultiDiscrete, in [-1, 1] for Box), "rews" and "dones".
+    one-hot for Discrete, one-hots end to end for MultiDiscrete, in [-1, 1] for Box), "rews" and "dones". The names of
+    those that `amago-ray replay --export` wrote tell the version of the weights, too.
 
     path: a folder with such files, at any depth; those that are there when the run starts are taken. Using it raises
     ValueError where there are none.
@@ -112,8 +115,14 @@ class AmagoDataset(TrajectoryDataset):
             columns=columns,
             first_time_idx=first_time_idx,
             truncated=False,  # a file does not tell a truncated rollout from one that was cut
-            weight_version=0,
+            weight_version=_weight_version(path),
         )
+
+
+def _weight_version(path: Path) -> int:
+    """As it stands in the name of a file that `export_npz` wrote; AMAGO's end in a time, in seconds since 1970."""
+    exported = EXPORTED_FILE.search(path.stem)
+    return int(exported.group(1)) if exported else 0
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
