@@ -26,7 +26,7 @@ from amago_ray.commands.command_line import (
 from amago_ray.envs.makers import check_env, env_spaces
 from amago_ray.messages import Trajectory, TrajectoryId
 from amago_ray.replay.datasets.dataset import NOT_FROM_A_WORKER, RowLayout, TrajectoryDataset
-from amago_ray.replay.datasets.recorded_spaces import record_spaces
+from amago_ray.replay.datasets.recorded_spaces import layout_of, record_spaces
 from amago_ray.replay.datasets.stored_source import UNBOUNDED
 from amago_ray.replay.readers import AmagoDataset, MinariDataset, StoredDataset
 from amago_ray.replay.storage.config import StoreConfig
@@ -50,7 +50,7 @@ SOURCE is one of
   the replay/ folder of a run                        runs/tmaze/replay
   an RLDataset of yours, by its name in gin          @MyDataset   (its module is imported by --config)
 
---config names the runs that will learn from the data; only a Minari dataset does without
+--config names the runs that will learn from the data; a Minari dataset and the replay/ folder of a run do without
 
 examples:
   amago-ray import-data D4RL/pen/human-v2 --out data/pen
@@ -87,7 +87,7 @@ def run(arguments: Sequence[str]) -> int:
 def import_data(source: str, out: Path, configs: Sequence[str], bindings: Sequence[str]) -> bool:
     """Write what SOURCE stands for into the folder `out`, which must not exist yet; False where some is damaged.
 
-    configs, bindings: of the runs that will learn from the data; only a Minari dataset does without them.
+    configs, bindings: of the runs that will learn from the data; a Minari dataset and what replay stored do without.
     Raises ValueError for a source that cannot be read or does not fit the configuration.
     """
     if out.exists():
@@ -104,9 +104,9 @@ def import_data(source: str, out: Path, configs: Sequence[str], bindings: Sequen
         config.load([], bindings)
     dataset = dataset_of(source)
     if layout is None:
-        if dataset.spaces is None:
+        layout = _own_layout(dataset)
+        if layout is None:
             raise ValueError(f"{source} does not say of which environments it is: add --config FILE")
-        layout = RowLayout(*dataset.spaces)
     written = write_dataset(dataset, layout, out, compressed)
     for text in dataset.damage:
         print(f"damaged: {text}")
@@ -116,6 +116,14 @@ def import_data(source: str, out: Path, configs: Sequence[str], bindings: Sequen
         f'  Experiment.dataset = @StoredDataset()\n  StoredDataset.path = "{out}"'
     )
     return not dataset.damage
+
+
+def _own_layout(dataset: TrajectoryDataset) -> RowLayout | None:
+    """How the data themselves say that they are stored; None where they do not."""
+    if dataset.spaces is not None:
+        return RowLayout(*dataset.spaces)
+    recorded = dataset.recorded if isinstance(dataset, StoredDataset) else None
+    return None if recorded is None else layout_of(recorded)
 
 
 def dataset_of(source: str) -> TrajectoryDataset:

@@ -291,9 +291,14 @@ class StoredDataset(TrajectoryDataset):
     def __len__(self) -> int:
         return sum(len(store) for store in self._stores)
 
+    @property
+    def recorded(self) -> dict[str, Any] | None:
+        """What the stored rows mean (see `recorded_spaces.meaning`); None where it was not kept."""
+        return recorded_spaces(self._found().shards[0].parent)
+
     def check_spaces(self, layout: RowLayout) -> None:
         what = f"StoredDataset.path={str(self.path)!r} holds data of other environments"
-        check_meaning(recorded_spaces(self._found().shards[0].parent), layout, what)
+        check_meaning(self.recorded, layout, what)
 
     def readable(self) -> Iterator[int]:
         commits = np.concatenate([store.table.rows["commit"] for store in self._stores])

@@ -20,8 +20,9 @@ from amago_ray import train
 from amago_ray.envs.makers import env_spaces
 from amago_ray.messages import Trajectory
 from amago_ray.replay.datasets.dataset import RowLayout
+from amago_ray.replay.datasets.recorded_spaces import record_spaces, recorded_spaces
 from amago_ray.replay.inspection import find_stored_data
-from amago_ray.replay.readers import AmagoDataset
+from amago_ray.replay.readers import AmagoDataset, StoredDataset
 from amago_ray.replay.storage.trajectory_pack import pack
 
 CONFIG = (
@@ -226,6 +227,25 @@ def test_an_export_without_room_for_it(
     assert f"No space left on device: {free[-1]:,} bytes are free, and" in told
     assert sorted(path.name for path in tmp_path.iterdir()) == ["counted"]
     assert next(left, None) is None
+
+
+def test_what_replay_stored_is_imported_without_a_configuration(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says itself of which environments it is, where it was not removed."""
+    words = ["import-data", str(run / "replay"), "--out", str(tmp_path / "out")]
+    assert train.main(words) == 2 and "add --config FILE" in capsys.readouterr().err
+    layout = RowLayout(*env_spaces(counting(7)))
+    record_spaces(run / "replay", layout)
+    assert train.main(words) == 0
+    assert f"{len(every(tmp_path / 'out'))} trajectories, " in capsys.readouterr().out
+    assert recorded_spaces(tmp_path / "out") == recorded_spaces(run / "replay")
+    dataset = StoredDataset(tmp_path / "out")
+    dataset.check_spaces(layout)
+    for a, i in zip(StoredDataset(run).readable(), dataset.readable(), strict=True):
+        stored = StoredDataset(run).trajectory(a, layout)
+        for name, column in dataset.trajectory(i, layout).columns.items():
+            np.testing.assert_array_equal(column, stored.columns[name], err_msg=name)
 
 
 @pytest.mark.parametrize("format", ["npz", "minari"])

@@ -11,7 +11,14 @@ import pytest
 from gymnasium import spaces
 
 from amago_ray.replay.datasets import RowLayout
-from amago_ray.replay.datasets.recorded_spaces import FILE, check_meaning, meaning, record_spaces, recorded_spaces
+from amago_ray.replay.datasets.recorded_spaces import (
+    FILE,
+    check_meaning,
+    layout_of,
+    meaning,
+    record_spaces,
+    recorded_spaces,
+)
 
 SEEN = spaces.Dict(kind=spaces.Discrete(3, start=1), x=spaces.Box(-1, 1, (2,)))
 ACTIONS = [
@@ -38,6 +45,36 @@ def test_only_the_same_actions_mean_the_same(tmp_path: Path, i: int) -> None:
         with pytest.raises(ValueError, match="^resume: the action space was .*, and is now ") as refused:
             check_meaning(kept, RowLayout(SEEN, other), "resume")
         assert "\n" not in str(refused.value)
+
+
+OBSERVED = [
+    SEEN,
+    spaces.Box(0, 255, (4, 4, 3), np.uint8),
+    spaces.Box(-1, 1, (2,), np.float64),
+    spaces.Discrete(300, start=-1),
+    spaces.Dict({"a": spaces.Tuple([spaces.MultiBinary((2, 2)), spaces.MultiDiscrete([[2, 3]], start=[[0, 5]])])}),
+]
+
+
+@pytest.mark.parametrize("action", ACTIONS, ids=str)
+@pytest.mark.parametrize("observed", OBSERVED, ids=str)
+def test_a_layout_is_made_of_what_was_kept(tmp_path: Path, observed: gym.Space, action: gym.Space) -> None:
+    record_spaces(tmp_path, RowLayout(observed, action))
+    kept = recorded_spaces(tmp_path)
+    assert kept is not None
+    layout = layout_of(kept)
+    assert layout is not None
+    check_meaning(kept, layout, "made")
+    empty = RowLayout(observed, action).empty(2)
+    assert {name: (x.shape, x.dtype) for name, x in layout.empty(2).items()} == {
+        name: (x.shape, x.dtype) for name, x in empty.items()
+    }
+
+
+def test_no_layout_is_made_of_anything_else() -> None:
+    kept = meaning(RowLayout(SEEN, ACTIONS[0]))
+    for wrong in ({}, {"action space": {}}, kept | {"action space": {"kind": "discrete", "categories": []}}):
+        assert layout_of(wrong) is None
 
 
 @pytest.mark.parametrize(
