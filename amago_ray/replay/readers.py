@@ -38,6 +38,7 @@ from amago_ray.warned import warn
 
 AMAGO_OBS_PREFIX = "_OBS_KEY_"
 EXPORTED_FILE = re.compile(r"_(?:\d{8}|\d{10})_(-?\d{1,9})$")  # of a number and a weight version, see `export_npz`
+MINARI_ID = re.compile(r"[\w-]+(/[\w-]+)*-v\d+")
 AMAGO_ARRAYS = ("rl2s", "time_idxs", "rews", "dones", "actions")
 
 
@@ -215,10 +216,16 @@ class MinariDataset(RLDataset):
             else:
                 found = minari.load_dataset(self.dataset, download=self.download)
         except (ValueError, OSError) as error:
-            raise ValueError(f"MinariDataset.dataset={self.dataset!r}: {error}") from error
+            why = self._not_here() if isinstance(error, FileNotFoundError) and not folder.is_dir() else error
+            raise ValueError(f"MinariDataset.dataset={self.dataset!r}: {why}") from error
         if len(found) == 0:
             raise ValueError(f"MinariDataset.dataset={self.dataset!r}: it has no episodes")
         return found
+
+    def _not_here(self) -> str:
+        fetched = MINARI_ID.fullmatch(self.dataset) and not self.download
+        fetch = "; MinariDataset.download = True fetches one" if fetched else ""
+        return f"there is no such folder, and no Minari data set of that id here{fetch}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {"dataset": self.dataset, "download": self.download}

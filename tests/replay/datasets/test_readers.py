@@ -155,9 +155,11 @@ def test_minari_data_that_cannot_be_learned_from(minari_folder: Path, tmp_path: 
 
 @pytest.mark.processes
 def test_mistakes_with_minari(minari_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"MinariDataset.dataset='no/such-v0'.*not found"):
+    with pytest.raises(ValueError, match=r"='no/such-v0': there is no such folder, .* = True fetches one$"):
         len(MinariDataset("no/such-v0"))
-    with pytest.raises(ValueError, match="MinariDataset.dataset='no such id'"):
+    with pytest.raises(
+        ValueError, match="='no such id': there is no such folder, and no Minari data set of that id here$"
+    ):
         len(MinariDataset("no such id"))
     for missing in ("minari", "h5py"):
         with monkeypatch.context() as patch:
