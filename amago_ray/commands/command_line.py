@@ -8,12 +8,14 @@ import io
 import os
 import select
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from amago_ray import cli_utils, config
+from amago_ray.atomic_files import without_empty_parents
 from amago_ray.config.mistakes import MISSING_VALUE
 from amago_ray.config.value_checks import check_temperature
 from amago_ray.envs.makers import EnvFailure
@@ -163,6 +165,19 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="'NAME = VALUE'", help="one gin binding, on top of the files"
     )
+
+
+def check_writable(out: Path, option: str = "--out") -> None:
+    """Raises ValueError, before there is anything to write, for a file that cannot be written. Leaves nothing."""
+    try:
+        with without_empty_parents(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            if out.exists():
+                open(out, "ab").close()
+            else:
+                tempfile.TemporaryFile(dir=out.parent).close()
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written ({error.strerror or error}): {option} says where") from error
 
 
 def check_seed(seed: int) -> None:

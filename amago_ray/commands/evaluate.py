@@ -15,6 +15,7 @@ from amago_ray.commands.command_line import (
     check_drawing,
     check_kept,
     check_seed,
+    check_writable,
     environment_bindings,
     in_one_line,
     latest_weights,
@@ -49,6 +50,10 @@ def run(arguments: Sequence[str]) -> int:
         spec = probe(experiment)
         if options.gif:
             _check_gif(experiment)
+            check_writable(options.gif, "--gif")
+        out = options.out or options.run / "evaluation.png"
+        if several:
+            check_writable(out)
     if several:
         evaluated: dict[int, list[EpisodeResult]] = {}
         for epoch in epochs:
@@ -56,7 +61,6 @@ def run(arguments: Sequence[str]) -> int:
             evaluated[epoch] = _evaluate(experiment, spec, options, epoch, f"epoch_{epoch}")
         print(table(evaluated))
         with in_one_line():
-            out = options.out or options.run / "evaluation.png"
             print(plot_checkpoints(evaluated, experiment.run_name, out))
         return 0
     for name, value in summarize_episodes(_evaluate(experiment, spec, options, epochs[0])).items():

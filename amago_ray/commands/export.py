@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from amago_ray.commands.command_line import Parser, check_kept, in_one_line
+from amago_ray.commands.command_line import Parser, check_kept, check_writable, in_one_line
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
@@ -32,6 +32,7 @@ def run(arguments: Sequence[str]) -> int:
         policy = load_policy(options.run, epoch=options.epoch, sample=False)
         folder = options.run if options.run.is_dir() else options.run.parent
         out = options.out or folder / f"policy{SUFFIXES[options.format]}"
+        check_writable(out)
         worst = export_policy(policy, out, options.format)
     print(
         f"{out}: acts as the policy does over {CHECKED_STEPS} steps of {CHECKED_ENVS} environments "

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from amago_ray.commands.command_line import Mistake, Parser, in_one_line
+from amago_ray.commands.command_line import Mistake, Parser, check_writable, in_one_line
 from amago_ray.tune.results import SWEEP_FILE, plot_sweep
 from amago_ray.watch.curves import plot_runs, without_returns
 from amago_ray.watch.metrics import AVERAGE_RETURN, read_numbers
@@ -32,8 +32,9 @@ def run(arguments: Sequence[str]) -> int:
             _check_alone(sweep, options.runs, options.reached)
             print(plot_sweep(sweep, options.out))
             return 0
-        picture = plot_runs(options.runs, options.out or options.runs[0] / "curves.png")
-        left_out = without_returns(options.runs)
+        left_out, out = without_returns(options.runs), options.out or options.runs[0] / "curves.png"
+        check_writable(out)
+        picture = plot_runs(options.runs, out)
         for folder in left_out:
             print(f"{folder} has no returns yet and is left out")
         print(picture)

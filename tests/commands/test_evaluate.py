@@ -12,6 +12,7 @@ from acting_cases import make_run
 from PIL import Image
 
 from amago_ray import train
+from amago_ray.commands.command_line import check_writable
 from amago_ray.envs.builtin import Identity
 
 
@@ -119,6 +120,33 @@ def test_mistakes(
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
     assert re.search(expected, err), err
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["--epoch", "all", "--out", "config.txt/a.png"], "--out"),
+        (["--epoch", "all", "--out", "ckpts"], "--out"),
+        (["--gif", "config.txt/a.gif"], "--gif"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_told_before_anything_is_played(
+    run: Path, words: list[str], option: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amago_ray.rollout.evaluate.evaluate_policy", lambda *_, **__: pytest.fail("it was played"))
+    monkeypatch.setattr("amago_ray.rollout.evaluate.check_renderable", lambda _: None)
+    monkeypatch.chdir(run)
+    assert evaluate(run, *words) == 2
+    told = r"amago-ray: \S+ cannot be written \((Not a|File exists|Is a)[\w ]*\): " + option + " says where\n"
+    assert re.fullmatch(told, capsys.readouterr().err)
+
+
+def test_a_picture_that_is_there_is_kept_until_there_is_another(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.png"
+    out.write_text("older")
+    check_writable(out)
+    check_writable(tmp_path / "deep" / "a.png")
+    assert out.read_text() == "older" and not (tmp_path / "deep").exists()
 
 
 def test_all_of_a_run_that_kept_none(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

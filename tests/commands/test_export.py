@@ -38,6 +38,7 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys: pytest.Capture
     for words, expected in (
         ([tmp_path / "none"], "is in no run's folder"),
         ([tmp_path], "is no run's folder"),
+        ([run, "--out", run / "config.txt" / "a.onnx"], "a.onnx cannot be written (File exists): --out says where"),
         ([run, "--epoch", "7"], f"--epoch 7: {run} has kept the policies of 0, 2"),
     ):
         assert export(*words) == 2

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from watch.test_curves import write_run
@@ -20,6 +24,19 @@ def test_runs_that_have_only_begun_have_reached_nothing(tmp_path: Path, capsys: 
     assert left_out == f"{starting} has no returns yet and is left out" and picture == str(tmp_path / "a.png")
     assert collected.startswith("drawn: training (exploring) return reached 0.5 after 10 s of training, 5,000 frames")
     assert validated.startswith("drawn: validation return reached 0.5 after 12 s")
+
+
+def test_a_folder_that_may_not_be_written_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    run = write_run(tmp_path / "run")
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    assert train.main(["plot", str(run)]) == 2
+    told = f"amago-ray: {run}/curves.png cannot be written (Permission denied): --out says where\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize("words", ["sweep --reached 1", "sweep run", "run sweep", "sweep run --reached 1"])
