@@ -248,6 +248,7 @@ def test_what_replay_stored_is_imported_without_a_configuration(
             np.testing.assert_array_equal(column, stored.columns[name], err_msg=name)
 
 
+@pytest.mark.processes  # of Minari
 @pytest.mark.parametrize("format", ["npz", "minari"])
 def test_an_export_to_a_relative_folder(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, format: str
