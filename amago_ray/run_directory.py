@@ -9,7 +9,6 @@ and, where they are asked for, tensorboard/  ckpts/best/  videos/  progress.json
 from __future__ import annotations
 
 import fcntl
-import glob
 import json
 import os
 import platform
@@ -115,8 +114,8 @@ class RunDirectory:
         return ValueError(f"ckpt_base_dir={str(self.root.parent)!r} cannot be written: {error.strerror or error}")
 
     def exists(self) -> bool:
-        """Whether a run of this name has already trained here."""
-        return (self.root / "metrics.jsonl").is_file() or bool(self.saved_epochs())
+        """Whether a run has already trained here."""
+        return (self.root / "metrics.jsonl").is_file() or bool(self._saved_by_name())
 
     def record_stop(self, epoch: int, reason: str) -> None:
         """Why the run came to no end of its own: a callback's reason, a signal. Raises OSError."""
@@ -150,18 +149,59 @@ class RunDirectory:
         names = (re.fullmatch(r"policy_epoch_(\d+)\.pt", path.name) for path in self.policy_weights.glob("*.pt"))
         return sorted(int(name.group(1)) for name in names if name)
 
-    def training_state(self, epoch: int) -> Path:
-        return self.training_states / f"{self.run_name}_epoch_{epoch}"
+    def training_state(self, epoch: int, run_name: str | None = None) -> Path:
+        """Where it is, or would be. run_name: that it was saved under, where that is not this run's."""
+        return self.training_states / f"{run_name or self.run_name}_epoch_{epoch}"
 
-    def saved_epochs(self) -> list[int]:
-        """Epochs with a complete training state, oldest first."""
-        pattern = re.compile(re.escape(self.run_name) + r"_epoch_(\d+)")
-        found = []
-        for folder in self.training_states.glob(f"{glob.escape(self.run_name)}_epoch_*"):
-            match = pattern.fullmatch(folder.name)
+    def saved_epochs(self, run_name: str | None = None) -> list[int]:
+        """Epochs with a complete training state, oldest first. run_name: as of `training_state`."""
+        return self._saved_by_name().get(run_name or self.run_name, [])
+
+    def _saved_by_name(self) -> dict[str, list[int]]:
+        """The same, by the name of the run that saved them."""
+        found: dict[str, list[int]] = {}
+        for folder in self.training_states.glob("*_epoch_*"):
+            match = re.fullmatch(r"(.+)_epoch_(\d+)", folder.name, re.DOTALL)
             if match and (folder / RUN_STATE).is_file():
-                found.append(int(match.group(1)))
-        return sorted(found)
+                found.setdefault(match.group(1), []).append(int(match.group(2)))
+        return {name: sorted(epochs) for name, epochs in found.items()}
+
+    def name_of_states(self) -> str:
+        """The name that the training states here bear: this run's, or in a copied or renamed folder the former one.
+
+        Raises ValueError where there are none of this run and those of several others.
+        """
+        found = sorted(self._saved_by_name())
+        if self.run_name in found or not found:
+            return self.run_name
+        if len(found) > 1:
+            raise ValueError(
+                f"resume: {self.root} holds training states of {' and '.join(map(repr, found))}, and none of "
+                f"{self.run_name!r}: set run_name to one of them and rename the folder so, remove the others from "
+                f"{self.training_states}, or begin anew (--overwrite)"
+            )
+        return found[0]
+
+    def take_over_states(self) -> str | None:
+        """Give what was saved in a copied or renamed folder this run's name; returns the former one, if there was one.
+
+        wandb is told of it as of another run: the original may be there yet. Raises ValueError as `name_of_states`.
+        """
+        former = self.name_of_states()
+        if former == self.run_name:
+            return None
+        for epoch in reversed(self.saved_epochs(former)):  # the newest is what a run goes on from, if this is cut short
+            folder, own = self.training_state(epoch, former), self.training_state(epoch)
+            state = read_json(folder / RUN_STATE) | {"wandb_run_id": None}
+            write_atomically(folder / RUN_STATE, lambda path: path.write_text(json.dumps(state, indent=2)))  # noqa: B023
+            shutil.rmtree(own, ignore_errors=True)  # one that is not complete
+            folder.rename(own)
+        _sync(self.training_states)
+        return former
+
+    def is_saving(self, epoch: int) -> bool:
+        """Whether a training state of this epoch was begun and has not been completed."""
+        return self._partial(epoch).is_dir()
 
     def save_training_state(self, epoch: int, fill: Callable[[Path], None], run_state: dict[str, Any]) -> Path:
         """Let `fill` write into a new folder, add the driver's own state, and give it its name last of all.

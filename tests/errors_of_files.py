@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import Any
 
 import torch
@@ -111,6 +112,12 @@ def _state(run: Any, name: str) -> Any:
     return run / "ckpts" / "training_states" / "run_epoch_0" / name
 
 
+def _of_two_others(run: Any) -> None:
+    states = run / "ckpts" / "training_states"
+    shutil.copytree(states / "run_epoch_0", states / "a_epoch_0")
+    (states / "run_epoch_0").rename(states / "b_epoch_0")
+
+
 def _another_number_of_shards(scene: Scene) -> Outcome:
     return resumed(lambda run: None, "Experiment.num_replay_shards = 2")(scene)
 
@@ -128,6 +135,16 @@ RUNS = (
         "a run that is there already", lambda scene: words("--config", "CONFIG")(_with_run(scene)), ("already holds",)
     ),
     Case("nothing to resume", with_settings(flags=("--resume",)), ("holds no run", "run_name")),
+    Case(
+        "a run whose training states are gone",
+        resumed(lambda run: shutil.rmtree(run / "ckpts" / "training_states")),
+        ("1 finished epochs and 1 policies", "no training state", "--overwrite"),
+    ),
+    Case(
+        "a folder with training states of two other runs",
+        resumed(_of_two_others),
+        ("training states of 'a' and 'b'", "none of 'run'", "run_name", "--overwrite"),
+    ),
     Case(
         "networks other than before",
         resumed(lambda run: None, "GRUTrajEncoder.d_hidden = 24"),

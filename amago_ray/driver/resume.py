@@ -10,7 +10,7 @@ from typing import Any, Literal
 from amago_ray import config
 from amago_ray.agent import AgentSpec
 from amago_ray.agent.flat_weights import first_difference, weight_shapes
-from amago_ray.atomic_files import write_atomically
+from amago_ray.atomic_files import read_json, write_atomically
 from amago_ray.driver.saved_state import check_training_state
 from amago_ray.driver.watching import Watching
 from amago_ray.envs.saved_spaces import write_spaces
@@ -19,9 +19,9 @@ from amago_ray.replay.datasets.recorded_spaces import check_meaning, meaning, re
 from amago_ray.replay.storage import dealing
 from amago_ray.replay.storage.config import StoreConfig
 from amago_ray.replay.storage.folders import shard_folders
-from amago_ray.run_directory import RunDirectory
+from amago_ray.run_directory import RUN_STATE, RunDirectory
 from amago_ray.settings import ExperimentSettings, replay_folder
-from amago_ray.watch.metrics import Progress
+from amago_ray.watch.metrics import METRICS_FILE, Progress, read_metrics
 
 Resume = bool | Literal["auto"]
 
@@ -67,6 +67,23 @@ def is_begun(settings: ExperimentSettings, directory: RunDirectory) -> bool:
     return directory.exists() or any(replay_folder(settings).glob("shard_*/*.segment"))
 
 
+def _check_nothing_is_lost(directory: RunDirectory) -> None:
+    """Raises ValueError where a folder without a training state holds more than a run that was killed before its first.
+
+    That one is begun after the first epoch, and others may end while it is written.
+    """
+    policies = directory.policy_epochs()
+    rows = read_metrics(directory.root) if (directory.root / METRICS_FILE).is_file() else []
+    finished = max((int(row["epoch"]) + 1 for row in rows), default=0)
+    first_under_way = directory.is_saving(0) and policies in ([], [0])
+    if not first_under_way and (finished > 1 or policies):
+        raise ValueError(
+            f"resume: {directory.root} holds {finished} finished epochs and {len(policies)} policies, and no training "
+            f"state to go on from in {directory.training_states}: put one back, choose another run_name, or begin anew "
+            "over what is there (--overwrite)"
+        )
+
+
 def state_to_resume(
     settings: ExperimentSettings,
     directory: RunDirectory,
@@ -77,15 +94,17 @@ def state_to_resume(
 ) -> dict[str, Any]:
     """The state to resume from, empty where the run starts anew.
 
-    A run that ended before its first training state was complete begins anew: nothing was learned that is kept.
-    Raises ValueError where it may not: the folder cannot be written, holds a run already, or none that fits.
+    A run that ended before its first training state was complete begins anew: nothing was learned that is kept. A
+    folder that was copied or renamed goes on from what it holds. Raises ValueError where it may not: the folder cannot
+    be written, holds a run already, or none that fits.
     """
     if resume and overwrite:
         raise ValueError("start: resume goes on with a run and overwrite begins it anew: leave out either")
     directory.check_writable()
     if resume not in (True, False, "auto"):
         raise ValueError(f"resume={resume!r}: use True, False or 'auto', which begins where there is nothing to resume")
-    saved = directory.saved_epochs()
+    name = directory.name_of_states() if resume else directory.run_name
+    saved = directory.saved_epochs(name)
     if resume is True and not is_begun(settings, directory):
         raise ValueError(
             f"resume: {directory.root} holds no run; "
@@ -96,18 +115,23 @@ def state_to_resume(
             f"{directory.root} already holds a run: resume it (--resume), overwrite it (--overwrite), "
             "or choose another run_name"
         )
-    if resume and saved:
-        check_training_state(directory.training_state(saved[-1]))
-    state = directory.load_run_state(saved[-1]) if resume and saved else {}
-    if state:
-        done = state["progress"]["epoch"] + 1
-        if done > settings.epochs:
-            raise ValueError(
-                f"resume: {directory.root} has {done} epochs already, and Experiment.epochs={settings.epochs} asks for "
-                "no more: raise it, or evaluate what was learned (amago-ray evaluate)"
-            )
-        check_same_weights(state["weight_shapes"], weight_shapes(agent_spec.build().state_dict()))
-        check_meaning(state.get("spaces"), layout, "resume: the environments are other ones than before")
+    if not resume:
+        return {}
+    if not saved:
+        _check_nothing_is_lost(directory)
+        return {}
+    check_training_state(directory.training_state(saved[-1], name))
+    state = read_json(directory.training_state(saved[-1], name) / RUN_STATE)
+    if name != directory.run_name:
+        state["wandb_run_id"] = None  # the original may be there yet
+    done = state["progress"]["epoch"] + 1
+    if done > settings.epochs:
+        raise ValueError(
+            f"resume: {directory.root} has {done} epochs already, and Experiment.epochs={settings.epochs} asks for "
+            "no more: raise it, or evaluate what was learned (amago-ray evaluate)"
+        )
+    check_same_weights(state["weight_shapes"], weight_shapes(agent_spec.build().state_dict()))
+    check_meaning(state.get("spaces"), layout, "resume: the environments are other ones than before")
     return state
 
 
@@ -126,6 +150,8 @@ def open_folder(
         directory.remove()
         shutil.rmtree(replay_folder(settings), ignore_errors=True)
     try:
+        if state and (former := directory.take_over_states()):
+            say(f"the training states of {former!r}, which lie here, are taken over by {directory.run_name!r}")
         directory.stopped.unlink(missing_ok=True)
         create_folder(settings, directory, layout)
         if settings.replay_durable:
