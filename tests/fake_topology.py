@@ -63,6 +63,7 @@ class FakeTopology:
             roles=(Role(WORKER, num_workers, Resources(1.0), {}),),
         )
         self.published: list[int] = []
+        self.exploration_steps: list[int] = []  # of each environment, as chunks that were started were told
         self.leaving: dict[str, float | None] = {}
 
     def _call(self, kind: str, detail: Any, answer: Callable[[], Any]) -> FakeCall:
@@ -93,6 +94,8 @@ class FakeTopology:
         return self._call("ping", worker, lambda: True)
 
     def collect(self, worker: int, timesteps: int, weights: Any, exploration_steps: int, resets: int = 0) -> Any:
+        self.exploration_steps.append(exploration_steps)
+
         def answer() -> RolloutReport:
             self.collected += timesteps
             return RolloutReport(worker, 0, timesteps, {"fake": timesteps}, [], 0, 1, 0.0, 0.0, 0.0, 1.0)

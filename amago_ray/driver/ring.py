@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from amago_ray.driver.cluster import Cluster
 from amago_ray.driver.collection import Collection
 from amago_ray.driver.cut import CutTaker
+from amago_ray.driver.env_steps import ENV_STEPS, EnvSteps
 from amago_ray.driver.evaluation import Evaluation
 from amago_ray.driver.failures import Decision, FailurePolicy
 from amago_ray.driver.hearing import Hearing
@@ -74,6 +75,7 @@ class Ring:
         self._mixture = mixture_of(settings.dataset)
         self._weights: RemoteCall[Weights] | None = None
         self._weight_version = 0
+        self._env_steps = EnvSteps(settings)
         self._commits = 0
         self._committed_after: int | None = None  # which epoch
         self.leaving = Leaving(topology, self._liveness, self.say)
@@ -115,6 +117,7 @@ class Ring:
         self._commits, self._validations = state["commits"], state["validations"]
         if not self._settings.replay_durable:
             state.pop("ahead", None)  # it is gone, so that its epoch collects
+        self._env_steps = EnvSteps.saved(self._settings, state)
         if "marks" in state:
             self.replay = self._cuts.rewind(state["marks"])
             self._news.expect(self.replay)
@@ -162,8 +165,7 @@ class Ring:
         if not self.frames_wanted(epoch):
             return None
         steps = self._settings.train_timesteps_per_epoch
-        steps_before = (epoch - self._settings.start_collecting_at_epoch) * steps
-        return self._collection(steps, steps_before, self._resets_by(epoch))
+        return self._collection(steps, self._env_steps.before(epoch), self._resets_by(epoch))
 
     def open_collection(self) -> Collection:
         """A collection without a quota yet."""
@@ -190,7 +192,7 @@ class Ring:
 
     def act_by_newest(self, collection: Collection) -> None:
         """Let a collection act by the weights that were published last, and explore as far as it has come."""
-        steps = (self.progress.total_frames + collection.done) // self._settings.parallel_actors
+        steps = self._env_steps.at(self.progress.total_frames + collection.done)
         collection.act_by(self.weights, steps, self._resets_by(self.progress.epoch + 1))
 
     def start_learning(self, epoch: int) -> Learning | None:
@@ -377,6 +379,7 @@ class Ring:
     def load_state(self, epoch: int) -> None:
         """Put the learners where they were after `epoch`, and publish their weights."""
         self.learners.load_state(epoch)
+        self._env_steps = EnvSteps.saved(self._settings, self._directory.load_run_state(epoch))
         self.publish()
 
     def cut(self, next_collected: int | None) -> dict[str, Any]:
@@ -385,7 +388,9 @@ class Ring:
         next_collected: the epoch that is collected next; None while workers are at work, which then have no state.
         """
         self.learners.snapshot(self.progress.epoch)
+        at, frames = next_collected, self.progress.total_frames
         return {
+            ENV_STEPS: self._env_steps.at(frames) if at is None else self._env_steps.before(at),
             "weight_version": self._weight_version,
             "batches": self.learners.batches,
             "commits": self._commits,
