@@ -103,7 +103,7 @@ class Experiment(ExperimentSettings):
             if started_here:
                 self._held.callback(disconnect)
             # Workers that no state is known of: time tells two attempts to resume from one state apart.
-            plan = make_plan(self, self.agent_spec, cluster, incarnation=time.time_ns() if state else 0)
+            plan = make_plan(self, self.agent_spec, cluster, time.time_ns() if state else 0, state)
             check_fits(plan.roles, cluster)
             check_shares(self, plan)
             open_folder(self, self.directory, self._layout, state, self._display.message)

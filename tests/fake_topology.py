@@ -56,7 +56,7 @@ class FakeTopology:
         self.batches = 0  # in the weights of the group as it is
         self.saved_policies: list[int] = []
         self.plan: Any = SimpleNamespace(
-            learner=SimpleNamespace(device="cpu", compile=False),
+            learner=SimpleNamespace(device="cpu", compile=False, last_update=0),
             num_learners=1,
             batch_size=4,
             cores=Cores(num_workers, 4, machine=4),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from amago_ray import config
 from amago_ray.agent.spec import AgentSpec
@@ -104,8 +105,17 @@ class Plan:
         return int(in_memory * SHARD_MEMORY_OVERHEAD + SHARD_MEMORY_BYTES)
 
 
-def make_plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Cluster, incarnation: int = 0) -> Plan:
-    """Which processes there will be, and with what. Raises ValueError when there are fewer GPUs than learners."""
+def make_plan(
+    settings: ExperimentSettings,
+    agent_spec: AgentSpec,
+    cluster: Cluster,
+    incarnation: int = 0,
+    state: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Which processes there will be, and with what. state: that the run goes on from, if it does.
+
+    Raises ValueError when there are fewer GPUs than learners.
+    """
     x = settings
     device = learner_device(x.num_learners, x.learner_device, cluster.gpus)
     precision_on(device, x.mixed_precision)  # raises for what there is not
@@ -158,7 +168,7 @@ def make_plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Clus
             l2_coeff=x.l2_coeff,
             lr_warmup_steps=x.lr_warmup_steps,
             lr_end_factor=x.lr_end_factor,
-            last_update=(x.epochs - x.start_learning_at_epoch) * x.train_batches_per_epoch // x.batches_per_update,
+            last_update=last_update(x, state or {}),
             grad_clip=x.grad_clip,
             batches_per_update=x.batches_per_update,
             mixed_precision=x.mixed_precision,
@@ -182,6 +192,26 @@ def make_plan(settings: ExperimentSettings, agent_spec: AgentSpec, cluster: Clus
         learner_nodes=learner_nodes,
         rollout_nodes=rollout_nodes,
     )
+
+
+def updates_planned_by(settings: ExperimentSettings) -> list[int]:
+    """The settings that say how many updates a run makes."""
+    x = settings
+    return [x.epochs, x.start_learning_at_epoch, x.train_batches_per_epoch, x.batches_per_update]
+
+
+def last_update(settings: ExperimentSettings, state: Mapping[str, Any]) -> int:
+    """How many updates a run will have made: those of the training state that it goes on from, and of the epochs left.
+
+    With the settings that the state was saved with, what was planned then, so that learning goes on as it would have.
+    """
+    x, planned = settings, state.get("updates_planned")
+    if planned is not None and planned["by"] == updates_planned_by(x):
+        return int(planned["last"])
+    progress = state.get("progress", {"epoch": -1, "gradient_steps": 0})
+    epochs = max(x.epochs - max(progress["epoch"] + 1, x.start_learning_at_epoch), 0)
+    begun = state.get("batches", 0) % x.batches_per_update  # of the update that comes next
+    return progress["gradient_steps"] + (begun + epochs * x.train_batches_per_epoch) // x.batches_per_update
 
 
 def _cpus_for_workers(

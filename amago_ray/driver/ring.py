@@ -25,7 +25,7 @@ from amago_ray.driver.learning import Learning
 from amago_ray.driver.leaving import Leaving
 from amago_ray.driver.liveness import Liveness
 from amago_ray.driver.placement import SHARD, WORKER, place
-from amago_ray.driver.plan import Plan
+from amago_ray.driver.plan import Plan, updates_planned_by
 from amago_ray.driver.remote import RemoteCall
 from amago_ray.driver.shard_news import ShardNews
 from amago_ray.driver.topology import START_TIMEOUT_S, Topology
@@ -393,6 +393,7 @@ class Ring:
             ENV_STEPS: self._env_steps.at(frames) if at is None else self._env_steps.before(at),
             "weight_version": self._weight_version,
             "batches": self.learners.batches,
+            "updates_planned": {"by": updates_planned_by(self._settings), "last": self.plan.learner.last_update},
             "commits": self._commits,
             "validations": self._validations,
             "replay": {str(report.shard): report.trajectories for report in self.replay},

@@ -22,6 +22,7 @@ from amago_ray.driver.plan import (
     make_plan,
     share_gpus,
     stagger,
+    updates_planned_by,
 )
 from amago_ray.envs.builtin import Counting
 from amago_ray.envs.makers import EnvProcesses
@@ -199,6 +200,31 @@ def test_the_learning_rate_falls_over_all_updates_of_the_run() -> None:
     assert (learner.last_update, learner.lr_end_factor) == (35, 0.1)
     late = make_plan(replace(settings, start_learning_at_epoch=4), SPEC, CLUSTER).learner
     assert late.last_update == 15
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 16 + (1 + 4 * 10) // 2),
+        ({"train_batches_per_epoch": 40}, 16 + (1 + 4 * 40) // 2),
+        ({"batches_per_update": 5}, 16 + (3 + 4 * 10) // 5),
+        ({"start_learning_at_epoch": 5}, 16 + (1 + 2 * 10) // 2),
+        ({"start_learning_at_epoch": 9}, 16),
+        ({"epochs": 4}, 16 + (1 + 10) // 2),
+    ],
+)
+def test_the_learning_rate_falls_over_the_updates_that_are_left(changes: dict[str, Any], expected: int) -> None:
+    """After three epochs of 11 batches, the last of which has begun an update."""
+    settings = ExperimentSettings(
+        "r", Counting, 8, make_val_env=Counting, epochs=7, train_batches_per_epoch=10, batches_per_update=2
+    )
+    settings = replace(settings, **changes)
+    state: dict[str, Any] = {"progress": {"epoch": 2, "gradient_steps": 16}, "batches": 33}
+    assert make_plan(settings, SPEC, CLUSTER, 1, state).learner.last_update == expected
+    kept = state | {"updates_planned": {"by": updates_planned_by(settings), "last": 77}}
+    assert make_plan(settings, SPEC, CLUSTER, 1, kept).learner.last_update == 77, "nothing has changed"
+    other = replace(settings, grad_clip=3.0, train_batches_per_epoch=1)
+    assert make_plan(other, SPEC, CLUSTER, 1, kept).learner.last_update < 77
 
 
 @pytest.mark.parametrize(
