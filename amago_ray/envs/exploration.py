@@ -73,11 +73,11 @@ class ExplorationWrapper(ABC):
         return {"steps": self.steps.tolist(), "rng": self.rng.bit_generator.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`. Raises ValueError if it is of another number of environments."""
+        """Go on from `state`, wholly or not at all. Raises ValueError if it is of another number of environments."""
         if len(state["steps"]) != self.num_envs:
             raise ValueError(f"the exploration state is of {len(state['steps'])} environments, not {self.num_envs}")
-        self.steps[:] = state["steps"]
-        self.rng.bit_generator.state = state["rng"]
+        rng = _stream(state["rng"])
+        self.steps[:], self.rng = state["steps"], rng
 
 
 class _EpsilonSchedule(ExplorationWrapper):
@@ -177,12 +177,17 @@ class _EpsilonSchedule(ExplorationWrapper):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As above. The state may be of other settings, or another class: what it lacks for these is drawn anew."""
+        streams = [_stream(stream) for stream in state.get("factor_rngs", ())]
+        goes_on = self.randomize_eps and len(streams) == self.num_envs
+        factor = np.array(state["factor"] if goes_on else np.ones(self.num_envs), np.float64)
+        held = state.get("held", {}) if self.hold_steps > 1.0 else {}
+        held = {name: np.array(drawn) for name, drawn in held.items()}
+        stale = np.array(state.get("stale", np.ones(self.num_envs)), bool)
         super().load_state_dict(state)
-        self._factor[:] = state["factor"]
-        for rng, stream in zip(self._factor_rngs, state["factor_rngs"], strict=True):
-            rng.bit_generator.state = stream
-        self._held = {name: np.array(drawn) for name, drawn in state["held"].items()}
-        self._stale[:] = state["stale"]
+        self._factor, self._held, self._stale = factor, held, stale
+        if goes_on:
+            self._factor_rngs = streams
 
 
 @gin.configurable
@@ -291,6 +296,13 @@ class TMazeExploration(EpsilonGreedy):
     def schedule(self, time_idx: np.ndarray) -> np.ndarray:
         between = (self.start_window < time_idx) & (time_idx < self.horizon - self.end_window)
         return np.where(between, 0.5 / self.horizon, super().schedule(time_idx))
+
+
+def _stream(state: dict[str, Any]) -> np.random.Generator:
+    """A random stream in this state. Raises ValueError or TypeError where it is none."""
+    rng = np.random.default_rng(0)
+    rng.bit_generator.state = state
+    return rng
 
 
 def _checked(name: str, explored: Any, shape: tuple[int, ...], spec: ActionSpec) -> np.ndarray:

@@ -139,9 +139,16 @@ class DoubleBufferedWorker:
 
     def load_state_dict(self, state: dict[str, Any], epoch: int) -> None:
         """As `RolloutWorker.load_state_dict`."""
-        first, second = state["halves"]
-        self._halves[1].load_state_dict(second, epoch)
-        self._halves[0].load_state_dict(first, epoch)  # it was paused last, and knows the numbers of both
+        first, second = state.get("halves", ({}, {}))
+        before = self._halves[1].parts()
+        self._halves[1].load_parts(second)
+        try:
+            self._halves[0].load_parts(first)  # it was paused last, and knows the numbers of both
+        except ValueError:
+            self._halves[1].load_parts(before)
+            raise
+        for half, own in zip(self._halves, (first, second), strict=True):
+            half.begin_again(own, epoch)
 
     def close(self) -> None:
         for half in self._halves:

@@ -218,24 +218,46 @@ class RolloutWorker:
         self._reset_all(resets)
         if self._flush is not None:
             self._flush()
+        return {**self.parts(), "resets": self._resets, "cut": self._cut, "begun": bool(self._obs)}
+
+    def parts(self) -> dict[str, Any]:
+        """What `load_parts` takes."""
         return {
             "recorder": self._recorder.state_dict() if self._recorder is not None else None,
             "exploration": self._explore.state_dict() if self._explore is not None else None,
-            "resets": self._resets,
-            "cut": self._cut,
-            "begun": bool(self._obs),
         }
 
     def load_state_dict(self, state: dict[str, Any], epoch: int) -> None:
         """Go on from what `pause` returned after `epoch`. What was under way then begins anew, in newly seeded streams.
 
-        Raises ValueError or KeyError where it is the state of another configuration.
+        Raises ValueError, naming settings, where it is the state of another configuration; nothing has changed then.
         """
+        self.load_parts(state)
+        self.begin_again(state, epoch)
+
+    def load_parts(self, state: dict[str, Any]) -> None:
+        """The first half of `load_state_dict`: all that can fail. Raises ValueError as there."""
+        before, had = self.parts(), {name: state.get(name) for name in ("recorder", "exploration")}
+        try:
+            if "recorder" not in state:
+                raise ValueError("environments were stepped in halves, or are now (env_mode)")
+            self._take_parts(had)
+        except (LookupError, TypeError, ValueError) as error:
+            self._take_parts(before)
+            what = f"the state lacks {error}" if isinstance(error, KeyError) else error
+            raise ValueError(
+                f"{what}: parallel_actors, num_rollout_workers, env_mode or exploration_wrapper_type was another one"
+            ) from error
+
+    def _take_parts(self, state: dict[str, Any]) -> None:
         if self._recorder is not None and state["recorder"] is not None:
             self._recorder.load_state_dict(state["recorder"])
             self._incarnation = state["recorder"]["incarnation"]
         if self._explore is not None and state["exploration"] is not None:
             self._explore.load_state_dict(state["exploration"])
+
+    def begin_again(self, state: dict[str, Any], epoch: int) -> None:
+        """The second half of `load_state_dict`."""
         self._resets, self._cut, self._obs = state["resets"], state["cut"], {}
         if state["begun"]:
             self._reseed(epoch, RESUMED)

@@ -169,6 +169,42 @@ def test_a_loaded_state_goes_on_identically(kind: str, hold_steps: float) -> Non
         EpsilonGreedy(3, spec, seed=0).load_state_dict(first.state_dict())
 
 
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("hold_steps", [1.0, 5.0])
+def test_a_state_of_another_randomize_eps_goes_on_by_the_setting_of_now(before: bool, hold_steps: float) -> None:
+    first = EpsilonGreedy(4, DISCRETE, 0, randomize_eps=before, hold_steps=6.0 - hold_steps)
+    second = EpsilonGreedy(4, DISCRETE, 1, randomize_eps=not before, hold_steps=hold_steps, eps_end=1.0)
+    policy = np.zeros(4, np.int64)
+    first.begin(np.ones(4, bool))
+    for step in range(7):
+        first(policy, np.full(4, step))
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert second.steps.tolist() == [7] * 4 and second.rng.random() == first.rng.random()
+    second.begin(np.ones(4, bool))
+    second(policy, np.zeros(4))
+    eps = second._eps.tolist()
+    assert eps == [1.0] * 4 if before else len(set(eps)) == 4 and max(eps) < 1.0, "no factor stays for good"
+
+
+def test_a_state_of_another_class_counts_its_steps() -> None:
+    first, second = EpsilonGreedy(2, DISCRETE, 0), EpsilonGreedy(2, DISCRETE, 0)
+    first.steps[:] = 5
+    second.load_state_dict(ExplorationWrapper.state_dict(first))
+    assert second.steps.tolist() == [5, 5]
+
+
+@pytest.mark.parametrize(
+    "bad", [{"steps": [1, 2]}, {"rng": {"bit_generator": "of another kind"}}, {"factor_rngs": [1]}]
+)
+def test_a_state_that_does_not_fit_changes_nothing(bad: dict[str, Any]) -> None:
+    first, second = EpsilonGreedy(4, DISCRETE, 0), EpsilonGreedy(4, DISCRETE, 1)
+    first(np.zeros(4, np.int64), np.zeros(4))
+    before = json.dumps(second.state_dict())
+    with pytest.raises((ValueError, TypeError)):
+        second.load_state_dict(first.state_dict() | bad)
+    assert json.dumps(second.state_dict()) == before
+
+
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [

@@ -126,6 +126,22 @@ def test_halves_go_on_from_their_state() -> None:
         assert_same_trajectories(written[0][stored:], written[1])
 
 
+@pytest.mark.parametrize("num_before", [1, 3])
+def test_a_state_that_does_not_fit_one_half_changes_neither(num_before: int) -> None:
+    """Of four environments and three the second halves are alike; a single one has no halves."""
+    before = make_worker(config(num_before, 0, env_processes=EnvProcesses()), AGENT, write=[].append)
+    now = make_worker(config(4, 0, env_processes=EnvProcesses()), AGENT, incarnation=7, write=[].append)
+    with closing(before), closing(now):
+        before.collect(60)
+        state = json.loads(json.dumps(before.pause(resets=1)))
+        if num_before == 3:
+            state["halves"].reverse()  # the second fits, the first does not
+        untouched = json.dumps(now.pause(resets=0))
+        with pytest.raises(ValueError, match="parallel_actors"):
+            now.load_state_dict(state, epoch=0)
+        assert json.dumps(now.pause(resets=0)) == untouched
+
+
 def test_after_a_failure_of_one_half_no_step_of_the_other_is_lost_within_a_trajectory() -> None:
     """What the other half was sent is not recorded, so that its rollouts begin anew."""
     written: list[Trajectory] = []

@@ -662,3 +662,40 @@ def test_rollouts_under_way_begin_anew_in_streams_of_their_own() -> None:
     assert runs[1].written[0].id.sequence == len(runs[0].written)
     first = [t.columns["action"] for t in runs[0].written[:3]]
     assert not all(np.array_equal(a, b.columns["action"]) for a, b in zip(first, runs[1].written, strict=False))
+
+
+class Picky(EpsilonGreedy):
+    """Takes no state but one of its own."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.eps_end = state["eps_end"]
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"eps_end": self.eps_end}
+
+
+@pytest.mark.parametrize(
+    ("now", "why"),
+    [
+        ({"num_envs": 4}, "it had 3 environments and has 4 now"),
+        ({"exploration_type": Picky}, "the state lacks 'eps_end'"),
+        ({"halves": True}, "environments were stepped in halves, or are now"),
+    ],
+)
+def test_a_state_that_does_not_fit_changes_nothing_and_names_settings(now: dict[str, Any], why: str) -> None:
+    settings: dict[str, Any] = {"num_envs": 3, "exploration_type": EpsilonGreedy}
+    before = Recorded(lambda: Counting(6), **settings)
+    before.worker.collect(60)
+    state = json.loads(json.dumps(before.worker.pause(resets=1)))
+    if now.pop("halves", False):
+        state = {"halves": [state, state]}
+    other = Recorded(lambda: Counting(6), incarnation=7, **settings | now)
+    untouched = json.dumps(other.worker.pause(resets=0))
+    with pytest.raises(
+        ValueError, match=f"^{why}.*: parallel_actors, num_rollout_workers, env_mode or exploration_wra"
+    ):
+        other.worker.load_state_dict(state, epoch=0)
+    assert json.dumps(other.worker.pause(resets=0)) == untouched
+    other.worker.collect(60)
+    assert {t.id.incarnation for t in other.written} == {7}
