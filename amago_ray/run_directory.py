@@ -25,7 +25,8 @@ from amago_ray.atomic_files import LineFile, _sync, read_json, without_empty_par
 
 RUN_STATE = "run_state.json"
 LOOKS, LOOK_S = 3, 0.05  # at a lock that somebody has
-OF_ONE_FOLDER = ("marks", "workers", "ahead")  # in a run state: what another run's data and processes do not have
+# In a run state: what another run's data and processes do not have, and settings that a sweep may change on the way.
+OF_ONE_FOLDER = ("marks", "workers", "ahead", "values")
 
 
 class RunDirectory:

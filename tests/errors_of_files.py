@@ -146,6 +146,16 @@ RUNS = (
         ("training states of 'a' and 'b'", "none of 'run'", "run_name", "--overwrite"),
     ),
     Case(
+        "a discount other than before",
+        resumed(lambda run: None, "Agent.gamma = 0.9"),
+        ("Agent.gamma was 0.999", "is 0.9 now", "run_name"),
+    ),
+    Case(
+        "more discounts than before",
+        resumed(lambda run: None, "Multigammas.discrete = [0.9, 0.95]"),
+        ("Multigammas.discrete", "was [0.9]", "is [0.9, 0.95] now", "run_name"),
+    ),
+    Case(
         "networks other than before",
         resumed(lambda run: None, "GRUTrajEncoder.d_hidden = 24"),
         ("no longer matches the saved weights", "config.txt"),

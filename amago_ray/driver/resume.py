@@ -10,6 +10,7 @@ from typing import Any, Literal
 from amago_ray import config
 from amago_ray.agent import AgentSpec
 from amago_ray.agent.flat_weights import first_difference, weight_shapes
+from amago_ray.agent.value_units import check_value_units, value_units
 from amago_ray.atomic_files import read_json, write_atomically
 from amago_ray.driver.saved_state import check_training_state
 from amago_ray.driver.watching import Watching
@@ -130,7 +131,9 @@ def state_to_resume(
             f"resume: {directory.root} has {done} epochs already, and Experiment.epochs={settings.epochs} asks for "
             "no more: raise it, or evaluate what was learned (amago-ray evaluate)"
         )
-    check_same_weights(state["weight_shapes"], weight_shapes(agent_spec.build().state_dict()))
+    agent = agent_spec.build()
+    check_value_units(state.get("values", {}), value_units(agent))
+    check_same_weights(state["weight_shapes"], weight_shapes(agent.state_dict()))
     check_meaning(state.get("spaces"), layout, "resume: the environments are other ones than before")
     return state
 
@@ -178,9 +181,11 @@ def what_to_resume(progress: Progress, agent_spec: AgentSpec, layout: RowLayout,
 
     watching: keeps where the rows of `metrics.jsonl` go.
     """
+    agent = agent_spec.build()
     return {
         **watching.to_resume,
         "progress": progress.to_dict(),
-        "weight_shapes": weight_shapes(agent_spec.build().state_dict()),
+        "weight_shapes": weight_shapes(agent.state_dict()),
+        "values": value_units(agent),
         "spaces": meaning(layout),
     }

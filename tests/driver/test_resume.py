@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ring_cases import tiny_agent
 
+from amago_ray.agent import MultiTaskAgent
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.driver.resume import open_folder, state_to_resume, what_to_resume
 from amago_ray.envs.builtin import Counting
 from amago_ray.envs.makers import env_spaces
+from amago_ray.nets.critics import NCriticsTwoHot
 from amago_ray.replay.datasets import RowLayout
 from amago_ray.run_directory import RunDirectory
 from amago_ray.settings import ExperimentSettings
@@ -114,3 +118,48 @@ def test_a_run_that_was_killed_before_its_first_state_begins_anew(
     if under_way:
         folder.directory.open_training_state(0)
     assert folder.resume(how) == {} and not (folder.directory.root / "metrics.jsonl").exists()
+
+
+def agent(**settings: Any) -> AgentSpec:
+    spec = tiny_agent(Counting)
+    return replace(spec, agent_type=partial(spec.agent_type, **settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"gamma": 0.9}, "Agent.gamma was 0.999 in the run, and is 0.9 now"),
+        ({"popart": False}, "Agent.popart was True in the run, and is False now"),
+        ({"reward_multiplier": 1}, "Agent.reward_multiplier was 10.0 in the run, and is 1.0 now"),
+        (
+            {"use_multigamma": False},
+            r"Multigammas.discrete \(with Agent.use_multigamma\) was \[0.1, .*, and is \[\] now",
+        ),
+    ],
+)
+def test_values_of_something_else_are_refused(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+    folder = Folder(tmp_path).trained(1, states=(0,))
+    before = folder.there()
+    folder.spec = agent(**settings)
+    with pytest.raises(ValueError, match=f"^resume: {said}.*; set it back, or choose another run_name$"):
+        folder.resume()
+    assert folder.there() == before
+    state = {name: value for name, value in folder.state(0).items() if name != "values"}
+    folder.directory.save_training_state(0, lambda _: None, state)
+    assert folder.resume()["progress"]["epoch"] == 0, "a state that is older than this is taken as it was"
+
+
+def test_another_scale_of_bins_is_refused(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    bins = partial(NCriticsTwoHot, n_layers=1, d_hidden=16, output_bins=64, max_return=100.0)
+    multi_task = replace(folder.spec, agent_type=partial(MultiTaskAgent, num_critics=2))
+    specs = [
+        replace(multi_task, agent_type=partial(multi_task.agent_type, critic_type=partial(bins, min_return=low)))
+        for low in (-50.0, -100.0)
+    ]
+    folder.spec = specs[0]
+    folder.trained(1, states=(0,))
+    assert folder.resume()
+    folder.spec = specs[1]
+    with pytest.raises(ValueError, match=r"min_return.* was \[-50.0, 100.0, True\] in the run, and is \[-100.0, "):
+        folder.resume()
