@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -80,3 +82,52 @@ def build_optimizer(
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"Agent.optimizer_type={make!r}: it must make a torch.optim.Optimizer, not {optimizer!r}")
     return optimizer
+
+
+def configured_options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Of each group, what a constructor takes. What else there is in a group is how far it has come."""
+    kinds: Any = type(optimizer).__mro__
+    names = {name for kind in kinds for name in inspect.signature(kind.__init__).parameters} | {"lr", "weight_decay"}
+    return [
+        {name: value for name, value in group.items() if name in names - {"params"}} for group in optimizer.param_groups
+    ]
+
+
+def going_on(optimizer: torch.optim.Optimizer, saved: dict[str, Any], options: list[dict[str, Any]]) -> dict[str, Any]:
+    """A state dict for `optimizer`: what one of a run had of each weight, by the `configured_options` of now.
+
+    AMSGrad that is switched on begins with the moments there are. Raises ValueError, naming the setting, where the run
+    had an optimiser of another kind.
+    """
+    groups, kind = saved["param_groups"], f"Agent.optimizer_type={type(optimizer).__name__}"
+    back = "set it back, or begin from the weights alone (--init-from) under another run_name"
+    if len(groups) != len(options):
+        raise ValueError(f"resume: {kind} has {len(options)} groups, and had {len(groups)} in the run; {back}")
+    state = {weight: dict(kept) for weight, kept in saved["state"].items()}
+    if any(group.get("amsgrad") for group in options):
+        for kept in state.values():
+            if "exp_avg_sq" in kept:
+                kept.setdefault("max_exp_avg_sq", kept["exp_avg_sq"].clone())
+    needed = _kept_of_a_weight(optimizer)
+    for kept in filter(None, state.values()):
+        if lacks := sorted(needed - kept.keys()):
+            raise ValueError(
+                f"resume: {kind} keeps {', '.join(lacks)} of each weight, and the optimiser of the run kept "
+                f"{', '.join(sorted(kept))}; {back}"
+            )
+    merged = [group | now for group, now in zip(groups, options, strict=True)]
+    return saved | {"state": state, "param_groups": merged}
+
+
+def _kept_of_a_weight(optimizer: torch.optim.Optimizer) -> set[str]:
+    """The names of what it keeps, by a step of one like it over a single number; none where that cannot be told."""
+    first = optimizer.param_groups[0]
+    number = torch.nn.Parameter(torch.zeros_like(first["params"][0].detach().reshape(-1)[:1]))
+    number.grad = torch.zeros_like(number)
+    try:
+        like = copy.copy(optimizer)
+        like.param_groups, like.state = [{**first, "params": [number]}], defaultdict(dict)
+        like.step()
+    except Exception:  # of an optimiser of one's own that needs more
+        return set()
+    return set(like.state[number])

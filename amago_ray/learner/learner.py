@@ -20,6 +20,7 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from amago_ray.agent import Agent
 from amago_ray.agent.flat_weights import flatten_state
 from amago_ray.agent.micro_batches import joined, ready
+from amago_ray.agent.optimizers import configured_options, going_on
 from amago_ray.agent.policy import TrainingBatch
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.agent.transitions import AgentLoss
@@ -139,7 +140,7 @@ class Learner:
         self._snapshot: Snapshot | None = None
         self._snapshot_number = 0
         self._writing = threading.Lock()  # the newest snapshot
-        self._configured = [{"lr": g["lr"], "weight_decay": g.get("weight_decay", 0.0)} for g in optimizer.param_groups]
+        self._configured = configured_options(optimizer)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(learning_rate_factor, config))
         self._model, self._optimizer = self._accelerator.prepare(self.agent, optimizer)
         self._trainable = self.agent.trainable_params
@@ -392,14 +393,16 @@ class Learner:
         self.write_state(folder)
 
     def load_state(self, folder: str) -> None:
-        """Go on from what `write_state` left in `folder`, with the learning rate and weight decay of now.
+        """Go on from what `write_state` left in `folder`, with the optimiser's arguments of now.
 
         As the learner of this rank was, bit for bit. The state may be of another number of learners, whose half-made
         update goes on: its gradient is the mean over learners of each batch, of those before and those now.
+        Raises ValueError, naming the setting, where the optimiser was of another kind.
         """
         saved = Snapshot.read(Path(folder), self._rank, self._world_size)
+        optimizer = going_on(self._optimizer.optimizer, saved.optimizer, self._configured)
         self.agent.load_state_dict(saved.model)
-        self._optimizer.load_state_dict(saved.optimizer)
+        self._optimizer.load_state_dict(optimizer)
         if self._graphed is not None:
             self._graphed.forget()  # they write into the state that was
         self._schedule.load_state_dict(saved.schedule)
@@ -418,7 +421,7 @@ class Learner:
         self._schedule.base_lrs = [group["lr"] for group in self._configured]
         self._schedule._last_lr = [rate * factor for rate in self._schedule.base_lrs]
         for group, now in zip(self._optimizer.param_groups, self._configured, strict=True):
-            group.update(lr=now["lr"] * factor, initial_lr=now["lr"], weight_decay=now["weight_decay"])
+            group.update(lr=now["lr"] * factor, initial_lr=now["lr"])
         self.batches_done, self.updates_done, self.weight_version = saved.counters
 
     def save_agent(self, path: str) -> None:

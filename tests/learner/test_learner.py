@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from amago_ray.agent import Agent, MultiTaskAgent
 from amago_ray.agent.losses import exp_filter, leaky_relu_filter
-from amago_ray.agent.optimizers import AdamWRel
+from amago_ray.agent.optimizers import AdamWRel, configured_options
 from amago_ray.agent.policy import TrainingBatch
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.atomic_files import is_full
@@ -352,6 +352,68 @@ def test_an_optimiser_of_ones_own_goes_on_where_it_was_saved(tmp_path: Path) -> 
         resumed.update(batch)
     for name, value in resumed.agent.state_dict().items():
         assert torch.equal(value, learner.agent.state_dict()[name]), name
+
+
+def resumed_with(tmp_path: Path, before: Any, now: Any, **settings: Any) -> Learner:
+    """A learner that has gone on, by another optimiser, from what one had learned."""
+    learner = make_learner(optimizer_type=before)
+    for _ in range(2):
+        learner.update(prepared_batch("discrete"))
+    learner.save_state(str(tmp_path))
+    forget_accelerator()
+    other = make_learner(optimizer_type=now, **settings)
+    other.load_state(str(tmp_path))
+    return other
+
+
+Adam, AdamW, SGD, RMSprop = torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (None, partial(AdamW, betas=(0.5, 0.6), eps=1e-3)),
+        (None, partial(AdamW, amsgrad=True)),
+        (partial(AdamW, amsgrad=True), None),
+        (None, Adam),
+        (Adam, None),
+        (None, SGD),
+        (partial(SGD, momentum=0.9), partial(SGD, momentum=0.5, nesterov=True)),
+        (partial(AdamWRel, reset_interval=3), partial(AdamWRel, reset_interval=2, betas=(0.5, 0.6))),
+    ],
+)
+def test_a_resumed_optimiser_has_the_arguments_of_now(tmp_path: Path, before: Any, now: Any) -> None:
+    other = resumed_with(tmp_path, before, now, learning_rate=1e-4, l2_coeff=0.5)
+    done = other._optimizer.param_groups[0].get("updates_since_reset")
+    assert done in (None, 2), "how far it has come is no argument"
+    found = configured_options(other._optimizer.optimizer)
+    forget_accelerator()
+    fresh = make_learner(optimizer_type=now, learning_rate=1e-4, l2_coeff=0.5)
+    assert found == configured_options(fresh._optimizer.optimizer)
+    weights = other.agent.critics.inp_layer.weight.clone()
+    other.update(prepared_batch("discrete"))
+    assert not torch.equal(other.agent.critics.inp_layer.weight, weights)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        (
+            None,
+            partial(SGD, momentum=0.9),
+            "SGD keeps momentum_buffer of each .* kept exp_avg, exp_avg_sq, step",
+        ),
+        (
+            None,
+            RMSprop,
+            "RMSprop keeps square_avg of each weight, and the optimiser of the run kept exp_avg",
+        ),
+        (partial(SGD, momentum=0.9), Adam, "Adam keeps exp_avg, exp_avg_sq, step of each .* kept momentum_buffer"),
+    ],
+)
+def test_an_optimiser_of_another_kind_is_refused(tmp_path: Path, before: Any, now: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^resume: Agent.optimizer_type={said}.*; set it back, or begin"):
+        resumed_with(tmp_path, before, now)
 
 
 @pytest.mark.parametrize("encoder", TRAJ_ENCODERS)
