@@ -64,6 +64,7 @@ class FakeTopology:
         )
         self.published: list[int] = []
         self.exploration_steps: list[int] = []  # of each environment, as chunks that were started were told
+        self.lives: dict[int, int] = {}  # of workers, where that is not 0
         self.leaving: dict[str, float | None] = {}
 
     def _call(self, kind: str, detail: Any, answer: Callable[[], Any]) -> FakeCall:
@@ -98,7 +99,9 @@ class FakeTopology:
 
         def answer() -> RolloutReport:
             self.collected += timesteps
-            return RolloutReport(worker, 0, timesteps, {"fake": timesteps}, [], 0, 1, 0.0, 0.0, 0.0, 1.0)
+            return RolloutReport(
+                worker, self.lives.get(worker, 0), timesteps, {"fake": timesteps}, [], 0, 1, 0.0, 0.0, 0.0, 1.0
+            )
 
         return self._call("collect", (worker, timesteps), answer)
 

@@ -213,6 +213,7 @@ class Collection:
             self.summary.worker_deaths += self._liveness.lost(worker, death)
             return
         self._liveness.worked(worker)
+        self.summary.worker_deaths += self._liveness.has_died(worker, report.incarnation)
         if report.shard_away and report.shard_away not in self._kept_for.values():
             self._message(f"rollout worker {worker} keeps what it finished: {report.shard_away}")
         self._kept_for[worker] = report.shard_away

@@ -26,6 +26,7 @@ class Liveness:
         if liveness.is_here(worker): ...      # then it may be called
         liveness.lost(worker, death)          # when a call raised ProcessDied
         liveness.worked(worker)               # when a call was answered
+        liveness.has_died(worker, life)       # when a report says which life it is of
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Liveness:
         self._not_before: dict[int, float] = {}
         self._seen: set[int] = set()
         self._killed: set[int] = set()
+        self._lives: dict[int, int] = {}  # as of the newest report; none of those whose death is known
         self._unready: dict[int, tuple[float, RemoteCall]] = {}  # died before it was up: when to tell
         self._last_words = ""  # why a worker was not up when it was asked last
         self._somebody_at = time.monotonic()
@@ -135,6 +137,7 @@ class Liveness:
         if not self.is_here(worker):
             return False
         self._not_before[worker] = time.monotonic() + RETRY_INTERVAL_S
+        self._lives.pop(worker, None)
         if worker in self._killed:  # for its silence, which was decided on
             self._killed.remove(worker)
             return True
@@ -162,6 +165,7 @@ class Liveness:
     def moves(self, worker: int) -> None:
         """The caller kills this worker, for no fault of its own."""
         self._killed.add(worker)
+        self._lives.pop(worker, None)
 
     def forgive(self) -> None:
         """The driver itself was busy for a while: nobody was away for that."""
@@ -170,3 +174,14 @@ class Liveness:
     def worked(self, worker: int) -> None:
         """A call to this worker was answered."""
         self._failures.recovered(WORKER, worker)
+
+    def has_died(self, worker: int, life: int) -> bool:
+        """A report is of this life of the worker: another number than before. Returns whether its death is news.
+
+        So it is when it died while nothing was asked of it.
+        """
+        before, self._lives[worker] = self._lives.get(worker), life
+        if before in (None, life):
+            return False
+        self._message(f"rollout worker {worker} died while it had nothing to do; Ray has restarted it")
+        return True

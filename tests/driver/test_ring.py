@@ -257,6 +257,28 @@ def test_a_worker_that_hangs_is_restarted_and_its_share_done(tmp_path: Path, mon
     assert any("rollout worker 0 is silent for 1e-09 s (call_timeout_s): restarting it" in line for line in run.said)
 
 
+def test_a_worker_that_died_while_it_was_not_asked_is_told_of_and_counted(tmp_path: Path) -> None:
+    topology = FakeTopology()
+    run = Run(tmp_path, "alternate", topology).start()
+
+    def deaths(epoch: int) -> int:
+        result = run.schedule.run_epoch(epoch, last=False)
+        run.progress.epoch = epoch
+        return int(result.metrics()["collect"]["Worker Deaths"])
+
+    assert deaths(0) == 0
+    topology.lives = {1: 5}
+    assert deaths(1) == 1 and deaths(2) == 0
+    told = [line for line in run.said if "died" in line]
+    assert told == ["rollout worker 1 died while it had nothing to do; Ray has restarted it"]
+    topology.script[("collect", topology.count("collect"))] = DIED  # and comes back as another
+    topology.lives = {0: 6, 1: 5}
+    assert deaths(3) == 1, "a death that was seen is not news twice"
+    run.ring._liveness.moves(1)
+    topology.lives = {0: 6, 1: 7}
+    assert deaths(4) == 0, "for no fault of its own"
+
+
 def test_a_policy_that_was_loaded_over_a_state_is_kept(tmp_path: Path) -> None:
     topology = FakeTopology(script={("train", 2): DIED})
     run = Run(tmp_path, "alternate", topology).start().learn(epochs=2)
