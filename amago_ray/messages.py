@@ -175,7 +175,7 @@ class RolloutReport:
     of a simulator elsewhere do; 0 where the system does not tell.
     env_failures: environments rebuilt during the chunk. env_failed: which was the first, and what it said; "" for none.
     shard_away: why some of what it finished is not stored yet, in words; "" where everything is.
-    warned: what its process has warned of so far (see the module of that name).
+    warned: what its process has warned of so far (see the module of that name). num_envs: of this worker.
     """
 
     worker: int
@@ -195,6 +195,7 @@ class RolloutReport:
     env_failed: str = field(default="", compare=False)
     warned: tuple[str, ...] = field(default=(), compare=False)
     idle_s: float = field(default=0.0, compare=False)  # a measure, no result
+    num_envs: int = field(default=1, compare=False)
 
 
 @dataclass(frozen=True)
@@ -244,8 +245,8 @@ class ReplayReport:
 class LearnReport:
     """What one call of the learner did.
 
-    updates, total_updates: optimiser steps of this call and of the run. metrics: means over the logged updates.
-    wait_s: seconds without a batch. warned: what its process has warned of so far.
+    updates, total_updates: optimiser steps of this call and of the run. metrics: means, or extremes, over the logged
+    updates. wait_s: seconds without a batch. warned: what its process has warned of so far.
     """
 
     updates: int

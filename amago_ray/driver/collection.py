@@ -23,7 +23,8 @@ class CollectSummary:
     Its rollouts are those that *ended* during the epoch. Environments whose rollouts are short finish more of them in
     that time, so where the length depends on the outcome, averages over them lean to the short ones; those of
     validation, which counts as many rollouts of every environment, do not.
-    Which worker reports first does not matter: rollouts are kept by worker, and exploration is averaged over workers.
+    Which worker reports first does not matter: rollouts are kept by worker, and exploration is averaged over
+    environments.
     """
 
     timesteps: int = 0
@@ -39,6 +40,7 @@ class CollectSummary:
     worker_deaths: int = 0
     idle_s: float = 0.0
     exploration_by_worker: dict[int, dict[str, float]] = field(default_factory=dict)
+    envs_by_worker: dict[int, int] = field(default_factory=dict)
 
     @property
     def num_workers(self) -> int:
@@ -64,7 +66,9 @@ class CollectSummary:
         """What `to_json` was made of."""
         episodes = {int(w): [EpisodeResult(**e) for e in found] for w, found in values["episodes_by_worker"].items()}
         exploration = {int(w): latest for w, latest in values["exploration_by_worker"].items()}
-        return CollectSummary(**values | {"episodes_by_worker": episodes, "exploration_by_worker": exploration})
+        envs = {int(w): num for w, num in values.get("envs_by_worker", {}).items()}
+        by_worker = {"episodes_by_worker": episodes, "exploration_by_worker": exploration, "envs_by_worker": envs}
+        return CollectSummary(**values | by_worker)
 
     def add(self, report: RolloutReport) -> None:
         self.timesteps += report.timesteps
@@ -79,11 +83,12 @@ class CollectSummary:
         self.idle_s += report.idle_s
         self.env_failures += report.env_failures
         self.exploration_by_worker[report.worker] = report.exploration
+        self.envs_by_worker[report.worker] = report.num_envs
 
     def metrics(self) -> dict[str, float]:
         """Rates and shares of the workers' time, for the log."""
         busy = max(self.busy_s, 1e-9)
-        exploration = [latest for _, latest in sorted(self.exploration_by_worker.items())]
+        explored = [(latest, self.envs_by_worker.get(w, 1)) for w, latest in sorted(self.exploration_by_worker.items())]
         return {
             "Frames per Second": self.timesteps / max(self.wall_s, 1e-9),
             "Trajectories": self.trajectories,
@@ -93,8 +98,9 @@ class CollectSummary:
             "Environment Failures": self.env_failures,
             "Worker Deaths": self.worker_deaths,
             **{
-                f"Exploration {name}": sum(latest[name] for latest in exploration) / len(exploration)
-                for name in (exploration[0] if exploration else ())
+                f"Exploration {name}": sum(latest[name] * num for latest, num in explored)
+                / sum(num for _, num in explored)
+                for name in (explored[0][0] if explored else ())
             },
         }
 

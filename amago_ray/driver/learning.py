@@ -129,27 +129,28 @@ def report_of_group(reports: Sequence[LearnReport]) -> LearnReport:
     values = {name: [report.metrics[name] for report in reports if name in report.metrics] for name in names}
     return replace(
         first,
-        metrics={name: _of_group(name, found) for name, found in values.items()},
+        metrics={name: _mean_or_extreme(name, found, [1] * len(found)) for name, found in values.items()},
         wait_s=max(report.wait_s for report in reports),
         total_s=max(report.total_s for report in reports),
         warned=(),  # heard of each
     )
 
 
-def _of_group(name: str, values: Sequence[float]) -> float:
+def _mean_or_extreme(name: str, values: Sequence[float], weights: Sequence[int]) -> float:
     if name.endswith(" Min"):
         return min(values)
-    return max(values) if name.endswith(" Max") else sum(values) / len(values)
+    weighted = sum(value * weight for value, weight in zip(values, weights, strict=True))
+    return max(values) if name.endswith(" Max") else weighted / sum(weights)
 
 
 def merge_reports(reports: list[LearnReport]) -> LearnReport | None:
-    """One report of several calls: sums, and means weighted by batches."""
+    """One report of several calls: sums, extremes, and means weighted by batches."""
     if not reports:
         return None
     last = reports[-1]
     batches = sum(report.batches for report in reports)
-    means = {
-        name: sum(r.metrics[name] * r.batches for r in found) / sum(r.batches for r in found)
+    metrics = {
+        name: _mean_or_extreme(name, [r.metrics[name] for r in found], [r.batches for r in found])
         for name in last.metrics
         if (found := [report for report in reports if name in report.metrics])
     }
@@ -158,7 +159,7 @@ def merge_reports(reports: list[LearnReport]) -> LearnReport | None:
         total_updates=last.total_updates,
         batches=batches,
         weight_version=last.weight_version,
-        metrics=means,
+        metrics=metrics,
         wait_s=sum(report.wait_s for report in reports),
         total_s=sum(report.total_s for report in reports),
     )

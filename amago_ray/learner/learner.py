@@ -436,10 +436,19 @@ class Learner:
 
 
 def fetch_means(logged: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-    """Means of the logged scalars over the updates that have them, fetched from the device in one transfer."""
+    """Means of the logged scalars over the updates that have them, fetched from the device in one transfer.
+
+    Of extremes, which "Min" and "Max" at the end of a name say, the least and the largest.
+    """
     if not logged:
         return {}
     names = list(dict.fromkeys(name for row in logged for name in row))
-    columns = ([row[name].float().reshape(()) for row in logged if name in row] for name in names)
-    means = torch.stack([torch.stack(column).mean() for column in columns])
-    return dict(zip(names, means.tolist(), strict=True))
+    columns = [torch.stack([row[name].float().reshape(()) for row in logged if name in row]) for name in names]
+    found = [_over_updates(name, column) for name, column in zip(names, columns, strict=True)]
+    return dict(zip(names, torch.stack(found).tolist(), strict=True))
+
+
+def _over_updates(name: str, column: torch.Tensor) -> torch.Tensor:
+    if name.endswith(" Min"):
+        return column.amin()
+    return column.amax() if name.endswith(" Max") else column.mean()

@@ -102,6 +102,7 @@ class DoubleBufferedWorker:
         first, second = self._halves[0].report(chunk), self._halves[1].report(Chunk())
         return replace(
             first,
+            num_envs=self.config.num_envs,
             env_failures=first.env_failures + second.env_failures,
             env_failed=first.env_failed or second.env_failed,
             exploration={

@@ -366,6 +366,7 @@ class RolloutWorker:
             shard_away=shard_away,
             env_failed=self._pool.take_failure(),
             idle_s=idle_s,
+            num_envs=self.config.num_envs,
             warned=warned(),
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fake_topology import FakeCall, FakeTopology
 
-from amago_ray.driver.learning import Learning
+from amago_ray.driver.learning import Learning, merge_reports
 from amago_ray.messages import LearnReport
 
 REPORTS = (
@@ -39,3 +39,13 @@ def test_the_report_is_of_the_whole_group_whoever_answers_first(order: tuple[int
     of_all = LearnReport(3, 9, 6, 2, {"Total Loss": 3.0, "TD Target Min": -3.0, "TD Target Max": 4.0}, 1.5, 3.0)
     assert finished == [(6, of_all)] and learning.report == of_all
     assert learning.done == 6 and sorted(heard) == ["one", "two"]
+
+
+def test_calls_of_an_epoch_give_means_by_batches_and_true_extremes() -> None:
+    portions = [
+        LearnReport(1, 1, 1, 0, {"Total Loss": 4.0, "TD Target Min": -3.0, "TD Target Max": 2.0}, 0.0, 1.0),
+        LearnReport(3, 4, 3, 0, {"Total Loss": 2.0, "TD Target Min": -1.0, "TD Target Max": 9.0}, 0.0, 1.0),
+    ]
+    merged = merge_reports(portions)
+    assert merged is not None
+    assert merged.metrics == {"Total Loss": 2.5, "TD Target Min": -3.0, "TD Target Max": 9.0}

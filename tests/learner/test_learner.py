@@ -650,3 +650,10 @@ def test_means_are_over_the_updates_that_have_the_number() -> None:
     one, three, five = (torch.tensor(x) for x in (1.0, 3.0, 5.0))
     assert fetch_means([{"a": one}, {"a": three, "b": five}, {"a": five}]) == {"a": 3.0, "b": 5.0}
     assert fetch_means([]) == {}
+
+
+def test_extremes_are_over_all_updates() -> None:
+    rows = [
+        {"TD Target Min": torch.tensor(low), "TD Target Max": torch.tensor(high)} for low, high in ((-3, 2), (-1, 9))
+    ]
+    assert fetch_means(rows) == {"TD Target Min": -3.0, "TD Target Max": 9.0}
