@@ -116,7 +116,12 @@ class ExperimentSettings:
         optional=True,
     )
     train_batches_per_epoch: int = setting(1000, "batches that each learner takes; 0 learns nothing", whole_number(0))
-    batches_per_update: int = setting(1, "batches whose gradients are accumulated for one update", whole_number(1))
+    batches_per_update: int = setting(
+        1,
+        """batches whose gradients are accumulated for one update: the mean over them, each over its own real
+        transitions, which is not quite the gradient of all of them at once""",
+        whole_number(1),
+    )
     batch_size: int = setting(24, "sequences per batch and learner", whole_number(1))
     start_learning_at_epoch: int = setting(0, "first epoch that learns", whole_number(0))
     start_collecting_at_epoch: int = setting(0, "first epoch that collects", whole_number(0))
@@ -348,7 +353,12 @@ class ExperimentSettings:
         optional=True,
     )
     num_replay_shards: int = setting(1, "processes that share the data", whole_number(1, maximum=MOST_PROCESSES))
-    num_learners: int = setting(1, "processes that share the learning", whole_number(1, maximum=MOST_PROCESSES))
+    num_learners: int = setting(
+        1,
+        """processes that share the learning: the gradient is the mean over them, each over the real transitions of a
+        batch of its own, as under AMAGO's accelerate, and metrics likewise""",
+        whole_number(1, maximum=MOST_PROCESSES),
+    )
     learner_device: Literal["auto", "cpu", "cuda"] = setting(
         "auto", """"auto" takes a GPU where there is one""", one_of(Literal["auto", "cpu", "cuda"])
     )
