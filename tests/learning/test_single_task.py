@@ -115,7 +115,7 @@ def tmaze_training(traj_encoder_type: Any, seed: int = 0) -> SingleProcess:
 def a_seed_reaches(
     enough: float, training: Callable[[int], SingleProcess], max_epochs: int, steps_per_env: int, batches: int
 ) -> bool:
-    """Whether a seed trains a policy that is good enough, or the next: in the T-maze one of five never finds the cue."""
+    """Whether a seed trains a policy that is good enough, or the next: one of five never finds the T-maze's cue."""
     return any(train_until(enough, training(seed), max_epochs, steps_per_env, batches) >= enough for seed in (2, 3))
 
 
