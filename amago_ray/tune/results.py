@@ -20,7 +20,7 @@ import numpy as np
 
 from amago_ray.atomic_files import read_json, write_atomically
 from amago_ray.watch.curves import COLOURS, DPI, FAINT, PANEL_SIZE_IN, STYLE
-from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
+from amago_ray.watch.metrics import AVERAGE_RETURN, read_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -172,7 +172,7 @@ def _draw_curves(axes: Axes, folder: Path, results: SweepResults, ranked: Sequen
 
     key = RETURNS.get(results.metric, results.metric)
     for rank, (name, _) in reversed(list(enumerate(ranked))):
-        rows = read_metrics(folder / name) if (folder / name).is_dir() else []
+        rows = read_numbers(folder / name) if (folder / name).is_dir() else []
         points = [(row["total_frames"], row[key]) for row in rows if row.get(key) is not None]
         if points:
             style: dict[str, Any] = {"color": REST, "linewidth": 1}
