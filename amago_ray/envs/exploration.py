@@ -137,11 +137,10 @@ class _EpsilonSchedule(ExplorationWrapper):
         if self.action_spec.kind == "continuous":
             noise = self._hold("noise", self.rng.standard_normal(actions.shape), anew)
             return np.clip(actions + eps * noise, -1.0, 1.0).astype(actions.dtype)
+        # Both are drawn at every step: what one environment does must not move the stream of the others.
         explores = self._hold("chance", self.rng.random(eps.shape), anew) < eps
-        explored = actions.copy()
-        if anew is None and not np.count_nonzero(explores):
-            return explored
         uniform = self._hold("action", sample_actions(self.action_spec, self.num_envs, self.rng, self.legal), anew)
+        explored = actions.copy()
         np.copyto(explored, uniform, where=explores)
         return explored
 

@@ -285,3 +285,14 @@ def test_far_hill_is_reached_by_noise_that_lasts() -> None:
             tops += int(terminated.sum())
         reached[hold] = tops
     assert reached[1.0] == 0 and reached[30.0] >= 5
+
+
+def test_how_often_one_environment_explores_moves_no_other() -> None:
+    """Where none of them explores, too, which is most of the time here."""
+    spec = ActionSpec("discrete", (), "int64", 7, (7,))
+    calm, begun = (EpsilonGreedy(3, spec, 5, eps_start=0.3, eps_end=0.3, randomize_eps=True) for _ in range(2))
+    policy = np.zeros(3, np.int64)
+    for t in range(400):
+        begun.begin(np.array([t % 3 == 0, False, False]))  # row 0 alone has another factor by now
+        found, others = (explorer(policy, np.full(3, t))[1:] for explorer in (calm, begun))
+        np.testing.assert_array_equal(found, others)
