@@ -289,7 +289,7 @@ def test_far_hill_is_reached_by_noise_that_lasts() -> None:
 
 def test_how_often_one_environment_explores_moves_no_other() -> None:
     """Where none of them explores, too, which is most of the time here."""
-    spec = ActionSpec("discrete", (), "int64", 7, (7,))
+    spec = action_spec(spaces.Discrete(7))
     calm, begun = (EpsilonGreedy(3, spec, 5, eps_start=0.3, eps_end=0.3, randomize_eps=True) for _ in range(2))
     policy = np.zeros(3, np.int64)
     for t in range(400):
