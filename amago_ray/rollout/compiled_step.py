@@ -107,10 +107,9 @@ class CompiledPolicyStep(PolicyStep):
 
     def act(self, obs: Mapping[str, np.ndarray], rl2: np.ndarray, time_idx: np.ndarray) -> np.ndarray:
         seen = [self._seen(name, obs[name]) for name in self._names]
-        rl2_tensor = self._view("", rl2)
         tempered = self._sample and self._policy.temperature != self._temperature
         random = torch.get_rng_state() if tempered else None
-        stored, params = self._step(seen, rl2_tensor, torch.from_numpy(time_idx))
+        stored, params = self._step(seen, self._view("rl2", rl2), torch.from_numpy(time_idx))
         if random is not None:  # draw again, by the temperature of now
             torch.set_rng_state(random)
             with torch.inference_mode():

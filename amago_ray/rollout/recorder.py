@@ -48,8 +48,8 @@ class TrajectoryRecorder:
             TERMINATED: ((), "bool"),
         }
         self._obs_names = list(obs_spec)
-        self._longest = max_transitions + stagger
-        self._size = min(self._longest, FIRST_CAPACITY) + 1
+        self._longest_piece = max_transitions + stagger
+        self._size = min(self._longest_piece, FIRST_CAPACITY) + 1
         self._columns = {
             name: np.zeros((self._size, num_envs, *shape), dtype) for name, (shape, dtype) in shapes.items()
         }
@@ -81,7 +81,7 @@ class TrajectoryRecorder:
         actions: (N, ...) as stored. weight_version: of the weights that chose them.
         """
         if self._steps_to_look == 0:
-            self._make_room()
+            self._look_ahead()
         self._steps_to_look -= 1
         self._now = now = (self._now + 1) % self._size
         columns = self._columns
@@ -113,8 +113,8 @@ class TrajectoryRecorder:
         """Pieces have begun."""
         self._begun, self._steps_to_look = True, 0
 
-    def _make_room(self) -> None:
-        """Say when to look next: not before a piece can be full, or the ring."""
+    def _look_ahead(self) -> None:
+        """For how many steps nothing has to be looked at: until a piece can be full, or the ring, which grows here."""
         longest = int(self._num_transitions.max())
         if longest + 1 == self._size:
             self._grow()
@@ -123,7 +123,7 @@ class TrajectoryRecorder:
 
     def _grow(self) -> None:
         """Twice the transitions, or as many as a piece can have; the oldest timestep becomes the first."""
-        before, self._size = self._size, min(2 * (self._size - 1), self._longest) + 1
+        before, self._size = self._size, min(2 * (self._size - 1), self._longest_piece) + 1
         for name, column in self._columns.items():
             grown = np.zeros((self._size, *column.shape[1:]), column.dtype)
             newer = self._now + 1
