@@ -14,7 +14,7 @@ LEARNERS = r"learner \d: .*; going on from"
 
 @pytest.mark.timeout(3600)
 def test_a_run_gets_over_everything_once(tmp_path: Path) -> None:
-    prey = Prey(tmp_path, epochs=100_000)
+    prey = Prey(tmp_path, epochs=100_000, more=["Experiment.compile_acting = 'never'"])
     try:
         deeds = one_by_one(prey, seed=2)
         report = end_and_check(prey, deeds, by=signal.SIGKILL)
