@@ -48,7 +48,7 @@ class TrajectoryRecorder:
             TERMINATED: ((), "bool"),
         }
         self._obs_names = list(obs_spec)
-        self._longest_piece = max_transitions + stagger
+        self._shortest_piece, self._longest_piece = max(max_transitions - stagger, 1), max_transitions + stagger
         self._size = min(self._longest_piece, FIRST_CAPACITY) + 1
         self._columns = {
             name: np.zeros((self._size, num_envs, *shape), dtype) for name, (shape, dtype) in shapes.items()
@@ -167,6 +167,7 @@ class TrajectoryRecorder:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Name and cut trajectories as from `state` on. `begin` must follow.
 
+        Pieces have the lengths of these settings, also where the state is of others: the ring has room for no more.
         Raises ValueError where it is of another number of environments.
         """
         if len(state["max_transitions"]) != len(self._max_transitions):
@@ -174,7 +175,7 @@ class TrajectoryRecorder:
                 f"it had {len(state['max_transitions'])} environments and has {len(self._max_transitions)} now"
             )
         self._incarnation, self._numbers.next = state["incarnation"], state["sequence"]
-        self._max_transitions[:] = state["max_transitions"]
+        np.clip(state["max_transitions"], self._shortest_piece, self._longest_piece, out=self._max_transitions)
         self._look_again()
         for lengths, rng in zip(self._lengths, state["lengths"], strict=True):
             lengths.rng.bit_generator.state = rng

@@ -238,3 +238,25 @@ def test_staggered_lengths_are_those_of_the_environment_and_the_seed() -> None:
     assert together == lengths(staggered(0, 1), 1) + lengths(staggered(1, 1), 1)
     assert together[0] != together[1] and together != lengths(staggered(0, 2, seed=4), 2)
     assert min(map(min, lengths(staggered(0, 2, max_transitions=2), 2))) == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [((64, 0), (3, 0)), ((16, 0), (8, 0)), ((64, 20), (64, 0)), ((4, 0), (64, 20)), ((64, 0), (9, 4))],
+)
+def test_a_state_of_other_lengths_is_cut_by_those_of_now(before: tuple[int, int], now: tuple[int, int]) -> None:
+    """From the first piece on; every step is there once."""
+    old, new = (
+        TrajectoryRecorder(OBS_SPEC, ACTION_SPEC, 2, length, worker=3, incarnation=1, stagger=stagger, seed=5)
+        for length, stagger in (before, now)
+    )
+    new.load_state_dict(old.state_dict())
+    new.begin(np.ones(2, bool), observe(0, 0))
+    pieces = [piece for t in range(1, 151) for piece in step(new, t, t, **({"terminated": [0, 1]} if t == 150 else {}))]
+    for name in NAMES[:2]:
+        mine = [piece for piece in pieces if piece.env_name == name]
+        assert sum(piece.num_transitions for piece in mine) == 150
+        for piece in mine:
+            assert_rows(piece, [*range(piece.first_time_idx, piece.first_time_idx + piece.num_transitions + 1)])
+        length, stagger = now
+        assert {length - stagger <= piece.num_transitions <= length + stagger for piece in mine[:-1]} == {True}
