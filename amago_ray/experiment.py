@@ -89,7 +89,7 @@ class Experiment(ExperimentSettings):
                 raise ValueError("start: this experiment is running; resume and overwrite are for its first start")
             return self
         began = time.monotonic()
-        with starting(self.close, self._display.message):
+        with starting(self.close, self._display.tell, self.directory.record_stop_at_start):
             self._display.message(f"{self.run_name}: trying the environments and the networks")
             check_sendable(self)
             self.agent_spec = probe(self)

@@ -45,6 +45,7 @@ class RunDirectory:
         self.policy_weights = self.root / "ckpts" / "policy_weights"
         self.events = self.root / "events.jsonl"  # what became of processes
         self._lock = self.root.with_name(f".{run_name}.lock")  # beside the folder, which may be removed
+        self._is_held = False  # the lock, by this process
         self._notes: LineFile | None = None
         self.stopped = self.root / "stopped.json"  # of a run that was ended, and why: see `record_stop`
 
@@ -63,9 +64,11 @@ class RunDirectory:
         self.check_writable()
         with without_empty_parents(self.root):
             file = self._lock_file()
+            self._is_held = True
             try:
                 yield
             finally:
+                self._is_held = False
                 with suppress(OSError):  # what ends the run is to be told, and one that is left behind holds nobody up
                     self._lock.unlink(missing_ok=True)
                 file.close()
@@ -122,6 +125,13 @@ class RunDirectory:
         """Why the run came to no end of its own: a callback's reason, a signal. Raises OSError."""
         text = json.dumps({"epoch": epoch, "reason": reason}) + "\n"
         write_atomically(self.stopped, lambda path: path.write_text(text))
+
+    def record_stop_at_start(self, reason: str) -> None:
+        """As `record_stop`, before this process has trained. Nothing is written where it does not have the run, or none
+        is there."""
+        if self._is_held and self.config.is_file():
+            with suppress(OSError):  # it ends all the same
+                self.record_stop(max(self.saved_epochs(), default=-1), reason)
 
     def remove(self) -> None:
         """Delete the run, where there is one."""

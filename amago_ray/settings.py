@@ -137,7 +137,9 @@ class ExperimentSettings:
         optional=True,
     )
     preemption_grace_s: float = setting(
-        30.0, "after a SIGTERM, the longest that saving may take before the run ends (exit status 75)", positive
+        30.0,
+        "after a SIGTERM or SIGHUP, the longest that saving may take before the run ends (exit status 75)",
+        positive,
     )
     force_reset_train_envs_every: int | None = setting(
         None,
@@ -341,7 +343,7 @@ class ExperimentSettings:
         ValidationVideo, JobProgress, or your own (see docs/extending.md)""",
         list_of_callbacks,
     )
-    verbose: bool = setting(True, "show progress")
+    verbose: bool = setting(True, "show progress; what goes wrong is told in any case")
     seed: int = setting(0, "of everything that is random", whole_number(0, maximum=LARGEST_SEED))
 
     num_rollout_workers: int | None = setting(

@@ -71,10 +71,11 @@ class Outcome:
 
     @property
     def line(self) -> str:
-        """The one line of stderr. Raises AssertionError for anything else."""
-        assert self.err.startswith("amago-ray: ") and self.err.count("\n") == 1 and self.err.endswith("\n"), self.err
-        assert "Traceback" not in self.err
-        return self.err.removeprefix("amago-ray: ").removesuffix("\n")
+        """The one line of stderr, below what a run told while it went on. Raises AssertionError for anything else."""
+        told, _, line = self.err.rpartition("amago-ray: ")
+        assert line.count("\n") == 1 and line.endswith("\n") and "Traceback" not in self.err, self.err
+        assert not told or (told.endswith("\n") and "amago-ray: " not in told), self.err
+        return line.removesuffix("\n")
 
 
 @dataclass

@@ -145,6 +145,11 @@ class Ring:
 
     def say(self, text: str) -> None:
         """Tell the user, and who looks at the run's folder."""
+        self.display.tell(text)
+        self._directory.note(text, self.progress.epoch)
+
+    def mention(self, text: str) -> None:
+        """As `say`, of what goes as it should: to a user who wants progress to be shown."""
         self.display.message(text)
         self._directory.note(text, self.progress.epoch)
 

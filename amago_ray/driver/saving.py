@@ -16,6 +16,7 @@ from amago_ray.driver.remote import RemoteCall
 from amago_ray.driver.ring import Ring
 from amago_ray.driver.schedule import Schedule
 from amago_ray.driver.topology import FILES_TIMEOUT_S
+from amago_ray.messages import CannotGoOn
 from amago_ray.pending import CallTimeout, ProcessDied
 from amago_ray.replay.storage.segments import StorageError
 from amago_ray.run_directory import RunDirectory
@@ -60,7 +61,11 @@ class Saving:
         self._owed = False  # one could not be written: the next cut is tried
 
     def after_epoch(self, due: bool) -> None:
-        """Take a cut; where it is due, start to write it. What was written meanwhile is completed."""
+        """Take a cut; where it is due, start to write it. What was written meanwhile is completed.
+
+        Raises CannotGoOn where the run's folder is gone.
+        """
+        self._check_folder()
         self.poll()
         self._take_cut()
         if due or self._owed or self._ring.leaving.saves():
@@ -82,7 +87,9 @@ class Saving:
         """Write the weights as they are into latest/policy.pt.
 
         Raises OSError where they cannot be written and must; else the user is told, and the next epoch tries again.
+        Raises CannotGoOn where the run's folder is gone.
         """
+        self._check_folder()
         try:
             write_atomically(self._directory.latest_policy, self._ring.learners.save_policy)
         except OSError as error:
@@ -95,7 +102,7 @@ class Saving:
         """Where the process is told to end within, the newest cut is written first, and the user told.
 
         The folder says how it ended, also after Ctrl-C. Raises OSError, which says how to go on, where a disk that is
-        full or may not be written to ends the run.
+        full or may not be written to ends the run, and CannotGoOn where its folder is gone.
         """
         try:
             with suppress(OSError):
@@ -109,17 +116,25 @@ class Saving:
             if not (is_full(error) or is_unwritable(error)):
                 raise
             raise OSError(error.errno, f"{_what_failed(error)}{self._how_to_go_on(error)}") from error
-        except Preempted:
-            deadline = time.monotonic() + self._settings.preemption_grace_s
-            self.finish(self._settings.preemption_grace_s, tell_only=True)
-            if self._newest is not None and self._newest.epoch not in self._directory.saved_epochs():
-                self._start()
-                self.finish(max(deadline - time.monotonic(), 0.0), tell_only=True)
+        except Preempted as told:
+            try:
+                self._save_in_time()
+            finally:  # also where Ctrl-C ends that
+                self._record_stop(told.by)
             saved = self._directory.saved_epochs()
             what = f"epoch {saved[-1] + 1} is saved" if saved else "no epoch was finished"
-            self._ring.say(f"told to end (SIGTERM): {what}, --resume auto goes on from there (exit status {RESUMABLE})")
-            self._record_stop("SIGTERM")
+            self._ring.say(
+                f"told to end ({told.by}): {what}, --resume auto goes on from there (exit status {RESUMABLE})"
+            )
             raise
+
+    def _save_in_time(self) -> None:
+        """Write the newest cut, within preemption_grace_s."""
+        deadline = time.monotonic() + self._settings.preemption_grace_s
+        self.finish(self._settings.preemption_grace_s, tell_only=True)
+        if self._newest is not None and self._newest.epoch not in self._directory.saved_epochs():
+            self._start()
+            self.finish(max(deadline - time.monotonic(), 0.0), tell_only=True)
 
     def _how_to_go_on(self, error: OSError) -> str:
         saved = self._directory.saved_epochs()
@@ -131,6 +146,14 @@ class Saving:
     def _record_stop(self, reason: str) -> None:
         with suppress(OSError):  # a full disk: it ends all the same
             self._directory.record_stop(self._ring.progress.epoch, reason)
+
+    def _check_folder(self) -> None:
+        """Raises CannotGoOn where the run's folder was taken away: nobody would find what is saved from here on."""
+        if not self._directory.config.is_file():
+            raise CannotGoOn(
+                f"{self._directory.root} is gone, or its config.txt: removed, renamed or unmounted while the run went "
+                "on; put it back, and --resume auto goes on from its newest training state"
+            )
 
     def _take_cut(self) -> None:
         epoch = self._ring.progress.epoch

@@ -92,7 +92,7 @@ class Schedule(ABC):
         if epoch > 0 and result.bound and bound_of(result.bound) != self._bound:
             self._bound = bound_of(result.bound)
             words = in_words(result.bound, self._ring.plan.learner.device)
-            self._ring.say(f"epoch {epoch + 1}: {words}")
+            self._ring.mention(f"epoch {epoch + 1}: {words}")
         return result
 
     def _result(
@@ -248,11 +248,11 @@ class Auto(Schedule):
         both_s = max(collect_s, learn_s + (busy_s / machine if machine is not None else 0.0))
         times = f"{collect_s:.1f} s of collecting, then {learn_s:.1f} s of learning; about {both_s:.1f} s together"
         if collect_s + learn_s < LEAST_GAIN * both_s:
-            self._ring.say(f"schedule: alternate, since little would be won by overlapping: {times}")
+            self._ring.mention(f"schedule: alternate, since little would be won by overlapping: {times}")
         elif collect_s + learn_s < LEAST_EPOCH_S:
-            self._ring.say(f"schedule: alternate, since epochs are short: {times}")
+            self._ring.mention(f"schedule: alternate, since epochs are short: {times}")
         else:
-            self._ring.say(f"schedule: overlap from epoch {epoch + 2} on, since cores are idle otherwise: {times}")
+            self._ring.mention(f"schedule: overlap from epoch {epoch + 2} on, since cores are idle otherwise: {times}")
             self._overlap()
 
     def _overlap(self) -> None:

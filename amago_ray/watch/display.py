@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from stat import S_ISCHR
 from types import TracebackType
+from typing import TextIO
 
 import numpy as np
 from rich.box import ROUNDED
@@ -39,7 +44,8 @@ class Display:
                 display.finish_epoch({"return": 2.41, "frames": 11520, "updates": 600})
 
     Epochs count from 0 here and from 1 on the screen. On a terminal there is a live panel; elsewhere (a CI log, a
-    submitted job) a line of text per finished epoch. Nothing at all is printed unless `enabled`.
+    submitted job) a line of text per finished epoch. Unless it is `enabled`, nothing is printed but what `tell` is for.
+    A terminal that is closed is no error: nobody sees what is printed from then on.
     """
 
     def __init__(self, run_name: str, epochs: int, enabled: bool) -> None:
@@ -73,7 +79,8 @@ class Display:
     ) -> None:
         if self._live is not None:
             self._status = "finished" if kind is None else "stopped"
-            self._live.stop()  # leaves the last panel on the screen
+            with _on_a_terminal_that_may_close():
+                self._live.stop()  # leaves the last panel on the screen
             self._live = None
 
     def start_epoch(self, epoch: int, collect_total: int, learn_total: int) -> None:
@@ -122,15 +129,24 @@ class Display:
     def message(self, text: str) -> None:
         """Print a line that stays, above the panel."""
         if self._live is not None:
-            self._live.console.print(Text(text))
+            with _on_a_terminal_that_may_close():
+                self._live.console.print(Text(text))
         elif self._enabled:
             self._print(text)
 
-    def _print(self, line: str) -> None:
+    def tell(self, text: str) -> None:
+        """As `message`, of what one has to know in any case: on standard error where progress is not shown."""
+        if self._enabled:
+            self.message(text)
+        else:
+            self._print(text, sys.stderr)
+
+    def _print(self, line: str, to: TextIO | None = None) -> None:
         """Print a line. Where output goes into a file and the disk is full, it comes with a later one."""
         self._unsaid.append(line)
         try:
-            print("\n".join(self._unsaid), flush=True)
+            with _on_a_terminal_that_may_close():
+                print("\n".join(self._unsaid), file=to, flush=True)
         except OSError as error:  # and what was to be written is gone
             if not is_full(error):
                 raise
@@ -140,7 +156,8 @@ class Display:
     def _redraw(self) -> None:
         if self._live is not None and time.monotonic() - self._drawn_at >= REDRAW_INTERVAL_S:
             self._drawn_at = time.monotonic()
-            self._live.refresh()
+            with _on_a_terminal_that_may_close():
+                self._live.refresh()
 
     def _line(self, news: Mapping[str, float]) -> str:
         """The finished epoch in one line, aligned with the others."""
@@ -239,6 +256,22 @@ def sparkline(values: Sequence[float], width: int) -> str:
 def _is_live_terminal() -> bool:
     """Whether a panel can be redrawn in place on standard output, and its characters written."""
     return sys.stdout.isatty() and not Console().is_dumb_terminal and sys.stdout.encoding.lower().startswith("utf")
+
+
+@contextmanager
+def _on_a_terminal_that_may_close() -> Iterator[None]:
+    """Where what is written within finds its terminal closed, all output of the process goes nowhere from then on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # one that is no file
+                if S_ISCHR(os.fstat(stream.fileno()).st_mode):  # (what is closed says that it is no terminal)
+                    os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def _bar(done: float, total: float, style: str) -> ProgressBar:

@@ -98,7 +98,7 @@ def test_a_process_whose_ray_is_gone_ends_with_its_own_status(
     monkeypatch.setattr(Preempted, "raised", False)
     if preempted:
         with pytest.raises(Preempted):
-            raise Preempted
+            raise Preempted("SIGTERM")
     monkeypatch.setattr(cluster, "control_is_gone", lambda: False)
     cluster._end_without_ray()
     assert not ended

@@ -1,4 +1,4 @@
-"""SIGTERM while a run starts: it ends in a line and with the exit status by which job queues start it again."""
+"""SIGTERM and SIGHUP: a run ends in a line and with the exit status by which job queues start it again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from amago_ray.driver.preemption import RESUMABLE, Preempted, as_ctrl_c, starting
+from amago_ray.driver.preemption import RESUMABLE, Preempted, Preemption, as_ctrl_c, starting
 
 TESTS = Path(__file__).parents[1]
 RUN = """
@@ -30,35 +30,63 @@ with Experiment(**small_settings(Path(sys.argv[1])) | settings) as experiment:
 
 
 @pytest.fixture(autouse=True)
-def sigterm_as_before() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def signals_as_before() -> Iterator[None]:
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-def tell_to_end() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
+def tell_to_end(number: signal.Signals = signal.SIGTERM) -> None:
+    os.kill(os.getpid(), number)
 
 
 @pytest.mark.parametrize("swallowed", [False, True])
-def test_a_start_that_is_told_to_end_is_undone(swallowed: bool) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_start_that_is_told_to_end_is_undone(number: signal.Signals, swallowed: bool) -> None:
     done: list[str] = []
-    with pytest.raises(Preempted) as ended, starting(lambda: done.append("undone"), done.append):
+    with pytest.raises(Preempted) as ended, starting(lambda: done.append("undone"), done.append, done.append):
         try:
-            tell_to_end()
+            tell_to_end(number)
         except KeyboardInterrupt:
             if not swallowed:
                 raise
     assert ended.value.code == RESUMABLE
     assert done == [
-        "undone", "told to end (SIGTERM) while it started: --resume auto starts again (exit status 75)"
-    ]  # fmt: skip
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        f"{number.name} while it started",
+        "undone",
+        f"told to end ({number.name}) while it started: --resume auto starts again (exit status 75)",
+    ]
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_ctrl_c_while_it_starts_is_recorded_and_an_error_is_not() -> None:
+    for error, recorded in ((KeyboardInterrupt(), ["Ctrl-C while it started"]), (ValueError("bad"), [])):
+        done: list[str] = []
+        with pytest.raises(type(error)), starting(lambda: None, pytest.fail, done.append):
+            raise error
+        assert done == recorded
+
+
+def test_a_hang_up_that_is_ignored_stays_so() -> None:
+    """Below `nohup`; SIGTERM is heard all the same."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    preemption = Preemption()
+    with starting(lambda: None, pytest.fail, pytest.fail):
+        tell_to_end(signal.SIGHUP)
+    with preemption:
+        tell_to_end(signal.SIGHUP)
+        preemption.check()
+        tell_to_end()
+        with pytest.raises(Preempted) as ended:
+            preemption.check()
+    assert ended.value.by == "SIGTERM"
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_it_is_no_error_of_what_was_being_tried() -> None:
     """Environments may raise SystemExit, which is taken for their failure."""
-    with pytest.raises(Preempted), starting(lambda: None, lambda text: None):
+    with pytest.raises(Preempted), starting(lambda: None, lambda text: None, lambda text: None):
         try:
             tell_to_end()
         except (Exception, SystemExit) as error:
@@ -67,23 +95,24 @@ def test_it_is_no_error_of_what_was_being_tried() -> None:
 
 def test_a_start_that_fails_is_undone_and_says_why_even_if_it_is_told_to_end_meanwhile() -> None:
     said: list[str] = []
-    with pytest.raises(ValueError, match="no such setting"), starting(tell_to_end, said.append):
+    with pytest.raises(ValueError, match="no such setting"), starting(tell_to_end, said.append, said.append):
         raise ValueError("no such setting")
     assert not said
 
 
 def test_between_its_start_and_its_training_a_run_ends_with_the_same_status() -> None:
-    with starting(lambda: None, lambda text: None):
+    with starting(lambda: None, lambda text: None, lambda text: None):
         pass
-    with pytest.raises(Preempted):
-        tell_to_end()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        with pytest.raises(Preempted):
+            tell_to_end(number)
 
 
 def test_a_handler_of_the_users_own_is_left() -> None:
     def own(number: int, frame: FrameType | None) -> None: ...
 
     signal.signal(signal.SIGTERM, own)
-    with starting(lambda: None, lambda text: None):
+    with starting(lambda: None, lambda text: None, lambda text: None):
         assert signal.getsignal(signal.SIGTERM) is not own
     assert signal.getsignal(signal.SIGTERM) is own
 
@@ -92,7 +121,7 @@ def test_a_run_may_start_in_another_thread() -> None:
     done: list[Any] = []
 
     def start() -> None:
-        with starting(lambda: None, done.append):
+        with starting(lambda: None, done.append, done.append):
             done.append("started")
 
     thread = threading.Thread(target=start)
@@ -101,7 +130,7 @@ def test_a_run_may_start_in_another_thread() -> None:
     assert done == ["started"] and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_what_saves_on_ctrl_c_does_so_when_it_is_told_to_end(number: signal.Signals) -> None:
     """With a handler of its own for Ctrl-C, after which it returns and says so, as Ray Tune does."""
     said: list[str] = []
@@ -109,7 +138,7 @@ def test_what_saves_on_ctrl_c_does_so_when_it_is_told_to_end(number: signal.Sign
     before = signal.signal(signal.SIGINT, lambda number, frame: saved.set())
     try:
         with (
-            pytest.raises(Preempted if number == signal.SIGTERM else KeyboardInterrupt),
+            pytest.raises(Preempted if number != signal.SIGINT else KeyboardInterrupt),
             as_ctrl_c(said.append, "--resume goes on"),
         ):
             os.kill(os.getpid(), number)
@@ -117,7 +146,7 @@ def test_what_saves_on_ctrl_c_does_so_when_it_is_told_to_end(number: signal.Sign
             raise KeyboardInterrupt("--resume goes on")
     finally:
         signal.signal(signal.SIGINT, before)
-    assert said == ["told to end (SIGTERM): --resume goes on (exit status 75)"] * (number == signal.SIGTERM)
+    assert said == [f"told to end ({number.name}): --resume goes on (exit status 75)"] * (number != signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 

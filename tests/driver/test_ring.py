@@ -57,9 +57,10 @@ class Run:
         self.topology, self.said = topology, []
         self.directory = RunDirectory(folder, "run")
         self.directory.create()
+        self.directory.config.touch()
         self.progress = Progress(epoch=-1)
         display = Display("run", EPOCHS, enabled=False)
-        display.message = self.said.append  # type: ignore[method-assign]
+        display.message = display.tell = self.said.append  # type: ignore[method-assign]
         any_topology: Any = topology
         self.ring = Ring(self.settings, any_topology, self.directory, self.progress, display)
         self.schedule = make_schedule(self.settings, self.ring)

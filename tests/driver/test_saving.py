@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fake_topology import FakeCall, FakeTopology
 
 from amago_ray.atomic_files import read_json
 from amago_ray.driver.preemption import RESUMABLE, Preempted
+from amago_ray.messages import CannotGoOn
 from amago_ray.replay.storage.segments import StorageError
 
 FULL = OSError(28, "No space left on device")
@@ -305,3 +307,32 @@ def test_a_run_that_has_gone_back_does_not_save_what_it_went_back_from(tmp_path:
     assert run.directory.saved_epochs() == [1] and topology.count("write_state") == 2 + under_way
     assert not list(run.directory.training_states.glob(".*"))
     assert "epoch 2 is saved" in run.said[-1]
+
+
+def test_a_run_whose_folder_is_gone_ends_in_a_line(tmp_path: Path) -> None:
+    """What it would write from then on, nobody would find."""
+    run = Run(tmp_path, "alternate", FakeTopology()).start()
+    run.learn(1)
+    run.directory.root.rename(tmp_path / "renamed")
+    run.schedule.run_epoch(1, last=False)
+    run.progress.epoch = 1
+    for save in (partial(run.saving.policy, must=False), partial(run.saving.after_epoch, due=True)):
+        with pytest.raises(CannotGoOn, match=r"run is gone, or its config\.txt: removed, renamed or unmounted"):
+            save()
+    assert not run.directory.root.exists()
+    (tmp_path / "renamed").rename(run.directory.root)
+    assert run.directory.saved_epochs() == [0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_how_it_ended_is_recorded_also_where_saving_is_broken_off(tmp_path: Path, number: signal.Signals) -> None:
+    class Interrupted(Run):
+        def settle(self) -> None:
+            raise KeyboardInterrupt
+
+    run = Interrupted(tmp_path, "alternate", FakeTopology()).start()
+    with pytest.raises(KeyboardInterrupt), run.saving.before_leaving():
+        run.learn(1, save=False)
+        os.kill(os.getpid(), number)
+        run.ring.check()
+    assert read_json(run.directory.stopped, "reason")["reason"] == number.name

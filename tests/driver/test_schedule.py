@@ -29,7 +29,7 @@ def chosen_after_epochs(
     monkeypatch.setattr(Alternate, "_run", epoch)
     monkeypatch.setattr(Overlap, "_run", epoch)
     plan = SimpleNamespace(cores=Cores(2, 2, machine), learner=LearnerConfig())
-    ring: Any = SimpleNamespace(plan=plan, say=said.append)
+    ring: Any = SimpleNamespace(plan=plan, mention=said.append)
     schedule = Auto(ring)
     for number in range(5):
         schedule.run_epoch(number, last=False)
@@ -74,7 +74,7 @@ def test_it_overlaps_where_workers_have_cores_of_their_own(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("overlaps", [True, False])
 def test_a_run_that_goes_on_stays_with_what_was_chosen(monkeypatch: pytest.MonkeyPatch, overlaps: bool) -> None:
-    ring: Any = SimpleNamespace(say=lambda text: None)
+    ring: Any = SimpleNamespace(mention=lambda text: None)
     saved, resumed = Auto(ring), Auto(ring)
     saved.load_state({"auto": {"chose": True, "overlap": overlaps}})
     resumed.load_state(saved.state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import re
 import sys
 import time
@@ -73,6 +74,29 @@ def test_nothing_is_printed_when_off(capsys: pytest.CaptureFixture[str], termina
         run_two_epochs(enabled=False)
     assert terminal.written == ""
     assert capsys.readouterr() == ("", "")
+
+
+def test_what_goes_wrong_is_told_also_when_off(capsys: pytest.CaptureFixture[str]) -> None:
+    Display("lake", epochs=1, enabled=True).tell("a worker died")
+    assert capsys.readouterr() == ("a worker died\n", "")
+    Display("lake", epochs=1, enabled=False).tell("a worker died")
+    assert capsys.readouterr() == ("", "a worker died\n")
+
+
+def test_a_terminal_that_is_closed_is_no_error(terminal: Terminal) -> None:
+    """A run is told to end then, and saves."""
+    ours, its = os.openpty()
+    with open(its, "w", encoding="utf-8") as output, redirect_stdout(output):
+        assert output.isatty()
+        with Display("lake", epochs=2, enabled=True) as display:
+            display.message("before")
+            assert b"before" in os.read(ours, 10_000)
+            os.close(ours)
+            display.message("after")
+            display.start_epoch(0, collect_total=1, learn_total=1)
+            display.finish_epoch({"return": 1.0})
+        display.tell("at the end")
+        print("and somebody else", flush=True)
 
 
 def test_a_terminal_gets_a_panel_within_80_columns(terminal: Terminal) -> None:
