@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from amago_ray.driver.preemption import RESUMABLE, Preempted, Preemption, as_ctrl_c, starting
+from amago_ray.watch.run_status import run_status
 
 TESTS = Path(__file__).parents[1]
 RUN = """
@@ -152,16 +153,16 @@ def test_what_saves_on_ctrl_c_does_so_when_it_is_told_to_end(number: signal.Sign
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("after", "code", "told"),
+    ("number", "after", "code", "told"),
     [
-        ("connecting to Ray", RUN, "told to end (SIGTERM) while it started"),
-        ("rollout worker", RUN, "told to end (SIGTERM) while it started"),
-        ("epoch      1/", RUN + "    experiment.learn()", "is saved, --resume auto goes on from there"),
+        (signal.SIGHUP, "connecting to Ray", RUN, "told to end (SIGHUP) while it started"),
+        (signal.SIGTERM, "rollout worker", RUN, "told to end (SIGTERM) while it started"),
+        (signal.SIGTERM, "epoch      1/", RUN + "    experiment.learn()", "is saved, --resume auto goes on from there"),
     ],
     ids=["connecting", "starting", "training"],
 )
 def test_a_process_whose_whole_group_is_told_to_end_ends_with_the_status(
-    tmp_path: Path, after: str, code: str, told: str
+    tmp_path: Path, number: signal.Signals, after: str, code: str, told: str
 ) -> None:
     """As `timeout` and supervisors do it, and a terminal: Ray's processes are needed for saving."""
     paths = os.pathsep.join(filter(None, (str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH"))))
@@ -172,8 +173,12 @@ def test_a_process_whose_whole_group_is_told_to_end_ends_with_the_status(
     assert process.stdout is not None
     with process:
         seen = next((line for line in process.stdout if after in line), "")
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, number)
         left = process.stdout.read()
     assert seen and process.returncode == RESUMABLE, left
     assert "Traceback" not in left and "C++" not in left
     assert told in left
+    if after != "connecting to Ray":  # the folder is made once Ray is there
+        status = run_status(tmp_path / "run")
+        reason = "SIGTERM while it started" if after == "rollout worker" else "SIGTERM"
+        assert (status.state, status.reason) == ("stopped", reason)
