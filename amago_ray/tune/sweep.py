@@ -16,6 +16,11 @@ from amago_ray.config.value_checks import LARGEST_SEED, whole_number
 SchedulerName = Literal["fifo", "asha", "pbt"]
 # What a trial gives its experiment itself, and what all trials share.
 OF_THE_SWEEP = ("run_name", "ckpt_base_dir", "verbose", "ray_address")
+# What "pbt" cannot change on the way: how long a trial is, and what its processes take, for which Tune finds room once.
+FROM_THE_START_ON = (
+    "epochs", "num_learners", "num_replay_shards", "num_rollout_workers", "learner_cpus", "learner_device",
+    "rollout_device", "replay_capacity_gb",
+)  # fmt: skip
 # Names of `ray.tune` that a parameter may be drawn by, and how many arguments each takes at least.
 DISTRIBUTIONS = {
     "uniform": 2,
@@ -99,8 +104,14 @@ class Sweep:
         for name, text in self.params.items():
             distribution, _ = parse(name, text)
             owner, _, setting = name.rpartition("/")[2].rpartition(".")
-            if owner.rpartition(".")[2] == "Experiment" and setting in OF_THE_SWEEP:
+            of_experiment = owner.rpartition(".")[2] == "Experiment"
+            if of_experiment and setting in OF_THE_SWEEP:
                 raise ValueError(f"{name}={text}: the sweep sets it itself for every trial: vary another setting")
+            if of_experiment and self.scheduler == "pbt" and setting in FROM_THE_START_ON:
+                raise ValueError(
+                    f"{name}={text}: scheduler 'pbt' changes parameters while trials run, which this one does not "
+                    "allow: vary another setting, or take 'fifo' or 'asha'"
+                )
             if self.scheduler == "pbt" and distribution == "grid_search":
                 raise ValueError(
                     f"{name}={text}: scheduler 'pbt' changes parameters, which a grid does not allow: use choice"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,11 @@ from amago_ray.driver.preemption import as_ctrl_c
 from amago_ray.driver.probe import probe
 from amago_ray.driver.topology import bundles
 from amago_ray.experiment import Experiment
+from amago_ray.tune.parameters import ConfiguredExperiment, check_parameters, check_takes_over
 from amago_ray.tune.population import Bounds, Population
 from amago_ray.tune.results import SWEEP_FILE, SweepResults, Trial, show
 from amago_ray.tune.resuming import TUNE_FOLDER, check_resumable, number_of_trials, plain_settings, settings_of
-from amago_ray.tune.sweep import Sweep, binding, domain
+from amago_ray.tune.sweep import Sweep, domain
 from amago_ray.tune.unknown_metric import StopUnknownMetric, check_metric
 from amago_ray.watch.metrics import AVERAGE_RETURN
 
@@ -179,7 +180,7 @@ def run_sweep(experiment: Experiment, sweep: Sweep, name: str, resume: bool = Fa
     folder = Path(experiment.ckpt_base_dir).expanduser().resolve() / name
     space = {parameter: domain(parameter, text, tune) for parameter, text in sweep.params.items()}
     make = ConfiguredExperiment(config.snapshot(), str(folder.parent), name)
-    _check_parameters(make, space)
+    check_parameters(make, space)
     if resume:
         check_resumable(folder, sweep, settings_of(experiment, space))
     elif folder.exists():
@@ -204,6 +205,8 @@ def _run_sweep(
         return make_plan(experiment, spec, replace(machine, local=False)).num_cpus
 
     spec = probe(experiment)
+    if sweep.scheduler == "pbt":
+        check_takes_over(make, space, sweep.params, spec)
     cluster, started_here = connect(experiment.ray_address, cpus_of_a_trial)
     try:
         roles = trial_roles(experiment)
@@ -276,42 +279,6 @@ class SweepLog(tune.Callback):
         early = entry.epoch < self._results.epochs_of(entry)
         entry.status = "stopped" if status == "finished" and early else status
         self._results.write(self.folder)
-
-
-class ConfiguredExperiment:
-    """Makes the experiment of a trial: a configuration in gin, and the trial's parameters on top of it."""
-
-    def __init__(self, gin_config: str, ckpt_base_dir: str, run_name: str):
-        self._gin_config, self._folder = gin_config, {"ckpt_base_dir": ckpt_base_dir, "run_name": run_name}
-
-    def __call__(self, parameters: Mapping[str, Any]) -> Experiment:
-        config.restore(self._gin_config, driver=True)
-        config.load([], [binding(name, value) for name, value in parameters.items()])
-        return Experiment(**self._folder)  # type: ignore[arg-type]  # gin fills in the rest
-
-
-def _check_parameters(make: ConfiguredExperiment, space: Mapping[str, Any]) -> None:
-    """Make the experiment with every value that is listed and one of those that are drawn; then without any.
-
-    Raises ValueError for a value that neither the configuration allows nor the first values of the other parameters.
-    """
-    listed = {name: _listed(values) for name, values in space.items()}
-    first = {name: values[0] for name, values in listed.items()}
-    make(first)
-    for name, values in listed.items():
-        for value in values[1:]:
-            try:
-                make({name: value})
-            except Exception:
-                make(first | {name: value})
-    make({})  # which stays configured
-
-
-def _listed(values: Any) -> Sequence[Any]:
-    """All values of a grid or choice; one of a distribution."""
-    if isinstance(values, dict):
-        return values["grid_search"]
-    return values.categories if isinstance(values, Categorical) else [values.sample()]
 
 
 def _room(roles: tuple[Role, ...], cluster: Cluster) -> str:

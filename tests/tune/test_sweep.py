@@ -75,6 +75,7 @@ def test_mistakes_in_a_distribution(text: str, expected: str) -> None:
         ({"max_concurrent": 0}, "Sweep.max_concurrent=0"),
         ({"scheduler": "pbt", "num_samples": 4, "max_concurrent": 2}, "Sweep.max_concurrent=2: scheduler 'pbt'"),
         ({"scheduler": "pbt", "params": {"Experiment.seed": "grid_search([1])"}}, "does not allow: use choice"),
+        ({"scheduler": "pbt", "params": {"Experiment.epochs": "randint(4, 9)"}}, "changes parameters while trials run"),
         ({"params": ["Agent.gamma"]}, "Sweep.params=['Agent.gamma']: write {'Agent.gamma': 'loguniform"),
         ({"params": {"Agent.gamma": [0.9, 0.99]}}, "Sweep.params['Agent.gamma']=[0.9, 0.99]: write"),
         ({"params": {"Agent.gamma": 0.9}}, "Sweep.params['Agent.gamma']=0.9: write"),

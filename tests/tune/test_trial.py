@@ -14,7 +14,9 @@ from ray import tune
 from ray.train._internal.checkpoint_manager import _CheckpointManager
 from ray.train._internal.session import _TrainingResult
 from ray.tune import CheckpointConfig
+from sweep_cases import write_config
 
+from amago_ray import Experiment, config
 from amago_ray.run_directory import RunDirectory
 from amago_ray.tune import trial
 from amago_ray.tune.results import SweepResults, Trial
@@ -24,7 +26,6 @@ from amago_ray.tune.trial import (
     OWNER,
     STATE,
     SweepLog,
-    _check_parameters,
     _ExperimentTrial,
     trainable,
 )
@@ -81,31 +82,6 @@ def test_a_trial_whose_experiment_cannot_be_made_asks_for_what_it_takes_to_say_s
     assert trainable(make).default_resource_request({"batch_size": -1}).bundles == [NOTHING_PLANNED]
 
 
-@pytest.mark.parametrize("values", [tune.grid_search([5, -1, 6]), tune.choice([5, 6, -1])])
-def test_every_value_that_is_listed_is_tried_before_anything_starts(values: Any) -> None:
-    def make(parameters: Mapping[str, Any]) -> Any:
-        if parameters.get("batch_size", 1) < 1:
-            raise ValueError(f"batch_size={parameters['batch_size']}")
-
-    space: Any = {"gamma": tune.uniform(0, 1), "batch_size": values}
-    with pytest.raises(ValueError, match="batch_size=-1"):
-        _check_parameters(make, space)  # type: ignore[arg-type]
-
-
-def test_a_listed_value_may_go_with_the_configuration_or_with_the_other_parameters() -> None:
-    made = []
-
-    def make(parameters: Mapping[str, Any]) -> Any:
-        batch_size, learners = parameters.get("batch_size", 4), parameters.get("learners", 4)
-        if batch_size % learners:
-            raise ValueError(f"batch_size={batch_size} with learners={learners}")
-        made.append((batch_size, learners))
-
-    space: Any = {"batch_size": tune.grid_search([6, 8, 10]), "learners": tune.grid_search([2, 4])}
-    _check_parameters(make, space)  # type: ignore[arg-type]
-    assert made == [(6, 2), (8, 4), (10, 2), (4, 4), (4, 4)], "the configuration comes last"
-
-
 @pytest.mark.parametrize(
     "statuses", [["finished"], ["finished", "failed", "running"], ["finished", "failed", "stopped"]]
 )
@@ -128,6 +104,15 @@ def test_a_sweep_that_was_told_to_end_is_not_over_while_trials_are_left(
         contextlib.nullcontext() if over else pytest.raises(KeyboardInterrupt, match="--resume goes on with the sweep")
     ):
         trial._run_sweep(SimpleNamespace(ray_address=None), seeds, Any, space, tmp_path, resume=False)  # type: ignore
+
+
+def test_pbt_tries_its_parameters_before_ray_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "connect", lambda *given: pytest.fail("Ray starts"))
+    config.load([write_config(tmp_path)])
+    widths = Sweep(params={"GRUTrajEncoder.d_hidden": "choice([16, 24])"}, scheduler="pbt", num_samples=2)
+    with pytest.raises(ValueError, match="under scheduler 'pbt' a trial goes on from another's"):
+        trial.run_sweep(Experiment(), widths, "widths")  # type: ignore[call-arg]
+    assert not (tmp_path / "runs").exists()
 
 
 def test_checkpoints_that_tune_has_deleted_are_not_deleted_again(tmp_path: Path) -> None:
