@@ -115,8 +115,9 @@ class _ExperimentTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         experiment = self.experiment
-        if experiment.progress.epoch < 0:
-            experiment.start(overwrite=True)  # nothing was restored: what an earlier life left has no checkpoint
+        if experiment.progress.epoch < 0:  # nothing was restored; of what an earlier life saved, Tune may not know yet
+            saved = bool(experiment.directory.saved_epochs())
+            experiment.start(resume=saved, overwrite=not saved)
         experiment.learn(until=epoch_of_next_validation(experiment) + 1)
         newest, progress = experiment.newest_metrics, experiment.progress
         return {

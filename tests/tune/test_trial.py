@@ -49,6 +49,31 @@ def test_a_trial_that_a_callback_has_stopped_is_done(reason: str | None) -> None
     assert trial.step()["done"] is (reason is not None)
 
 
+@pytest.mark.parametrize("saved", [[], [1, 3]])
+def test_a_trial_of_which_tune_knows_no_checkpoint_goes_on_from_what_its_folder_holds(saved: list[int]) -> None:
+    """Tune, killed, had not written down the newest; a folder of epochs without a state is begun anew."""
+    trial: Any = object.__new__(_ExperimentTrial)
+    progress, begun = Progress(epoch=-1), []
+
+    def start(**how: bool) -> None:
+        begun.append(how)
+        progress.epoch = max(saved, default=-1)
+
+    trial.experiment = SimpleNamespace(
+        progress=progress,
+        epochs=10,
+        val_interval=2,
+        is_due=lambda epoch, interval: epoch % interval == 0,
+        start=start,
+        learn=lambda until: begun.append(until),
+        newest_metrics={},
+        stop_reason=None,
+        directory=SimpleNamespace(root="runs/a", saved_epochs=lambda: saved),
+    )
+    trial.step()
+    assert begun == [{"resume": bool(saved), "overwrite": not saved}, 5 if saved else 1]
+
+
 @pytest.mark.parametrize(("owner", "own"), [("a", True), ("b", False), (None, False)])
 def test_a_trial_knows_its_own_checkpoint(tmp_path: Path, owner: str | None, own: bool) -> None:
     """owner: the trial that saved it; None where a version did that wrote down none."""
