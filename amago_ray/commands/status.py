@@ -14,6 +14,7 @@ from rich.text import Text
 
 from amago_ray.commands.command_line import Parser, duration, in_one_line
 from amago_ray.replay.inspection import Contents
+from amago_ray.watch.metrics import METRICS_FILE
 from amago_ray.watch.run_status import Return, RunStatus, run_status
 
 TABLE_WIDTH = 120  # where the output is no terminal
@@ -46,19 +47,24 @@ def run(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     with in_one_line():
         found: list[RunStatus] = []
-        others: list[ValueError] = []  # of folders that are no run's
+        others: list[ValueError] = []  # of folders that are no run's, or damaged
+        unread: list[str] = []  # what is left out of those that are
         for folder in options.runs:
             try:
-                found.append(run_status(folder))
+                status = run_status(folder)
             except ValueError as error:  # that of a sweep, say, which a pattern of the shell has named too
                 others.append(error)
+                continue
+            found.append(status)
+            if status.broken:
+                unread.append(f"{folder / METRICS_FILE}: {status.broken} of its lines cannot be read and are left out")
         if not found:
             raise others[0]
     console = Console()
     if not console.is_terminal:
         console = Console(width=TABLE_WIDTH)
     console.print(status_table(found))
-    for other in others:
+    for other in (*unread, *others):
         print(f"amago-ray: {other}", file=sys.stderr)
     if any(status.state == "silent" for status in found):
         return 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amago_ray.atomic_files import read_json
+from amago_ray.config.value_checks import whole_number
 from amago_ray.replay.inspection import Contents, find_stored_data, run_settings
 from amago_ray.replay.storage.records import Corrupt
 from amago_ray.replay.storage.segments import StorageError
@@ -34,7 +35,8 @@ class RunStatus:
     age_s: since the newest row, or since the start where there is none yet. epoch: how many are finished.
     frames_per_s, updates_per_s: over the last RECENT_EPOCHS epochs, validations included; None before the first.
     saved: epochs (from 1) of complete training states. replay: what is stored, None where nothing is.
-    replay_error: why that could not be read. killed: whether it is silent because its process is gone.
+    replay_error: why that could not be read. broken: lines of metrics.jsonl that are no rows, and were left out.
+    killed: whether it is silent because its process is gone.
     """
 
     name: str
@@ -54,6 +56,7 @@ class RunStatus:
     saved: tuple[int, ...]
     replay: Contents | None
     replay_error: str | None
+    broken: int = 0
     killed: bool = False
 
 
@@ -64,21 +67,21 @@ def run_status(
 
     now: in seconds since 1970, by default this moment. log: of this run, refreshed; None to read it now.
     look_into_replay: False leaves out what takes as long as much is stored.
-    Raises ValueError, naming the folder, for one that is no run.
+    Raises ValueError, naming the folder, for one that is no run, or whose config.txt is damaged.
     """
     root = run_dir.resolve()
     directory = RunDirectory(root.parent, root.name)
     if not directory.config.is_file():
         raise ValueError(f"{run_dir} has no config.txt; is it the folder of a run?")
     now = time.time() if now is None else now
-    settings, started = run_settings(directory.config), directory.config.stat().st_mtime
+    epochs, started = _epochs(directory.config), directory.config.stat().st_mtime
     if log is None:
         log = RunLog(root)
         log.refresh()
     epoch, frames, updates, wall_s = (log.axes[name][-1] for name in AXES) if len(log) else (-1, 0, 0, 0.0)
     written = started if log.written_at is None else log.written_at
     age_s = max(now - max(written, started), 0.0)
-    done, epochs = int(epoch) + 1, int(settings.get("epochs", 0))
+    done = int(epoch) + 1
     reason = read_json(directory.stopped, "reason")["reason"] if directory.stopped.is_file() else None
     frames_per_s, updates_per_s = _rates(log)
     replay, replay_error = stored_replay(root) if look_into_replay else (None, None)
@@ -103,8 +106,19 @@ def run_status(
         saved=tuple(saved + 1 for saved in directory.saved_epochs()),
         replay=replay,
         replay_error=replay_error,
+        broken=log.broken,
         killed=killed,
     )
+
+
+def _epochs(config: Path) -> int:
+    """How many epochs a run has. Raises ValueError, naming the file, where it does not say so."""
+    settings = run_settings(config)
+    if "epochs" not in settings:
+        raise ValueError(f"{config} is damaged: it lacks Experiment.epochs")
+    if wrong := whole_number(0)(settings["epochs"]):
+        raise ValueError(f"{config} is damaged: Experiment.epochs={settings['epochs']!r}: {wrong}")
+    return settings["epochs"]
 
 
 def _state(log: RunLog, done: int, epochs: int, reason: str | None, age_s: float, just_started: bool) -> str:

@@ -81,3 +81,33 @@ def test_what_is_no_run_hides_no_other_and_is_a_mistake(tmp_path: Path, capsys: 
 def test_what_is_no_run_is_a_mistake_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(["status", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"amago-ray: {tmp_path} has no config.txt; is it the folder of a run?\n"
+
+
+def test_lines_that_cannot_be_read_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path, 20)
+    file = run.root / METRICS_FILE
+    rows = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([rows[0], rows[1][:40] + b"\n", b"[1, 2]\n", b"\xff\xfe\n", *rows[2:], rows[0][:30]]))
+    assert train.main(["status", str(run.root)]) == 0
+    out, err = capsys.readouterr()
+    assert "20 of 20" in out
+    assert err == f"amago-ray: {file}: 3 of its lines cannot be read and are left out\n", "the last is being written"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "it lacks Experiment.epochs"),
+        (b"garbage (((", "it lacks Experiment.epochs"),
+        (b"Experiment.epochs = 5.5\n", "Experiment.epochs=5.5: it must be an integer of 0 or more"),
+        (b"\xff", "config.txt is damaged, or is no text"),
+    ],
+)
+def test_a_damaged_config_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, expected: str
+) -> None:
+    run = make_run(tmp_path, 4)
+    run.config.write_bytes(content)
+    assert train.main(["status", str(run.root)]) == 2
+    out, err = capsys.readouterr()
+    assert not out and expected in err and str(run.config) in err and err.count("\n") == 1

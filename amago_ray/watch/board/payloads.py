@@ -29,7 +29,7 @@ def run_row(run: Run) -> dict[str, Any]:
         status = run.status(time.time())
     except (OSError, ValueError) as error:
         return {"id": run.id, "error": str(error)}
-    row = asdict(status) | {"id": run.id, "version": run.log.version, "broken": run.log.broken}
+    row = asdict(status) | {"id": run.id, "version": run.log.version}
     for name in ("replay", "replay_error", "name"):
         del row[name]
     bound = run.bound()
