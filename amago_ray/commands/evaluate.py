@@ -26,6 +26,7 @@ from amago_ray.messages import EpisodeResult, Trajectory
 from amago_ray.run_directory import RunDirectory
 from amago_ray.watch.checkpoints import plot_checkpoints, table
 from amago_ray.watch.metrics import summarize_episodes
+from amago_ray.watch.run_status import config_of
 
 if TYPE_CHECKING:
     from amago_ray.agent.spec import AgentSpec
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 def run(arguments: Sequence[str]) -> int:
     """Evaluate one or several saved policies of a run, without Ray."""
     options = _parsed(arguments)
+    with in_one_line():
+        config = config_of(options.run)
     _check(options)
     epochs = _epochs(options.run, options.epoch)
     several = options.epoch is not None and (len(epochs) > 1 or "all" in options.epoch)
@@ -46,7 +49,7 @@ def run(arguments: Sequence[str]) -> int:
 
     with in_one_line():
         bindings = [*WITHOUT_DATA, *options.set, *environment_bindings(options.env)]
-        experiment = load_experiment([options.run / "config.txt"], bindings, OF_TRAINING, env_option=True)
+        experiment = load_experiment([config], bindings, OF_TRAINING, env_option=True)
         spec = probe(experiment)
         if options.gif:
             _check_gif(experiment)

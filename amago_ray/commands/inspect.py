@@ -23,6 +23,7 @@ from amago_ray.commands.command_line import (
     override_options,
 )
 from amago_ray.watch.metrics import finite_json
+from amago_ray.watch.run_status import config_of
 
 DESCRIPTION = """\
 play one rollout of a saved policy and print what it saw, thought and did: a line of JSON per step, as it is played
@@ -44,8 +45,9 @@ def run(arguments: Sequence[str]) -> int:
         raise Mistake(f"--max-steps {options.max_steps}: it must be 1 or more")
     check_drawing(options.temperature, options.greedy)
     with in_one_line():
+        config = config_of(options.run)
         bindings = [*WITHOUT_DATA, *options.set, *environment_bindings(options.env)]
-        experiment = load_experiment([options.run / "config.txt"], bindings, OF_TRAINING, env_option=True)
+        experiment = load_experiment([config], bindings, OF_TRAINING, env_option=True)
         from amago_ray.driver.plan import TEST_SEEDS
         from amago_ray.rollout.acting import AGENT_SETTINGS, load_agent
         from amago_ray.rollout.inspection import ThinkingPolicy, inspect_rollout

@@ -12,6 +12,7 @@ from amago_ray.replay.inspection import Contents, find_stored_data, run_settings
 from amago_ray.replay.storage.records import Corrupt
 from amago_ray.replay.storage.segments import StorageError
 from amago_ray.run_directory import RunDirectory
+from amago_ray.watch.curves import CONFIG_FILE
 from amago_ray.watch.metrics import AVERAGE_RETURN, AXES
 from amago_ray.watch.run_log import RunLog
 
@@ -71,10 +72,8 @@ def run_status(
     """
     root = run_dir.resolve()
     directory = RunDirectory(root.parent, root.name)
-    if not directory.config.is_file():
-        raise ValueError(f"{run_dir} has no config.txt; is it the folder of a run?")
     now = time.time() if now is None else now
-    epochs, started = _epochs(directory.config), directory.config.stat().st_mtime
+    epochs, started = _epochs(config_of(run_dir)), directory.config.stat().st_mtime
     if log is None:
         log = RunLog(root)
         log.refresh()
@@ -109,6 +108,16 @@ def run_status(
         broken=log.broken,
         killed=killed,
     )
+
+
+def config_of(run_dir: Path) -> Path:
+    """A run's config.txt. Raises ValueError, naming the folder, for one that is no run, and a run below it."""
+    config = run_dir / CONFIG_FILE
+    if not config.is_file():
+        below = min(run_dir.glob(f"*/{CONFIG_FILE}"), default=None)  # as a sweep's trials are
+        advice = "" if below is None else f" {below.parent} is one"
+        raise ValueError(f"{run_dir} has no config.txt; is it the folder of a run?{advice}")
+    return config
 
 
 def _epochs(config: Path) -> int:
