@@ -19,7 +19,9 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or of one sweep, such as runs/tmaze"
     )
-    parser.add_argument("--out", type=Path, help="the PNG; by default curves.png in the first run's folder")
+    parser.add_argument(
+        "--out", type=Path, help="the PNG; by default curves.png in the first run's folder, or sweep.png in a sweep's"
+    )
     parser.add_argument(
         "--reached", type=float, metavar="RETURN", help="also say when each run's return first got this high"
     )
@@ -30,7 +32,9 @@ def run(arguments: Sequence[str]) -> int:
         sweep = next((folder for folder in options.runs if (folder / SWEEP_FILE).is_file()), None)
         if sweep is not None:
             _check_alone(sweep, options.runs, options.reached)
-            print(plot_sweep(sweep, options.out))
+            out = options.out or sweep / "sweep.png"
+            check_writable(out)
+            print(plot_sweep(sweep, out))
             return 0
         left_out, out = without_returns(options.runs), options.out or options.runs[0] / "curves.png"
         check_writable(out)

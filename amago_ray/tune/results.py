@@ -163,6 +163,7 @@ def plot_sweep(folder: Path, out: Path | None = None) -> Path:
             f"{folder.name}: best trial {ranked[0][0]}, {results.metric} {show(ranked[0][1].best)}",
             x=0.01, ha="left", color=FAINT, fontsize=9,
         )  # fmt: skip
+        out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out, format="png", facecolor="white")
     return out
 

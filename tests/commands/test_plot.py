@@ -39,6 +39,19 @@ def test_a_folder_that_may_not_be_written_is_told(
     assert capsys.readouterr().err == told
 
 
+def test_folders_for_the_picture_are_made_of_a_sweep_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = SweepResults("val/return", "max", epochs=4)
+    results.add("a_00000", {"Agent.gamma": 0.9}, 1, 1.0)
+    results.write(tmp_path / "sweep")
+    for of in (tmp_path / "sweep", write_run(tmp_path / "run")):
+        out = tmp_path / f"of_{of.name}" / "new" / "a.png"
+        assert train.main(["plot", str(of), "--out", str(out)]) == 0
+        assert capsys.readouterr().out == f"{out}\n" and out.is_file()
+    (tmp_path / "file").touch()
+    assert train.main(["plot", str(tmp_path / "sweep"), "--out", str(tmp_path / "file" / "a.png")]) == 2
+    assert "file/a.png cannot be written (File exists): --out says where\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", ["sweep --reached 1", "sweep run", "run sweep", "sweep run --reached 1"])
 def test_a_sweep_is_drawn_by_itself(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: str
