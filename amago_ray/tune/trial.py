@@ -6,10 +6,12 @@ checkpoints are the run's training states.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ from amago_ray.watch.metrics import AVERAGE_RETURN
 STATE, OWNER = "training_state", "trial"  # in a checkpoint: the state, and a file with the id of the trial it is of
 TUNE_STATE = "experiment_state-*.json"  # there, once Tune has begun
 GO_ON = "--resume goes on with the sweep"
+OF_AN_INTERRUPTION = ("Trials did not complete", "Experiment has been interrupted")  # so begins what Tune says of it
 NOTHING_PLANNED = {"CPU": 0.5}  # all that a trial asks for whose experiment cannot be made: it only says why
 
 MakeExperiment = Callable[[dict[str, Any]], Experiment]
@@ -215,12 +218,15 @@ def _run_sweep(
         print(f"{folder.name}: {_room(roles, survey())}\n", flush=True)
         # A metric may be missing from a report: nothing was learned yet, say. `StopUnknownMetric` tells the others.
         os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+        # Failures are told by `SweepLog`, in a line each; Tune would add pages to it.
+        os.environ |= {"TUNE_PRINT_ALL_TRIAL_ERRORS": "0", "RAY_AIR_NEW_OUTPUT": "0"}
         trial = trainable(make)
         if resume and any((folder / TUNE_FOLDER).glob(TUNE_STATE)):
             tuner = _restored(space, trial, folder)
         else:  # where it was killed before Tune had begun, Tune would restore one trial, of no parameters
             tuner = _tuner(experiment, sweep, space, trial, folder)
-        trials = tuner.fit()
+        with _told_once():
+            trials = tuner.fit()
         check_metric(sweep.metric, [trials[i].metrics or {} for i in range(len(trials))], folder)
         if SweepResults.read(folder).ended < number_of_trials(sweep, space):
             # Tune caught it, kept what it needs, and returned.
@@ -228,6 +234,21 @@ def _run_sweep(
     finally:
         if started_here:
             disconnect()
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """Within, Ray Tune does not say of a sweep that was interrupted what the end of the command says."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(OF_AN_INTERRUPTION)
+
+    of_tune = logging.getLogger("ray.tune.tune")
+    of_tune.addFilter(is_news)
+    try:
+        yield
+    finally:
+        of_tune.removeFilter(is_news)
 
 
 class SweepLog(tune.Callback):
@@ -271,15 +292,22 @@ class SweepLog(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._end(trial, "failed")
-        error = Path(trial.error_file).read_text() if trial.error_file else "no reason is known"
-        error = config.without_gin_calls(error).strip()
-        print(f"trial {trial.trial_id} failed: {error.splitlines()[-1]}  (all of it: {trial.error_file})", flush=True)
+        _tell_failure(trial, "failed")
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        _tell_failure(trial, "goes on from its newest checkpoint, if there is one, after it failed")
 
     def _end(self, trial: Any, status: str) -> None:
         entry = self._results.trials.setdefault(trial.trial_id, Trial(dict(trial.config)))
         early = entry.epoch < self._results.epochs_of(entry)
         entry.status = "stopped" if status == "finished" and early else status
         self._results.write(self.folder)
+
+
+def _tell_failure(trial: Any, what: str) -> None:
+    error = Path(trial.error_file).read_text() if trial.error_file else "no reason is known"
+    error = config.without_gin_calls(error).strip()
+    print(f"trial {trial.trial_id} {what}: {error.splitlines()[-1]}  (all of it: {trial.error_file})", flush=True)
 
 
 def _room(roles: tuple[Role, ...], cluster: Cluster) -> str:

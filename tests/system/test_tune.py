@@ -109,8 +109,9 @@ def test_a_trial_with_a_bug_fails_and_says_why(
         tmp_path, "import system.faults", "Experiment.agent_type = @BuggyAgent", "Sweep.max_failures = 0"
     )
     assert command(file, "--param", "Experiment.seed=grid_search([0])") == 1
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "failed: " in out and "ZeroDivisionError" in out
+    assert "Traceback" not in out + err and "errored after" not in out, "all of it is in a file that is named"
     assert [entry["status"] for entry in trials(tmp_path / "runs" / "tiny_sweep").values()] == ["failed"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ from amago_ray.tune.trial import (
     STATE,
     SweepLog,
     _ExperimentTrial,
+    _told_once,
     trainable,
 )
 from amago_ray.watch.metrics import Progress
@@ -165,3 +167,31 @@ def test_a_trials_own_epochs_say_whether_it_was_finished(tmp_path: Path, capsys:
         log.on_trial_complete(1, [trial], trial)
         assert f"epoch    {epoch}/3 " in capsys.readouterr().out
     assert [trial.status for trial in SweepResults.read(tmp_path).trials.values()] == ["finished", "stopped"]
+
+
+def test_a_failure_that_a_trial_survives_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = tmp_path / "error.txt"
+    error.write_text("Traceback (most recent call last):\n  in train\nRuntimeError: no luck\n")
+    trial: Any = SimpleNamespace(trial_id="a", config={}, error_file=str(error))
+    log = SweepLog(tmp_path, SweepResults("val/return", "max", epochs=2))
+    log.on_trial_recover(1, [trial], trial)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("trial a goes on from its newest checkpoint") and "after it failed: RuntimeError: no" in line
+    assert not (tmp_path / "sweep.json").exists(), "it has not ended"
+
+
+def test_what_tune_says_of_an_interruption_is_left_out(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_tune = logging.getLogger("ray.tune.tune")
+    monkeypatch.setattr(of_tune, "propagate", False)
+    monkeypatch.setattr(of_tune, "handlers", [caplog.handler])
+    with _told_once():
+        of_tune.error("Trials did not complete: %s", ["a"])
+        of_tune.warning("Experiment has been interrupted, but the most recent state was saved.")
+        of_tune.error("Experiment state snapshotting failed:")
+    of_tune.error("Trials did not complete: %s", ["b"])
+    assert [record.getMessage() for record in caplog.records] == [
+        "Experiment state snapshotting failed:",
+        "Trials did not complete: ['b']",
+    ]
