@@ -190,7 +190,7 @@ RUNS = (
         resumed(lambda run: _state(run, "run_state.json").write_text('{"epoch": 1}')),
         ("run_epoch_0", "run_state.json", "is damaged"),
     ),
-    Case("a run that is not there", words("evaluate", "runs/none"), ("runs/none", "no such file")),
+    Case("a run that is not there", words("evaluate", "runs/none"), ("runs/none", "has no config.txt")),
     Case(
         "a run whose encoder has no name for gin",
         in_run("evaluate", "RUN", damage=lambda run: given_in_python(run, "tstep_encoder_type", "<class 'Mine'>")),
