@@ -6,7 +6,7 @@ import gin
 import numpy as np
 
 from amago_ray.messages import REWARD, TERMINATED
-from amago_ray.replay.sampling.relabeling import ACHIEVED, Relabeler
+from amago_ray.replay.sampling.relabeling import ACHIEVED, Relabeler, check_held
 from amago_ray.specs import OBS_PREFIX
 
 INSTRUCTION = OBS_PREFIX + "instruction"
@@ -30,7 +30,8 @@ class InstructionRelabeler(Relabeler):
     was cut into pieces, each is relabelled by itself.
 
     probability: of relabelling a sampled trajectory.
-    Raises ValueError for a probability out of range, and for trajectories without such observations.
+    Raises ValueError for a probability out of range, and for trajectories without such observations, or with achieved
+    goals that the dtype of instructions cannot hold.
     Source: section 3.2 of Andrychowicz et al. 2017, arXiv 1707.01495, for sequences of goals, as in Grigsby et al.
     2023, arXiv 2310.09971.
     """
@@ -64,6 +65,7 @@ class InstructionRelabeler(Relabeler):
         if ACHIEVED in columns and INSTRUCTION in columns:
             achieved, instruction = columns[ACHIEVED], columns[INSTRUCTION]
             if achieved.ndim == 2 and instruction.ndim == 3 and instruction.shape[2] == achieved.shape[1] + 1:
+                check_held(type(self).__name__, achieved, instruction.dtype, "instruction")
                 return achieved, instruction.shape[1]
         shapes = {k.removeprefix(OBS_PREFIX): c.shape[1:] for k, c in columns.items() if k.startswith(OBS_PREFIX)}
         raise ValueError(

@@ -114,6 +114,22 @@ def _as_stored(name: str, values: Any, dtype: np.dtype) -> np.ndarray:
     return stored
 
 
+def check_held(relabeler: str, achieved: np.ndarray, dtype: np.dtype, goal: str) -> None:
+    """Raises ValueError for achieved goals that become others in `dtype`: a trajectory would not reach its own goal.
+
+    relabeler: its name. goal: that of the observation that is to hold them.
+    """
+    if achieved.dtype == dtype:
+        return
+    with np.errstate(invalid="ignore", over="ignore"):
+        changed = achieved.astype(dtype) != achieved
+    if changed.any():
+        raise ValueError(
+            f"Experiment.relabeler_type={relabeler}: an 'achieved_goal' of {achieved.dtype} holds "
+            f"{achieved[changed][0]}, which is no {dtype} as {goal!r} has: give both the same dtype"
+        )
+
+
 @gin.configurable
 class HindsightRelabeler(Relabeler):
     """Trains on some trajectories as if a goal that they came to reach had been desired from the start.
@@ -183,17 +199,8 @@ class HindsightRelabeler(Relabeler):
                 "Experiment.relabeler_type=HindsightRelabeler: observations need an 'achieved_goal' and a "
                 f"'desired_goal' of the same shape, and they have {shapes}"
             )
-        achieved, dtype = columns[ACHIEVED], columns[DESIRED].dtype
-        if achieved.dtype == dtype:
-            return achieved
-        with np.errstate(invalid="ignore", over="ignore"):
-            changed = achieved.astype(dtype) != achieved
-        if changed.any():  # the trajectory would not reach the goal that it is given
-            raise ValueError(
-                f"Experiment.relabeler_type=HindsightRelabeler: an 'achieved_goal' of {achieved.dtype} holds "
-                f"{achieved[changed][0]}, which is no {dtype} as a 'desired_goal' is: give both the same dtype"
-            )
-        return achieved
+        check_held(type(self).__name__, columns[ACHIEVED], columns[DESIRED].dtype, "desired_goal")
+        return columns[ACHIEVED]
 
     def _reached(self, achieved: np.ndarray, goal: np.ndarray) -> np.ndarray:
         """(n,) bool: which of the achieved goals (n, ...) count as `goal`."""

@@ -160,3 +160,17 @@ def test_bad_probability_and_observations_that_do_not_fit() -> None:
 def test_it_travels_and_can_be_configured() -> None:
     config.load([], ["InstructionRelabeler.probability = 0.25"])
     assert pickle.loads(pickle.dumps(InstructionRelabeler())).probability == 0.25
+
+
+@pytest.mark.parametrize(
+    ("achieved", "dtype", "wrong"),
+    [(np.float32(0.5), np.int8, "0.5"), (np.int16(302), np.uint8, "302"), (np.int32(40_001), np.float16, "40001")],
+)
+def test_goals_that_would_become_others_are_refused(achieved: np.generic, dtype: type, wrong: str) -> None:
+    """Also in trajectories that stay as they are."""
+    columns = walked([0, 1, 2])
+    columns |= {ACHIEVED: columns[ACHIEVED].clip(0).astype(achieved.dtype), INSTRUCTION: np.zeros((3, 3, 3), dtype)}
+    assert InstructionRelabeler(1.0)(columns, np.random.default_rng(0))[INSTRUCTION].dtype == dtype
+    columns[ACHIEVED][1, 0] = achieved
+    with pytest.raises(ValueError, match=rf"'achieved_goal' of .* holds {wrong}, which is no .* as 'instruction' has"):
+        InstructionRelabeler(0.0)(columns, np.random.default_rng(0))
