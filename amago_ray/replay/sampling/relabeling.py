@@ -30,10 +30,11 @@ class Relabeler(ABC):
     def __call__(self, columns: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """A trajectory's table after relabelling.
 
-        columns: the whole stored trajectory, T + 1 rows of each column (see `data.Trajectory`). They may be shared with
-        other draws, so the answer holds new arrays for what it changes.
-        The answer has the same columns, and may have fewer rows, but no fewer than two. It is checked, and taken to the
-        stored dtypes.
+        columns: the whole stored trajectory, T + 1 rows of each column (see `data.Trajectory`). Other draws share them,
+        so they are read-only, and the answer holds new arrays for what it changes.
+        The answer has the same columns, and may end earlier, but has no fewer than two rows. Its row 0 is the given
+        one: rows left out at the beginning cannot be told, and all later ones would count as earlier than they were. It
+        is checked, and taken to the stored dtypes.
 
         A third parameter, `first_time_idx`, is optional: where there is one, it is given the index of row 0 within the
         rollout, above 0 for the later pieces of a rollout that was cut.
@@ -48,16 +49,32 @@ def relabeled(
     first_time_idx: of row 0 within its rollout.
     """
     where = {"first_time_idx": first_time_idx} if _takes_first_time_idx(type(relabeler)) else {}
-    answer = relabeler(columns, rng, **where)
+    given = {name: _read_only(column) for name, column in columns.items()}
     try:
-        _check_table(answer, columns)
-        stored = {name: _as_stored(name, answer[name], column.dtype) for name, column in columns.items()}
-        for name, column in columns.items():
+        answer = relabeler(dict(given), rng, **where)
+    except ValueError as error:
+        if "read-only" not in str(error):
+            raise
+        raise ValueError(
+            f"Experiment.relabeler_type={type(relabeler).__name__}: it writes into a column that it was given "
+            f"({error}), which other draws share: let it change a copy, column.copy()"
+        ) from error
+    try:
+        _check_table(answer, given)
+        stored = {name: _as_stored(name, answer[name], column.dtype) for name, column in given.items()}
+        for name, column in given.items():
             if stored[name] is not column:
                 _check_values(name, stored[name], column)
         return stored
     except ValueError as error:
         raise ValueError(f"Experiment.relabeler_type={type(relabeler).__name__}: {error}") from None
+
+
+def _read_only(column: np.ndarray) -> np.ndarray:
+    """The column itself, and not a copy, through which it cannot be changed."""
+    view = column.view()
+    view.flags.writeable = False
+    return view
 
 
 @cache

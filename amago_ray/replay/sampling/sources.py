@@ -116,10 +116,10 @@ class BufferSource(Source):
 
 
 def separate(columns: Columns, num_rows: np.ndarray) -> list[Columns]:
-    """Tables of single trajectories, as copies, from `columns` in which they lie end to end."""
+    """Tables of single trajectories, as views, from `columns` in which they lie end to end."""
     stops = np.cumsum(num_rows).tolist()
     return [
-        {name: column[stop - count : stop].copy() for name, column in columns.items()}
+        {name: column[stop - count : stop] for name, column in columns.items()}
         for stop, count in zip(stops, num_rows.tolist(), strict=True)
     ]
 

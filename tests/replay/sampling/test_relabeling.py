@@ -349,3 +349,37 @@ def test_answers_come_in_the_dtypes_that_are_stored() -> None:
     }
     np.testing.assert_array_equal(table["reward"], (np.arange(4) / 3).astype(np.float32))
     assert table["terminated"].tolist() == [False, False, False, True]
+
+
+class InPlace(Relabeler):
+    def __call__(self, columns: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        columns["reward"] += 1
+        return columns
+
+
+class InTheDict(Relabeler):
+    """Which is its own: the arrays are not."""
+
+    def __call__(self, columns: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        columns["reward"] = columns["reward"] + 1
+        return columns
+
+
+def test_what_other_draws_share_cannot_be_changed() -> None:
+    """Neither in the run's own replay, nor in a data set, which keeps what it has loaded."""
+    stored = line(3)
+    message = r"^Experiment.relabeler_type=InPlace: it writes into a column .* read-only\).* column.copy\(\)$"
+    with pytest.raises(ValueError, match=message):
+        sample(shard_of([stored], InPlace()), 1)
+    columns, rng = stored.columns, np.random.default_rng(0)
+    with pytest.raises(ValueError, match=message):
+        relabeled(InPlace(), columns, rng)
+    for _ in range(2):
+        assert relabeled(InTheDict(), columns, rng)["reward"].tolist() == [1.0, -6.0, -6.0, -6.0]
+    columns["reward"][0] = 0.0  # they are as writable as before
+
+
+def test_what_is_given_may_be_answered() -> None:
+    (table,) = tables(sample(shard_of([stored := line(3)], Answering(lambda columns: columns)), 1))
+    for name, column in stored.columns.items():
+        np.testing.assert_array_equal(table[name], column, err_msg=name)
