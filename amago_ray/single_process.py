@@ -17,7 +17,7 @@ from amago_ray.learner.learner import Learner, LearnerConfig
 from amago_ray.learner.precision import MixedPrecision
 from amago_ray.messages import LearnReport
 from amago_ray.replay.client import LocalShard, ReplayReader, ReplayWriter
-from amago_ray.replay.sampling.relabeling import Relabeler
+from amago_ray.replay.sampling.relabeling import Relabeler, categories_of
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
 from amago_ray.rollout.evaluate import evaluate_policy
 from amago_ray.rollout.worker import RolloutConfig, RolloutWorker
@@ -50,7 +50,9 @@ class SingleProcess:
         seed: int = 0,
     ):
         self.make_env, self.spec, self.seed, self.num_envs = make_env, spec, seed, num_envs
-        self.shard = ReplayShard(ReplayConfig(spec.max_seq_len, relabeler=relabeler, seed=seed), 0)
+        categories = categories_of(spec.obs_spec, spec.action_spec)
+        replay = ReplayConfig(spec.max_seq_len, relabeler=relabeler, categories=categories, seed=seed)
+        self.shard = ReplayShard(replay, 0)
         handles = [LocalShard(self.shard)]
         self.writer = ReplayWriter(handles)
         explore = partial(EpsilonGreedy, steps_anneal=steps_anneal)

@@ -17,6 +17,7 @@ from amago_ray.learner.learner import LearnerConfig
 from amago_ray.learner.precision import precision_on
 from amago_ray.replay.client import BUCKETS, request_size
 from amago_ray.replay.datasets.dataset import RowLayout, TrajectoryDataset, mixture_of
+from amago_ray.replay.sampling.relabeling import categories_of
 from amago_ray.replay.sampling.selection import SelectionConfig
 from amago_ray.replay.shard import ReplayConfig
 from amago_ray.replay.storage.config import StoreConfig
@@ -155,6 +156,7 @@ def make_plan(
             ),
             max_trajectories=x.replay_capacity_trajectories,
             relabeler=None if x.relabeler_type is None else x.relabeler_type(),
+            categories=categories_of(agent_spec.obs_spec, agent_spec.action_spec),
             seed=x.seed,
         ),
         datasets=datasets,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from amago_ray.messages import ReplayReport, SampledSequences
-from amago_ray.replay.sampling.relabeling import Relabeler
+from amago_ray.replay.sampling.relabeling import Categories, Relabeler
 from amago_ray.replay.sampling.selection import Selection, SelectionConfig
 from amago_ray.replay.sampling.slices import PaddedSampling, check_padded_sampling
 from amago_ray.replay.sampling.sources import Available, BufferSource, Changed, ReplayEmpty, SliceConfig, Source
@@ -32,6 +32,7 @@ class ReplayConfig:
     selection: how often each trajectory is drawn. store: of one shard; `store.folder` holds a folder per shard.
     max_trajectories: of all shards together, which share it as they share workers; None for what `store` says of one.
     relabeler: changes trajectories as they are sampled (see `relabeling`); None for none.
+    categories: that what it answers is held to (see `relabeling.categories_of`).
     """
 
     max_seq_len: int
@@ -40,6 +41,7 @@ class ReplayConfig:
     store: StoreConfig = field(default_factory=StoreConfig)
     max_trajectories: int | None = None
     relabeler: Relabeler | None = None
+    categories: Categories = field(default_factory=dict)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,7 +66,7 @@ class ReplayShard:
         self.shard = shard
         self._folder = None if config.store.folder is None else shard_folder(config.store.folder, shard)
         self._datasets = datasets
-        self._slices = SliceConfig(config.max_seq_len, config.padded_sampling, config.relabeler)
+        self._slices = SliceConfig(config.max_seq_len, config.padded_sampling, config.relabeler, config.categories)
         self._inserted = self._repeated = self._sampled = 0
         self._life = time.time_ns()
         self._open()

@@ -252,3 +252,8 @@ def test_several_learners_share_their_gpus_with_nobody() -> None:
     """Two halves could come to lie on one GPU; the plan is then refused, since it does not fit."""
     each_learner, each_worker = share_gpus(2, "cuda", 3, "cuda", 2)
     assert each_learner == 1 and 2 * each_learner + 3 * each_worker > 2
+
+
+def test_shards_know_the_categories_of_the_spaces() -> None:
+    settings = ExperimentSettings("run", Counting, 8, make_val_env=Counting, learner_device="cpu")
+    assert make_plan(settings, SPEC, CLUSTER).replay.categories == {"action": (2,)}

@@ -12,11 +12,12 @@ import gin
 import numpy as np
 
 from amago_ray.messages import ACTION, REWARD, TERMINATED
-from amago_ray.specs import OBS_PREFIX
+from amago_ray.specs import OBS_PREFIX, ActionSpec, ObsSpec
 
 ACHIEVED, DESIRED = OBS_PREFIX + "achieved_goal", OBS_PREFIX + "desired_goal"
 
 Strategy = Literal["future", "final"]
+Categories = Mapping[str, tuple[int, ...]]  # of the columns that hold some: how many there are of each entry
 RewardFunction = Callable[[np.ndarray, np.ndarray, dict[str, Any]], np.ndarray]
 
 
@@ -41,12 +42,24 @@ class Relabeler(ABC):
         """
 
 
+def categories_of(obs_spec: ObsSpec, action_spec: ActionSpec) -> dict[str, tuple[int, ...]]:
+    """`Categories` of stored columns; the bits of an action are two each."""
+    found = {OBS_PREFIX + name: spec.nvec for name, spec in obs_spec.items() if spec.nvec}
+    if action_spec.kind == "multibinary":
+        return found | {ACTION: (2,) * action_spec.vector_size}
+    return found | ({ACTION: action_spec.nvec} if action_spec.nvec else {})
+
+
 def relabeled(
-    relabeler: Relabeler, columns: dict[str, np.ndarray], rng: np.random.Generator, first_time_idx: int = 0
+    relabeler: Relabeler,
+    columns: dict[str, np.ndarray],
+    rng: np.random.Generator,
+    first_time_idx: int = 0,
+    categories: Categories | None = None,
 ) -> dict[str, np.ndarray]:
     """A relabeler's answer, in the dtypes of `columns`. Raises ValueError for one that is no table of theirs.
 
-    first_time_idx: of row 0 within its rollout.
+    first_time_idx: of row 0 within its rollout. categories: see `categories_of`; columns without are not held to any.
     """
     where = {"first_time_idx": first_time_idx} if _takes_first_time_idx(type(relabeler)) else {}
     given = {name: _read_only(column) for name, column in columns.items()}
@@ -64,7 +77,7 @@ def relabeled(
         stored = {name: _as_stored(name, answer[name], column.dtype) for name, column in given.items()}
         for name, column in given.items():
             if stored[name] is not column:
-                _check_values(name, stored[name], column)
+                _check_values(name, stored[name], column, (categories or {}).get(name))
         return stored
     except ValueError as error:
         raise ValueError(f"Experiment.relabeler_type={type(relabeler).__name__}: {error}") from None
@@ -103,18 +116,30 @@ def _check_table(answer: Any, columns: dict[str, np.ndarray]) -> None:
         raise ValueError(f"its answer has {num_rows} rows; it must have between 2 and the {most} that it was given")
 
 
-def _check_values(name: str, values: np.ndarray, given: np.ndarray) -> None:
-    """Raises ValueError for what is not finite where what was given is, and for actions that no space has."""
+def _check_values(name: str, values: np.ndarray, given: np.ndarray, nvec: tuple[int, ...] | None) -> None:
+    """Raises ValueError for what is not finite, or no category, where what was given is, and for no stored action."""
     if values.dtype.kind == "f":
         wrong = values[~np.isfinite(values)]
         if wrong.size and np.isfinite(given).all():
             raise ValueError(f"column {name!r} of its answer holds {wrong[0]}, which is not finite")
-    if name == ACTION and values.dtype.kind in "if":
+    if nvec is not None:
+        _check_categories(name, values, given, nvec)
+    elif name == ACTION and values.dtype.kind in "if":
         low, high = (0, None) if values.dtype.kind == "i" else (-1.0, 1.0)
         wrong = values[(values < min(low, given.min())) | (high is not None and values > max(high, given.max()))]
         if wrong.size:
             asked = "integers counted from 0" if high is None else "from -1 to 1"
             raise ValueError(f"column {name!r} of its answer holds {wrong[0]}; stored actions are {asked}")
+
+
+def _check_categories(name: str, values: np.ndarray, given: np.ndarray, nvec: tuple[int, ...]) -> None:
+    limits = np.broadcast_to(np.reshape(nvec, values.shape[1:]), values.shape)
+    wrong = (values < 0) | (values >= limits)
+    if wrong.any() and ((given >= 0) & (given < limits[0])).all():
+        raise ValueError(
+            f"column {name!r} of its answer holds {values[wrong][0]}; its categories are stored as 0 to "
+            f"{limits[wrong][0] - 1}"
+        )
 
 
 def _as_stored(name: str, values: Any, dtype: np.dtype) -> np.ndarray:

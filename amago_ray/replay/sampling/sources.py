@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from amago_ray.replay.sampling.relabeling import Relabeler, relabeled
+from amago_ray.replay.sampling.relabeling import Categories, Relabeler, relabeled
 from amago_ray.replay.sampling.selection import Selection
 from amago_ray.replay.sampling.slices import PaddedSampling, draw_slices
 from amago_ray.replay.storage.records import Corrupt
@@ -41,11 +41,15 @@ class Available:
 
 @dataclass(frozen=True)
 class SliceConfig:
-    """How slices are cut. max_seq_len: the longest, in transitions. padded_sampling: see `sampling.draw_slices`."""
+    """How slices are cut. max_seq_len: the longest, in transitions. padded_sampling: see `sampling.draw_slices`.
+
+    categories: that what the relabeler answers is held to (see `relabeling.categories_of`).
+    """
 
     max_seq_len: int
     padded_sampling: PaddedSampling = "none"
     relabeler: Relabeler | None = None
+    categories: Categories = field(default_factory=dict)
 
 
 class Source(ABC):
@@ -133,7 +137,7 @@ def slice_tables(
     """
     if slices.relabeler is not None:
         tables = [
-            relabeled(slices.relabeler, table, rng, first)
+            relabeled(slices.relabeler, table, rng, first, slices.categories)
             for table, first in zip(tables, first_time_idx.tolist(), strict=True)
         ]
     num_transitions = np.array([len(table["reward"]) - 1 for table in tables], dtype=np.int64)

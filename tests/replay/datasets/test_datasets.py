@@ -29,7 +29,7 @@ from amago_ray.replay.datasets.dataset import (
     mixture_of,
 )
 from amago_ray.replay.readers import EpisodeDataset
-from amago_ray.replay.sampling.relabeling import Relabeler
+from amago_ray.replay.sampling.relabeling import Relabeler, categories_of
 from amago_ray.replay.sampling.selection import SelectionConfig
 from amago_ray.replay.sampling.sources import ReplayEmpty, SliceConfig
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
@@ -357,6 +357,19 @@ def test_datasets_are_relabelled_too() -> None:
     for batch in reader.batches(2, 0, mixture=(0, 1)):
         for obs, reward in zip(batch.rows("obs.observation"), batch.rows("reward"), strict=True):
             np.testing.assert_array_equal(reward, 2 * obs[:, 1])
+
+
+class NextAction(Relabeler):
+    def __call__(self, columns: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return columns | {"action": columns["action"] + 1}
+
+
+def test_what_datasets_are_relabelled_to_has_their_categories() -> None:
+    settings = {"relabeler": NextAction(), "categories": categories_of(LAYOUT.obs.spec, LAYOUT.action.spec)}
+    (shard,) = shards_with([EpisodeDataset([episode(0, length=5)])], num=1, **settings)
+    reader = ReplayReader([LocalShard(shard)], batch_size=8, seed=0)
+    with pytest.raises(ValueError, match="'action' of its answer holds 5; its categories are stored as 0 to 4"):
+        list(reader.batches(2, 0, mixture=(0, 1)))
 
 
 def test_prioritised_replay_beside_a_dataset() -> None:

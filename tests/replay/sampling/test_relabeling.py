@@ -17,10 +17,17 @@ from torch import device
 from amago_ray import config
 from amago_ray.learner.batches import training_batch
 from amago_ray.messages import SampledSequences, Trajectory, TrajectoryId
-from amago_ray.replay.sampling.relabeling import ACHIEVED, DESIRED, HindsightRelabeler, Relabeler, relabeled
+from amago_ray.replay.sampling.relabeling import (
+    ACHIEVED,
+    DESIRED,
+    HindsightRelabeler,
+    Relabeler,
+    categories_of,
+    relabeled,
+)
 from amago_ray.replay.shard import ReplayShard
 from amago_ray.replay.storage.trajectory_pack import pack
-from amago_ray.specs import ActionSpec
+from amago_ray.specs import ActionSpec, ArraySpec
 
 NOWHERE = -99.0  # the goal of all collected rollouts, which nothing achieves
 CHANGED = {DESIRED, "reward", "terminated"}
@@ -383,3 +390,67 @@ def test_what_is_given_may_be_answered() -> None:
     (table,) = tables(sample(shard_of([stored := line(3)], Answering(lambda columns: columns)), 1))
     for name, column in stored.columns.items():
         np.testing.assert_array_equal(table[name], column, err_msg=name)
+
+
+OBS_SPEC = {
+    "one": ArraySpec((), "uint8", (5,)),
+    "some": ArraySpec((2,), "int16", (3, 300)),
+    "real": ArraySpec((2,), "float32"),
+}
+ACTIONS = {
+    "discrete": ActionSpec("discrete", (), "int64", 3, (3,)),
+    "multidiscrete": ActionSpec("multidiscrete", (2,), "int64", 5, (2, 3)),
+    "multibinary": ActionSpec("multibinary", (2,), "int8", 2),
+    "continuous": ActionSpec("continuous", (2,), "float32", 2),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "last"),
+    [
+        ("discrete", "obs.one", 200, 4),
+        ("discrete", "obs.some", [0, 300], 299),
+        ("discrete", "obs.some", [3, 0], 2),
+        ("discrete", "obs.some", [-1, 0], 2),
+        ("discrete", "action", 7, 2),
+        ("discrete", "action", -1, 2),
+        ("multidiscrete", "action", [2, 0], 1),
+        ("multibinary", "action", [0, 2], 1),
+    ],
+)
+def test_categories_that_there_are_not_are_refused(kind: str, name: str, value: Any, last: int) -> None:
+    """A learner would end in an error of PyTorch that names neither, or train on another category's embedding."""
+    shapes = {"obs." + key: (spec.shape, spec.dtype) for key, spec in OBS_SPEC.items()}
+    columns = {key: np.zeros((4, *shape), dtype) for key, (shape, dtype) in shapes.items()} | {
+        "action": np.zeros((4, *ACTIONS[kind].shape), ACTIONS[kind].dtype),
+        "reward": np.zeros(4, np.float32),
+        "terminated": np.zeros(4, bool),
+    }
+    changed = columns[name].copy()
+    changed[2] = value
+    categories, rng = categories_of(OBS_SPEC, ACTIONS[kind]), np.random.default_rng(0)
+    answering, same = (Answering(lambda c, x=x: c | {name: x}) for x in (changed, changed.copy()))
+    wrong = np.asarray(value).flat[int(np.argmax(np.abs(value)))]
+    message = f"column {name!r} of its answer holds {wrong}; its categories are stored as 0 to {last}"
+    with pytest.raises(ValueError, match=f"^Experiment.relabeler_type=Answering: {re.escape(message)}$"):
+        relabeled(answering, columns, rng, 0, categories)
+    columns[name] = changed
+    relabeled(same, columns, rng, 0, categories)  # it was so before, which is none of its doing
+
+
+def test_categories_are_those_of_the_specification() -> None:
+    assert categories_of(OBS_SPEC, ACTIONS["continuous"]) == {"obs.one": (5,), "obs.some": (3, 300)}
+
+
+class NextAction(Relabeler):
+    def __call__(self, columns: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return columns | {"action": columns["action"] + 1}
+
+
+def test_a_shard_knows_categories() -> None:
+    """Of what it draws from its buffer."""
+    (shard,) = make_shards(1, 100, relabeler=NextAction(), categories={"action": (3,)})
+    shard.push(pack([line(3)]))
+    shard.commit()
+    with pytest.raises(ValueError, match="'action' of its answer holds 3; its categories are stored as 0 to 2"):
+        sample(shard, 1)
