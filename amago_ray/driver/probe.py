@@ -135,7 +135,10 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
     )
     if settings.relabeler_type is not None:
         with _in_one_line("building the relabeler"):
-            check_made(f"Experiment.relabeler_type={settings.relabeler_type!r}", settings.relabeler_type(), Relabeler)
+            relabeler = settings.relabeler_type()
+            check_made(f"Experiment.relabeler_type={settings.relabeler_type!r}", relabeler, Relabeler)
+        with _in_one_line(f"Experiment.relabeler_type={type(relabeler).__name__}"):
+            relabeler.check_spaces(env_spaces(settings.make_train_env, processes)[0])
     if (explores := settings.exploration_wrapper_type) is not None:
         with _in_one_line("building the exploration"):
             made = explores(1, action_spec, settings.seed)

@@ -16,6 +16,7 @@ import gin
 import gymnasium as gym
 import pytest
 from conftest import TESTS, TINY_NETWORKS
+from gymnasium import spaces
 from process_envs import Noting
 
 from amago_ray import Experiment, config, train
@@ -113,6 +114,30 @@ def test_a_relabeler_that_refuses_its_arguments(tmp_path: Path, nothing_starts: 
     made = partial(HindsightRelabeler, strategy="past")
     experiment = Experiment("a", partial(Counting, 6), 4, ckpt_base_dir=tmp_path, relabeler_type=made)
     with pytest.raises(ValueError, match="strategy='past'"):
+        experiment.start()
+
+
+class CountedOtherwise(Counting):
+    """An environment whose goals would be others once they are desired."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.observation_space = spaces.Dict(
+            achieved_goal=spaces.Discrete(5, start=1), desired_goal=spaces.Discrete(6), count=self.observation_space
+        )
+
+    def reset(self, **given: Any) -> Any:
+        obs, info = super().reset(**given)
+        return {"achieved_goal": 1, "desired_goal": 0, "count": obs}, info
+
+    def step(self, action: Any) -> Any:
+        obs, *others = super().step(action)
+        return {"achieved_goal": 1, "desired_goal": 0, "count": obs}, *others
+
+
+def test_a_relabeler_of_goals_that_are_counted_otherwise(tmp_path: Path, nothing_starts: None, no_ray: None) -> None:
+    experiment = Experiment("a", CountedOtherwise, 4, ckpt_base_dir=tmp_path, relabeler_type=HindsightRelabeler)
+    with pytest.raises(ValueError, match=r"^Experiment.relabeler_type=.* Discrete\(5, start=1\) and .* Discrete\(6\);"):
         experiment.start()
 
 

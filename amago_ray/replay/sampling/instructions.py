@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gin
+import gymnasium as gym
 import numpy as np
 
 from amago_ray.messages import REWARD, TERMINATED
-from amago_ray.replay.sampling.relabeling import ACHIEVED, Relabeler, check_held
+from amago_ray.replay.sampling.relabeling import ACHIEVED, Relabeler, check_counted_alike, check_held
 from amago_ray.specs import OBS_PREFIX
 
 INSTRUCTION = OBS_PREFIX + "instruction"
@@ -31,7 +32,7 @@ class InstructionRelabeler(Relabeler):
 
     probability: of relabelling a sampled trajectory.
     Raises ValueError for a probability out of range, and for trajectories without such observations, or with achieved
-    goals that the dtype of instructions cannot hold.
+    goals that the dtype of instructions cannot hold, or that are categories which are not counted from 0.
     Source: section 3.2 of Andrychowicz et al. 2017, arXiv 1707.01495, for sequences of goals, as in Grigsby et al.
     2023, arXiv 2310.09971.
     """
@@ -59,6 +60,9 @@ class InstructionRelabeler(Relabeler):
         relabeled[REWARD] = np.diff(progress, prepend=0).astype(columns[REWARD].dtype)
         relabeled[TERMINATED] = progress == len(goals)  # that is: in the last row
         return relabeled
+
+    def check_spaces(self, observation_space: gym.Space) -> None:
+        check_counted_alike(type(self).__name__, observation_space, "instruction")
 
     def _checked(self, columns: dict[str, np.ndarray]) -> tuple[np.ndarray, int]:
         """What was achieved, (rows, d), and the largest number of goals."""

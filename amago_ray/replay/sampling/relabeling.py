@@ -9,8 +9,10 @@ from functools import cache
 from typing import Any, Literal, get_args
 
 import gin
+import gymnasium as gym
 import numpy as np
 
+from amago_ray.envs.spaces import ObsConverter
 from amago_ray.messages import ACTION, REWARD, TERMINATED
 from amago_ray.specs import OBS_PREFIX, ActionSpec, ObsSpec
 
@@ -39,6 +41,12 @@ class Relabeler(ABC):
 
         A third parameter, `first_time_idx`, is optional: where there is one, it is given the index of row 0 within the
         rollout, above 0 for the later pieces of a rollout that was cut.
+        """
+
+    def check_spaces(self, observation_space: gym.Space) -> None:  # noqa: B027 (optional hook)
+        """Raises ValueError for observations that cannot be relabelled. Called once, before anything starts.
+
+        For what a table does not tell: categories are stored counted from 0, whatever the `start` of their space.
         """
 
 
@@ -172,6 +180,25 @@ def check_held(relabeler: str, achieved: np.ndarray, dtype: np.dtype, goal: str)
         )
 
 
+def check_counted_alike(relabeler: str, observation_space: gym.Space, goal: str) -> None:
+    """Raises ValueError where an achieved goal, as it is stored, is another one in the observation named `goal`.
+
+    Categories are stored counted from 0. relabeler: its name. Says nothing where an observation is missing.
+    """
+    stored = ObsConverter(observation_space).meaning
+    if not isinstance(observation_space, gym.spaces.Dict) or not {"achieved_goal", goal} <= stored.keys():
+        return
+    (_, _, achieved, start), (_, _, desired, begin) = stored["achieved_goal"], stored[goal]
+    shifted = (start or [0] * len(begin)) != (begin or [0] * len(start))
+    fewer = bool(desired) and any(n > there_are for n, there_are in zip(achieved, desired, strict=False))
+    if shifted or fewer:
+        raise ValueError(
+            f"Experiment.relabeler_type={relabeler}: a goal that was achieved would become another, or none: "
+            f"'achieved_goal' is {observation_space['achieved_goal']} and {goal!r} is {observation_space[goal]}; give "
+            "both the same start, from which categories are counted, and the latter no fewer of them"
+        )
+
+
 @gin.configurable
 class HindsightRelabeler(Relabeler):
     """Trains on some trajectories as if a goal that they came to reach had been desired from the start.
@@ -191,8 +218,8 @@ class HindsightRelabeler(Relabeler):
     tolerance: largest Euclidean distance at which a goal counts as reached; 0 for equality.
     reward_fn: (achieved goals (n, ...), desired goals (n, ...), {}) -> rewards (n,), like the `compute_reward` of
     goal-conditioned environments; None for 1 where the goal is reached and else 0.
-    Raises ValueError for an argument out of range, and for trajectories without goals, or with achieved ones that the
-    dtype of desired ones cannot hold.
+    Raises ValueError for an argument out of range, for trajectories without goals, or with achieved ones that the dtype
+    of desired ones cannot hold, and for categories that are counted otherwise, or are fewer, where they are desired.
     Source: Andrychowicz et al. 2017, arXiv 1707.01495, sections 3.2 and 4.5.
     """
 
@@ -233,6 +260,9 @@ class HindsightRelabeler(Relabeler):
         relabeled[REWARD] = self._rewards(relabeled, reached[:num_rows], first_time_idx)
         relabeled[TERMINATED] = reached[:num_rows]  # that is: in the last row
         return relabeled
+
+    def check_spaces(self, observation_space: gym.Space) -> None:
+        check_counted_alike(type(self).__name__, observation_space, "desired_goal")
 
     def _achieved_goals(self, columns: dict[str, np.ndarray]) -> np.ndarray:
         if ACHIEVED not in columns or DESIRED not in columns or columns[ACHIEVED].shape != columns[DESIRED].shape:

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -174,3 +175,13 @@ def test_goals_that_would_become_others_are_refused(achieved: np.generic, dtype:
     columns[ACHIEVED][1, 0] = achieved
     with pytest.raises(ValueError, match=rf"'achieved_goal' of .* holds {wrong}, which is no .* as 'instruction' has"):
         InstructionRelabeler(0.0)(columns, np.random.default_rng(0))
+
+
+def test_goals_that_are_counted_otherwise_are_refused() -> None:
+    def space(start: int) -> spaces.Dict:
+        achieved = spaces.MultiDiscrete([5, 5], start=[0, start])
+        return spaces.Dict(achieved_goal=achieved, instruction=spaces.Box(0, 9, (3, 3), np.int64))
+
+    InstructionRelabeler().check_spaces(space(0))
+    with pytest.raises(ValueError, match=r"^Experiment.relabeler_type=InstructionRelabeler: .* 'instruction' is Box\("):
+        InstructionRelabeler().check_spaces(space(1))

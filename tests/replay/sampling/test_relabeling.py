@@ -9,6 +9,7 @@ from typing import Any
 import gin
 import numpy as np
 import pytest
+from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ring_cases import as_batch, assert_uniform, make_shards, sample, stored_trajectories
@@ -454,3 +455,45 @@ def test_a_shard_knows_categories() -> None:
     shard.commit()
     with pytest.raises(ValueError, match="'action' of its answer holds 3; its categories are stored as 0 to 2"):
         sample(shard, 1)
+
+
+def goal_spaces(achieved: spaces.Space, desired: spaces.Space) -> spaces.Dict:
+    return spaces.Dict(achieved_goal=achieved, desired_goal=desired, other=spaces.Discrete(4, start=9))
+
+
+@pytest.mark.parametrize(
+    ("achieved", "desired"),
+    [
+        (spaces.Discrete(5, start=1), spaces.Discrete(6)),
+        (spaces.Discrete(5), spaces.Discrete(5, start=-1)),
+        (spaces.Discrete(5), spaces.Discrete(3)),
+        (spaces.MultiDiscrete([3, 4], start=[0, 1]), spaces.MultiDiscrete([3, 4])),
+        (spaces.MultiDiscrete([3, 4]), spaces.MultiDiscrete([4, 3])),
+        (spaces.Discrete(5, start=1), spaces.Box(0, 9, (), np.int64)),
+        (spaces.Box(0, 9, (), np.uint8), spaces.Discrete(10, start=1)),
+    ],
+)
+def test_goals_that_are_counted_otherwise_are_refused(achieved: spaces.Space, desired: spaces.Space) -> None:
+    """A table does not tell: categories are stored counted from 0."""
+    said = re.escape(f"'achieved_goal' is {achieved} and 'desired_goal' is {desired}; give both the same start")
+    with pytest.raises(ValueError, match=f"^Experiment.relabeler_type=HindsightRelabeler: a goal .*{said}"):
+        HindsightRelabeler().check_spaces(goal_spaces(achieved, desired))
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        goal_spaces(spaces.Discrete(5, start=2), spaces.Discrete(5, start=2)),
+        goal_spaces(spaces.Discrete(5), spaces.Discrete(6)),
+        goal_spaces(spaces.MultiDiscrete([3, 4]), spaces.MultiDiscrete([3, 5])),
+        goal_spaces(spaces.Discrete(5), spaces.Box(0, 9, (), np.int64)),
+        goal_spaces(spaces.Box(0, 9, (), np.uint8), spaces.Discrete(10)),
+        goal_spaces(spaces.Box(-1, 1, (2,)), spaces.Box(-2, 2, (2,))),
+        spaces.Dict(reached=spaces.Discrete(5)),
+        spaces.Discrete(5),
+    ],
+)
+def test_goals_that_are_counted_alike(space: spaces.Space) -> None:
+    """And other observations, which a relabeler of one's own may have a use for."""
+    HindsightRelabeler().check_spaces(space)
+    Answering(lambda columns: columns).check_spaces(space)
