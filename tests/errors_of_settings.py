@@ -65,6 +65,12 @@ SETTINGS = (
     setting(
         "a relabeler of the wrong kind", "Experiment.relabeler_type = @Agent", "it must be a subclass of Relabeler"
     ),
+    setting(
+        "hindsight where there are no goals",
+        "Experiment.relabeler_type = @HindsightRelabeler",
+        "Experiment.relabeler_type=HindsightRelabeler",
+        "'achieved_goal' and a 'desired_goal'",
+    ),
     setting("exploration of the wrong kind", "Experiment.exploration_wrapper_type = @Agent", "of ExplorationWrapper"),
     setting("one callback without a list", "Experiment.callbacks = @KeepBestPolicy", "Experiment.callbacks", "a list"),
     setting(

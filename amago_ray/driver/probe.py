@@ -15,9 +15,11 @@ from amago_ray.driver.probes.exploration import check_exploration
 from amago_ray.driver.probes.networks import check_acting, check_has_sizes, check_loss
 from amago_ray.driver.probes.parts import check_parts
 from amago_ray.driver.probes.published import check_published
+from amago_ray.driver.probes.relabelers import check_relabeler
 from amago_ray.driver.probes.sequences import check_steps
 from amago_ray.driver.time_limit import time_limit
 from amago_ray.envs.exploration import ExplorationWrapper
+from amago_ray.envs.first_rollout import FirstRollout
 from amago_ray.envs.makers import check_env, env_spaces
 from amago_ray.envs.pool import MAX_FAILURES_IN_A_ROW
 from amago_ray.nets.mixed_encoder import default_tstep_encoder
@@ -110,14 +112,16 @@ def _check_sources(settings: ExperimentSettings) -> None:
 
 
 def probe(settings: ExperimentSettings) -> AgentSpec:
-    """Try the environments, the networks and the exploration once, here, where errors are easy to read.
+    """Try the environments, the networks, the relabeler and the exploration once, here, where errors are easy to read.
 
     Returns how to build the agent. Raises what the environments raise, and ValueError where validation environments
     have other spaces than training environments, or one takes longer than `call_timeout_s`.
     """
-    mask, processes = settings.action_mask_key, env_processes(settings)
+    mask, processes, rollout = settings.action_mask_key, env_processes(settings), FirstRollout()
     with _in_time(settings, "make_train_env"):
-        obs_spec, action_spec, _ = check_env(settings.make_train_env, action_mask_key=mask, processes=processes)
+        obs_spec, action_spec, _ = check_env(
+            settings.make_train_env, action_mask_key=mask, processes=processes, rollout=rollout
+        )
     if settings.make_val_env is not settings.make_train_env:
         like = env_spaces(settings.make_train_env, processes)
         with _in_time(settings, "make_val_env"):
@@ -138,7 +142,8 @@ def probe(settings: ExperimentSettings) -> AgentSpec:
             relabeler = settings.relabeler_type()
             check_made(f"Experiment.relabeler_type={settings.relabeler_type!r}", relabeler, Relabeler)
         with _in_one_line(f"Experiment.relabeler_type={type(relabeler).__name__}"):
-            relabeler.check_spaces(env_spaces(settings.make_train_env, processes)[0])
+            observation_space, _ = env_spaces(settings.make_train_env, processes)
+            check_relabeler(relabeler, observation_space, rollout.columns, spec)
     if (explores := settings.exploration_wrapper_type) is not None:
         with _in_one_line("building the exploration"):
             made = explores(1, action_spec, settings.seed)

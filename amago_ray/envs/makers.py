@@ -24,6 +24,7 @@ from gymnasium.vector import VectorEnv
 
 import amago_ray.envs.builtin  # noqa: F401 (registers the gymnasium ids of the environments that ship with the package)
 from amago_ray.envs.amago_env import name_before_reset
+from amago_ray.envs.first_rollout import FirstRollout
 from amago_ray.envs.plain_pool import EnvPool, check_separate
 from amago_ray.envs.pool import (
     MAX_FAILURES_IN_A_ROW,
@@ -144,17 +145,19 @@ def check_env(
     action_mask_key: str | None = None,
     like: tuple[gym.Space, gym.Space] | None = None,
     processes: EnvProcesses | None = None,
+    rollout: FirstRollout | None = None,
 ) -> tuple[ObsSpec, ActionSpec, str]:
     """Build every entry of `make_env` once and take a few random steps in it.
 
     action_mask_key: name of the observation that says which actions are legal. like: those of the training
     environments, if `make_env` is of validation environments. processes: as of `make_pool`; nothing is built here then.
+    rollout: is filled with what came of the first steps.
 
     Returns the specifications that all of them share and the first one's name. Raises ValueError or TypeError, in one
     line that names the environment, for anything that would stop a run.
     """
     entries = distinct(entries_of(make_env))
-    try_out = partial(_try_out, seed=seed, num_steps=num_steps, action_mask_key=action_mask_key)
+    try_out = partial(_try_out, seed=seed, num_steps=num_steps, action_mask_key=action_mask_key, rollout=rollout)
     if processes is None:
         found = _try_here(entries, like, seed, try_out)
     else:
@@ -289,19 +292,24 @@ def _check_builds_anew(entry: Entry, env: Any) -> None:
     check_separate(again, env)
 
 
-def _try_out(pool: Pool, seed: int, num_steps: int, action_mask_key: str | None) -> Tried:
+def _try_out(pool: Pool, seed: int, num_steps: int, action_mask_key: str | None, rollout: FirstRollout | None) -> Tried:
     """Take random steps in the environments of `pool`, and close it."""
     rng = np.random.default_rng(seed)
     try:
         if action_mask_key is not None:
             check_action_mask(action_mask_key, pool.obs_spec, pool.action_spec)
         obs, warned_of = pool.reset(), set[str]()
+        if rollout is not None:
+            rollout.begin(obs)
         for step in range(max(num_steps, MAX_STEPS_TO_AN_END)):
             if step >= num_steps and not pool.awaits_last_obs:
                 break
             _warn_of_images_out_of_bounds(pool, obs, warned_of)
             legal = pool.legal_actions(obs, action_mask_key)
-            transition = pool.step(sample_actions(pool.action_spec, pool.num_envs, rng, legal))
+            actions = sample_actions(pool.action_spec, pool.num_envs, rng, legal)
+            transition = pool.step(actions)
+            if rollout is not None:
+                rollout.step(actions, transition)
             obs, _ = pool.begin(transition.terminated | transition.truncated)
     except EnvFailure as failure:
         raise ValueError(f"environment {pool.env_names[0]} failed with {one_line(failure.__cause__)}") from failure
