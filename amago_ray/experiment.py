@@ -28,6 +28,7 @@ from amago_ray.driver.resume import Resume, open_folder, state_to_resume, what_t
 from amago_ray.driver.ring import Ring
 from amago_ray.driver.saving import Saving
 from amago_ray.driver.schedule import make_schedule
+from amago_ray.driver.streams import streams_kept
 from amago_ray.driver.topology import Topology, check_sendable
 from amago_ray.driver.watching import Watching, make_callbacks, watch
 from amago_ray.envs.makers import MakeEnv
@@ -89,7 +90,7 @@ class Experiment(ExperimentSettings):
                 raise ValueError("start: this experiment is running; resume and overwrite are for its first start")
             return self
         began = time.monotonic()
-        with starting(self.close, self._display.tell, self.directory.record_stop_at_start):
+        with starting(self.close, self._display.tell, self.directory.record_stop_at_start), streams_kept():
             self._display.message(f"{self.run_name}: trying the environments and the networks")
             check_sendable(self)
             self.agent_spec = probe(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from typing import Any
 
 import gin
 import gymnasium as gym
+import numpy as np
 import pytest
+import torch
 from conftest import TESTS, TINY_NETWORKS
 from gymnasium import spaces
 from process_envs import Noting
@@ -115,6 +118,27 @@ def test_a_relabeler_that_refuses_its_arguments(tmp_path: Path, nothing_starts: 
     experiment = Experiment("a", partial(Counting, 6), 4, ckpt_base_dir=tmp_path, relabeler_type=made)
     with pytest.raises(ValueError, match="strategy='past'"):
         experiment.start()
+
+
+class DrawsFromAll(Counting):
+    """An environment that draws from the streams which all code shares."""
+
+    def reset(self, **given: Any) -> Any:
+        random.random(), np.random.random(), torch.rand(1)
+        return super().reset(**given)
+
+
+def test_the_callers_random_streams_are_left_alone(tmp_path: Path, no_ray: None) -> None:
+    def states() -> tuple[Any, ...]:
+        kind, keys, *place = np.random.get_state()
+        return random.getstate(), kind, np.asarray(keys).tolist(), place, torch.get_rng_state().tolist()
+
+    make_env = partial(DrawsFromAll, action="continuous")  # whose policy draws, too
+    experiment = Experiment("a", make_env, 8, traj_encoder_type=GRUTrajEncoder, ckpt_base_dir=tmp_path)
+    before = states()
+    with pytest.raises(AssertionError, match="Ray was started"):
+        experiment.start()
+    assert states() == before
 
 
 class CountedOtherwise(Counting):
