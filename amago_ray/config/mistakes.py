@@ -24,6 +24,9 @@ UNKNOWN_MACRO = re.compile(
     r"macro\(\) missing 1 required positional argument.*In call to configurable 'macro' .*? in scope '([^']*)'",
     re.DOTALL,
 )
+ABSTRACT = re.compile(
+    r"Can't instantiate abstract class (\w+) (?:with|without an implementation for) abstract methods? ([\w', ]+)"
+)
 NO_VALUE = re.compile(r"malformed node or string.*Failed to parse token '([^']*)'(?: (\(.*line \d+\)))?", re.DOTALL)
 # What gin adds to the messages of everything that it has called.
 GIN_CALLS = re.compile(
@@ -48,6 +51,9 @@ def explain(error: Exception) -> str:
         return f"{match.group(1)} has no setting {match.group(2)!r}: the package gives it that"
     if match := UNKNOWN_MACRO.search(text):
         return no_macro(match.group(1))
+    if match := ABSTRACT.search(text):
+        missing = match.group(2).replace("'", "").strip()
+        return f"{match.group(1)}: a subclass has to define {missing}, which it does not"
     if isinstance(error, TokenError):
         what, (line, _) = error.args
         return f"the configuration ends within a bracket or a text ({what}, line {line}): close it"
@@ -82,7 +88,7 @@ def explain_call(error: Exception, otherwise: str) -> str:
 
     otherwise: what to name where no configurable has called that code.
     """
-    if UNKNOWN_MACRO.search(str(error)):  # the code was not reached
+    if UNKNOWN_MACRO.search(str(error)) or ABSTRACT.search(str(error)):  # the code was not reached
         return explain(error)
     callers = GIN_CALL.findall(str(error))  # the innermost comes first
     for caller in callers:

@@ -164,12 +164,12 @@ def _probe_agent(settings: ExperimentSettings, spec: AgentSpec) -> None:
             "(fake_filter with online_coeff=0); use 'trajectories', 'timesteps' or 'recent'"
         )
     packed = settings.batch_layout == "packed"
-    with _in_one_line("a first step of the networks"):
-        check_acting(agent, spec)
     with _in_one_line("the parts of the policy"):
         check_parts(agent, spec)
     with _in_one_line("the sequence model by steps"):
         check_steps(agent.policy.traj_encoder, packed)
+    with _in_one_line("a first step of the networks"):
+        check_acting(agent, spec)
     with _in_one_line("a first loss of the networks"):
         check_loss(agent, spec, packed)
         check_published(agent, spec)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from amago_ray.agent import Agent
 from amago_ray.cuda_graphs import is_known
-from amago_ray.driver.probes.inputs import is_own
+from amago_ray.driver.probes.inputs import is_own, kind_of
 
 Sizes = dict[str, int]  # of the letters of a shape; any other letter stands for any size
 
@@ -41,6 +41,7 @@ def checked_hooks(agent: Agent, num_rows: int) -> Iterator[None]:
         if not is_known(agent):
             for hook, shapes in HOOKS.items():
                 stack.enter_context(_returning(agent, hook, f"{name}.{hook}", shapes, sizes))
+            stack.enter_context(_adding(agent, f"{name}.extra_loss"))
             stack.enter_context(_logging(agent, f"{name}.actor_objective", num_rows))
         for critics in (agent.critics, agent.target_critics):
             if is_own(critics):
@@ -76,6 +77,21 @@ def _returning(module: nn.Module, method: str, called: str, shapes: Sequence[str
         return answer
 
     return _in_place_of(module, method, checked)
+
+
+def _adding(agent: Agent, called: str) -> Any:
+    function = agent.extra_loss
+
+    @wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        answer = function(*args, **kwargs)
+        if answer is not None and not isinstance(answer, Tensor):
+            raise ValueError(
+                f"{called}: it returned a {kind_of(answer)}; it must return a tensor, of one number, or None"
+            )
+        return answer
+
+    return _in_place_of(agent, "extra_loss", checked)
 
 
 def _logging(agent: Agent, called: str, num_rows: int) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -49,3 +51,19 @@ def apart(one: Tensor, other: Tensor, tolerance: float) -> float | None:
         return None
     off = (one - other).abs().max().item()
     return None if off <= tolerance * (1.0 + other.abs().max().item()) else off
+
+
+def check_numbers(called: str, answer: Any) -> None:
+    """Raises ValueError unless what a method returned is a tensor of finite numbers. called: its class and name."""
+    if not isinstance(answer, Tensor):
+        raise ValueError(f"{called} returned a {kind_of(answer)}; it must return a tensor")
+    if not answer.isfinite().all():
+        wrong = answer[~answer.isfinite()][0].item()
+        raise ValueError(f"{called} made {wrong} of numbers that are finite, such as the space allows")
+
+
+def kind_of(answer: Any) -> str:
+    """What something is, in words: its class, and how many parts it has."""
+    module, name = type(answer).__module__.partition(".")[0], type(answer).__name__
+    name = name if module == "builtins" else f"{module}.{name}"
+    return f"{name} of {len(answer)}" if isinstance(answer, tuple | list) else name

@@ -9,7 +9,7 @@ from torch import Tensor
 from amago_ray.agent import Agent
 from amago_ray.agent.policy import Policy
 from amago_ray.agent.spec import AgentSpec
-from amago_ray.driver.probes.inputs import apart, is_own, timesteps
+from amago_ray.driver.probes.inputs import apart, check_numbers, is_own, timesteps
 from amago_ray.envs.spaces import BOUNDS_TOLERANCE
 from amago_ray.nets.actors import ActorHead
 from amago_ray.nets.distributions import ActionDistribution
@@ -44,12 +44,15 @@ def _check_encoder(policy: Policy, spec: AgentSpec) -> None:
     encoder, name = policy.tstep_encoder, type(policy.tstep_encoder).__name__
     obs, rl2 = _observed(policy, spec)
     together = encoder(obs, rl2)
+    check_numbers(f"{name}: `encode`", together)
     expected = (NUM, LENGTH, encoder.emb_dim)
     if tuple(together.shape) != expected:
         raise ValueError(
             f"{name}: `encode` made an embedding of shape {tuple(together.shape)} of {NUM} sequences of {LENGTH} "
             f"timesteps; with emb_dim={encoder.emb_dim} it must be {expected}"
         )
+    if together.dtype != torch.float32 and not is_own(policy.traj_encoder):
+        raise ValueError(f"{name}: `encode` made an embedding of {together.dtype}; it must be torch.float32")
     for b, t in np.ndindex(NUM, LENGTH):
         alone = encoder({key: x[b : b + 1, t : t + 1] for key, x in obs.items()}, rl2[b : b + 1, t : t + 1])
         off = apart(alone[0, 0], together[b, t], TOLERANCE)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from amago_ray.driver.probes.inputs import apart, is_own
+from amago_ray.driver.probes.inputs import apart, check_numbers, is_own, kind_of
 from amago_ray.nets.packed_sequences import Packing
 from amago_ray.nets.traj_encoders import TrajEncoder
 
@@ -40,6 +42,7 @@ def check_steps(encoder: TrajEncoder, packed: bool = False) -> None:
 
 
 def _check_shape(encoder: TrajEncoder, states: Tensor, num: int) -> None:
+    check_numbers(f"{type(encoder).__name__}: `forward`", states)
     expected = (2, num, encoder.emb_dim)
     if tuple(states.shape) != expected:
         raise ValueError(
@@ -106,14 +109,14 @@ def _check_steps(encoder: TrajEncoder, seq: Tensor, time_idx: Tensor, whole: Ten
     num = seq.shape[1] - 1
     half, memory = max(num // 2, 1), encoder.initial_memory(2)
     for t in range(half):
-        states, memory = encoder.step(seq[:, t], time_idx[:, t], memory)
+        states, memory = _step(encoder, seq[:, t], time_idx[:, t], memory)
         _check_same(encoder, states, whole[:, t], f"after {t + 1} of {num} timesteps")
     # The first environment begins anew, the other goes on.
     memory = encoder.reset_memory(memory, np.array([True, False]))
     for t in range(max(num - half, 1)):
         on = half + t
         at = torch.tensor([t, on])
-        states, memory = encoder.step(torch.stack((seq[0, t], seq[1, on])), at, memory)
+        states, memory = _step(encoder, torch.stack((seq[0, t], seq[1, on])), at, memory)
         _check_same(encoder, states[0], whole[0, t], f"{t + 1} timesteps after reset_memory of one of two")
         if on < num:  # as many as acting has to remember
             _check_same(encoder, states[1], whole[1, on], f"after {on + 1} of {num} timesteps")
@@ -123,7 +126,7 @@ def _check_in_turn(encoder: TrajEncoder, seq: Tensor, time_idx: Tensor, whole: T
     memories = [encoder.initial_memory(1) for _ in range(2)]
     for t in range(min(seq.shape[1] - 1, IN_TURN)):
         for row, memory in enumerate(memories):
-            states, memories[row] = encoder.step(seq[row : row + 1, t], time_idx[row : row + 1, t], memory)
+            states, memories[row] = _step(encoder, seq[row : row + 1, t], time_idx[row : row + 1, t], memory)
             off = apart(states[0], whole[row, t], TOLERANCE)
             if off is not None:
                 raise ValueError(
@@ -131,6 +134,23 @@ def _check_in_turn(encoder: TrajEncoder, seq: Tensor, time_idx: Tensor, whole: T
                     f"{off:.2g} off: what is remembered belongs into the memory that `step` is given and returns, not "
                     "on the module"
                 )
+
+
+def _step(encoder: TrajEncoder, seq_BD: Tensor, time_idx_B: Tensor, memory: Any) -> tuple[Tensor, Any]:
+    """`encoder.step`. Raises ValueError where it returns something else than it should."""
+    answer, called = encoder.step(seq_BD, time_idx_B, memory), f"{type(encoder).__name__}: `step`"
+    if not isinstance(answer, tuple | list) or len(answer) != 2:
+        raise ValueError(
+            f"{called} returned a {kind_of(answer)}; it must return a pair, states (B, D) and the new memory"
+        )
+    states, memory = answer
+    check_numbers(f"{called}, in its states,", states)
+    expected = (len(seq_BD), encoder.emb_dim)
+    if tuple(states.shape) != expected:
+        raise ValueError(
+            f"{called} made states of shape {tuple(states.shape)} of {len(seq_BD)} timesteps; it must be {expected}"
+        )
+    return states, memory
 
 
 def _check_same(encoder: TrajEncoder, stepped: Tensor, whole: Tensor, when: str) -> None:

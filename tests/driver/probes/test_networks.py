@@ -72,7 +72,11 @@ def test_a_loss_that_can_be_computed(agent_type: type[Agent], packed: bool, max_
 @pytest.mark.parametrize(
     ("settings", "packed", "said"),
     [
-        ({"agent_type": AddsANumber}, False, "'float' object has no attribute"),
+        (
+            {"agent_type": AddsANumber},
+            False,
+            "AddsANumber.extra_loss: it returned a float; it must return a tensor, of",
+        ),
         ({"agent_type": AddsMany}, False, "AddsMany: its loss is of shape .* one number with gradient"),
         ({"agent_type": Raises}, False, "my critics"),
         ({"agent_type": MasksTimesteps}, True, r"actor_mask: its mask .* must be torch.bool of shape \(B, L\)"),

@@ -25,6 +25,7 @@ from amago_ray.nets.actors import Actor, ActorHead, ResidualActor
 from amago_ray.nets.distributions import ActionDistribution
 from amago_ray.nets.mixed_encoder import MixedTstepEncoder
 from amago_ray.nets.policy_outputs import GMM, Beta, PolicyOutput
+from amago_ray.nets.traj_encoders import FFTrajEncoder
 from amago_ray.nets.tstep_encoders import CNNTstepEncoder, FFTstepEncoder, TstepEncoder
 from amago_ray.specs import ArraySpec, Bounds
 
@@ -65,6 +66,37 @@ class OverBatch(Linear):
 class WithoutTime(Linear):
     def encode(self, obs: Any, rl2: Tensor, mask: Tensor | None) -> Tensor:
         return super().encode(obs, rl2, mask)[:, -1]
+
+
+class OfAnotherWidth(Linear):
+    emb_dim = 7  # type: ignore[assignment]
+
+
+class OfDoubles(Linear):
+    def encode(self, obs: Any, rl2: Tensor, mask: Tensor | None) -> Tensor:
+        return super().encode(obs, rl2, mask).double()
+
+
+class OfArrays(Linear):
+    def encode(self, obs: Any, rl2: Tensor, mask: Tensor | None) -> Any:
+        return super().encode(obs, rl2, mask).detach().numpy()
+
+
+class OfNothing(Linear):
+    def encode(self, obs: Any, rl2: Tensor, mask: Tensor | None) -> Tensor:
+        return super().encode(obs, rl2, mask) * torch.nan
+
+
+class Unfinished(TstepEncoder):
+    def encode(self, obs: Any, rl2: Tensor, mask: Tensor | None) -> Tensor:
+        return rl2
+
+
+class TakesDoubles(FFTrajEncoder):
+    """A sequence model that makes of an embedding what it needs."""
+
+    def forward(self, seq_BLD: Tensor, time_idx_BL: Tensor) -> Tensor:
+        return super().forward(seq_BLD.float(), time_idx_BL)
 
 
 class Head(ActorHead):
@@ -252,9 +284,13 @@ def test_one_category_of_one() -> None:
         (OverTime, "must encode each timestep alone"),
         (OverBatch, "must encode each timestep alone"),
         (WithoutTime, r"an embedding of shape \(2, 8\) .* with emb_dim=8 it must be \(2, 3, 8\)"),
+        (OfAnotherWidth, r"an embedding of shape \(2, 3, 8\) .* with emb_dim=7 it must be \(2, 3, 7\)"),
+        (OfDoubles, "`encode` made an embedding of torch.float64; it must be torch.float32"),
+        (OfArrays, "`encode` returned a numpy.ndarray; it must return a tensor"),
+        (OfNothing, "`encode` made nan of numbers that are finite"),
     ],
 )
-def test_timestep_encoders_that_mix_timesteps(encoder: Any, said: str) -> None:
+def test_timestep_encoders_that_are_not_as_they_should_be(encoder: Any, said: str) -> None:
     with pytest.raises(ValueError, match=f"^{encoder.__name__}: .*{said}"):
         try_it(agent_spec(tstep_encoder=encoder))
 
@@ -304,8 +340,24 @@ def test_observations_are_within_their_spaces() -> None:
     assert set(obs["n"].flatten().tolist()) <= {0, 1, 2, 3} and obs["x"].std() > 0
 
 
-def test_it_is_told_in_one_line() -> None:
-    config.load([], [*TINY_NETWORKS, "Experiment.traj_encoder_type = @GRUTrajEncoder"])
+@pytest.mark.parametrize(
+    ("encoder", "said"),
+    [
+        (OverTime, "the parts of the policy: ValueError: OverTime: `encode` must encode each"),
+        (OfAnotherWidth, "OfAnotherWidth: `encode` made an embedding of shape"),
+        (OfDoubles, "the parts of the policy: ValueError: OfDoubles: `encode` made an embedding of torch.float64"),
+        (Unfinished, "Unfinished: a subclass has to define emb_dim, which it does not$"),
+    ],
+)
+def test_it_is_told_in_one_line(encoder: Any, said: str) -> None:
+    """And before a step of all networks together, in which PyTorch says what it makes of it."""
+    config.load([], [*TINY_NETWORKS, "Experiment.traj_encoder_type = @GRUTrajEncoder", "Agent.num_critics = 2"])
     make_env = partial(Identity, "discrete", 3)
-    with pytest.raises(ValueError, match="^the parts of the policy: ValueError: OverTime: `encode` must encode each"):
-        probe(Experiment(run_name="a", make_train_env=make_env, max_seq_len=8, tstep_encoder_type=OverTime))
+    with pytest.raises(ValueError, match=f"^{said}"):
+        probe(Experiment(run_name="a", make_train_env=make_env, max_seq_len=8, tstep_encoder_type=encoder))
+
+
+def test_an_embedding_that_the_sequence_model_takes() -> None:
+    make_env = partial(Identity, "discrete", 3)
+    types = {"tstep_encoder_type": OfDoubles, "traj_encoder_type": TakesDoubles}
+    probe(Experiment(run_name="a", make_train_env=make_env, max_seq_len=8, **types))

@@ -12,8 +12,11 @@ from policy_step_cases import MORE_ENCODERS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amago_ray.driver.probe import probe
 from amago_ray.driver.probes import sequences
 from amago_ray.driver.probes.sequences import check_steps
+from amago_ray.envs.builtin import Counting
+from amago_ray.experiment import Experiment
 from amago_ray.nets.packed_sequences import Packing
 from amago_ray.nets.traj_encoders import GRUTrajEncoder, TrajEncoder
 
@@ -151,6 +154,32 @@ class PackedAsOne(GRUTrajEncoder):
         return self.forward(seq_1RD, time_idx_1R)
 
 
+class StepsWithoutMemory(Recurrent):
+    def step(self, seq_BD: Tensor, time_idx_B: Tensor, memory: Any) -> Any:
+        return super().step(seq_BD, time_idx_B, memory)[0]
+
+
+class StepsOfArrays(Recurrent):
+    def step(self, seq_BD: Tensor, time_idx_B: Tensor, memory: Any) -> Any:
+        states, memory = super().step(seq_BD, time_idx_B, memory)
+        return states.numpy(), memory
+
+
+class StepsNotSqueezed(Recurrent):
+    def step(self, seq_BD: Tensor, time_idx_B: Tensor, memory: Any) -> Any:
+        return self.rnn(seq_BD.unsqueeze(1), memory)
+
+
+class ForwardWithMemory(Recurrent):
+    def forward(self, seq_BLD: Tensor, time_idx_BL: Tensor) -> Any:
+        return self.rnn(seq_BLD)
+
+
+class ForwardOfNothing(Recurrent):
+    def forward(self, seq_BLD: Tensor, time_idx_BL: Tensor) -> Any:
+        return super().forward(seq_BLD, time_idx_BL).log()
+
+
 class OfAnotherWidth(Recurrent):
     emb_dim = WIDTH + 1  # type: ignore[assignment]
 
@@ -181,12 +210,28 @@ def test_this_packages_own_agree(name: str, max_seq_len: int, monkeypatch: pytes
         (RemembersOnItself, "one memory and then of another must not mix"),
         (Positions, r"it fails at time_idx=8 to 15 \(IndexError: index out of range.* max_seq_len=8: .*max_time_idx"),
         (PlacesInASequence, "fails on 9 timesteps .*8 transitions, .* one timestep more"),
+        (
+            StepsWithoutMemory,
+            r"`step` returned a torch.Tensor; it must return a pair, states \(B, D\) and the new memory",
+        ),
+        (StepsOfArrays, "`step`, in its states, returned a numpy.ndarray; it must return a tensor"),
+        (StepsNotSqueezed, r"`step` made states of shape \(2, 1, 6\) of 2 timesteps; it must be \(2, 6\)"),
+        (ForwardWithMemory, "`forward` returned a tuple of 2; it must return a tensor"),
+        (ForwardOfNothing, "`forward` made nan of numbers that are finite"),
         (OfAnotherWidth, r"shape \(2, 8, 6\) .* must be \(2, 8, 7\)"),
     ],
 )
 def test_a_sequence_model_that_does_not(encoder: type[TrajEncoder], said: str) -> None:
     with pytest.raises(ValueError, match=f"^{encoder.__name__}: .*{said}"):
         check_steps(encoder(5, 8))
+
+
+def test_it_is_told_before_a_step_of_all_networks() -> None:
+    experiment = Experiment("a", Counting, 8, traj_encoder_type=StepsWithoutMemory)
+    with pytest.raises(
+        ValueError, match="^the sequence model by steps: ValueError: StepsWithoutMemory: `step` returned"
+    ):
+        probe(experiment)
 
 
 def test_what_is_seen_of_sequences_of_two_and_only_of_long_ones() -> None:
