@@ -17,6 +17,7 @@ from gymnasium import spaces
 
 from amago_ray.envs.refused_spaces import action_remedy, described, observation_remedy
 from amago_ray.specs import ActionSpec, ArraySpec, Bounds
+from amago_ray.warned import warn
 
 OBSERVATION = "observation"  # name of an observation that is not a Dict
 BOUNDS_TOLERANCE = 1e-5  # of the bounds of a Box of floats: what rounding may add to an action at them
@@ -284,7 +285,7 @@ class _Leaf:
                 obs = obs[key]
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError(f"observation {self.name!r} is missing: {type(error).__name__}: {error}") from error
-        return np.asarray(obs)
+        return as_array(obs, f"observation {self.name!r}")
 
     def shape_of(self, obs: Any) -> tuple[int, ...]:
         """Shape of this array's part of `obs`, whatever it is."""
@@ -301,7 +302,17 @@ class _Leaf:
             return self._from_zero(value, batch)
         if self._kinds is _INTEGERS and (self.binary or value.dtype.name != self.spec.dtype):
             self._check_range(value)
+        elif self._kinds is _NUMBERS and value.dtype.kind in "iu":
+            self._warn_of_rounded(value)
         return value
+
+    def _warn_of_rounded(self, value: np.ndarray) -> None:
+        """Of whole numbers, and not of others: those that have digits are expected to lose some."""
+        with np.errstate(over="ignore"):
+            rounded = value.astype(self.spec.dtype).astype(np.float64) != value
+        if rounded.any():
+            first = int(value[rounded][0])
+            warn(f"observation {self.name!r}: whole numbers, such as {first}, are rounded to {self.spec.dtype}")
 
     @cached_property
     def _range(self) -> tuple[int, int]:
@@ -331,6 +342,16 @@ class _Leaf:
         if not inside:
             raise ValueError(f"observation {self.name!r} is outside its space: {value.tolist()!s:.80}")
         return category
+
+
+def as_array(values: Any, name: str) -> np.ndarray:
+    """`values` as an array. Raises ValueError, which begins with `name`, for what NumPy cannot make one of."""
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        remedy = "of a tensor, .detach().cpu().float() can (NumPy has no bfloat16)"
+        raise ValueError(f"{name} cannot be made a NumPy array ({why}); {remedy}") from error
 
 
 def _leaves(space: gym.Space, path: tuple[Any, ...], name: str) -> Iterator[_Leaf]:

@@ -19,7 +19,7 @@ import gin
 import gymnasium as gym
 import numpy as np
 
-from amago_ray.envs.spaces import ActionConverter, ObsConverter
+from amago_ray.envs.spaces import ActionConverter, ObsConverter, as_array
 from amago_ray.messages import ACTION, REWARD, TERMINATED, Trajectory, TrajectoryId
 from amago_ray.replay.datasets.checks import check_rows, reward_column, terminated_column
 from amago_ray.replay.datasets.disk_traj import DiskTrajDataset
@@ -81,7 +81,7 @@ class RowLayout:
             raise ValueError("it has no transition")
         columns = self.empty(num + 1)
         self.write_obs(columns, episode.observations)
-        actions = self.action.from_env(np.asarray(episode.actions))
+        actions = self.action.from_env(as_array(episode.actions, "actions"))
         terminated = terminated_column(episode.terminated, num)
         if not len(actions) == len(terminated) == num:
             raise ValueError(

@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import ring_cases
+import torch
 from gymnasium import spaces
 
 from amago_ray.messages import Batch, TrajectoryId
@@ -187,6 +188,28 @@ def test_whole_rewards_that_become_others_are_warned_of(rewards: Any, rounded: b
     np.testing.assert_array_equal(found.columns["reward"][1:], np.array(rewards, np.float32))
     lines = [str(warning.message) for warning in told]
     assert lines == ["whole rewards above 16,777,216 are rounded: they are stored as float32"] * rounded
+
+
+def test_whole_observations_that_become_others_are_warned_of() -> None:
+    whole = np.zeros((7, 2), np.int64)
+    whole[4, 1] = (1 << 24) + 1
+    layout = RowLayout(spaces.Box(-np.inf, np.inf, (2,)), spaces.Discrete(5, start=-2))
+    line = "observation 'observation': whole numbers, such as 16777217, are rounded to float32"
+    for given, rounded in ((whole, True), (list(whole), True), (whole // 2 * 2, False), (whole.astype(float), False)):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            layout.trajectory(replace(episode(0), observations=given), 0)
+        assert [str(warning.message) for warning in told] == [line] * rounded
+
+
+@pytest.mark.parametrize("field", ["observations", "actions"])
+@pytest.mark.parametrize("make", [torch.Tensor.bfloat16, torch.Tensor.requires_grad_])
+def test_tensors_that_are_no_arrays_are_refused_for_what_they_are(field: str, make: Any) -> None:
+    tensor = make(torch.as_tensor(getattr(episode(0), field), dtype=torch.float32))
+    said = rf"'?{field[:-1]}.* cannot be made a NumPy array \(\w+: .* of a tensor, \.detach\(\)\.cpu\(\)\.float\(\) can"
+    for given in (tensor, list(tensor)):
+        with pytest.raises(ValueError, match=said):
+            EpisodeDataset([replace(episode(0), **{field: given})]).trajectory(0, LAYOUT)
 
 
 @pytest.mark.parametrize(
