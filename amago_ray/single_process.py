@@ -12,7 +12,7 @@ import numpy as np
 
 from amago_ray.agent import AgentSpec
 from amago_ray.envs.exploration import EpsilonGreedy
-from amago_ray.envs.makers import MakeEnv
+from amago_ray.envs.makers import MakeEnv, env_spaces
 from amago_ray.learner.learner import Learner, LearnerConfig
 from amago_ray.learner.precision import MixedPrecision
 from amago_ray.messages import LearnReport
@@ -50,6 +50,8 @@ class SingleProcess:
         seed: int = 0,
     ):
         self.make_env, self.spec, self.seed, self.num_envs = make_env, spec, seed, num_envs
+        if relabeler is not None:
+            relabeler.check_spaces(env_spaces(make_env)[0])
         categories = categories_of(spec.obs_spec, spec.action_spec)
         replay = ReplayConfig(spec.max_seq_len, relabeler=relabeler, categories=categories, seed=seed)
         self.shard = ReplayShard(replay, 0)

@@ -21,14 +21,16 @@ import torch
 from conftest import TESTS, TINY_NETWORKS
 from gymnasium import spaces
 from process_envs import Noting
+from small_agents import small_agent_spec
 
 from amago_ray import Experiment, config, train
 from amago_ray.driver.probe import check_data, check_settings, probe
 from amago_ray.driver.resume import check_same_weights
 from amago_ray.driver.topology import Topology
 from amago_ray.envs.builtin import Counting, TMaze
-from amago_ray.nets.traj_encoders import GRUTrajEncoder
+from amago_ray.nets.traj_encoders import FFTrajEncoder, GRUTrajEncoder
 from amago_ray.replay.sampling.relabeling import HindsightRelabeler
+from amago_ray.single_process import SingleProcess
 
 
 def bindings(tmp_path: Path) -> list[str]:
@@ -161,8 +163,12 @@ class CountedOtherwise(Counting):
 
 def test_a_relabeler_of_goals_that_are_counted_otherwise(tmp_path: Path, nothing_starts: None, no_ray: None) -> None:
     experiment = Experiment("a", CountedOtherwise, 4, ckpt_base_dir=tmp_path, relabeler_type=HindsightRelabeler)
-    with pytest.raises(ValueError, match=r"^Experiment.relabeler_type=.* Discrete\(5, start=1\) and .* Discrete\(6\);"):
+    message = r"^Experiment.relabeler_type=.* Discrete\(5, start=1\) and .* Discrete\(6\);"
+    with pytest.raises(ValueError, match=message):
         experiment.start()
+    spec = small_agent_spec(CountedOtherwise, FFTrajEncoder, 4)
+    with pytest.raises(ValueError, match=message):
+        SingleProcess(CountedOtherwise, spec, relabeler=HindsightRelabeler())
 
 
 def test_a_misspelt_argument_in_python() -> None:
