@@ -23,7 +23,7 @@ from amago_ray.config.value_checks import (
     subclass_of,
     whole_number,
 )
-from amago_ray.config.value_types import hints_of, objection
+from amago_ray.config.value_types import hints_of, objection, plain
 from amago_ray.cuda_graphs import CudaGraphs
 from amago_ray.envs.exploration import EpsilonGreedy, ExplorationWrapper
 from amago_ray.envs.makers import EnvProcesses, MakeEnv
@@ -414,11 +414,12 @@ def check_values(settings: ExperimentSettings) -> None:
     """Raises ValueError or TypeError, naming setting, value and what would be right, for a value that cannot be right.
 
     Each setting is looked at by itself, by its check or else by its type; what several must agree on is checked by
-    `driver.probe`.
+    `driver.probe`. Numbers of NumPy become Python's own from here on: files that a run writes take no others.
     """
     hints = hints_of(ExperimentSettings)
     for one in fields(settings):
-        check, value = one.metadata.get("check"), getattr(settings, one.name)
+        check, value = one.metadata.get("check"), plain(getattr(settings, one.name))
+        setattr(settings, one.name, value)
         if value is None and one.metadata.get("optional"):
             continue
         if check is None:

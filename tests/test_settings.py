@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
+import gin
+import numpy as np
 import pytest
 from conftest import TESTS
 
-from amago_ray import train
+from amago_ray import Experiment, train
 from amago_ray.agent import Agent
+from amago_ray.config.value_types import hints_of
+from amago_ray.driver.probe import probe
 from amago_ray.envs.builtin import Counting
 from amago_ray.envs.exploration import EpsilonGreedy
 from amago_ray.replay.sampling.relabeling import HindsightRelabeler
@@ -74,6 +78,38 @@ def test_a_value_that_cannot_be_right(name: str, value: Any, objection: str) -> 
 )
 def test_a_value_that_may_be(name: str, value: Any) -> None:
     check_values(ExperimentSettings(**{"run_name": "a", "make_train_env": Counting, "max_seq_len": 4, name: value}))
+
+
+OF_NUMPY = {bool: np.bool_, int: np.int64, float: np.float32}
+
+
+def numbers() -> dict[str, Any]:
+    """Every setting that takes a number or a truth value -> one of NumPy that it may have."""
+    found = {}
+    for field in fields(ExperimentSettings):
+        hint = hints_of(ExperimentSettings)[field.name]
+        kind = next((kind for kind in OF_NUMPY if kind in (hint, *get_args(hint))), None)
+        if kind is not None:
+            default = field.default if field.default not in (None, MISSING) else 1
+            found[field.name] = OF_NUMPY[kind](default)
+    return found
+
+
+def test_numbers_of_numpy_become_pythons_own() -> None:
+    given = numbers()
+    assert {"epochs", "learning_rate", "max_seq_len", "traj_save_len", "verbose"} <= given.keys()
+    settings = ExperimentSettings(**{"run_name": "a", "make_train_env": Counting, **given})
+    check_values(settings)
+    for name, value in given.items():
+        taken = getattr(settings, name)
+        assert type(taken) in OF_NUMPY and taken == value, name
+
+
+def test_an_experiment_of_numpys_numbers() -> None:
+    gin.bind_parameter("Experiment.epochs", np.int64(2))
+    experiment = Experiment(run_name="a", make_train_env=Counting, max_seq_len=np.int64(4), seed=np.int64(3))
+    assert type(experiment.epochs) is type(experiment.max_seq_len) is int
+    assert probe(experiment).seed == 3
 
 
 def test_a_class_of_another_kind() -> None:

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gin
-import numpy as np
 
 from amago_ray.config.registry import matching, registry
+from amago_ray.config.value_types import plain
 
 # gin has no literals of these: a configuration writes %inf, %minus_inf and %nan.
 CONSTANTS = {"inf": math.inf, "minus_inf": -math.inf, "nan": math.nan}
@@ -104,8 +104,7 @@ def literal(value: Any) -> str | None:
 
     Numbers of NumPy become Python's, paths become text, and what is configurable is written by its name.
     """
-    if isinstance(value, np.generic):
-        value = value.item()
+    value = plain(value)
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if inspect.isclass(value) or inspect.isfunction(value):

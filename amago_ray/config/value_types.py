@@ -31,6 +31,11 @@ def objection(value: Any, hint: Any) -> str | None:
     return None if _fits(value, hint) else f"it must be {_described(hint)}"
 
 
+def plain(value: Any) -> Any:
+    """A scalar of NumPy as Python's own, which can be written down; all else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def check_argument(selector: str, argument: str, value: Any) -> None:
     """Raises TypeError, naming setting and value, for one that the annotation of a configurable's parameter refuses.
 

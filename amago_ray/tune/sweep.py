@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import gin
 
 from amago_ray.config import nearest, reject_unknown_arguments
 from amago_ray.config.value_checks import LARGEST_SEED, whole_number
+from amago_ray.config.value_types import plain
 
 SchedulerName = Literal["fifo", "asha", "pbt"]
 # What a trial gives its experiment itself, and what all trials share.
@@ -76,6 +77,8 @@ class Sweep:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        for one in fields(self):
+            object.__setattr__(self, one.name, plain(getattr(self, one.name)))  # it is frozen
         _check_texts(self.params)
         if not self.params:
             raise ValueError("a sweep needs a parameter: --param 'Agent.gamma=loguniform(0.9, 0.999)', or Sweep.params")

@@ -94,6 +94,11 @@ def test_a_misspelt_setting() -> None:
         Sweep(params=GAMMA, num_sample=3)  # type: ignore[call-arg]
 
 
+def test_numbers_of_numpy_become_pythons_own() -> None:
+    sweep = Sweep(params=GAMMA, num_samples=np.int64(3), synchronous=np.bool_(False), seed=np.int64(1))
+    assert type(sweep.num_samples) is type(sweep.seed) is int and sweep.synchronous is False
+
+
 def test_values_as_gin_writes_them() -> None:
     assert binding("Agent.gamma", np.float64(0.5)) == "Agent.gamma = 0.5"
     assert binding("Experiment.traj_encoder_type", "@GRUTrajEncoder") == (
