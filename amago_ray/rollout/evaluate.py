@@ -21,6 +21,7 @@ from amago_ray.envs.tasks import EnvMaker, entries_of, entry_name, fixed_num_env
 from amago_ray.messages import EpisodeResult, Trajectory, Weights
 from amago_ray.rollout.assignment import DEFAULT_ROLLOUT_LIMIT_S, Tally, assign, in_order
 from amago_ray.rollout.halves import make_worker
+from amago_ray.rollout.random_stream import RandomStream
 from amago_ray.rollout.statistics import EpisodeStatistics
 from amago_ray.rollout.worker import WHOLE_ROLLOUTS, RolloutConfig
 
@@ -49,7 +50,7 @@ def random_policy(
     num_envs = fixed_num_envs(make_env, env_processes) or min(num_envs, episodes)
     (assignment,) = assign([num_envs], episodes, timesteps_per_env(max_timesteps, num_envs), 0, rollout_limit_s)
     rng = np.random.default_rng(seed)
-    with closing(make_pool(make_env, num_envs, 0, seed, processes=env_processes)) as pool:
+    with RandomStream(seed), closing(make_pool(make_env, num_envs, 0, seed, processes=env_processes)) as pool:
         statistics, tally = EpisodeStatistics(num_envs), Tally(assignment)
         obs = pool.reset()
         while not tally.done:

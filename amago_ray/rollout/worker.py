@@ -21,7 +21,7 @@ from amago_ray.nets.columns import laid_out_for_acting
 from amago_ray.pending import ShardAway
 from amago_ray.rollout.assignment import Assignment, Tally
 from amago_ray.rollout.policy_step import CompileActing, make_policy_step
-from amago_ray.rollout.random_stream import TorchRandomStream
+from amago_ray.rollout.random_stream import RandomStream, TorchRandomStream
 from amago_ray.rollout.recorder import Numbers, TrajectoryRecorder
 from amago_ray.rollout.scheduled import runnable_s
 from amago_ray.rollout.statistics import EpisodeStatistics, Frames
@@ -115,14 +115,19 @@ class RolloutWorker:
         self._write, self._flush = write, flush
         self._policy = policy or acting_policy(config, agent_spec)
         self._weight_version = -1
-        self._pool = pool or make_pool(
-            config.make_env,
-            config.num_envs,
-            config.first_env,
-            env_seed(config, incarnation),
-            total_envs=config.total_envs,
-            processes=config.env_processes,
+        exploration_seed, policy_seed = (
+            int(x) for x in np.random.SeedSequence((config.seed, config.first_env, incarnation)).generate_state(2)
         )
+        self.random = _random_stream(config, policy_seed)
+        with self.random:  # which environments may draw from as they are built, too
+            self._pool = pool or make_pool(
+                config.make_env,
+                config.num_envs,
+                config.first_env,
+                env_seed(config, incarnation),
+                total_envs=config.total_envs,
+                processes=config.env_processes,
+            )
         self._action_spec = self._pool.action_spec
         self._policy_step = make_policy_step(
             self._policy,
@@ -134,10 +139,6 @@ class RolloutWorker:
             config.cuda_graphs,
             config.compile_acting,
         )
-        exploration_seed, policy_seed = (
-            int(x) for x in np.random.SeedSequence((config.seed, config.first_env, incarnation)).generate_state(2)
-        )
-        self.random = TorchRandomStream(policy_seed, config.device)
         self.tally: Tally | None = None  # of the evaluation under way
         self._parts = self._resets = self._turn = 0
         self._cut = 0  # trajectories that were stored between two chunks
@@ -317,7 +318,7 @@ class RolloutWorker:
         self._turn = number
         self._pool.reseed(env_seed(self.config, self._incarnation, number, why))
         seeds = np.random.SeedSequence((self.config.seed, self.config.first_env, self._incarnation, number, why))
-        self.random = TorchRandomStream(int(seeds.generate_state(1)[0]), self.config.device)
+        self.random = _random_stream(self.config, int(seeds.generate_state(1)[0]))
 
     def start_evaluation(self, assignment: Assignment) -> None:
         self.tally, self._parts, self._obs = Tally(assignment), 0, {}
@@ -470,3 +471,9 @@ def acting_policy(config: RolloutConfig, agent_spec: AgentSpec) -> Policy:
 def env_seed(config: RolloutConfig, incarnation: int, *moment: int) -> int:
     """Environments are seeded by their number within the run: it does not matter how workers share them."""
     return int(np.random.SeedSequence((config.seed, incarnation, *moment)).generate_state(1)[0])
+
+
+def _random_stream(config: RolloutConfig, seed: int) -> TorchRandomStream:
+    """What a worker draws from, and its environments where these draw from what is global and are no processes."""
+    kind = RandomStream if config.env_processes is None else TorchRandomStream
+    return kind(seed, config.device)

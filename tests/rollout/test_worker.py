@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import pickle
+import random
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -45,7 +46,7 @@ from amago_ray.pending import ShardAway
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
 from amago_ray.replay.storage.trajectory_pack import pack
 from amago_ray.rollout.assignment import Assignment, assign, in_order
-from amago_ray.rollout.random_stream import TorchRandomStream
+from amago_ray.rollout.random_stream import RandomStream, TorchRandomStream
 from amago_ray.rollout.worker import EVALUATED, RESET, RESUMED, PreviousStep, env_seed
 from amago_ray.specs import ActionKind
 
@@ -593,6 +594,74 @@ def test_streams_of_several_threads_do_not_mix() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert together == alone and torch.equal(torch.get_rng_state(), before)
+
+
+class Gambling(gym.Env):
+    """Draws from what is global: when it is built, in resets and in steps."""
+
+    observation_space, action_space = gym.spaces.Box(-9.0, 9.0, (1,)), gym.spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        self.bonus = random.random()
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.random.normal(size=1).clip(-9, 9).astype(np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        obs = np.random.normal(size=1).clip(-9, 9).astype(np.float32)
+        return obs, self.bonus + random.random(), random.random() < 0.3, False, {}
+
+
+def gambled(disturbed: int) -> list[Recorded]:
+    """A worker that was told to reset, and one that went on from its state."""
+    made = []
+    for state in (None, {"resets": 2}):
+        random.seed(disturbed)
+        np.random.seed(disturbed)
+        run = Recorded(Gambling, num_envs=3, seed=5)
+        for resets in (0, 1, 1):
+            run.worker.collect(30, resets)
+            random.random(), np.random.random()
+        if state is not None:
+            paused = run.worker.pause(1)
+            run = Recorded(Gambling, num_envs=3, seed=5)
+            run.worker.load_state_dict(paused, epoch=4)
+            run.worker.collect(60, 2)
+        made.append(run)
+    return made
+
+
+def test_environments_that_draw_from_what_is_global_repeat() -> None:
+    for first, again in zip(gambled(1), gambled(2), strict=True):
+        assert first.written
+        assert_same_trajectories(first.written, again.written)
+
+
+def test_evaluations_of_such_environments_repeat() -> None:
+    (assignment,) = assign([3], 9, None, 7)
+    run = Recorded(Gambling, num_envs=3, seed=5)
+    found = []
+    for timesteps in (20, 50):
+        run.worker.collect(timesteps)
+        np.random.random()
+        found.append([result.total_reward for result in in_order(run.worker.evaluate(assignment).episodes)])
+    assert found[0] == found[1] and len(set(found[0])) == 9
+
+
+def test_what_is_global_is_left_as_it_was() -> None:
+    agent = tiny_agent(Gambling)
+    random.seed(3)
+    np.random.seed(3)
+    expected = random.random(), np.random.random()
+    random.seed(3)
+    np.random.seed(3)
+    Recorded(Gambling, num_envs=3, agent=agent).worker.collect(30)
+    stream = RandomStream(4)
+    with pytest.raises(KeyError), stream:
+        random.random(), np.random.random()
+        raise KeyError
+    assert (random.random(), np.random.random()) == expected
 
 
 def test_acting_leaves_the_global_random_state_alone() -> None:
