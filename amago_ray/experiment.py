@@ -223,7 +223,7 @@ class Experiment(ExperimentSettings):
         render: also draw one rollout as an animated GIF, into this file or, for True, test.gif in the run's folder.
         save_trajs_to: folder for the rollouts that count, one of AMAGO's npz files each, which `AmagoDataset` reads.
         Raises ValueError when neither timesteps nor episodes is given, nothing finished within `timesteps`, a rollout
-        does not end and there are no `timesteps`, or the environment cannot be rendered.
+        does not end and there are no `timesteps`, or the environment has other spaces, or cannot be rendered.
         """
         if timesteps is None and episodes is None:
             raise ValueError("evaluate_test needs timesteps (per environment), episodes (in all), or both")
@@ -232,8 +232,8 @@ class Experiment(ExperimentSettings):
         ring = self._started()
         sample = self.sample_actions_val if sample_actions is None else sample_actions
         folder = None if save_trajs_to is None else Path(save_trajs_to).resolve()
-        shares = shares_of_a_test(self, make_env, ring.num_workers, timesteps, episodes, num_envs, sample)
-        evaluation = ring.test(shares, folder)
+        asked = (make_env, ring.num_workers, timesteps, episodes, num_envs, sample)
+        evaluation = ring.test(shares_of_a_test(self, self._layout, *asked), folder)
         if render:
             out = Path(self.directory.root / "test.gif" if render is True else render)
             acting = ring.weights.result(self.call_timeout_s)

@@ -23,6 +23,7 @@ class FakeCall:
     def __init__(self, answer: Any, delay: int = 0):
         self._answer, self._delay = answer, delay
         self.ref: Any = None
+        self.forgotten = False
 
     def done(self) -> bool:
         self._delay -= 1
@@ -32,6 +33,9 @@ class FakeCall:
         if isinstance(self._answer, Exception):
             raise self._answer
         return self._answer() if callable(self._answer) else self._answer
+
+    def forget(self) -> None:
+        self.forgotten = True
 
 
 def wait_any(calls: list[Any], timeout_s: float) -> list[Any]:

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from amago_ray.driver.liveness import Liveness
 from amago_ray.driver.plan import TEST_SEEDS, deal_environments
 from amago_ray.driver.remote import RemoteCall
-from amago_ray.envs.makers import MakeEnv
+from amago_ray.envs.makers import MakeEnv, check_spaces
 from amago_ray.envs.tasks import fixed_num_envs
 from amago_ray.messages import EpisodeResult, EvaluationReport
 from amago_ray.pending import ProcessDied
+from amago_ray.replay.datasets.dataset import RowLayout
 from amago_ray.rollout.assignment import Assignment, assign, in_order
 from amago_ray.rollout.worker import RolloutConfig
 from amago_ray.settings import ExperimentSettings, env_processes
@@ -118,6 +119,7 @@ class Evaluation:
 
 def shares_of_a_test(
     settings: ExperimentSettings,
+    layout: RowLayout,
     make_env: MakeEnv,
     num_workers: int,
     timesteps: int | None,
@@ -127,9 +129,12 @@ def shares_of_a_test(
 ) -> list[tuple[RolloutConfig, Assignment]]:
     """Environments of their own for a test, dealt out over at most `num_workers` workers, and what to play in each.
 
-    The other arguments are those of `Experiment.evaluate_test`.
+    layout: of the training environments. The other arguments are those of `Experiment.evaluate_test`.
+    Raises ValueError for environments that cannot be built or have other spaces.
     """
-    fixed = fixed_num_envs(make_env, env_processes(settings))
+    processes = env_processes(settings)
+    check_spaces(make_env, (layout.observation_space, layout.action_space), "evaluate_test: make_env", processes)
+    fixed = fixed_num_envs(make_env, processes)
     num_envs = fixed or num_envs or min(settings.parallel_actors, episodes or settings.parallel_actors)
     num_workers = 1 if fixed else min(num_workers, num_envs)
     seed = settings.seed + TEST_SEEDS

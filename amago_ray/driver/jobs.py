@@ -45,12 +45,21 @@ class LearnJob(Job, Protocol):
 
 
 def run_jobs(jobs: Sequence[Job], tick: Callable[[], None]) -> None:
-    """Drive jobs until all are finished, calling `tick` several times a second."""
-    while not all(job.finished for job in jobs):
-        for job in jobs:
-            calls = job.calls()
-            if not calls:
-                time.sleep(POLL_INTERVAL_S / len(jobs))  # nobody can be asked just now
-            for call in wait_any(calls, POLL_INTERVAL_S / len(jobs)):
-                job.take(call)
-        tick()
+    """Drive jobs until all are finished, calling `tick` several times a second.
+
+    Where one fails, nobody waits for what else is in flight: the others may fail as well, and one speaks for all.
+    """
+    in_flight: list[Sequence[RemoteCall]] = [()] * len(jobs)
+    try:
+        while not all(job.finished for job in jobs):
+            for number, job in enumerate(jobs):
+                calls = in_flight[number] = job.calls()
+                if not calls:
+                    time.sleep(POLL_INTERVAL_S / len(jobs))  # nobody can be asked just now
+                for call in wait_any(calls, POLL_INTERVAL_S / len(jobs)):
+                    job.take(call)
+            tick()
+    except Exception:
+        for call in (call for calls in in_flight for call in calls):
+            call.forget()
+        raise

@@ -47,6 +47,10 @@ class RemoteCall(Generic[T]):
                 raise error.cause from error
             raise as_cause(error) from error
 
+    def forget(self) -> None:
+        """Nobody is going to ask for the result. Ray prints an error that nobody has looked at, with its traceback."""
+        self.ref.future()  # looks at it when it is there
+
 
 def as_cause(error: RayTaskError) -> Exception:
     """The exception that the remote code raised, with the remote traceback as a note."""

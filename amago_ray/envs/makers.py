@@ -76,6 +76,7 @@ __all__ = [
     "Transition",
     "VectorEnvPool",
     "check_env",
+    "check_spaces",
     "env_spaces",
     "make_pool",
     "make_pools",
@@ -84,7 +85,7 @@ __all__ = [
 ]
 
 Tried = tuple[ObsSpec, ActionSpec, str]  # and the name of the environment
-OTHER_SPACES = "make_val_env has other spaces than make_train_env"
+OTHER_SPACES = "{} has other spaces than make_train_env"
 MAX_STEPS_TO_AN_END = 1000  # of the check of a VectorEnv, whose rollouts may lack their last observation
 
 
@@ -208,7 +209,7 @@ def _try_in_processes(
         first = first or (pool.spaces, name)
         try:
             if like is not None:
-                check_same(pool.spaces, name, like, "make_train_env", OTHER_SPACES)
+                check_same(pool.spaces, name, like, "make_train_env", OTHER_SPACES.format("make_val_env"))
             check_same(pool.spaces, name, *first)
         except ValueError:
             pool.close()
@@ -249,6 +250,18 @@ def env_spaces(make_env: MakeEnv, processes: EnvProcesses | None = None) -> tupl
         return pool.spaces
 
 
+def check_spaces(
+    make_env: MakeEnv, like: tuple[gym.Space, gym.Space], what: str, processes: EnvProcesses | None = None
+) -> None:
+    """Build each entry of `make_env` once, where it was not tried before. Raises ValueError if it has other spaces.
+
+    like: those of the training environments. what: `make_env` is in messages. processes: as of `make_pool`.
+    """
+    for entry in distinct(entries_of(make_env)):
+        spaces = remembered_spaces(entry) or env_spaces(entry, processes)
+        check_same(spaces, entry_name(entry), like, "make_train_env", OTHER_SPACES.format(what))
+
+
 def num_tasks(make_env: MakeEnv) -> int:
     """How many tasks `make_env` lists; they take turns as `EnvPool` says."""
     return len(entries_of(make_env))
@@ -278,7 +291,7 @@ def _check_fits(envs: list[Any], num_entries: int, like: tuple[gym.Space, gym.Sp
     for other in others:
         check_separate(env, other)
     if like is not None:
-        check_same_spaces(env, like, "make_train_env", OTHER_SPACES)
+        check_same_spaces(env, like, "make_train_env", OTHER_SPACES.format("make_val_env"))
     check_same_spaces(env, spaces_of(envs[0]), name_before_reset(envs[0]))
 
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import gymnasium as gym
 import pytest
+from fake_topology import FakeCall, wait_any
 
-from amago_ray.driver.evaluation import Evaluation
+from amago_ray.driver.evaluation import Evaluation, shares_of_a_test
+from amago_ray.driver.jobs import run_jobs
+from amago_ray.envs.builtin import Bandit, TMaze
+from amago_ray.envs.makers import env_spaces
 from amago_ray.messages import EpisodeResult, EvaluationReport
 from amago_ray.pending import ProcessDied
+from amago_ray.replay.datasets.dataset import RowLayout
+from amago_ray.settings import ExperimentSettings
 
 
 class Call:
@@ -155,3 +163,43 @@ def test_a_rollout_without_end_ends_the_evaluation() -> None:
     rollouts.job.calls()
     with pytest.raises(ValueError, match="has not ended"):
         rollouts.answer((0, 0, 0), ValueError("environment a: a rollout has not ended"))
+
+
+class Wider(TMaze):
+    """With a key that training lacks."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.observation_space = gym.spaces.Dict(
+            {"observation": self.observation_space, "extra": gym.spaces.Discrete(2)}
+        )
+
+
+class Freer(TMaze):
+    """With more actions."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.action_space = gym.spaces.Discrete(9)
+
+
+@pytest.mark.parametrize("make_env", [Wider, Freer, Bandit, [partial(TMaze, 4), Freer]])
+def test_an_environment_of_other_spaces_is_refused_before_anything_is_played(make_env: Any) -> None:
+    settings, layout = ExperimentSettings("a", TMaze, 4), RowLayout(*env_spaces(TMaze))
+    with pytest.raises(ValueError, match=r"^evaluate_test: make_env has other spaces than make_train_env: [^\n]*$"):
+        shares_of_a_test(settings, layout, make_env, 2, None, 8, None, True)
+    shares = shares_of_a_test(settings, layout, partial(TMaze, 6), 2, None, 8, None, True)
+    assert [rollout.num_envs for rollout, _ in shares] == [4, 4]
+
+
+def test_where_one_share_fails_nobody_waits_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amago_ray.driver.jobs.wait_any", wait_any)
+    calls = [FakeCall(ValueError("a rollout has not ended")), FakeCall(ValueError("nor has this one"), delay=9)]
+    here: Any = Here(0, 1)
+
+    def start(worker: int, share: int, part: int) -> Any:
+        return calls[share]
+
+    with pytest.raises(ValueError, match="^a rollout has not ended$"):
+        run_jobs([Evaluation(here, 2, start, pytest.fail, 60.0)], lambda: None)
+    assert calls[1].forgotten, "Ray would print its error with a traceback"
