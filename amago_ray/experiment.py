@@ -17,8 +17,9 @@ from typing import Any
 import gin
 
 from amago_ray import config
+from amago_ray.config.value_checks import check_counts
 from amago_ray.driver.cluster import connect, disconnect
-from amago_ray.driver.evaluation import shares_of_a_test
+from amago_ray.driver.evaluation import check_test, shares_of_a_test
 from amago_ray.driver.overview import overview
 from amago_ray.driver.placement import check_fits, place
 from amago_ray.driver.plan import TEST_SEEDS, check_shares, make_plan
@@ -34,7 +35,7 @@ from amago_ray.driver.watching import Watching, make_callbacks, watch
 from amago_ray.envs.makers import MakeEnv
 from amago_ray.messages import EpisodeResult
 from amago_ray.replay.datasets.disk_traj import DiskTrajDataset
-from amago_ray.rollout.evaluate import check_renderable, record_gif
+from amago_ray.rollout.evaluate import record_gif
 from amago_ray.run_directory import RunDirectory
 from amago_ray.settings import ExperimentSettings, replay_folder
 from amago_ray.watch.display import Display
@@ -151,6 +152,7 @@ class Experiment(ExperimentSettings):
         earlier: `stop_reason` says so, and policy and training state are saved; another call would go on.
         Raises Preempted, which ends the process with exit status 75, after a SIGTERM and saving what is finished.
         """
+        check_counts("learn", 0, until=until)
         ring, watching, saving = self._started(), self._watching, self._saving
         assert watching is not None and saving is not None
         end = self.epochs if until is None else min(until, self.epochs)
@@ -222,13 +224,10 @@ class Experiment(ExperimentSettings):
         sample_actions: draw from the policy, else take its mode; by default as in validation.
         render: also draw one rollout as an animated GIF, into this file or, for True, test.gif in the run's folder.
         save_trajs_to: folder for the rollouts that count, one of AMAGO's npz files each, which `AmagoDataset` reads.
-        Raises ValueError when neither timesteps nor episodes is given, nothing finished within `timesteps`, a rollout
-        does not end and there are no `timesteps`, or the environment has other spaces, or cannot be rendered.
+        Raises ValueError for arguments that cannot be right or are missing, for environments of other spaces or that
+        cannot be rendered, and where nothing finished within `timesteps`, or a rollout does not end and there are none.
         """
-        if timesteps is None and episodes is None:
-            raise ValueError("evaluate_test needs timesteps (per environment), episodes (in all), or both")
-        if render:
-            check_renderable(make_env)
+        check_test(make_env, timesteps, episodes, num_envs, sample_actions, render, save_trajs_to)
         ring = self._started()
         sample = self.sample_actions_val if sample_actions is None else sample_actions
         folder = None if save_trajs_to is None else Path(save_trajs_to).resolve()

@@ -54,3 +54,28 @@ def test_a_vector_env_of_another_size_is_refused_before_the_earlier_run_is_remov
     with pytest.raises(ValueError, match="make_train_env makes a VectorEnv of 3 environments where .* has 2"):
         experiment.start(overwrite=True)
     assert earlier.config.read_text() == "of the earlier run"
+
+
+@pytest.mark.parametrize("until", ["3", -1, 2.0, True])
+def test_no_epoch_to_learn_until(tmp_path: Path, until: Any) -> None:
+    experiment = Experiment(run_name="a", make_train_env=Counting, max_seq_len=4, ckpt_base_dir=tmp_path)
+    with pytest.raises(ValueError, match=rf"^learn: until={until!r}: it must be an integer of 0 or more, or None$"):
+        experiment.learn(until=until)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"episodes": 1.5}, "episodes=1.5: it must be an integer of 1 or more, or None"),
+        ({"episodes": 0}, "episodes=0: it must be an integer of 1 or more, or None"),
+        ({"timesteps": "9"}, "timesteps='9': it must be an integer of 1 or more, or None"),
+        ({"episodes": 2, "num_envs": -1}, "num_envs=-1: it must be an integer of 1 or more, or None"),
+        ({"episodes": 2, "sample_actions": "no"}, "sample_actions='no': it must be True or False or None"),
+        ({"episodes": 2, "render": 1.5}, "render=1.5: it must be True or False or text or a path"),
+        ({"episodes": 2, "save_trajs_to": 3}, "save_trajs_to=3: it must be text or a path or None"),
+    ],
+)
+def test_a_test_that_cannot_be_played(tmp_path: Path, arguments: dict[str, Any], said: str) -> None:
+    experiment = Experiment(run_name="a", make_train_env=Counting, max_seq_len=4, ckpt_base_dir=tmp_path)
+    with pytest.raises(ValueError, match=f"^evaluate_test: {said}$"):
+        experiment.evaluate_test(Counting, **arguments)

@@ -32,6 +32,13 @@ def whole_number(minimum: int, or_float: bool = False, maximum: int | None = Non
     return check
 
 
+def check_counts(call: str, minimum: int, **arguments: Any) -> None:
+    """Raises ValueError, naming `call` and argument, for one that is no integer from `minimum` on, nor None."""
+    for name, value in arguments.items():
+        if value is not None and (wrong := whole_number(minimum)(value)):
+            raise ValueError(f"{call}: {name}={value!r}: {wrong}, or None")
+
+
 def positive(value: Any) -> str | None:
     """Finite numbers above 0."""
     return None if _is_number(value) and value > 0 else "it must be a number above 0"

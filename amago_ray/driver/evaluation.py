@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
+from amago_ray.config.value_checks import check_counts
+from amago_ray.config.value_types import objection
 from amago_ray.driver.liveness import Liveness
 from amago_ray.driver.plan import TEST_SEEDS, deal_environments
 from amago_ray.driver.remote import RemoteCall
@@ -14,6 +17,7 @@ from amago_ray.messages import EpisodeResult, EvaluationReport
 from amago_ray.pending import ProcessDied
 from amago_ray.replay.datasets.dataset import RowLayout
 from amago_ray.rollout.assignment import Assignment, assign, in_order
+from amago_ray.rollout.evaluate import check_renderable
 from amago_ray.rollout.worker import RolloutConfig
 from amago_ray.settings import ExperimentSettings, env_processes
 from amago_ray.watch.metrics import summarize_episodes
@@ -115,6 +119,30 @@ class Evaluation:
         self._holder.pop(share, None)
         if not self._is_played(share):
             self._parts[share] = []
+
+
+def check_test(
+    make_env: MakeEnv,
+    timesteps: int | None,
+    episodes: int | None,
+    num_envs: int | None,
+    sample_actions: bool | None,
+    render: bool | str | os.PathLike[str],
+    save_trajs_to: str | os.PathLike[str] | None,
+) -> None:
+    """Raises ValueError, before anything starts, for arguments of `Experiment.evaluate_test` that cannot be right."""
+    if timesteps is None and episodes is None:
+        raise ValueError("evaluate_test needs timesteps (per environment), episodes (in all), or both")
+    check_counts("evaluate_test", 1, timesteps=timesteps, episodes=episodes, num_envs=num_envs)
+    for name, value, hint in (
+        ("sample_actions", sample_actions, bool | None),
+        ("render", render, bool | str | os.PathLike),
+        ("save_trajs_to", save_trajs_to, str | os.PathLike | None),
+    ):
+        if wrong := objection(value, hint):
+            raise ValueError(f"evaluate_test: {name}={value!r}: {wrong}")
+    if render:
+        check_renderable(make_env)
 
 
 def shares_of_a_test(
