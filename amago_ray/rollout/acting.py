@@ -52,6 +52,14 @@ AGENT_SETTINGS = (
 )
 
 
+class OnlyInPython(ValueError):
+    """A run's files do not say all that its policy needs. what: is missing. argument: of `load_policy`, gives it."""
+
+    def __init__(self, what: str, argument: str):
+        super().__init__(f"{what}: give load_policy {argument}")
+        self.what, self.argument = what, argument
+
+
 @dataclass(frozen=True)
 class PolicyState:
     """What a policy remembers of N rollouts: what `ActingPolicy.act` takes and gives.
@@ -251,9 +259,9 @@ def load_agent(
     directory = RunDirectory(folder.parent, folder.name)
     if spaces is None:
         if not directory.spaces.is_file():
-            raise ValueError(
-                f"{directory.spaces} is missing, as in runs that are older than it: give "
-                "spaces=(env.observation_space, env.action_space)"
+            raise OnlyInPython(
+                f"{directory.spaces} is missing, as in runs that are older than it",
+                "spaces=(env.observation_space, env.action_space)",
             )
         spaces = read_spaces(directory.spaces)
     text = read_text(directory.config)
@@ -295,12 +303,14 @@ def _located(path: Path, epoch: int | None) -> tuple[Path, Path]:
 
 
 def _agent_spec(settings: Mapping[str, Any], spaces: tuple[gym.Space, gym.Space], source: Path) -> AgentSpec:
-    for name in AGENT_SETTINGS:
-        if name not in settings:
-            raise ValueError(
-                f"{source} does not say what Experiment.{name} was, because it was given in Python and has no name for "
-                f"gin: give load_policy settings={{{name!r}: ...}}"
-            )
+    if missing := [name for name in AGENT_SETTINGS if name not in settings]:
+        named, given = (sep.join(missing) for sep in (" and Experiment.", "': ..., '"))
+        were, they = ("was", "it") if len(missing) == 1 else ("were", "them")
+        raise OnlyInPython(
+            f"{source} does not say what Experiment.{named} {were}, because Python gave {they} and gin has no name for "
+            f"{they}",
+            f"settings={{'{given}': ...}}",
+        )
     obs_spec = ObsConverter(spaces[0]).spec
     return AgentSpec(
         obs_spec=obs_spec,

@@ -11,6 +11,10 @@ from acting_cases import make_run
 
 from amago_ray import train
 from amago_ray.envs.builtin import Identity
+from amago_ray.nets.traj_encoders import FFTrajEncoder
+from amago_ray.nets.tstep_encoders import FFTstepEncoder
+from amago_ray.rollout.acting import load_policy
+from amago_ray.rollout.portable import export_policy
 
 
 @pytest.fixture
@@ -46,4 +50,29 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys: pytest.Capture
         assert out == "" and err.count("\n") == 1 and expected in err
     (run / "spaces.json").unlink()
     assert export(run) == 2
-    assert "spaces.json is missing" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "spaces.json is missing" in err and f"load_policy({str(run)!r}, spaces=(env.observation_space, " in err
+
+
+class MyTstepEncoder(FFTstepEncoder):
+    """It has no name for gin."""
+
+
+class MyTrajEncoder(FFTrajEncoder):
+    """Nor has this."""
+
+
+def test_a_policy_whose_types_gin_has_no_names_for_is_exported_in_python(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path, Identity, MyTrajEncoder, tstep_encoder_type=MyTstepEncoder).directory.root
+    assert export(run) == 2
+    assert capsys.readouterr().err.endswith(
+        "config.txt does not say what Experiment.tstep_encoder_type and Experiment.traj_encoder_type were, because "
+        "Python gave them and gin has no name for them: export it in Python, by "
+        f"amago_ray.rollout.portable.export_policy(load_policy({str(run)!r}, "
+        "settings={'tstep_encoder_type': ..., 'traj_encoder_type': ...}), FILE, 'onnx')\n"
+    )
+    types = {"tstep_encoder_type": MyTstepEncoder, "traj_encoder_type": MyTrajEncoder}
+    export_policy(load_policy(run, settings=types), tmp_path / "a.pt2", "torch")
+    assert (tmp_path / "a.pt2").is_file()

@@ -227,7 +227,7 @@ def test_mistakes_are_said_in_a_line(tmp_path: Path) -> None:
         load_policy(directory.root, epoch=7)
     given = {"spaces": (policy.observation_space, policy.action_space)}
     directory.spaces.rename(tmp_path / "kept")
-    with pytest.raises(ValueError, match=r"spaces\.json is missing, as in runs that are older than it: give spaces="):
+    with pytest.raises(ValueError, match=r"spaces\.json is missing, as in .* older than it: give load_policy spaces="):
         load_policy(directory.root)
     assert play(load_policy(directory.root, sample=False, **given)) == play(
         load_policy(directory.latest_policy, sample=False, **given)
