@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import time
@@ -124,11 +125,28 @@ class Callback:
 
 
 def check_hooks(callback: Callback) -> None:
-    """Raises ValueError for a method that looks like one that is called with the view, and is none of them."""
+    """Raises ValueError for a method that looks like one that is called with the view, and is none of them.
+
+    Likewise for one that is, and does not take what it is called with.
+    """
     hooks = [name for name in vars(Callback) if name.startswith(PLACES)]
+    for name, argument in {"check": "make_val_env", **dict.fromkeys(hooks, "view")}.items():
+        if not _takes_one(getattr(callback, name)):
+            raise ValueError(f"its method {name!r} must take one argument: def {name}(self, {argument})")
     for name in dir(type(callback)):
         if name.startswith(PLACES) and name not in hooks and callable(getattr(type(callback), name)):
             raise ValueError(f"its method {name!r} would never be called{nearest(name, hooks)}")
+
+
+def _takes_one(method: Any) -> bool:
+    """Whether it can be called with one argument by its place, as far as Python can tell."""
+    try:
+        inspect.signature(method).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        return callable(method)
+    return True
 
 
 def newest(metrics: Mapping[str, float], metric: str) -> float | None:

@@ -19,7 +19,7 @@ from amago_ray.envs.builtin import Counting
 from amago_ray.messages import EpisodeResult
 from amago_ray.nets.traj_encoders import GRUTrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder
-from amago_ray.watch.callbacks import Callback, KeepBestPolicy, RunView, StopAtReturn, ValidationVideo
+from amago_ray.watch.callbacks import Callback, KeepBestPolicy, RunView, StopAtReturn, ValidationVideo, check_hooks
 from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
 from amago_ray.watch.sinks import TensorboardSink
 
@@ -232,14 +232,48 @@ class OfAnotherPackage(Callback):
     def on_train_begin(self, view: RunView) -> None: ...
 
 
+class WithoutView(Callback):
+    def after_epoch(self) -> None: ...  # type: ignore[override]
+
+
+class WithMore(Callback):
+    def on_end(self, view: RunView, reason: str) -> None: ...  # type: ignore[override]
+
+
+class ChecksNothing(Callback):
+    def check(self) -> None: ...  # type: ignore[override]
+
+
+class OfNoMethod(Callback):
+    on_start = None  # type: ignore[assignment]
+
+
+class OtherNames(Callback):
+    def after_epoch(self, run: RunView, again: bool = False) -> None: ...
+
+    @staticmethod
+    def on_end(*given: Any) -> None: ...
+
+
+def test_methods_that_can_be_called_with_the_view_pass() -> None:
+    check_hooks(OtherNames())
+    mocked: Any = Callback()
+    mocked.after_epoch = print
+    check_hooks(mocked)
+
+
 @pytest.mark.parametrize(
     ("callback", "said"),
     [
+        (WithoutView, r"its method 'after_epoch' must take one argument: def after_epoch\(self, view\)$"),
+        (WithMore, r"its method 'on_end' must take one argument: def on_end\(self, view\)$"),
+        (ChecksNothing, r"its method 'check' must take one argument: def check\(self, make_val_env\)$"),
+        (OfNoMethod, r"its method 'on_start' must take one argument: def on_start\(self, view\)$"),
         (Misspelt, r"Misspelt.*: its method 'after_epochs' would never be called; did you mean 'after_epoch'\?"),
         (OfAnotherPackage, "'on_train_begin' would never be called; .*on_start"),
     ],
 )
-def test_a_method_that_would_never_be_called(callback: type[Callback], said: str) -> None:
+def test_a_method_that_would_never_be_called_or_not_with_the_view(callback: type[Callback], said: str) -> None:
     for given in (callback, callback()):
         settings = {"make_train_env": Counting, "max_seq_len": 4, "callbacks": [given]}
         with pytest.raises(ValueError, match=rf"^Experiment.callbacks: .*{said}"):
