@@ -119,9 +119,9 @@ class Experiment(ExperimentSettings):
                 self, self.directory, self.agent_spec, self._ring, callbacks, self.evaluate_test, state
             )
             run = partial(what_to_resume, self.progress, self.agent_spec, self._layout, self._watching)
-            on_checkpoint = partial(self._watching.call, "on_checkpoint")
-            settle = self._watching.settle
-            self._saving = Saving(self, self._ring, self._schedule, self.directory, run, on_checkpoint, settle)
+            told, settle = partial(self._watching.call, "on_checkpoint"), self._watching.settle
+            self._saving = Saving(self, self._ring, self._schedule, self.directory, run, told, settle)
+            self._stage = "running"
         if state:
             self.on_checkpoint_loaded()
         self._display.message(f"all processes are up after {time.monotonic() - began:.0f} s")
@@ -135,6 +135,7 @@ class Experiment(ExperimentSettings):
         if self._ring is not None:
             self._ring.close()
             self._ring = self._saving = None
+            self._stage = "closed"
         self._held.close()
 
     def __enter__(self) -> Experiment:
@@ -269,9 +270,7 @@ class Experiment(ExperimentSettings):
         resume_training_state: the run goes on after that epoch; training states and log rows of later ones are removed.
         What replay holds stays. Raises ValueError where that epoch was not saved.
         """
-        saved = self.directory.saved_epochs()
-        if epoch not in saved:
-            raise ValueError(f"load_checkpoint: epoch {epoch} was not saved; those that were: {saved}")
+        self.directory.check_saved(epoch)
         if not resume_training_state:
             self.load_policy(self.directory.policy_epoch(epoch))
             return
@@ -294,6 +293,8 @@ class Experiment(ExperimentSettings):
         shutil.rmtree(replay_folder(self), ignore_errors=True)
 
     def _started(self) -> Ring:
+        if self._stage == "closed":
+            raise ValueError("this experiment is closed: start(resume=True) goes on with it")
         self.start()
         assert self._ring is not None
         return self._ring

@@ -189,7 +189,7 @@ class RunDirectory:
             raise ValueError(
                 f"resume: {self.root} holds training states of {' and '.join(map(repr, found))}, and none of "
                 f"{self.run_name!r}: set run_name to one of them and rename the folder so, remove the others from "
-                f"{self.training_states}, or begin anew (--overwrite)"
+                f"{self.training_states}, or begin anew (--overwrite, or start(overwrite=True) in Python)"
             )
         return found[0]
 
@@ -209,6 +209,12 @@ class RunDirectory:
             folder.rename(own)
         _sync(self.training_states)
         return former
+
+    def check_saved(self, epoch: int) -> None:
+        """Raises ValueError for an epoch that has no complete training state."""
+        saved = self.saved_epochs()
+        if epoch not in saved:
+            raise ValueError(f"load_checkpoint: epoch {epoch} was not saved; those that were: {saved}")
 
     def is_saving(self, epoch: int) -> bool:
         """Whether a training state of this epoch was begun and has not been completed."""

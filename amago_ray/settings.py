@@ -77,6 +77,8 @@ SECTIONS = {  # by the first setting of each
 class ExperimentSettings:
     """Every setting of an experiment, with its default and its meaning."""
 
+    _stage = "new"  # or "running", while there are processes that were made of the settings, or "closed"
+
     run_name: str = setting(MISSING, "folder of the run, under ckpt_base_dir", folder_name)
     make_train_env: MakeEnv = setting(
         MISSING,

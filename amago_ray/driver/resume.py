@@ -81,7 +81,7 @@ def _check_nothing_is_lost(directory: RunDirectory) -> None:
         raise ValueError(
             f"resume: {directory.root} holds {finished} finished epochs and {len(policies)} policies, and no training "
             f"state to go on from in {directory.training_states}: put one back, choose another run_name, or begin anew "
-            "over what is there (--overwrite)"
+            "over what is there (--overwrite, or start(overwrite=True) in Python)"
         )
 
 
@@ -113,8 +113,8 @@ def state_to_resume(
         )
     if is_begun(settings, directory) and not resume and not overwrite:
         raise ValueError(
-            f"{directory.root} already holds a run: resume it (--resume), overwrite it (--overwrite), "
-            "or choose another run_name"
+            f"{directory.root} already holds a run: resume it (--resume, or start(resume=True) in Python), overwrite "
+            "it (--overwrite, start(overwrite=True)), or choose another run_name"
         )
     if not resume:
         return {}

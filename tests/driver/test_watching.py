@@ -175,6 +175,17 @@ def test_a_stopped_run_can_be_told_to_go_on(run: Any) -> None:
     assert [call for call in recorder.calls if call[0] == "on_start"] == [("on_start", -1), ("on_start", 1)]
 
 
+def test_what_needs_processes_says_that_they_are_gone(run: Any) -> None:
+    experiment = run()
+    experiment.learn(until=2)
+    experiment.close()
+    for ask in (experiment.validate, experiment.learn, experiment.save):
+        with pytest.raises(ValueError, match=r"^this experiment is closed: start\(resume=True\) goes on with it$"):
+            ask()
+    with pytest.raises(ValueError, match=r"already holds a run: resume it \(--resume, or start\(resume=True\) in"):
+        experiment.start()
+
+
 @pytest.mark.parametrize(
     ("place", "epoch", "when"),
     [("on_start", -1, "before the first epoch"), ("after_validation", 2, "after epoch 3")],
