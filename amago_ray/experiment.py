@@ -53,7 +53,7 @@ class Experiment(ExperimentSettings):
             print(experiment.evaluate_test("amago_ray/MetaFrozenLake-v0", timesteps=1000))
 
     The settings are those of `settings.ExperimentSettings`; each can be given here or in gin
-    (`Experiment.batch_size = 32`). A misspelt one is refused.
+    (`Experiment.batch_size = 32`). A misspelt one is refused, and so is one that is set when it would change nothing.
     """
 
     def __new__(cls, *args: Any, **settings: Any) -> Experiment:
@@ -162,7 +162,7 @@ class Experiment(ExperimentSettings):
             watching.begin()
             while self.progress.epoch + 1 < end and watching.stop_reason is None:
                 epoch = self.progress.epoch + 1
-                self._display.start_epoch(epoch, ring.frames_wanted(epoch), ring.batches_wanted(epoch))
+                self._display.start_epoch(epoch, ring.frames_wanted(epoch), ring.batches_wanted(epoch), self.epochs)
                 result = self._schedule.run_epoch(epoch, last=epoch + 1 == self.epochs)
                 self.progress.epoch, self.progress.wall_s = epoch, time.monotonic() - started
                 summary = watching.epoch(result)

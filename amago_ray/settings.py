@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import textwrap
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from amago_ray.agent import Agent
+from amago_ray.config.mistakes import closest
 from amago_ray.config.value_checks import (
     LARGEST_SEED,
     Check,
@@ -46,6 +48,26 @@ EnvMode = Literal["sync", "processes", "async", "already_vectorized"]  # the las
 WandbMode = Literal["online", "offline"]
 
 MOST_PROCESSES = 10_000  # of one kind
+# Read whenever they are needed, so that they can be changed while a run goes on. Of all others something was made when
+# it started: processes, networks, schedules, or counts of what has been.
+CHANGEABLE = frozenset(
+    {
+        "epochs",
+        "train_batches_per_epoch",
+        "start_learning_at_epoch",
+        "val_interval",
+        "val_timesteps_per_epoch",
+        "ckpt_interval",
+        "ckpt_keep_last",
+        "ckpt_keep_every",
+        "always_save_latest",
+        "preemption_grace_s",
+        "test_episodes",
+        "test_max_timesteps",
+        "call_timeout_s",
+    }
+)
+MISSPELT = 0.85  # likeness to a setting from which on an unknown attribute is taken for it
 
 
 def list_of_callbacks(value: Any) -> str | None:
@@ -78,6 +100,24 @@ class ExperimentSettings:
     """Every setting of an experiment, with its default and its meaning."""
 
     _stage = "new"  # or "running", while there are processes that were made of the settings, or "closed"
+    _checked = False  # whether its settings have been
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Change a setting, which is checked anew, or set another attribute.
+
+        Raises ValueError or TypeError for a value that cannot be right, and AttributeError for a setting that would
+        change nothing any more and for what looks like a misspelt one.
+        """
+        if name in SETTINGS and self._checked:
+            if self._stage == "running" and name not in CHANGEABLE:
+                raise AttributeError(
+                    f"Experiment.{name}={value!r}: this experiment has started with {getattr(self, name)!r}, and what "
+                    f"was made of that stays: give it to Experiment({name}=...), and go on with start(resume=True)"
+                )
+            value = checked_value(SETTINGS[name], value)
+        elif name not in SETTINGS:
+            _refuse_misspelt(type(self), name)
+        super().__setattr__(name, value)
 
     run_name: str = setting(MISSING, "folder of the run, under ckpt_base_dir", folder_name)
     make_train_env: MakeEnv = setting(
@@ -412,27 +452,45 @@ class ExperimentSettings:
     )
 
 
+SETTINGS = {one.name: one for one in fields(ExperimentSettings)}
+
+
+def _refuse_misspelt(owner: type, name: str) -> None:
+    """Raises AttributeError for an attribute that is much like a setting, and none that a subclass has of its own."""
+    own = hasattr(owner, name) or any(name in inspect.get_annotations(cls) for cls in owner.__mro__)
+    if not (name.startswith("_") or own) and (setting := closest(name, SETTINGS, MISSPELT)):
+        raise AttributeError(
+            f"Experiment has no setting {name!r}; did you mean {setting!r}? An attribute of your own is one that your "
+            "class annotates"
+        )
+
+
 def check_values(settings: ExperimentSettings) -> None:
     """Raises ValueError or TypeError, naming setting, value and what would be right, for a value that cannot be right.
 
     Each setting is looked at by itself, by its check or else by its type; what several must agree on is checked by
-    `driver.probe`. Numbers of NumPy become Python's own from here on: files that a run writes take no others.
+    `driver.probe`. Those that are set later are checked then. Numbers of NumPy become Python's own: files that a run
+    writes take no others.
     """
-    hints = hints_of(ExperimentSettings)
-    for one in fields(settings):
-        check, value = one.metadata.get("check"), plain(getattr(settings, one.name))
-        setattr(settings, one.name, value)
-        if value is None and one.metadata.get("optional"):
-            continue
-        if check is None:
-            check = partial(objection, hint=hints[one.name])
-        try:
-            wrong = check(value)
-        except TypeError as error:
-            raise TypeError(f"Experiment.{one.name}={value!r}: {error}") from error
-        if wrong:
-            none = ", or None" if one.metadata.get("optional") else ""
-            raise ValueError(f"Experiment.{one.name}={value!r}: {wrong}{none}")
+    vars(settings).update({name: checked_value(one, getattr(settings, name)) for name, one in SETTINGS.items()})
+    settings._checked = True
+
+
+def checked_value(one: Field[Any], value: Any) -> Any:
+    """What setting `one` is when it is given as `value`. Raises as `check_values` does."""
+    value, check = plain(value), one.metadata.get("check")
+    if value is None and one.metadata.get("optional"):
+        return None
+    if check is None:
+        check = partial(objection, hint=hints_of(ExperimentSettings)[one.name])
+    try:
+        wrong = check(value)
+    except TypeError as error:
+        raise TypeError(f"Experiment.{one.name}={value!r}: {error}") from error
+    if wrong:
+        none = ", or None" if one.metadata.get("optional") else ""
+        raise ValueError(f"Experiment.{one.name}={value!r}: {wrong}{none}")
+    return value
 
 
 def env_processes(settings: ExperimentSettings) -> EnvProcesses | None:

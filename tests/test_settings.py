@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import partial
 from typing import Any, get_args
 
@@ -18,7 +18,7 @@ from amago_ray.driver.probe import probe
 from amago_ray.envs.builtin import Counting
 from amago_ray.envs.exploration import EpsilonGreedy
 from amago_ray.replay.sampling.relabeling import HindsightRelabeler
-from amago_ray.settings import SECTIONS, ExperimentSettings, check_values, table
+from amago_ray.settings import CHANGEABLE, SECTIONS, SETTINGS, ExperimentSettings, check_values, table
 
 
 def test_the_document_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,3 +128,67 @@ def test_what_makes_another_kind(name: str, base: str, value: Any) -> None:
     settings = ExperimentSettings(**{"run_name": "a", "make_train_env": Counting, "max_seq_len": 4, name: value})
     with pytest.raises(TypeError, match=rf"^Experiment\.{name}=.*: it must be a subclass of {base}; "):
         check_values(settings)
+
+
+def experiment(**changes: Any) -> Experiment:
+    return Experiment(**({"run_name": "a", "make_train_env": Counting, "max_seq_len": 4} | changes))
+
+
+@pytest.mark.parametrize("stage", ["new", "running", "closed"])
+def test_a_setting_that_is_changed_is_checked_as_one_that_is_given(stage: str) -> None:
+    x = experiment()
+    x._stage = stage
+    with pytest.raises(ValueError, match=r"^Experiment\.val_interval=0: it must be an integer of 1 or more$"):
+        x.val_interval = 0
+    x.epochs = np.int64(3)  # type: ignore[assignment]
+    assert type(x.epochs) is int and x.epochs == 3 and x.val_interval == 20
+
+
+def test_only_what_is_read_again_may_change_while_a_run_goes_on() -> None:
+    x = experiment()
+    x.learning_rate = 0.5
+    x._stage = "running"
+    for name in SETTINGS:
+        if name in CHANGEABLE:
+            setattr(x, name, getattr(x, name))
+            continue
+        with pytest.raises(AttributeError, match=rf"^Experiment\.{name}=.*: this experiment has started with .*resume"):
+            setattr(x, name, getattr(x, name))
+    assert x.learning_rate == 0.5
+    x._stage = "closed"
+    x.learning_rate = 0.25
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [("batchsize", "batch_size"), ("learnig_rate", "learning_rate"), ("val_intervall", "val_interval")],
+)
+def test_a_misspelt_attribute(name: str, setting: str) -> None:
+    with pytest.raises(AttributeError, match=f"^Experiment has no setting {name!r}; did you mean {setting!r}?"):
+        setattr(experiment(), name, 3)
+
+
+class Own(Experiment):
+    epoch: int
+    batchsize = 3
+
+    def on_checkpoint_loaded(self) -> None:
+        self.epoch, self.batchsize, self._epoch, self.loaded = 1, 2, 3, True
+
+
+@dataclass
+class OwnFields(Experiment):
+    val_intervals: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.started = False
+        super().__post_init__()
+
+
+def test_attributes_of_a_subclass_are_its_own() -> None:
+    own = Own(run_name="a", make_train_env=Counting, max_seq_len=4)
+    own.on_checkpoint_loaded()
+    assert (own.epoch, own.batchsize, own._epoch, own.loaded) == (1, 2, 3, True)
+    fields_of_it = OwnFields(run_name="a", make_train_env=Counting, max_seq_len=4, val_intervals=(2,))
+    fields_of_it.val_intervals = (3,)
+    assert fields_of_it.val_intervals == (3,) and not fields_of_it.started

@@ -121,9 +121,9 @@ def as_raised(error: Exception) -> Exception:
     return raised.with_traceback(error.__traceback__)
 
 
-def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that is most like `name`; None where none is like it."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+def closest(name: str, known: Iterable[str], likeness: float = 0.6) -> str | None:
+    """The known name that is most like `name`; None where none is like it. likeness: the least, of 1 at most."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)
     return close[0] if close else None
 
 

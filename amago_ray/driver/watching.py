@@ -86,10 +86,15 @@ class LiveView(RunView):
         metrics: MetricsLog,
         evaluate: Callable[..., dict[str, float]],
     ):
-        self.epochs, self.directory = settings.epochs, directory
+        self.directory = directory
         self._settings, self._agent_spec, self._ring = settings, agent_spec, ring
         self._metrics, self._evaluate = metrics, evaluate
         self._stop_reason: str | None = None
+        self.count_epochs()
+
+    def count_epochs(self) -> None:
+        """Say how many there are to be, which may be others by now."""
+        self.epochs = self._settings.epochs
 
     @property
     def progress(self) -> Progress:
@@ -161,6 +166,7 @@ class Watching:
 
     def begin(self) -> None:
         """Training begins, or goes on where it was not ended."""
+        self._view.count_epochs()
         if not self._begun:
             self._begun = True
             self._view.go_on()

@@ -83,8 +83,12 @@ class Display:
                 self._live.stop()  # leaves the last panel on the screen
             self._live = None
 
-    def start_epoch(self, epoch: int, collect_total: int, learn_total: int) -> None:
-        """Begin the bars of `epoch`: `collect_total` timesteps to collect, `learn_total` updates to make (0: none)."""
+    def start_epoch(self, epoch: int, collect_total: int, learn_total: int, epochs: int | None = None) -> None:
+        """Begin the bars of `epoch`: `collect_total` timesteps to collect, `learn_total` updates to make (0: none).
+
+        epochs: of the run, where that may be another number by now.
+        """
+        self._epochs = self._epochs if epochs is None else epochs
         if self._first_epoch is None:
             self._first_epoch = epoch
         self._epoch, self._epoch_done = epoch, False

@@ -175,6 +175,20 @@ def test_a_stopped_run_can_be_told_to_go_on(run: Any) -> None:
     assert [call for call in recorder.calls if call[0] == "on_start"] == [("on_start", -1), ("on_start", 1)]
 
 
+def test_what_may_be_changed_between_two_calls_of_learn(run: Any) -> None:
+    seen: list[tuple[int, int]] = []
+    recorder = Recorder("on_end", 3, lambda view: seen.append((view.epoch, view.epochs)))
+    experiment = run(recorder)
+    experiment.learn()
+    experiment.epochs, experiment.val_interval = 6, 5
+    recorder._at = ("on_end", 5)
+    experiment.learn()
+    assert seen == [(3, 4), (5, 6)] and experiment.progress.epoch == 5
+    assert [epoch for place, epoch in recorder.calls if place == "after_validation"] == [0, 2, 3, 5]
+    with pytest.raises(AttributeError, match="^Experiment.learning_rate=5.0: this experiment has started with 0.0001"):
+        experiment.learning_rate = 5.0
+
+
 def test_what_needs_processes_says_that_they_are_gone(run: Any) -> None:
     experiment = run()
     experiment.learn(until=2)
