@@ -84,7 +84,7 @@ class Experiment(ExperimentSettings):
         resume: go on from the newest complete training state of this run, as if it had never ended; "auto" also begins
         a run that is not there yet. overwrite: start anew over an earlier run.
         Raises ValueError or TypeError, before any process starts, for settings and environments that cannot work, and
-        Preempted after a SIGTERM, which ends the process with exit status 75.
+        Preempted after a SIGTERM or SIGHUP, which ends the process with exit status 75.
         """
         if self._ring is not None:
             if resume or overwrite:
@@ -94,18 +94,18 @@ class Experiment(ExperimentSettings):
         with starting(self.close, self._display.tell, self.directory.record_stop_at_start), streams_kept():
             self._display.message(f"{self.run_name}: trying the environments and the networks")
             check_sendable(self)
-            self.agent_spec = probe(self)
+            spec = self.agent_spec = probe(self)
             self._layout, callbacks = check_data(self), make_callbacks(self)
             self._held.enter_context(self.directory.locked())
-            state = state_to_resume(self, self.directory, self.agent_spec, self._layout, resume, overwrite)
+            state = state_to_resume(self, self.directory, spec, self._layout, resume, overwrite)
             self._display.message("connecting to Ray")
             cluster, started_here = connect(
-                self.ray_address, lambda machine: make_plan(self, self.agent_spec, machine).num_cpus, self.run_name
+                self.ray_address, lambda machine: make_plan(self, spec, machine).num_cpus, self.run_name
             )
             if started_here:
                 self._held.callback(disconnect)
             # Workers that no state is known of: time tells two attempts to resume from one state apart.
-            plan = make_plan(self, self.agent_spec, cluster, time.time_ns() if state else 0, state)
+            plan = make_plan(self, spec, cluster, time.time_ns() if state else 0, state)
             check_fits(plan.roles, cluster)
             check_shares(self, plan)
             open_folder(self, self.directory, self._layout, state, self._display.message)
@@ -115,10 +115,8 @@ class Experiment(ExperimentSettings):
             self._ring.start(cluster, state)
             self._schedule = make_schedule(self, self._ring)
             self._schedule.load_state(state)
-            self._watching = watch(
-                self, self.directory, self.agent_spec, self._ring, callbacks, self.evaluate_test, state
-            )
-            run = partial(what_to_resume, self.progress, self.agent_spec, self._layout, self._watching)
+            self._watching = watch(self, self.directory, spec, self._ring, callbacks, self.evaluate_test, state)
+            run = partial(what_to_resume, self.progress, spec, self._layout, self._watching)
             told, settle = partial(self._watching.call, "on_checkpoint"), self._watching.settle
             self._saving = Saving(self, self._ring, self._schedule, self.directory, run, told, settle)
             self._stage = "running"
@@ -135,7 +133,7 @@ class Experiment(ExperimentSettings):
         if self._ring is not None:
             self._ring.close()
             self._ring = self._saving = None
-            self._stage = "closed"
+            self._stage = "closed" if self._stage == "running" else "new"  # one whose start has failed may start
         self._held.close()
 
     def __enter__(self) -> Experiment:
@@ -151,7 +149,7 @@ class Experiment(ExperimentSettings):
 
         until: stop before this epoch, to go on with the next call; None runs to the last one. Callbacks may end it
         earlier: `stop_reason` says so, and policy and training state are saved; another call would go on.
-        Raises Preempted, which ends the process with exit status 75, after a SIGTERM and saving what is finished.
+        Raises Preempted, which ends the process with exit status 75, once it is told to end and has saved.
         """
         check_counts("learn", 0, until=until)
         ring, watching, saving = self._started(), self._watching, self._saving
