@@ -302,7 +302,7 @@ class _Leaf:
             return self._from_zero(value, batch)
         if self._kinds is _INTEGERS and (self.binary or value.dtype.name != self.spec.dtype):
             self._check_range(value)
-        elif self._kinds is _NUMBERS and value.dtype.kind in "iu":
+        elif self._kinds is _NUMBERS and value.dtype.kind in "iu" and not np.can_cast(value.dtype, self.spec.dtype):
             self._warn_of_rounded(value)
         return value
 
