@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 from amago_ray.driver.preemption import RESUMABLE, Preempted, Preemption, as_ctrl_c, starting
 from amago_ray.watch.run_status import run_status
 
+pytestmark = pytest.mark.usefixtures("signals_as_before")
 TESTS = Path(__file__).parents[1]
 RUN = """
 import sys
@@ -28,14 +28,6 @@ settings = {"verbose": True, "epochs": 100_000, "compile_acting": "never"}
 with Experiment(**small_settings(Path(sys.argv[1])) | settings) as experiment:
     experiment.start(resume="auto")
 """
-
-
-@pytest.fixture(autouse=True)
-def signals_as_before() -> Iterator[None]:
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def tell_to_end(number: signal.Signals = signal.SIGTERM) -> None:

@@ -324,6 +324,7 @@ def test_a_run_whose_folder_is_gone_ends_in_a_line(tmp_path: Path) -> None:
     assert run.directory.saved_epochs() == [0]
 
 
+@pytest.mark.usefixtures("signals_as_before")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_how_it_ended_is_recorded_also_where_saving_is_broken_off(tmp_path: Path, number: signal.Signals) -> None:
     class Interrupted(Run):
