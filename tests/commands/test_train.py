@@ -173,7 +173,7 @@ def test_a_gif_of_what_does_not_render(
     assert err.count("\n") == 1 and "does not render" in err and "render_mode='rgb_array'" in err
     assert evaluate(tmp_path / "no run") == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "no run" in err and "there is no such file" in err
+    assert err.count("\n") == 1 and "no run" in err and "has no config.txt; is it the folder of a run?" in err
 
 
 def test_a_run_is_evaluated_without_its_data(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import gin
-import gymnasium as gym
 import numpy as np
 
 from amago_ray.messages import REWARD, TERMINATED
 from amago_ray.replay.sampling.relabeling import ACHIEVED, Relabeler, check_counted_alike, check_held
 from amago_ray.specs import OBS_PREFIX
+
+if TYPE_CHECKING:
+    import gymnasium as gym
 
 INSTRUCTION = OBS_PREFIX + "instruction"
 

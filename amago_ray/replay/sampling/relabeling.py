@@ -6,15 +6,16 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import gin
-import gymnasium as gym
 import numpy as np
 
-from amago_ray.envs.spaces import ObsConverter
 from amago_ray.messages import ACTION, REWARD, TERMINATED
 from amago_ray.specs import OBS_PREFIX, ActionSpec, ObsSpec
+
+if TYPE_CHECKING:
+    import gymnasium as gym
 
 ACHIEVED, DESIRED = OBS_PREFIX + "achieved_goal", OBS_PREFIX + "desired_goal"
 
@@ -185,8 +186,12 @@ def check_counted_alike(relabeler: str, observation_space: gym.Space, goal: str)
 
     Categories are stored counted from 0. relabeler: its name. Says nothing where an observation is missing.
     """
+    from gymnasium import spaces  # which shards, who do not ask this, do without
+
+    from amago_ray.envs.spaces import ObsConverter
+
     stored = ObsConverter(observation_space).meaning
-    if not isinstance(observation_space, gym.spaces.Dict) or not {"achieved_goal", goal} <= stored.keys():
+    if not isinstance(observation_space, spaces.Dict) or not {"achieved_goal", goal} <= stored.keys():
         return
     (_, _, achieved, start), (_, _, desired, begin) = stored["achieved_goal"], stored[goal]
     shifted = (start or [0] * len(begin)) != (begin or [0] * len(start))
