@@ -123,7 +123,8 @@ def _is_ignored(number: int) -> bool:
 
 def _set(handlers: Handlers) -> None:
     for number, handler in handlers.items():
-        signal.signal(number, handler)
+        if handler is not None:  # it was not set from Python, and cannot be from there
+            signal.signal(number, handler)
 
 
 def _name(number: int) -> str:

@@ -113,6 +113,7 @@ def _check_sources(settings: ExperimentSettings) -> None:
 
 def probe(settings: ExperimentSettings) -> AgentSpec:
     """Try the environments, the networks, the relabeler and the exploration once, here, where errors are easy to read.
+
     Returns how to build the agent. Raises what the environments raise, and ValueError where validation environments
     have other spaces than training environments, or one takes longer than `call_timeout_s`.
     """

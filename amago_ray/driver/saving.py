@@ -161,7 +161,8 @@ class Saving:
         self._newest = Cut(epoch, ring | self._schedule.state | self._describe())
 
     def _start(self) -> None:
-        """Let the learners write the newest cut while the run goes on."""
+        """Let the learners write the newest cut while the run goes on. Raises CannotGoOn where its folder is gone."""
+        self._check_folder()
         self._complete(FILES_TIMEOUT_S, tell_only=True)
         cut = self._newest
         assert cut is not None

@@ -270,12 +270,20 @@ def _on_a_terminal_that_may_close() -> Iterator[None]:
     except OSError as error:
         if error.errno != errno.EIO:
             raise
+        terminals = [stream.fileno() for stream in (sys.stdout, sys.stderr) if _was_a_terminal(stream)]
+        if not terminals:  # it is a disk that has failed
+            raise
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):  # one that is no file
-                if S_ISCHR(os.fstat(stream.fileno()).st_mode):  # (what is closed says that it is no terminal)
-                    os.dup2(nowhere, stream.fileno())
+        for terminal in terminals:
+            os.dup2(nowhere, terminal)
         os.close(nowhere)
+
+
+def _was_a_terminal(stream: TextIO) -> bool:
+    """Whether output goes to a terminal, or went there: one that is closed says that it is none."""
+    with suppress(OSError, ValueError):  # of one that is no file
+        return S_ISCHR(os.fstat(stream.fileno()).st_mode)
+    return False
 
 
 def _bar(done: float, total: float, style: str) -> ProgressBar:

@@ -61,6 +61,19 @@ def test_ctrl_c_while_it_starts_is_recorded_and_an_error_is_not() -> None:
         assert done == recorded
 
 
+def test_a_handler_that_was_not_set_from_python_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python tells of it as None, which it does not take back."""
+    set_handler = signal.signal
+
+    def told_as_none(number: int, handler: Any) -> Any:
+        before = set_handler(number, handler)
+        return before if number == signal.SIGTERM else None
+
+    monkeypatch.setattr(signal, "signal", told_as_none)
+    with Preemption(), starting(lambda: None, pytest.fail, pytest.fail):
+        pass
+
+
 def test_a_hang_up_that_is_ignored_stays_so() -> None:
     """Below `nohup`; SIGTERM is heard all the same."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -316,7 +316,7 @@ def test_a_run_whose_folder_is_gone_ends_in_a_line(tmp_path: Path) -> None:
     run.directory.root.rename(tmp_path / "renamed")
     run.schedule.run_epoch(1, last=False)
     run.progress.epoch = 1
-    for save in (partial(run.saving.policy, must=False), partial(run.saving.after_epoch, due=True)):
+    for save in (partial(run.saving.policy, must=False), partial(run.saving.after_epoch, due=True), run.saving.now):
         with pytest.raises(CannotGoOn, match=r"run is gone, or its config\.txt: removed, renamed or unmounted"):
             save()
     assert not run.directory.root.exists()

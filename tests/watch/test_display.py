@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 
@@ -86,17 +86,30 @@ def test_what_goes_wrong_is_told_also_when_off(capsys: pytest.CaptureFixture[str
 def test_a_terminal_that_is_closed_is_no_error(terminal: Terminal) -> None:
     """A run is told to end then, and saves."""
     ours, its = os.openpty()
-    with open(its, "w", encoding="utf-8") as output, redirect_stdout(output):
+    with open(its, "w", encoding="utf-8") as output, redirect_stdout(output), redirect_stderr(io.StringIO()):
         assert output.isatty()
         with Display("lake", epochs=2, enabled=True) as display:
             display.message("before")
-            assert b"before" in os.read(ours, 10_000)
+            seen = b""
+            while b"before" not in seen:  # it comes in pieces
+                seen += os.read(ours, 10_000)
             os.close(ours)
             display.message("after")
             display.start_epoch(0, collect_total=1, learn_total=1)
             display.finish_epoch({"return": 1.0})
         display.tell("at the end")
         print("and somebody else", flush=True)
+
+
+def test_a_disk_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class File(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(sys, "stdout", File())
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with pytest.raises(OSError, match="Input/output error"):
+        Display("lake", epochs=1, enabled=True).message("one")
 
 
 def test_a_terminal_gets_a_panel_within_80_columns(terminal: Terminal) -> None:
