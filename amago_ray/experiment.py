@@ -27,7 +27,7 @@ from amago_ray.driver.preemption import starting
 from amago_ray.driver.probe import check_data, check_settings, probe
 from amago_ray.driver.resume import Resume, open_folder, state_to_resume, what_to_resume
 from amago_ray.driver.ring import Ring
-from amago_ray.driver.saving import Saving
+from amago_ray.driver.saving import Saving, failure_recorded
 from amago_ray.driver.schedule import make_schedule
 from amago_ray.driver.streams import streams_kept
 from amago_ray.driver.topology import Topology, check_sendable
@@ -91,7 +91,8 @@ class Experiment(ExperimentSettings):
                 raise ValueError("start: this experiment is running; resume and overwrite are for its first start")
             return self
         began = time.monotonic()
-        with starting(self.close, self._display.tell, self.directory.record_stop_at_start), streams_kept():
+        record = self.directory.record_stop_at_start
+        with starting(self.close, self._display.tell, record), streams_kept(), ExitStack() as begun:
             self._display.message(f"{self.run_name}: trying the environments and the networks")
             check_sendable(self)
             spec = self.agent_spec = probe(self)
@@ -111,6 +112,7 @@ class Experiment(ExperimentSettings):
             open_folder(self, self.directory, self._layout, state, self._display.message)
             self._display.message(overview(self, plan, place(plan.roles, cluster.nodes), cluster) + "\n")
             self.progress = Progress.from_dict(state["progress"]) if state else self.progress
+            begun.enter_context(failure_recorded(self.directory, self.progress))
             self._ring = Ring(self, Topology(plan, cluster.in_group), self.directory, self.progress, self._display)
             self._ring.start(cluster, state)
             self._schedule = make_schedule(self, self._ring)

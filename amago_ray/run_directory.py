@@ -3,7 +3,8 @@
 {ckpt_base_dir}/{run_name}/
     config.txt  spaces.json  metrics.jsonl  events.jsonl  wandb_logs/  replay/
     ckpts/training_states/{run_name}_epoch_{n}/   ckpts/latest/policy.pt   ckpts/policy_weights/policy_epoch_{n}.pt
-and, where they are asked for, tensorboard/  ckpts/best/  videos/  progress.json; stopped.json where somebody ended it
+and, where they are asked for, tensorboard/  ckpts/best/  videos/  progress.json; stopped.json where it ended
+before its last epoch
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class RunDirectory:
         self._lock = self.root.with_name(f".{run_name}.lock")  # beside the folder, which may be removed
         self._is_held = False  # the lock, by this process
         self._notes: LineFile | None = None
-        self.stopped = self.root / "stopped.json"  # of a run that was ended, and why: see `record_stop`
+        self.stopped = self.root / "stopped.json"  # of a run that was ended or failed, and why: see `record_stop`
 
     def check_writable(self) -> None:
         """Raises ValueError, naming the setting, where the run's folder cannot be made or written. Leaves nothing."""
@@ -121,9 +122,12 @@ class RunDirectory:
         """Whether a run has already trained here."""
         return (self.root / "metrics.jsonl").is_file() or bool(self._saved_by_name())
 
-    def record_stop(self, epoch: int, reason: str) -> None:
-        """Why the run came to no end of its own: a callback's reason, a signal. Raises OSError."""
-        text = json.dumps({"epoch": epoch, "reason": reason}) + "\n"
+    def record_stop(self, epoch: int, reason: str, failed: bool = False) -> None:
+        """Why the run came to no end of its own: a callback's reason, a signal; the error that it `failed` with.
+
+        Raises OSError.
+        """
+        text = json.dumps({"epoch": epoch, "reason": reason, "failed": failed}) + "\n"
         write_atomically(self.stopped, lambda path: path.write_text(text))
 
     def record_stop_at_start(self, reason: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from gymnasium.vector import SyncVectorEnv
@@ -12,7 +13,9 @@ from amago_ray import Experiment
 from amago_ray.driver.placement import Cluster
 from amago_ray.envs.builtin import Counting
 from amago_ray.nets.traj_encoders import GRUTrajEncoder
+from amago_ray.pending import ProcessDied
 from amago_ray.run_directory import RunDirectory
+from amago_ray.watch.run_status import run_status
 
 
 @pytest.mark.parametrize("how", [{"resume": True}, {"overwrite": True}])
@@ -54,6 +57,21 @@ def test_a_vector_env_of_another_size_is_refused_before_the_earlier_run_is_remov
     with pytest.raises(ValueError, match="make_train_env makes a VectorEnv of 3 environments where .* has 2"):
         experiment.start(overwrite=True)
     assert earlier.config.read_text() == "of the earlier run"
+    assert not earlier.stopped.exists(), "nor is it one that has failed"
+
+
+def test_what_a_start_fails_with_is_kept_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that cannot be started, once the run has a folder: nothing else would tell that it is not at work."""
+    monkeypatch.setattr("amago_ray.experiment.connect", lambda *_: (Cluster(4, (), local=True), False))
+    monkeypatch.setattr("amago_ray.experiment.check_fits", lambda *_: None)
+    monkeypatch.setattr("amago_ray.experiment.Topology", lambda *_: None)
+    ring = Mock(start=Mock(side_effect=ProcessDied("learner 0: out of memory")))
+    monkeypatch.setattr("amago_ray.experiment.Ring", lambda *_: ring)
+    experiment = Experiment(run_name="a", make_train_env=Counting, max_seq_len=4, ckpt_base_dir=tmp_path, verbose=False)
+    with pytest.raises(ProcessDied):
+        experiment.start()
+    status = run_status(tmp_path / "a")
+    assert (status.state, status.reason) == ("failed", "ProcessDied: learner 0: out of memory")
 
 
 @pytest.mark.parametrize("until", ["3", -1, 2.0, True])

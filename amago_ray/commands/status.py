@@ -21,13 +21,13 @@ TABLE_WIDTH = 120  # where the output is no terminal
 SHOWN_STATES = 6  # newest training states that are named
 MOST_COLUMNS = 4  # runs of which everything is told
 CHIEF_FACTS = ("state", "epoch", "frames", "updates", "return, validation", "best validation")
-STYLES = {"running": "green", "starting": "cyan", "finished": "blue", "stopped": "blue", "silent": "red"}
+STYLES = {"running": "green", "starting": "cyan", "finished": "blue", "stopped": "blue"}  # all others: red
 DESCRIPTION = """\
 how runs are doing, from their files alone: from any terminal that sees the folder, while they train and after
 
 A run is silent when its process was killed, or when nothing was logged for a minute and three times its longest
 epoch: it hangs, or its end was not seen from here. Epochs count from 1 here; --epoch of other commands from 0.
-Exit status 1 where one is silent, else 2 where a folder is no run's, such as a misspelt one.
+Exit status 1 where one is silent or has failed, else 2 where a folder is no run's, such as a misspelt one.
 
 examples:
   amago-ray status runs/tmaze
@@ -38,7 +38,8 @@ examples:
 def run(arguments: Sequence[str]) -> int:
     """Print facts of each run, and a line for what is none.
 
-    Returns 1 where a run is silent, which may be over soon; else 2 where there is no run, which stays until it is seen.
+    Returns 1 where a run is silent, which may be over soon, or has failed; else 2 where there is no run, which stays
+    until it is seen.
     """
     parser = Parser(
         prog="amago-ray status", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -66,7 +67,7 @@ def run(arguments: Sequence[str]) -> int:
     console.print(status_table(found))
     for other in (*unread, *others):
         print(f"amago-ray: {other}", file=sys.stderr)
-    if any(status.state == "silent" for status in found):
+    if any(status.state in ("silent", "failed") for status in found):
         return 1
     return 2 if others else 0
 
@@ -104,7 +105,7 @@ def _facts(status: RunStatus) -> dict[str, Text]:
         "saved states": f"after epoch {', '.join(states)}{f' and {more} before' if more else ''}" if states else "none",
         "replay": _replay(status.replay, status.replay_error),
     }
-    state = Text(_state(status), style=STYLES[status.state])
+    state = Text(_state(status), style=STYLES.get(status.state, "red"))
     return {"state": state} | {name: Text(fact) for name, fact in facts.items()}
 
 
@@ -113,7 +114,7 @@ def _state(status: RunStatus) -> str:
         return "not running: its process was killed"
     if status.state == "silent":
         return f"silent for {duration(status.age_s)}"
-    return f"stopped: {status.reason}" if status.state == "stopped" else status.state
+    return status.state if status.reason is None else f"{status.state}: {status.reason}"
 
 
 def _per_second(rate: float | None) -> str:

@@ -21,6 +21,9 @@ from amago_ray.pending import CallTimeout, ProcessDied
 from amago_ray.replay.storage.segments import StorageError
 from amago_ray.run_directory import RunDirectory
 from amago_ray.settings import ExperimentSettings
+from amago_ray.watch.metrics import Progress
+
+LONGEST_REASON, LEFT_OUT = 500, "..."
 
 
 @dataclass(frozen=True)
@@ -101,14 +104,20 @@ class Saving:
     def before_leaving(self) -> Iterator[None]:
         """Where the process is told to end within, the newest cut is written first, and the user told.
 
-        The folder says how it ended, also after Ctrl-C. Raises OSError, which says how to go on, where a disk that is
-        full or may not be written to ends the run, and CannotGoOn where its folder is gone.
+        The folder says how it ended, also after Ctrl-C or an error. Raises OSError, which says how to go on, where a
+        disk that is full or may not be written to ends the run, and CannotGoOn where its folder is gone.
         """
-        try:
+        with failure_recorded(self._directory, self._ring.progress), self._stop_recorded():
             with suppress(OSError):
                 self._directory.stopped.unlink(missing_ok=True)
             with self._preemption:
                 yield
+
+    @contextmanager
+    def _stop_recorded(self) -> Iterator[None]:
+        """What `before_leaving` does, but for errors that nobody can help."""
+        try:
+            yield
         except KeyboardInterrupt:
             self._record_stop("Ctrl-C")
             raise
@@ -248,6 +257,26 @@ class Saving:
         for epoch in saved[:-keep]:
             if every is None or (epoch + 1) % every:
                 self._directory.remove_training_state(epoch)
+
+
+@contextmanager
+def failure_recorded(directory: RunDirectory, progress: Progress) -> Iterator[None]:
+    """Within, an error is what the run's folder keeps of its end, if the folder is there."""
+    try:
+        yield
+    except Exception as error:
+        if directory.config.is_file():
+            with suppress(OSError):  # the error itself is what has to be told
+                directory.record_stop(progress.epoch, _told(error), failed=True)
+        raise
+
+
+def _told(error: Exception) -> str:
+    """An error in one line: of a traceback's many the first and the last, and the notes that are one line each."""
+    notes = [note for note in getattr(error, "__notes__", ()) if "\n" not in note]
+    lines = f"{type(error).__name__}: {error}".strip().splitlines()
+    ends = [lines[0], *([LEFT_OUT] if len(lines) > 2 else []), *lines[-1:]] if len(lines) > 1 else lines
+    return "; ".join([" ".join(" ".join(ends).split()), *notes])[:LONGEST_REASON]
 
 
 def _remedy(error: Exception) -> str:

@@ -78,7 +78,8 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._live is not None:
-            self._status = "finished" if kind is None else "stopped"
+            failed = kind is not None and issubclass(kind, Exception)
+            self._status = "finished" if kind is None else "failed" if failed else "stopped"
             with _on_a_terminal_that_may_close():
                 self._live.stop()  # leaves the last panel on the screen
             self._live = None

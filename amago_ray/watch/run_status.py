@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from amago_ray.atomic_files import read_json
 from amago_ray.config.value_checks import whole_number
@@ -32,7 +33,8 @@ class Return:
 class RunStatus:
     """What the files of a run say of it at one moment.
 
-    state: "starting", "running", "silent", "stopped" (by a callback, Ctrl-C or SIGTERM: `reason`) or "finished".
+    state: "starting", "running", "silent", "stopped" (by a callback, Ctrl-C or SIGTERM: `reason`), "failed" (with the
+    error `reason`) or "finished".
     age_s: since the newest row, or since the start where there is none yet. epoch: how many are finished.
     frames_per_s, updates_per_s: over the last RECENT_EPOCHS epochs, validations included; None before the first.
     saved: epochs (from 1) of complete training states. replay: what is stored, None where nothing is.
@@ -81,16 +83,16 @@ def run_status(
     written = started if log.written_at is None else log.written_at
     age_s = max(now - max(written, started), 0.0)
     done = int(epoch) + 1
-    reason = read_json(directory.stopped, "reason")["reason"] if directory.stopped.is_file() else None
+    stopped = read_json(directory.stopped, "reason") if directory.stopped.is_file() else {}
     frames_per_s, updates_per_s = _rates(log)
     replay, replay_error = stored_replay(root) if look_into_replay else (None, None)
     collected, vals = _returns(log, "collect"), _returns(log, "val")
-    state = _state(log, done, epochs, reason, age_s, just_started=started > written or not len(log))
+    state = _state(log, done, epochs, stopped, age_s, just_started=started > written or not len(log))
     killed = state in ("starting", "running", "silent") and directory.was_killed()
     return RunStatus(
         name=root.name,
         state="silent" if killed else state,
-        reason=reason,
+        reason=stopped.get("reason"),
         age_s=age_s,
         epoch=done,
         epochs=epochs,
@@ -130,9 +132,10 @@ def _epochs(config: Path) -> int:
     return settings["epochs"]
 
 
-def _state(log: RunLog, done: int, epochs: int, reason: str | None, age_s: float, just_started: bool) -> str:
-    if reason is not None:
-        return "stopped"
+def _state(log: RunLog, done: int, epochs: int, stopped: dict[str, Any], age_s: float, just_started: bool) -> str:
+    """stopped: what the folder says of an end before the last epoch, empty where there was none."""
+    if stopped:
+        return "failed" if stopped.get("failed") else "stopped"
     if done >= epochs and len(log):
         return "finished"
     ends = [log.axes["wall_s"][row] for row in log.ends.values()]

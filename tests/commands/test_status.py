@@ -57,6 +57,16 @@ def test_a_killed_run_is_told_of_as_such(tmp_path: Path, capsys: pytest.CaptureF
     assert lines_of(capsys)["state"] == "not running: its process was killed"
 
 
+def test_a_failed_run_is_told_of_with_its_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path, 2)
+    run.record_stop(1, "ValueError: thin ice", failed=True)
+    assert train.main(["status", str(run.root)]) == 1
+    assert lines_of(capsys)["state"] == "failed: ValueError: thin ice"
+    run.record_stop(1, "enough")
+    assert train.main(["status", str(run.root)]) == 0
+    assert lines_of(capsys)["state"] == "stopped: enough"
+
+
 def test_many_runs_have_a_row_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [make_run(tmp_path / str(number), 20) for number in range(6)]
     assert train.main(["status", *(str(run.root) for run in runs)]) == 0

@@ -15,6 +15,7 @@ from fake_topology import FakeCall, FakeTopology
 
 from amago_ray.atomic_files import read_json
 from amago_ray.driver.preemption import RESUMABLE, Preempted
+from amago_ray.driver.saving import LONGEST_REASON
 from amago_ray.messages import CannotGoOn
 from amago_ray.replay.storage.segments import StorageError
 
@@ -207,6 +208,45 @@ def test_other_errors_stay_as_they_are(tmp_path: Path) -> None:
     assert ended.value is error
 
 
+def test_the_folder_says_what_a_run_failed_with_until_it_goes_on(tmp_path: Path) -> None:
+    run = Run(tmp_path, "alternate", FakeTopology()).start().learn(1)
+    error = RuntimeError("the lamp\nis out")
+    error.add_note("raised by the callback Lamp()")
+    error.add_note("the remote traceback\nof many lines")
+    with pytest.raises(RuntimeError), run.saving.before_leaving():
+        raise error
+    assert read_json(run.directory.stopped) == {
+        "epoch": 0,
+        "reason": "RuntimeError: the lamp is out; raised by the callback Lamp()",
+        "failed": True,
+    }
+    with run.saving.before_leaving():
+        assert not run.directory.stopped.exists()
+    with pytest.raises(OSError), run.saving.before_leaving():
+        raise UNWRITABLE
+    assert "make it writable again, then --resume auto" in read_json(run.directory.stopped)["reason"]
+
+
+@pytest.mark.parametrize(
+    ("message", "kept"),
+    [
+        (
+            "lake failed, with:\n  File x.py\n    step()\nValueError: thin ice\n",
+            "lake failed, with: ... ValueError: thin ice",
+        ),
+        ("two\nlines", "two lines"),
+        ("", ""),
+        ("ice " * 1000, ("ice " * 1000)[: LONGEST_REASON - len("RuntimeError: ")]),
+    ],
+)
+def test_an_error_is_kept_in_one_line(tmp_path: Path, message: str, kept: str) -> None:
+    """Above a traceback is what failed, and below it why."""
+    run = Run(tmp_path, "alternate", FakeTopology()).start()
+    with pytest.raises(RuntimeError), run.saving.before_leaving():
+        raise RuntimeError(message)
+    assert read_json(run.directory.stopped)["reason"] == f"RuntimeError: {kept}".strip()
+
+
 def test_writing_does_not_hold_the_run_up(tmp_path: Path) -> None:
     """Until it is done, the older state is the newest one; a learner that dies then goes on from that."""
     topology = FakeTopology(write_state=20)
@@ -261,7 +301,7 @@ def test_a_process_that_is_told_to_end_saves_what_is_finished(tmp_path: Path) ->
         "told to end (SIGTERM): epoch 1 is saved, --resume auto goes on from there (exit status 75)"
     )
     assert signal.getsignal(signal.SIGTERM) is before
-    assert read_json(run.directory.stopped, "reason") == {"epoch": 0, "reason": "SIGTERM"}
+    assert read_json(run.directory.stopped, "reason") == {"epoch": 0, "reason": "SIGTERM", "failed": False}
 
 
 def test_ctrl_c_is_told_to_who_looks_until_the_run_goes_on(tmp_path: Path) -> None:
@@ -319,6 +359,8 @@ def test_a_run_whose_folder_is_gone_ends_in_a_line(tmp_path: Path) -> None:
     for save in (partial(run.saving.policy, must=False), partial(run.saving.after_epoch, due=True), run.saving.now):
         with pytest.raises(CannotGoOn, match=r"run is gone, or its config\.txt: removed, renamed or unmounted"):
             save()
+    with pytest.raises(CannotGoOn), run.saving.before_leaving():
+        run.saving.now()
     assert not run.directory.root.exists()
     (tmp_path / "renamed").rename(run.directory.root)
     assert run.directory.saved_epochs() == [0]

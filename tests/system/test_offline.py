@@ -30,6 +30,7 @@ from amago_ray.replay.readers import EpisodeDataset, StoredDataset
 from amago_ray.replay.shard import ReplayConfig, ReplayShard
 from amago_ray.rollout.evaluate import evaluate_policy
 from amago_ray.watch.metrics import read_metrics
+from amago_ray.watch.run_status import run_status
 
 COUNTING = partial(Counting, 6)  # what `make_experiment` trains on
 
@@ -124,6 +125,8 @@ def test_an_update_that_overflows_ends_the_run_and_spares_the_saved_policy(
         experiment.learn()
     assert experiment.directory.latest_policy.read_bytes() == before
     assert experiment.directory.saved_epochs() == [0]
+    status = run_status(experiment.directory.root)
+    assert status.state == "failed" and "at timestep 2 of trajectory" in str(status.reason)
 
 
 @pytest.mark.usefixtures("shared_processes")

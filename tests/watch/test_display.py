@@ -129,7 +129,15 @@ def test_a_failure_leaves_the_panel_and_passes(terminal: Terminal) -> None:
     with redirect_stdout(terminal), pytest.raises(RuntimeError), Display("lake", epochs=2, enabled=True) as display:
         display.start_epoch(0, collect_total=10, learn_total=10)
         raise RuntimeError
-    assert "stopped" in terminal.written
+    assert "failed" in terminal.written
+
+
+@pytest.mark.parametrize("told", [KeyboardInterrupt, SystemExit])
+def test_an_end_that_was_asked_for_is_no_failure(terminal: Terminal, told: type[BaseException]) -> None:
+    with redirect_stdout(terminal), pytest.raises(told), Display("lake", epochs=2, enabled=True) as display:
+        display.start_epoch(0, collect_total=10, learn_total=10)
+        raise told
+    assert "stopped" in terminal.written and "failed" not in terminal.written
 
 
 def test_redraws_are_few_and_updates_cheap(terminal: Terminal) -> None:

@@ -70,6 +70,9 @@ def test_the_states_of_a_life(tmp_path: Path) -> None:
     run.stopped.write_text(json.dumps({"epoch": 0, "reason": "enough"}))
     status = run_status(run.root, now=resumed + 10_000)
     assert (status.state, status.reason) == ("stopped", "enough")
+    run.record_stop(0, "ValueError: thin ice", failed=True)
+    status = run_status(run.root, now=resumed + 10_000)
+    assert (status.state, status.reason) == ("failed", "ValueError: thin ice")
 
 
 def test_a_run_whose_process_was_killed_is_silent_at_once(tmp_path: Path) -> None:

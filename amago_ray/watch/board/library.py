@@ -20,7 +20,7 @@ MAX_DEPTH = 4  # of runs below a folder
 SCAN_INTERVAL_S = 5.0
 # After which a status is made anew though nothing was logged: a run may have become silent, one at rest been resumed.
 STATUS_INTERVAL_S, AT_REST_INTERVAL_S = 2.0, 15.0
-AT_REST = ("finished", "stopped", "silent")
+AT_REST = ("finished", "stopped", "failed", "silent")
 SWEEP_FILE, OF_TUNE = "sweep.json", "tune"  # in a sweep's folder; the second holds no runs, and is not looked into
 MEDIA = {".gif": "image/gif", ".png": "image/png", ".mp4": "video/mp4", ".webm": "video/webm"}
 MAX_MEDIA, MAX_EVENTS = 500, 500

@@ -73,7 +73,7 @@ function runRow(run) {
   };
   const alone = () => { choose([run.id]); redraw(); };
   const about = run.error ? [make("span", { class: "state error" }, run.error)] : [
-    make("span", { class: `state ${run.state}` }, run.state === "stopped" ? "stopped" : stateOf(run)),
+    make("span", { class: `state ${run.state}` }, run.reason ? run.state : stateOf(run)),
     make("span", {}, `epoch ${count(run.epoch)}/${count(run.epochs)}`),
     make("span", {}, run.val_return ? `val ${number(run.val_return.value)}` : run.collect_return ? `return ${number(run.collect_return.value)}` : ""),
   ];

@@ -35,7 +35,7 @@ export function glance(runs) {
 export function stateOf(run) {
   if (run.killed) return "its process was killed";
   if (run.state === "silent") return `silent for ${duration(run.age_s)}`;
-  return run.state === "stopped" ? `stopped: ${run.reason}` : run.state;
+  return run.reason ? `${run.state}: ${run.reason}` : run.state;
 }
 
 // Every panel: update(runs) draws what has changed of at most MAX_SHOWN runs.
