@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from amago_ray.commands.command_line import Parser, duration, in_one_line
 from amago_ray.replay.inspection import Contents
+from amago_ray.watch.board.library import Library
 from amago_ray.watch.metrics import METRICS_FILE
 from amago_ray.watch.run_status import Return, RunStatus, run_status
 
@@ -27,11 +29,11 @@ how runs are doing, from their files alone: from any terminal that sees the fold
 
 A run is silent when its process was killed, or when nothing was logged for a minute and three times its longest
 epoch: it hangs, or its end was not seen from here. Epochs count from 1 here; --epoch of other commands from 0.
-Exit status 1 where one is silent or has failed, else 2 where a folder is no run's, such as a misspelt one.
+Exit status 1 where one is silent or has failed, else 2 where a folder has no run, such as a misspelt one.
 
 examples:
   amago-ray status runs/tmaze
-  watch amago-ray status runs/*      all of them, again and again
+  watch amago-ray status runs        all that are below a folder, such as a sweep's, again and again
 """
 
 
@@ -44,16 +46,18 @@ def run(arguments: Sequence[str]) -> int:
     parser = Parser(
         prog="amago-ray status", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, such as runs/tmaze")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or of runs, such as a sweep"
+    )
     options = parser.parse_args(arguments)
     with in_one_line():
         found: list[RunStatus] = []
         others: list[ValueError] = []  # of folders that are no run's, or damaged
         unread: list[str] = []  # what is left out of those that are
-        for folder in options.runs:
+        for name, folder in (each for given in options.runs for each in _runs_of(given)):
             try:
-                status = run_status(folder)
-            except ValueError as error:  # that of a sweep, say, which a pattern of the shell has named too
+                status = replace(run_status(folder), name=name)
+            except ValueError as error:
                 others.append(error)
                 continue
             found.append(status)
@@ -70,6 +74,16 @@ def run(arguments: Sequence[str]) -> int:
     if any(status.state in ("silent", "failed") for status in found):
         return 1
     return 2 if others else 0
+
+
+def _runs_of(folder: Path) -> list[tuple[str, Path]]:
+    """Names and folders of the runs in `folder`; itself, where it is one or has none."""
+    if folder.is_dir():
+        library = Library([folder])
+        library.scan()
+        if library.runs:
+            return [(name, run.root) for name, run in library.runs.items()]
+    return [(folder.name, folder)]
 
 
 def status_table(runs: Sequence[RunStatus]) -> Table:

@@ -74,6 +74,16 @@ def test_many_runs_have_a_row_each(tmp_path: Path, capsys: pytest.CaptureFixture
     assert len(rows) == 6 and all(row[1:5] == ["finished", "20", "of", "20"] for row in rows)
 
 
+def test_of_a_folder_of_runs_all_have_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As of a sweep's. They are told apart by their folders where they have the same name."""
+    for number in (10, 9, 1, 2):
+        make_run(tmp_path / "sweep" / f"trial_{number}", 20)
+    make_run(tmp_path, 20)
+    assert train.main(["status", str(tmp_path)]) == 0
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "finished" in line]
+    assert rows == ["run", *(f"sweep/trial_{number}/run" for number in (1, 2, 9, 10))]
+
+
 def test_what_is_no_run_hides_no_other_and_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Such as the folder of a sweep, which `status runs/*` names too, or one that is misspelt."""
     sweep, misspelt = tmp_path / "sweep", tmp_path / "rum"
