@@ -246,7 +246,8 @@ class LearnReport:
     """What one call of the learner did.
 
     updates, total_updates: optimiser steps of this call and of the run. metrics: means, or extremes, over the logged
-    updates. wait_s: seconds without a batch. warned: what its process has warned of so far.
+    batches, of which there were `logged`. wait_s: seconds without a batch. warned: what its process has warned of so
+    far.
     """
 
     updates: int
@@ -256,4 +257,5 @@ class LearnReport:
     metrics: dict[str, float]
     wait_s: float
     total_s: float
+    logged: int = 1
     warned: tuple[str, ...] = field(default=(), compare=False)

@@ -223,8 +223,9 @@ class ExperimentSettings:
     )
     replay_sampling: SamplingMode = setting(
         "trajectories",
-        """"trajectories": uniform over them; "timesteps": over stored timesteps, as the place where a sequence is drawn
-        (those of trajectories shorter than max_seq_len, which are taken whole, are seen in proportion to their length);
+        """of what the run collects. "trajectories": uniform over them; "timesteps": over stored timesteps, as the place
+        where a sequence is drawn (those of trajectories shorter than max_seq_len, which are taken whole, are seen in
+        proportion to their length);
         "recent": the chance of a trajectory halves every replay_half_life epochs; "prioritized": by the critics' error
         ** priority_exponent, with losses weighted by importance ** importance_exponent (see
         replay.sampling.selection)""",
@@ -378,7 +379,9 @@ class ExperimentSettings:
     log_to_ray: bool = setting(
         False, "offer the run's rates, returns and bottleneck as metrics of Ray, for Prometheus and Grafana (cluster/)"
     )
-    log_interval: int = setting(20, "batches between two that are measured in detail", whole_number(1))
+    log_interval: int = setting(
+        20, "batches between two that are measured in detail; of every epoch one is, at least", whole_number(1)
+    )
     callbacks: Sequence[Callback | type[Callback]] = setting(
         (),
         """what looks on at the places of each epoch, and may stop the run: StopAtReturn, KeepBestPolicy,

@@ -180,6 +180,11 @@ CONTRADICTIONS = (
     ),
     setting("more workers than environments", "Experiment.num_rollout_workers = 9", "=9", "parallel_actors=4"),
     Case(
+        "a choice among data that are not learned from",
+        dataset("FineData", "Experiment.replay_sampling = 'recent'"),
+        ("Experiment.replay_sampling='recent'", "StoredDataset has a sampling of its own", "'trajectories'"),
+    ),
+    Case(
         "priorities without critics",
         with_settings(
             "Experiment.replay_sampling = 'prioritized'", "Agent.fake_filter = True", "Agent.online_coeff = 0"

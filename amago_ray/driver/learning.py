@@ -144,14 +144,15 @@ def _mean_or_extreme(name: str, values: Sequence[float], weights: Sequence[int])
 
 
 def merge_reports(reports: list[LearnReport]) -> LearnReport | None:
-    """One report of several calls: sums, extremes, and means weighted by batches."""
+    """One report of several calls: sums, extremes, and means over all of their logged batches."""
     if not reports:
         return None
     last = reports[-1]
     batches = sum(report.batches for report in reports)
+    names = dict.fromkeys(name for report in reports for name in report.metrics)
     metrics = {
-        name: _mean_or_extreme(name, [r.metrics[name] for r in found], [r.batches for r in found])
-        for name in last.metrics
+        name: _mean_or_extreme(name, [r.metrics[name] for r in found], [max(r.logged, 1) for r in found])
+        for name in names
         if (found := [report for report in reports if name in report.metrics])
     }
     return LearnReport(
@@ -162,4 +163,5 @@ def merge_reports(reports: list[LearnReport]) -> LearnReport | None:
         metrics=metrics,
         wait_s=sum(report.wait_s for report in reports),
         total_s=sum(report.total_s for report in reports),
+        logged=sum(report.logged for report in reports),
     )

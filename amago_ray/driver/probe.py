@@ -195,7 +195,14 @@ def check_data(settings: ExperimentSettings) -> RowLayout:
     Raises ValueError where a dataset is not there, or does not hold what the training environments would give.
     """
     layout = RowLayout(*env_spaces(settings.make_train_env, env_processes(settings)))
-    for dataset in mixture_of(settings.dataset).datasets:
+    mixture = mixture_of(settings.dataset)
+    if settings.replay_sampling != "trajectories" and not mixture.learns_from_replay:
+        raise ValueError(
+            f"Experiment.replay_sampling={settings.replay_sampling!r}: it is for what the run itself collects, which "
+            "this one does not learn from: StoredDataset has a sampling of its own, of other data sets every "
+            "trajectory is drawn as often ('trajectories')"
+        )
+    for dataset in mixture.datasets:
         with _in_one_line(f"Experiment.dataset: {type(dataset).__name__}"):
             dataset.check(layout)
     return layout

@@ -120,8 +120,7 @@ class ActionConverter:
                 self._check_bounds(space)
                 size = int(np.prod(space.shape))
                 self.spec = ActionSpec("continuous", (size,), "float32", size)
-                low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-                self._middle, self._reach = (high + low) / 2, (high - low) / 2
+                self._middle, self._reach = middle_and_reach(space)
             case _:
                 raise ValueError(
                     f"the action space {described(space)} is not supported: "
@@ -140,9 +139,10 @@ class ActionConverter:
         if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
             values = np.add(values, space.start)
         elif isinstance(space, spaces.Box):
-            values = np.clip(values * self._reach + self._middle, space.low, space.high)
+            values = values * self._reach + self._middle
             if space.dtype.kind != "f":
                 values = np.rint(values)
+            values = np.clip(values, space.low, space.high)
         values = values.astype(space.dtype)
         return values if isinstance(space, spaces.Discrete) else np.asarray(values)  # numpy makes scalars of shape ()
 
@@ -200,6 +200,16 @@ class ActionConverter:
                 f"the action space {space} has no finite bounds to rescale to: give low and high (the largest float "
                 "counts as none), for example with gymnasium.wrappers.TransformAction(env, func, Box(-1, 1, shape))"
             )
+
+
+def middle_and_reach(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
+    """What a stored action of 0 stands for, and how far one of 1 is from it, float64 of the space's shape.
+
+    Each number of a Box of integers has an equal part of [-1, 1]: the outermost ones reach half a unit beyond.
+    """
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    beyond = 0.0 if space.dtype is not None and space.dtype.kind == "f" else 0.5
+    return (high + low) / 2, (high - low) / 2 + beyond
 
 
 def sample_actions(spec: ActionSpec, num: int, rng: np.random.Generator, legal: np.ndarray | None = None) -> np.ndarray:

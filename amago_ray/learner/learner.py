@@ -174,6 +174,7 @@ class Learner:
     def train(self, num_batches: int, mixture: Sequence[float] | None = None) -> LearnReport:
         """Learn from `num_batches` batches, with one optimiser step every `batches_per_update` of them.
 
+        One of them is logged at least, where `log_interval` is longer.
         mixture: weight of each source of data; None for the replay buffer alone. Raises NonFiniteUpdate.
         """
         started, updates_before, first = time.perf_counter(), self.updates_done, self.batches_done
@@ -184,7 +185,8 @@ class Learner:
         self._model.train()
         with Prefetcher(self._batches.batches(num_batches, first, mixture), self.prepare) as prefetched:
             for batch, tensors in prefetched:
-                log = self.batches_done % self.config.log_interval == 0
+                last = self.batches_done + 1 == first + num_batches
+                log = self.batches_done % self.config.log_interval == 0 or (last and not logged)
                 self._recent.append((self.batches_done, origin(batch)))
                 metrics = self.update(tensors, log)
                 self.batches_done += 1
@@ -213,6 +215,7 @@ class Learner:
             metrics=report,
             wait_s=prefetched.wait_s,
             total_s=time.perf_counter() - started,
+            logged=len(logged),
             warned=warned(),
         )
 

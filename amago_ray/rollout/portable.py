@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from amago_ray.agent.policy import Policy
 from amago_ray.atomic_files import write_atomically
 from amago_ray.envs.saved_spaces import to_plain
-from amago_ray.envs.spaces import ActionConverter, ObsConverter
+from amago_ray.envs.spaces import ActionConverter, ObsConverter, middle_and_reach
 from amago_ray.nets.actions import stored_action
 from amago_ray.nets.folding import folded
 from amago_ray.rollout.acting import ActingPolicy
@@ -114,10 +114,12 @@ class PortablePolicy(nn.Module):
         if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
             values = values + torch.as_tensor(space.start)
         elif isinstance(space, spaces.Box):
-            low, high = (torch.from_numpy(x.astype(np.float64)) for x in (space.low, space.high))
-            values = (values.double() * ((high - low) / 2) + (high + low) / 2).clamp(low, high)
+            middle, reach = (torch.from_numpy(x) for x in middle_and_reach(space))
+            values = values.double() * reach + middle
             if space.dtype.kind != "f":
                 values = values.round()
+            low, high = (torch.from_numpy(x.astype(np.float64)) for x in (space.low, space.high))
+            values = values.clamp(low, high)
         return values.to(dtype)
 
     def describe(self) -> dict[str, Any]:

@@ -11,8 +11,12 @@ from amago_ray.driver.learning import Learning, merge_reports
 from amago_ray.messages import LearnReport
 
 REPORTS = (
-    LearnReport(3, 9, 6, 2, {"Total Loss": 1.0, "TD Target Min": -1.0, "TD Target Max": 4.0}, 0.5, 2.0, ("one",)),
-    LearnReport(3, 9, 6, 2, {"Total Loss": 2.0, "TD Target Min": -3.0, "TD Target Max": 2.0}, 1.5, 3.0, ("two",)),
+    LearnReport(
+        3, 9, 6, 2, {"Total Loss": 1.0, "TD Target Min": -1.0, "TD Target Max": 4.0}, 0.5, 2.0, warned=("one",)
+    ),
+    LearnReport(
+        3, 9, 6, 2, {"Total Loss": 2.0, "TD Target Min": -3.0, "TD Target Max": 2.0}, 1.5, 3.0, warned=("two",)
+    ),
     LearnReport(3, 9, 6, 2, {"Total Loss": 6.0, "TD Target Min": -2.0, "TD Target Max": 3.0}, 1.0, 2.5),
 )
 
@@ -41,11 +45,13 @@ def test_the_report_is_of_the_whole_group_whoever_answers_first(order: tuple[int
     assert learning.done == 6 and sorted(heard) == ["one", "two"]
 
 
-def test_calls_of_an_epoch_give_means_by_batches_and_true_extremes() -> None:
+def test_calls_of_an_epoch_give_means_over_what_was_logged_and_true_extremes() -> None:
     portions = [
-        LearnReport(1, 1, 1, 0, {"Total Loss": 4.0, "TD Target Min": -3.0, "TD Target Max": 2.0}, 0.0, 1.0),
-        LearnReport(3, 4, 3, 0, {"Total Loss": 2.0, "TD Target Min": -1.0, "TD Target Max": 9.0}, 0.0, 1.0),
+        LearnReport(19, 19, 19, 0, {"Total Loss": 4.0, "TD Target Min": -3.0, "TD Target Max": 2.0}, 0.0, 1.0, 1),
+        LearnReport(3, 22, 3, 0, {"Total Loss": 2.0, "TD Target Min": -1.0, "TD Target Max": 9.0}, 0.0, 1.0, 3),
+        LearnReport(1, 23, 1, 0, {}, 0.0, 1.0, 0),
     ]
     merged = merge_reports(portions)
     assert merged is not None
     assert merged.metrics == {"Total Loss": 2.5, "TD Target Min": -3.0, "TD Target Max": 9.0}
+    assert (merged.updates, merged.batches, merged.logged) == (23, 23, 4)

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TESTS, TINY_NETWORKS
+from dataset_cases import play
 from gymnasium import spaces
 from process_envs import Noting
 from small_agents import small_agent_spec
@@ -29,6 +30,8 @@ from amago_ray.driver.resume import check_same_weights
 from amago_ray.driver.topology import Topology
 from amago_ray.envs.builtin import Counting, TMaze
 from amago_ray.nets.traj_encoders import FFTrajEncoder, GRUTrajEncoder
+from amago_ray.replay.datasets.dataset import MixtureOfDatasets, OnlineReplay
+from amago_ray.replay.readers import EpisodeDataset
 from amago_ray.replay.sampling.relabeling import HindsightRelabeler
 from amago_ray.single_process import SingleProcess
 
@@ -223,6 +226,17 @@ def test_a_run_that_is_there_already(
     with make_experiment(**settings, seed=5) as anew:
         anew.start(overwrite=True)
         assert not anew.directory.latest_policy.exists() and anew.directory.saved_epochs() == []
+
+
+def test_what_is_collected_may_be_chosen_among_beside_other_data(tmp_path: Path) -> None:
+    config.load([], TINY_NETWORKS)
+    of_others = EpisodeDataset(play(Counting(6), lambda obs: 1, 4))
+    settings: dict[str, Any] = {"replay_sampling": "timesteps", "ckpt_base_dir": tmp_path}
+    with pytest.raises(ValueError, match="^Experiment.replay_sampling='timesteps': it is for what the run itself"):
+        check_data(Experiment("a", Counting, 4, dataset=of_others, train_timesteps_per_epoch=0, **settings))
+    both = MixtureOfDatasets((OnlineReplay(), of_others), (1.0, 1.0))
+    for dataset in (None, both):
+        check_data(Experiment("a", Counting, 4, dataset=dataset, **settings))
 
 
 @pytest.mark.processes

@@ -150,7 +150,8 @@ def test_a_run_that_is_stopped_ends_in_good_order(run: Any, schedule: str, place
     epoch = experiment.progress.epoch
     assert experiment.stop_reason == "enough" and (place == "on_checkpoint" or epoch == 2)
     assert experiment.directory.saved_epochs()[-1] == epoch and experiment.directory.latest_policy.exists()
-    assert json.loads(experiment.directory.stopped.read_text()) == {"epoch": epoch, "reason": "enough"}
+    stop = json.loads(experiment.directory.stopped.read_text())
+    assert stop == {"epoch": epoch, "reason": "enough", "failed": False}
     assert recorder.calls == other.calls, "all callbacks of a place are called, and the epoch is brought to its end"
     assert recorder.calls[-1] == ("on_end", epoch) and ("after_epoch", epoch) in recorder.calls
     assert [row["epoch"] for row in read_metrics(experiment.directory.root) if row["section"] == "train"] == [

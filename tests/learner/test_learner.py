@@ -544,6 +544,20 @@ def test_priorities_reach_replay_even_where_importance_weighs_nothing() -> None:
     assert len(set(priorities.tolist())) == 8 and np.isfinite(priorities).all(), "each has one of its own"
 
 
+@pytest.mark.parametrize(("calls", "logged"), [((3, 17, 5), (1, 1, 1)), ((7, 7, 7), (1, 1, 1)), ((41, 20), (3, 1))])
+def test_of_every_call_something_is_logged(calls: tuple[int, ...], logged: tuple[int, ...]) -> None:
+    """Every 20th batch of all, by default; an epoch of fewer has a loss, too."""
+    (shard,) = make_shards(1, L)
+    shard.push(pack([trajectory(i, L) for i in range(8)]))
+    shard.commit()
+    obs_spec = {"from": ArraySpec((4,), "int16"), "pixels": ArraySpec((2, 2), "uint8")}
+    learner = make_learner(obs_spec=obs_spec)
+    learner._batches = ReplayReader([LocalShard(shard)], 4, seed=0)
+    reports = [learner.train(num) for num in calls]
+    assert tuple(report.logged for report in reports) == logged
+    assert all(np.isfinite(report.metrics["Total Loss"]) for report in reports)
+
+
 # --- mixed precision -------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,8 @@ totals say how the draws are shared out, so that together they are one big buffe
 
 What a drawn trajectory gives is another matter (`slices`): of T timesteps, one sequence of up to l = max_seq_len. So in
 "timesteps" those of all trajectories with T >= l are seen equally often, on average over each of them, and those of
-shorter ones, which are taken whole, T / l as often.
+shorter ones, which are taken whole, T / l as often. That is for padded_sampling "none": the others cut slices at the
+edges, and see trajectories little longer than l down to half as often.
 """
 
 from __future__ import annotations
