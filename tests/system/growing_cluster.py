@@ -1,12 +1,15 @@
-"""A run on a cluster that begins too small, grows, and loses nodes: a script, since it needs a Ray of its own.
+"""A run on a cluster that begins too small, grows, has a node drained and loses others: a script, since it needs a Ray
+of its own.
 
-Prints what the run says and, as its last line, what was seen, in JSON.
+Prints what the run says, a line where nobody is left on the drained node and, last of all, what was seen, in JSON.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -50,7 +53,20 @@ def wait_until_gone(actors: list[Any]) -> None:
     wait_until(are, f"{len(actors)} processes of a lost node still answer", 120)
 
 
-def small_experiment(folder: str, workers: int) -> Experiment:
+def drain(cluster: Cluster, node: Any) -> None:
+    words = ["--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"]
+    command = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", cluster.address, *words]
+    subprocess.run([*command, "--deadline-remaining-seconds", "3600"], check=True, timeout=300)
+
+
+def has_looked(experiment: Any) -> bool:
+    """Whether the driver, which looks every five seconds, has found what is to move."""
+    leaving = experiment._ring.leaving
+    leaving.look()
+    return bool(leaving._known)
+
+
+def small_experiment(folder: str) -> Experiment:
     config.load([], TINY_NETWORKS)
     return Experiment(
         run_name="grows",
@@ -59,12 +75,12 @@ def small_experiment(folder: str, workers: int) -> Experiment:
         traj_encoder_type=GRUTrajEncoder,
         max_seq_len=8,
         parallel_actors=6,
-        num_rollout_workers=workers,
+        num_rollout_workers=WORKERS,
         num_replay_shards=2,
         train_timesteps_per_epoch=24,
         train_batches_per_epoch=4,
         batch_size=4,
-        epochs=5,
+        epochs=6,
         val_interval=1,
         ckpt_interval=1,
         replay_capacity_gb=0.02,
@@ -91,7 +107,7 @@ def main(folder: str) -> None:
     learning = cluster.add_node(num_cpus=1, labels={"pool": "learner"})
     first = cluster.add_node(num_cpus=1, labels={"pool": "rollout"})
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
-    experiment = small_experiment(folder, WORKERS)
+    experiment = small_experiment(folder)
     seen: dict[str, Any] = {"here": []}
     with experiment:
         experiment.start()
@@ -107,10 +123,17 @@ def main(folder: str) -> None:
             "worker": sorted(node_of(worker) for worker in topology._workers),
         }
         seen["learning"], seen["rollout"] = learning.node_id, sorted([first.node_id, second.node_id])
-        lost = [worker for worker in topology._workers if node_of(worker) == second.node_id]
-        cluster.remove_node(second, allow_graceful=False)
-        wait_until_gone(lost)
-        experiment.learn(until=4)
+        moved = [worker for worker in topology._workers if node_of(worker) == second.node_id]
+        third = cluster.add_node(num_cpus=2, labels={"pool": "rollout"})
+        drain(cluster, second)
+        wait_until(lambda: has_looked(experiment), "nobody sees that the node is drained")
+        experiment.learn(until=3)
+        at_work(experiment, WORKERS)
+        seen["moved"], seen["third"] = [node_of(worker) for worker in moved], third.node_id
+        print("--- the drained node is left", flush=True)
+        cluster.remove_node(third, allow_graceful=False)
+        wait_until_gone(moved)
+        experiment.learn(until=5)
         seen["here"].append(at_work(experiment, 1))
         cluster.add_node(num_cpus=1, labels={"pool": "learner"})
         cluster.remove_node(learning, allow_graceful=False)
