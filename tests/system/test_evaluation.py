@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import ray
+from conftest import ProcessPool
 from PIL import Image
 
 from amago_ray.envs.builtin import TMaze
@@ -25,7 +26,9 @@ class Endless(TMaze):
         return self._observe(), 0.0, False, False, {}
 
 
-def test_rollouts_of_evaluations(make_experiment: Callable[..., Any], tmp_path: Path) -> None:
+def test_rollouts_of_evaluations(
+    make_experiment: Callable[..., Any], process_pool: ProcessPool, tmp_path: Path
+) -> None:
     settings = {
         "make_train_env": TMAZE,
         "parallel_actors": 3,
@@ -36,12 +39,14 @@ def test_rollouts_of_evaluations(make_experiment: Callable[..., Any], tmp_path: 
         "train_timesteps_per_epoch": 6,
         "sample_actions_val": False,
     }
-    alone = make_experiment(run_name="alone", num_rollout_workers=1, **settings).start()
-    expected = [alone.validate() for _ in range(3)]
-    tested = alone.evaluate_test(TMAZE, episodes=8)
-    alone.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("amago_ray.driver.topology.spawner", process_pool)
+        alone = make_experiment(run_name="alone", num_rollout_workers=1, **settings).start()
+        expected = [alone.validate() for _ in range(3)]
+        tested = alone.evaluate_test(TMAZE, episodes=8)
+        alone.close()
 
-    experiment = make_experiment(run_name="shared", num_rollout_workers=3, **settings).start()
+    experiment = make_experiment(run_name="shared", num_rollout_workers=2, **settings).start()
     assert experiment.validate() == expected[0], "who plays an evaluation makes no difference"
     topology = experiment._ring._topology
     # A worker that dies over an evaluation: another plays its share, or the same one after its restart.
