@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import ray
 from system.faults import FaultyAgent, KillsInStep, give_order
-from system.processes import pids_of, stored_trajectories
-from system.test_failures import column
+from system.processes import assert_gone, pids_of, stored_trajectories
+from system.test_failures import column, finish
 
 from amago_ray import config
 from amago_ray.replay.sampling.selection import PriorityFile
@@ -50,6 +50,8 @@ def test_a_killed_shard_has_what_it_acknowledged(
     # No number of a worker's trajectories is missing, and none is there twice.
     assert sorted(sequence for _, _, sequence in ids) == list(range(len(ids)))
     assert len(ids) == sum(column(experiment, "collect", "collect/Trajectories"))
+    finish(experiment, experiment.epochs)
+    assert_gone(pids.values())
     out = capsys.readouterr().out
     assert "replay shard 1 died and Ray restarted it: it has its " in out and "is lost" not in out
 
@@ -130,6 +132,7 @@ def test_continuous_outlives_its_learner_and_a_worker(make_experiment: Callable[
         make_val_env=partial(KillsInStep, in_worker, steps=10**9),
         schedule="continuous",
         epochs=4,
+        num_replay_shards=1,
     )
     experiment.start()
     pids = pids_of(experiment)
