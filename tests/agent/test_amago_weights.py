@@ -206,7 +206,8 @@ def test_nothing_is_written_over(files: Files, capsys: pytest.CaptureFixture[str
 # --- training on -----------------------------------------------------------------------------------------------------
 
 
-def test_training_goes_on_from_it(files: Files, ray_instance: None, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("ray_instance", "shared_processes")
+def test_training_goes_on_from_it(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     """With a learning rate of next to nothing the weights stay what they were, which initial weights are not."""
     assert files.import_it() == 0
     imported = saved(files.out / "ckpts" / "latest" / "policy.pt")

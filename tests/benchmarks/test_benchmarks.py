@@ -34,7 +34,7 @@ EXPECTED: dict[str, tuple[list[str], set[str], set[str], set[str]]] = {
         {"sleepers", "sync", "processes", "double_buffer", "speedup"},
     ),
     "learner": (
-        ["--threads", "1", "--only", "GRU"],
+        ["--threads", "1", "--only", "demo Agent GRU"],
         {"precision", "float32_flops_per_s", "bfloat16_flops_per_s"},
         {"parameters", "runs", "train_ratio", "padding", "flops_per_update", "flops_per_s", "fraction_of_matrix_rate"}
         | {"peak_bytes", "plain_flops_per_update", "plain_peak_bytes", "float32_fraction", "bfloat16_fraction"},

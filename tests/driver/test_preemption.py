@@ -25,6 +25,7 @@ from conftest import TINY_NETWORKS, small_settings
 from amago_ray import Experiment, config
 config.load([], TINY_NETWORKS)
 settings = {"verbose": True, "epochs": 100_000, "compile_acting": "never"}
+settings |= {"num_rollout_workers": 1, "num_replay_shards": 1}
 with Experiment(**small_settings(Path(sys.argv[1])) | settings) as experiment:
     experiment.start(resume="auto")
 """

@@ -13,7 +13,14 @@ from amago_ray.watch.metrics import read_metrics
 
 
 def test_a_group_of_two_stays_one_agent(make_experiment: Callable[..., Any], tmp_path: Path) -> None:
-    with make_experiment(num_learners=2, learner_device="cpu", epochs=2, start_learning_at_epoch=1) as experiment:
+    with make_experiment(
+        num_learners=2,
+        num_rollout_workers=1,
+        num_replay_shards=1,
+        learner_device="cpu",
+        epochs=2,
+        start_learning_at_epoch=1,
+    ) as experiment:
         experiment.learn()
         before = experiment.agent_spec.build().state_dict()
         files = [tmp_path / f"learner_{rank}.pt" for rank in range(2)]
