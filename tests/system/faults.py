@@ -99,32 +99,26 @@ class RaisesNowAndThen(gym.Wrapper):
 
 @gin.configurable
 class FaultyAgent(Agent):
-    """An agent whose learner dies or hangs in `forward`, or dies while it is saved, or kills another, as an order says.
+    """An agent whose learner dies or hangs in `forward`, or dies while it is saved, or kills another, as orders say.
 
-    order: path of the order. where: "forward", "save", "hang" or "kill".
+    orders: folder of the orders, which have the names "forward", "hang", "save" and "kill".
     """
 
-    def __init__(self, *args: Any, order: str = "", where: str = "forward", **kwargs: Any):
+    def __init__(self, *args: Any, orders: str = "", **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._order, self._where = Path(order), where
+        self._orders = Path(orders)
 
     def forward(self, batch: TrainingBatch, log: bool = False) -> AgentLoss:
-        if self._where == "forward":
-            self._obey()
-        elif self._where == "hang" and taken_order(self._order, mine_only=True):
+        if taken_order(self._orders / "hang", mine_only=True):
             threading.Event().wait()
-        elif self._where == "kill" and (pid := taken_order(self._order)):
+        if pid := taken_order(self._orders / "forward", mine_only=True) or taken_order(self._orders / "kill"):
             os.kill(pid, signal.SIGKILL)
         return super().forward(batch, log)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        if self._where == "save":
-            self._obey()
+        if pid := taken_order(self._orders / "save", mine_only=True):
+            os.kill(pid, signal.SIGKILL)
         return super().state_dict(*args, **kwargs)
-
-    def _obey(self) -> None:
-        if taken_order(self._order, mine_only=True):
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @gin.configurable

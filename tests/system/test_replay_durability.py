@@ -124,8 +124,8 @@ def test_continuous_holds_the_ratio(make_experiment: Callable[..., Any], updates
 
 
 def test_continuous_outlives_its_learner_and_a_worker(make_experiment: Callable[..., Any], tmp_path: Path) -> None:
-    in_learner, in_worker = tmp_path / "learner", tmp_path / "worker"
-    config.load([], ["FaultyAgent.where = 'forward'", f"FaultyAgent.order = {str(in_learner)!r}"])
+    in_learner, in_worker = tmp_path / "forward", tmp_path / "worker"
+    config.load([], [f"FaultyAgent.orders = {str(tmp_path)!r}"])
     experiment = make_experiment(
         agent_type=FaultyAgent,
         make_train_env=partial(KillsInStep, in_worker),
