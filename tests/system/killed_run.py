@@ -17,7 +17,7 @@ from amago_ray.replay.readers import EpisodeDataset
 from amago_ray.watch.callbacks import Callback, RunView
 
 SCHEDULES = ("alternate", "overlap", "offline")
-EPOCHS = 8
+EPOCHS = 6
 
 
 def repeatable(schedule: str) -> dict[str, Any]:
