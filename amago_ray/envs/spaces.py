@@ -281,6 +281,11 @@ class _Leaf:
     binary: bool = False
 
     @cached_property
+    def _stored_as_it_is(self) -> np.dtype | None:
+        """What an array of the right shape has to be for nothing else to be looked at; None where that is not enough."""
+        return None if self.spec.nvec or self.binary else np.dtype(self.spec.dtype)
+
+    @cached_property
     def _kinds(self) -> str:
         return _NUMBERS if np.dtype(self.spec.dtype).kind == "f" else _INTEGERS
 
@@ -290,6 +295,8 @@ class _Leaf:
         return np.reshape(self.start, self.spec.shape), np.reshape(self.spec.nvec, self.spec.shape)
 
     def _part_of(self, obs: Any) -> np.ndarray:
+        if type(obs) is np.ndarray and not self.path:
+            return obs
         try:
             for key in self.path:
                 obs = obs[key]
@@ -306,6 +313,8 @@ class _Leaf:
         value = self._part_of(obs)
         if value.shape != batch + self.shape:
             raise ValueError(f"observation {self.name!r} has shape {value.shape}, its space {batch + self.shape}")
+        if value.dtype is self._stored_as_it_is:
+            return value
         if value.dtype.kind not in self._kinds:
             raise ValueError(f"observation {self.name!r} has dtype {value.dtype}, its space stores {self.spec.dtype}")
         if self.spec.nvec:

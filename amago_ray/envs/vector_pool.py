@@ -131,7 +131,7 @@ class VectorEnvPool(Pool):
             for name, column in self._obs.items():
                 column[self._fresh] = self._start_obs[name][self._fresh]
             self._raise_unless_finite()
-        self.env_names = _vector_names(self._env)
+        _rename(self.env_names, self._env, self._fresh)
         return self._obs, self._fresh
 
     def _skip_resetting(self) -> None:
@@ -250,7 +250,18 @@ def _autoreset_mode(env: VectorEnv) -> AutoresetMode:
 
 def _vector_names(env: VectorEnv) -> list[str]:
     """The name of each environment: as the VectorEnv says or, if it holds them in this process, as they say."""
+    names = [""] * env.num_envs
+    _rename(names, env, np.ones(env.num_envs, bool))
+    return names
+
+
+def _rename(names: list[str], env: VectorEnv, rows: np.ndarray) -> None:
+    """Write the names of some environments, (N,) bool, into those of all."""
     base: Any = env.unwrapped
     if has_attribute(base, "env_names"):
-        return [str(name) for name in base.env_names]
-    return [env_name_of(each) for each in base.envs] if hasattr(base, "envs") else [env_name_of(env)] * env.num_envs
+        names[:] = map(str, base.env_names)
+    elif hasattr(base, "envs"):
+        for row in rows.nonzero()[0].tolist():
+            names[row] = env_name_of(base.envs[row])
+    else:
+        names[:] = [env_name_of(env)] * len(names)
