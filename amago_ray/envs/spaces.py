@@ -282,7 +282,7 @@ class _Leaf:
 
     @cached_property
     def _stored_as_it_is(self) -> np.dtype | None:
-        """What an array of the right shape has to be for nothing else to be looked at; None where that is not enough."""
+        """The dtype of arrays of which, with the right shape, nothing else is to be seen; None where there are none."""
         return None if self.spec.nvec or self.binary else np.dtype(self.spec.dtype)
 
     @cached_property

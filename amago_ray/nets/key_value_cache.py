@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from amago_ray.nets.forgetting import forget_rows
+
 SLOTS_AT_A_TIME = 16  # a whole number of the widest vectors
 
 
@@ -120,9 +122,9 @@ class CompilableCache:
         return self.keys[0].shape[2] - 1
 
     def reset(self, mask_B: np.ndarray) -> None:
-        mask = torch.from_numpy(mask_B)
-        forget((*self.keys, *self.values), mask_B, int(self.count.masked_fill(~mask, 0).max()))
-        self.count.masked_fill_(mask, 0)
+        count = self.count.numpy()
+        forget((*self.keys, *self.values), mask_B, int(count[mask_B].max(initial=0)))
+        count[mask_B] = 0
 
     def take_in_use(self) -> None:
         """Before a step: read the slots that are in use, the new one among them, by SLOTS_AT_A_TIME."""
@@ -165,9 +167,10 @@ def forget(memories: Iterable[Tensor], mask_B: np.ndarray, used: int) -> None:
 
     Stale slots are never attended to, but what is no number there would still come through with a weight of 0.
     """
-    rows = torch.from_numpy(np.flatnonzero(mask_B))
     for memory in memories:
-        memory[..., :used, :].index_fill_(-4, rows.to(memory.device), 0.0)
+        in_use = memory[..., :used, :]
+        if (without := forget_rows(in_use, mask_B, memory.dim() - 4)) is not in_use:
+            in_use.copy_(without)
 
 
 def ring_positions(new_B: Any, slots: Any, num_slots: int, sinks: int, where: Callable[..., Any]) -> tuple[Any, ...]:

@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from amago_ray.nets.feedforward import Normalization
+from amago_ray.nets.forgetting import forget_rows
 from amago_ray.nets.packed_sequences import Packing
 from amago_ray.warned import warn
 
@@ -340,9 +341,6 @@ class MambaMemory:
     state_BND: tuple[Tensor, ...]
 
     def reset(self, mask_B: np.ndarray) -> MambaMemory:
-        """The memory in which the environments of `mask_B` have seen nothing yet."""
-        mask_B11 = torch.from_numpy(mask_B).to(self.state_BND[0].device).view(-1, 1, 1)
-        windows, states = (
-            tuple(x.masked_fill(mask_B11, 0.0) for x in kind) for kind in (self.window_BWD, self.state_BND)
-        )
+        """The memory in which the environments of `mask_B` have seen nothing yet; see `forget_rows`."""
+        windows, states = (tuple(forget_rows(x, mask_B, 0) for x in kind) for kind in (self.window_BWD, self.state_BND))
         return MambaMemory(windows, states)

@@ -30,6 +30,7 @@ from amago_ray.nets import kernels, recurrent
 from amago_ray.nets.attention import Attention, CausalAttention
 from amago_ray.nets.dropout import Dropout
 from amago_ray.nets.feedforward import Normalization, activation
+from amago_ray.nets.forgetting import forget_rows
 from amago_ray.nets.kernels import HasKernel
 from amago_ray.nets.key_value_cache import CompilableCache, KeyValueCache, RecordableCache, TracedCache
 from amago_ray.nets.mamba import MambaBlock, MambaMemory
@@ -79,7 +80,7 @@ class TrajEncoder(nn.Module, ABC):
         return self.forward(seq_BD.unsqueeze(1), time_idx_B.unsqueeze(1)).squeeze(1), memory
 
     def reset_memory(self, memory: Any, mask_B: np.ndarray) -> Any:
-        """Memory in which the environments of `mask_B` (B,) bool are at the start of a rollout."""
+        """Memory in which the environments of `mask_B` (B,) bool are at the start of a rollout. May write into it."""
         return memory
 
     def recordable_memory(self, num_envs: int) -> Any:
@@ -229,8 +230,7 @@ class GRUTrajEncoder(TrajEncoder, HasKernel):
         return self.out_norm(self.out(out_BD)), memory
 
     def reset_memory(self, memory: Tensor, mask_B: np.ndarray) -> Tensor:
-        # A product would keep what is no number.
-        return memory.masked_fill(torch.from_numpy(mask_B).to(memory.device).unsqueeze(1), 0.0)
+        return forget_rows(memory, mask_B, 1)
 
     def portable_memory(self, num_envs: int) -> dict[str, Tensor]:
         return {"hidden": self.initial_memory(num_envs).transpose(0, 1)}

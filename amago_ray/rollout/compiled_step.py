@@ -100,7 +100,12 @@ class CompiledPolicyStep(PolicyStep):
         self._remember(self._encoder.compilable_memory(self._num_envs))
 
     def begin(self, fresh: np.ndarray) -> None:
-        self._remember(self._encoder.reset_memory(with_tensors(self._memory, iter(self._parts)), fresh))
+        after = self._encoder.reset_memory(with_tensors(self._memory, iter(self._parts)), fresh)
+        parts = _tensors(parts_of(after))
+        if all(x is y for x, y in zip(parts, self._parts, strict=True)):  # it was written into
+            self._memory = after
+        else:
+            self._remember(after)
 
     def weights_changed(self) -> None:
         fold_into(self._plain, self._policy)
