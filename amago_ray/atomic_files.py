@@ -63,51 +63,113 @@ class LineFile:
     """An append-only file whose lines are there whole or not at all; those without room just now wait for it.
 
     A line that waits goes before every later one. keep: begin after the whole lines that are there, else with none.
+    A file that was removed since is written again, out of what is still open of it; where another one lies in its
+    place, lines go on at the end of that. say: told of either. Raises IsADirectoryError for a folder of that name.
     """
 
-    def __init__(self, path: Path, keep: bool = True):
-        self._path = path
+    def __init__(self, path: Path, keep: bool = True, say: Callable[[str], None] = lambda text: None):
+        self._path, self._say = path, say
         self._waiting: deque[tuple[bytes, Callable[[], None] | None]] = deque()
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._fd = self._open()
         os.ftruncate(self._fd, len(whole_lines(path)) if keep else 0)
 
     def append(self, line: bytes, then: Callable[[], None] | None = None) -> OSError | None:
         """Write a line, which ends with a line end. Returns why it waits where there is no room.
 
-        then: called once it is in the file. Raises OSError for other faults of the disk.
+        then: called once it is in the file; what that raises is raised. Raises OSError for other faults of the disk,
+        also where the file's folder is gone.
         """
         self._waiting.append((line, then))
-        try:
-            self.settle()
-        except OSError as error:
-            if not is_full(error):
-                raise
-            return error
-        return None
+        error = self._write_waiting()
+        if error is not None and not is_full(error):
+            raise error
+        return error
 
     def settle(self) -> None:
-        """Write what waits. Raises OSError, naming the file, where it has to go on waiting."""
+        """See to it that the file is there, and write what waits.
+
+        Raises OSError, naming the file, where it has to go on waiting.
+        """
+        error = self._write_waiting()
+        if error is not None:
+            raise error
+
+    def _write_waiting(self) -> OSError | None:
+        """Returns what keeps lines from the file, naming it: of a fault of `then` it is no part."""
+        try:
+            self._find()
+        except OSError as error:
+            return self._named(error)
         while self._waiting:
             line, then = self._waiting[0]
-            size = os.fstat(self._fd).st_size
             try:
-                written = os.write(self._fd, line)
+                self._write(line)
             except OSError as error:
-                raise OSError(error.errno, f"{self._path}: {error.strerror}") from error
-            if written < len(line):  # a part of it had room
-                os.ftruncate(self._fd, size)
-                raise OSError(errno.ENOSPC, f"{self._path}: {os.strerror(errno.ENOSPC)}")
+                return self._named(error)
             self._waiting.popleft()
             if then is not None:
                 then()
+        return None
+
+    def _write(self, line: bytes) -> None:
+        size = os.fstat(self._fd).st_size
+        if os.write(self._fd, line) < len(line):  # a part of it had room
+            os.ftruncate(self._fd, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _named(self, error: OSError) -> OSError:
+        return OSError(error.errno, f"{self._path}: {error.strerror}") if error.strerror else error
+
+    def _open(self) -> int:
+        check_no_folder(self._path)
+        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def _find(self) -> None:
+        """See to it that what is open is what lies at the path. Raises OSError."""
+        mine = os.fstat(self._fd)
+        try:
+            there = os.stat(self._path)
+        except FileNotFoundError:
+            if not self._path.parent.is_dir():
+                raise
+            write_atomically(self._path, self._copy)
+            self._go_over()
+            self._say(f"{self._path} was removed: it is there again, with all that was in it")
+            return
+        if (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino):
+            self._go_over()
+            size = os.fstat(self._fd).st_size
+            if size and os.pread(self._fd, 1, size - 1) != b"\n":
+                self._write(b"\n")
+            self._say(f"{self._path} was replaced by another file: lines go on at the end of that")
+
+    def _copy(self, to: Path) -> None:
+        """Write what is open into another file."""
+        with open(os.dup(self._fd), "rb") as mine, open(to, "wb") as file:
+            mine.seek(0)
+            shutil.copyfileobj(mine, file)
+
+    def _go_over(self) -> None:
+        """Let go of what is open for what lies at the path."""
+        former, self._fd = self._fd, self._open()
+        os.close(former)
 
     def close(self) -> None:
         """Nothing can be written after it."""
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def check_no_folder(path: Path) -> None:
+    """Raises IsADirectoryError, saying what to do, where a folder has the name of a file."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, where a file of that name has to be: remove it")
 
 
 def whole_lines(path: Path) -> bytes:
-    """A file up to its last line end."""
+    """A file up to its last line end. Raises OSError where none is."""
+    check_no_folder(path)
     content = path.read_bytes()
     return content[: content.rfind(b"\n") + 1]
 

@@ -139,6 +139,9 @@ class RunDirectory:
 
     def remove(self) -> None:
         """Delete the run, where there is one."""
+        if self._notes is not None:  # one that is begun in its place has notes of its own
+            self._notes.close()
+            self._notes = None
         if self.root.exists():
             shutil.rmtree(self.root)
 
@@ -148,9 +151,6 @@ class RunDirectory:
         epoch: the newest finished one, from 0; -1 before the first.
         """
         row = json.dumps({"time": round(time.time(), 3), "epoch": epoch, "text": text})
-        if self._notes is not None and not self.events.exists():  # a folder that was begun anew
-            self._notes.close()
-            self._notes = None
         with suppress(OSError):  # the user was told, and what a run cannot do without says so itself
             if self._notes is None:
                 self._notes = LineFile(self.events)

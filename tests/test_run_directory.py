@@ -119,6 +119,25 @@ def test_a_note_that_cannot_be_written_ends_nothing(run: RunDirectory, monkeypat
     assert [json.loads(line)["text"] for line in run.events.read_text().splitlines()] == ["first", "second", "third"]
 
 
+def test_notes_that_are_removed_are_there_again_but_not_in_a_run_that_is_begun_anew(run: RunDirectory) -> None:
+    def texts() -> list[str]:
+        return [json.loads(line)["text"] for line in run.events.read_text().splitlines()]
+
+    run.note("first", 0)
+    run.events.unlink()
+    run.note("second", 0)
+    assert texts() == ["first", "second"]
+    other = run.events.with_name("other")
+    other.write_bytes(run.events.read_bytes().splitlines(keepends=True)[1])
+    other.replace(run.events)
+    run.note("third", 0)
+    assert texts() == ["second", "third"]
+    run.remove()
+    run.create()
+    run.note("of another run", 0)
+    assert texts() == ["of another run"]
+
+
 # Single files
 
 

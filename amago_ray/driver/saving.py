@@ -122,6 +122,7 @@ class Saving:
             self._record_stop("Ctrl-C")
             raise
         except OSError as error:
+            self._check_folder()  # whatever is written fails without it
             if not (is_full(error) or is_unwritable(error)):
                 raise
             raise OSError(error.errno, f"{_what_failed(error)}{self._how_to_go_on(error)}") from error
