@@ -41,6 +41,8 @@ BOUNDS = ("environments", "policy", "replay", "learner", "waiting")
 class RayMetricsSink(MetricsSink):
     """Rows as gauges and counters of Ray, tagged with the run's name. This process must be connected to Ray."""
 
+    name = "Ray"
+
     def __init__(self, run_name: str, run_dir: Path):
         self._log = RunLog(run_dir)
         self._gauges = {name: Gauge(name, what, tag_keys=(RUN,)) for name, (what, _) in GAUGES.items()}
@@ -50,13 +52,13 @@ class RayMetricsSink(MetricsSink):
             metric.set_default_tags({RUN: run_name})
 
     def log(self, section: str, row: Row) -> None:
+        self._log.refresh()  # first, as it may fail: a counter does not count a row that comes again twice
         for name, (_, source) in GAUGES.items():
             if source in row:
                 self._gauges[name].set(float(row[source]) + (source == "epoch"))
         for name, (_, source) in COUNTERS.items():
             if row.get(source, 0) > 0:
                 self._counters[name].inc(float(row[source]))
-        self._log.refresh()
         bound = bound_of(self._log)
         for name in BOUNDS if bound is not None else ():
             self._bound.set(float(bound is not None and name == bound.name), {BOUND_BY: name})

@@ -261,7 +261,7 @@ def watch(
     dropped; empty where it begins. Raises ValueError where wandb cannot start.
     """
     opened = sinks(settings, directory.root, state)
-    metrics = MetricsLog(directory.root, resume=bool(state), sinks=opened)
+    metrics = MetricsLog(directory.root, resume=bool(state), sinks=opened, say=ring.say)
     if state:
         metrics.rewind(ring.progress.epoch)
     view = LiveView(settings, directory, agent_spec, ring, metrics, evaluate)

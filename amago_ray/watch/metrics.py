@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 
 from amago_ray.atomic_files import LineFile, whole_lines
 from amago_ray.messages import EpisodeResult
+from amago_ray.watch.delivery import Delivery
 from amago_ray.watch.sinks import MetricsSink
 
 METRICS_FILE = "metrics.jsonl"
@@ -59,17 +60,27 @@ class MetricsLog:
     Where the disk is full, rows wait for room, and `settle` says so.
 
     resume: go on with the rows that are there, less a torn last line; False starts an empty file.
-    sinks: other places that each row goes to, once it is in the file.
+    sinks: other places that each row goes to, once it is in the file. None of them keeps it from there, or from another
+        one (see `Delivery`).
+    say: told, in a line, of places that take no rows, and of a file that was removed or replaced meanwhile.
     newest: the last value of everything that this log has written, "<section>/<name>" -> value, NaN where it
         was not finite.
     """
 
-    def __init__(self, run_dir: Path, *, resume: bool, sinks: Sequence[MetricsSink] = ()) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        resume: bool,
+        sinks: Sequence[MetricsSink] = (),
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         self._path = run_dir / METRICS_FILE
-        self._sinks = sinks
+        self._sinks, self._say = sinks, say
+        self._deliveries = [Delivery(sink, say) for sink in sinks]
         self.newest: dict[str, float] = {}
-        self._file = LineFile(self._path, keep=resume)
+        self._file = LineFile(self._path, keep=resume, say=say)
 
     @property
     def to_resume(self) -> dict[str, Any]:
@@ -87,17 +98,20 @@ class MetricsLog:
         return self._file.append(_encode(row), then=lambda: self._to_sinks(row))
 
     def _to_sinks(self, row: Mapping[str, Any]) -> None:
-        for sink in self._sinks:
-            sink.log(*_for_sinks(row))
+        for delivery in self._deliveries:
+            delivery.log(*_for_sinks(row))
 
     def settle(self) -> None:
-        """Write the rows that wait for room. Raises OSError where they have to go on waiting."""
+        """See to it that the file is there, and write the rows that wait for room.
+
+        Raises OSError where they have to go on waiting.
+        """
         self._file.settle()
 
     def log_video(self, name: str, path: Path, progress: Progress) -> None:
         """Show an animated GIF wherever rows go beside the file."""
-        for sink in self._sinks:
-            sink.log_video(name, path, _axes(progress))
+        for delivery in self._deliveries:
+            delivery.log_video(name, path, _axes(progress))
 
     def rewind(self, epoch: int) -> None:
         """Drop the rows of epochs past `epoch`, which a resumed run will write again. All or nothing."""
@@ -110,17 +124,17 @@ class MetricsLog:
             file.writelines(_encode(row) for row in kept)
             file.flush()
             os.fsync(file.fileno())
-        for sink in self._sinks:  # before the rows are gone from the file: killed here, a run does this again
-            sink.rewind([_for_sinks(row) for row in kept], [_for_sinks(row) for row in dropped])
+        for delivery in self._deliveries:  # before the rows are gone from the file: killed here, a run does this again
+            delivery.rewind([_for_sinks(row) for row in kept], [_for_sinks(row) for row in dropped])
         os.replace(temporary, self._path)
         self._file.close()  # the old one
-        self._file = LineFile(self._path)
+        self._file = LineFile(self._path, say=self._say)
 
     def close(self) -> None:
-        """Close the file and the other places. Nothing can be logged after it."""
+        """Close the file and the other places. Nothing can be logged after it; once more does nothing."""
         self._file.close()
-        for sink in self._sinks:
-            sink.close()
+        for delivery in self._deliveries:
+            delivery.close()
 
 
 def _axes(progress: Progress) -> dict[str, float]:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import io
+import itertools
+import os
+import platform
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +27,13 @@ class MetricsSink(ABC):
     """A second place for what `MetricsLog` writes down, under the same names.
 
     A row is flat: the axes ("epoch", "total_frames", "gradient_steps", "wall_s", "frames/<env>") and what is measured
-    ("<section>/<name>"), finite numbers all of them.
+    ("<section>/<name>"), finite numbers all of them. A row that `log` has raised for comes again: see `Delivery`.
     """
+
+    @property
+    def name(self) -> str:
+        """What the user is told of it by."""
+        return type(self).__name__
 
     @abstractmethod
     def log(self, section: str, row: Row) -> None:
@@ -34,9 +45,9 @@ class MetricsSink(ABC):
 
     @abstractmethod
     def rewind(self, kept: Sequence[tuple[str, Row]], dropped: Sequence[tuple[str, Row]]) -> None:
-        """A resumed run goes on after the rows that are kept, and will write those again that are dropped.
+        """A run that goes back goes on after the rows that are kept, and will write those again that are dropped.
 
-        Called at most once, before anything is logged. Rows come as (section, row).
+        Rows come as (section, row).
         """
 
     @property
@@ -75,6 +86,8 @@ class WandbSink(MetricsSink):
 
     Raises ImportError if wandb is not installed, and ValueError if it cannot start as asked.
     """
+
+    name = "wandb"
 
     def __init__(self, options: WandbOptions, run_dir: Path):
         self._run = _start_wandb(options, run_dir)
@@ -139,33 +152,32 @@ class TensorboardSink(MetricsSink):
     Every row is in the file when `log` returns. Axes are written when they have changed, all else with every row.
     """
 
+    name = "TensorBoard"
+
     def __init__(self, run_dir: Path, axis: Literal["total_frames", "gradient_steps"] = "total_frames"):
+        check_tensorboard()
         self._folder, self._axis = run_dir / TENSORBOARD_FOLDER, axis
-        self._writer = _summary_writer(self._folder, purge_step=None) if not self._has_events() else None
-        self._is_new = self._writer is not None
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lacks_all = not any(self._folder.glob("events.out.tfevents.*"))  # of an earlier process, if there was one
+        self._purge_step: int | None = None  # of the next file
+        self._file = self._new_file() if self._lacks_all else None
         self._axes: dict[str, float] = {}
 
-    def _has_events(self) -> bool:
-        return any(self._folder.glob("events.out.tfevents.*"))
-
     def log(self, section: str, row: Row) -> None:
-        writer, step = self._open(), self._step(row)
-        for name, value in row.items():
-            measured = name.startswith(f"{section}/")
-            if name != self._axis and (measured or self._axes.get(name) != value):
-                writer.add_scalar(name, value, step)
-            if not measured:
-                self._axes[name] = value
-        writer.flush()
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        axes = {name: value for name, value in row.items() if not name.startswith(f"{section}/")}
+        shown = {n: v for n, v in row.items() if n != self._axis and (n not in axes or self._axes.get(n) != v)}
+        self._write([Summary.Value(tag=name, simple_value=float(value)) for name, value in shown.items()], row)
+        self._axes |= axes
+        self._lacks_all = False
 
     def log_video(self, name: str, path: Path, row: Row) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         # The page shows a GIF as it is; the writer's own add_video would draw it anew, by a package that it asks for.
         image = Summary.Image(encoded_image_string=path.read_bytes())
-        writer = self._open()
-        writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), self._step(row))
-        writer.flush()
+        self._write([Summary.Value(tag=name, image=image)], row)
 
     def rewind(self, kept: Sequence[tuple[str, Row]], dropped: Sequence[tuple[str, Row]]) -> None:
         """Readers leave out what was written for steps from the first dropped one on.
@@ -174,34 +186,88 @@ class TensorboardSink(MetricsSink):
         them where the run was not logged here before.
         """
         purge_step = min((self._step(row) for _, row in dropped), default=None)
-        if not self._is_new:
-            self._writer = _summary_writer(self._folder, purge_step)
+        lacks_all = self._lacks_all
+        if purge_step is not None and not lacks_all:
+            self._purge_step, self._file, self._axes = purge_step, None, {}
         for section, row in kept:
-            if self._is_new or (purge_step is not None and self._step(row) >= purge_step):
+            if lacks_all or (purge_step is not None and self._step(row) >= purge_step):
                 self.log(section, row)
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        """Nothing is left: every row is in the file."""
 
     def _step(self, row: Row) -> int:
         return int(row[self._axis])
 
-    def _open(self) -> Any:
-        """The writer; it is opened late where a resumed run may have something to drop."""
-        if self._writer is None:
-            self._writer = _summary_writer(self._folder, purge_step=None)
-        return self._writer
+    def _write(self, values: Sequence[Any], row: Row) -> None:
+        """Write values at the row's step. A file that refuses is begun anew where it is no longer there."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        if self._file is None:  # late, where a resumed run may have something to drop
+            self._file = self._new_file()
+        step = self._step(row)
+        try:
+            self._file.append(*(Event(step=step, summary=Summary(value=[value])) for value in values))
+        except FileNotFoundError:
+            self._file, self._axes = None, {}
+            raise
+
+    def _new_file(self) -> EventFile:
+        file = EventFile(self._folder, self._purge_step)
+        self._purge_step = None
+        return file
+
+
+class EventFile:
+    """A new file of TensorBoard's events, of which those that are written at once are there all, or none of them.
+
+    PyTorch's SummaryWriter has a thread for that, which a fault of the disk ends for good, with what it still held.
+    purge_step: readers leave out what older files of the folder have from this step on.
+    Raises OSError where it cannot be made, and FileNotFoundError where the folder that its own lies in is gone.
+    """
+
+    _numbers = itertools.count()
+
+    def __init__(self, folder: Path, purge_step: int | None):
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        folder.mkdir(exist_ok=True)
+        # Readers take the files of a folder in the order of their names.
+        number = next(self._numbers)
+        name = f"events.out.tfevents.{int(time.time()):010d}.{number:06d}.{platform.node()}.{os.getpid()}"
+        self._path = folder / name
+        self._path.open("xb").close()
+        head = [Event(file_version="brain.Event:2")]
+        if purge_step is not None:
+            head.append(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+        try:
+            self.append(*head)
+        except OSError:
+            self._path.unlink(missing_ok=True)
+            raise
+
+    def append(self, *events: Any) -> None:
+        """Write events. Raises OSError, and FileNotFoundError where the file is no longer there."""
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        buffer = io.BytesIO()
+        records = RecordWriter(buffer)
+        for event in events:
+            event.wall_time = time.time()
+            records.write(event.SerializeToString())
+        with open(self._path, "r+b", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                written = file.write(buffer.getbuffer())
+                if written < len(buffer.getbuffer()):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+            except OSError:
+                file.truncate(size)
+                raise
 
 
 def check_tensorboard() -> None:
     """Raises ImportError, saying what to install, where there is no TensorBoard."""
     if importlib.util.find_spec("tensorboard") is None:
         raise ImportError("log_to_tensorboard=True needs tensorboard: pip install 'amago_ray[tensorboard]'")
-
-
-def _summary_writer(folder: Path, purge_step: int | None) -> Any:
-    check_tensorboard()
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=purge_step)
