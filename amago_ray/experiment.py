@@ -128,15 +128,15 @@ class Experiment(ExperimentSettings):
         return self
 
     def close(self) -> None:
-        """End the processes of this run, and Ray where the run started it."""
-        if self._watching is not None:
-            self._watching.close()
-            self._watching = None
-        if self._ring is not None:
-            self._ring.close()
-            self._ring = self._saving = None
-            self._stage = "closed" if self._stage == "running" else "new"  # one whose start has failed may start
-        self._held.close()
+        """End the processes of this run, and Ray where the run started it, whatever any of them raises."""
+        with ExitStack() as parts:
+            parts.callback(self._held.close)  # the last of them
+            if self._ring is not None:
+                parts.callback(self._ring.close)
+                self._stage = "closed" if self._stage == "running" else "new"  # one whose start has failed may start
+            if self._watching is not None:
+                parts.callback(self._watching.close)
+            self._watching = self._ring = self._saving = None
 
     def __enter__(self) -> Experiment:
         return self

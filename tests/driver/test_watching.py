@@ -16,12 +16,12 @@ from amago_ray import Experiment, config
 from amago_ray.driver.placement import Cluster
 from amago_ray.driver.watching import make_callbacks, sinks, wandb_options
 from amago_ray.envs.builtin import Counting
-from amago_ray.messages import EpisodeResult
+from amago_ray.messages import CannotGoOn, EpisodeResult
 from amago_ray.nets.traj_encoders import GRUTrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder
 from amago_ray.watch.callbacks import Callback, KeepBestPolicy, RunView, StopAtReturn, ValidationVideo, check_hooks
 from amago_ray.watch.metrics import AVERAGE_RETURN, read_metrics
-from amago_ray.watch.sinks import TensorboardSink
+from amago_ray.watch.sinks import MetricsSink, Row, TensorboardSink
 
 OF_AN_EPOCH = ("after_collection", "after_learning", "after_validation", "on_checkpoint", "after_epoch")
 PLACES = ("on_start", *OF_AN_EPOCH, "on_end")
@@ -386,3 +386,92 @@ def test_a_run_of_python_goes_on_with_what_it_is_given_again(run: Any) -> None:
         again.start(resume=True)
     assert again.agent_spec.tstep_encoder_type is OfPython
     assert "# Experiment.tstep_encoder_type was given in Python: " in again.directory.config.read_text()
+
+
+class Refusing(MetricsSink):
+    """Refuses all rows, and to be closed."""
+
+    name = "a place"
+
+    def log(self, section: str, row: Row) -> None:
+        raise ConnectionResetError("Connection lost")
+
+    def log_video(self, name: str, path: Path, row: Row) -> None:
+        raise ConnectionResetError("Connection lost")
+
+    def rewind(self, kept: Any, dropped: Any) -> None:
+        raise ConnectionResetError("Connection lost")
+
+    def close(self) -> None:
+        raise ConnectionResetError("Connection lost")
+
+
+def test_a_place_for_rows_that_fails_ends_no_run(
+    run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("amago_ray.driver.watching.sinks", lambda *_: [Refusing()])
+    with run() as experiment:
+        experiment.learn(until=3)
+        experiment.load_checkpoint(0)
+        experiment.learn()
+    rows = read_metrics(experiment.directory.root)
+    assert [row["epoch"] for row in rows if row["section"] == "train"] == [0, 1, 2, 3]
+    told = [json.loads(line)["text"] for line in experiment.directory.events.read_text().splitlines()]
+    places = [text for text in told if text.startswith("a place")]
+    begins, back, lacks = places
+    assert begins.startswith("a place does not take rows (Connection lost): they are tried again with each epoch")
+    assert back.startswith("a place could not go back to where the run goes on (Connection lost)")
+    assert lacks == f"a place lacks {len(rows)} rows, which metrics.jsonl has (Connection lost)"
+    assert begins in capsys.readouterr().err
+
+
+def test_everything_is_closed_whatever_one_part_raises(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = run()
+    experiment.learn(until=1)
+    topology = experiment._ring._topology
+    closed: list[str] = []
+
+    def refuse() -> None:
+        closed.append("watching")
+        raise OSError("no room")
+
+    monkeypatch.setattr(experiment._watching, "close", refuse)
+    monkeypatch.setattr(topology, "close", lambda: closed.append("processes"))
+    experiment._held.callback(closed.append, "what is held")
+    with pytest.raises(OSError, match="no room"):
+        experiment.close()
+    assert closed == ["watching", "processes", "what is held"]
+    experiment.close()
+    assert len(closed) == 3
+    with run() as again:
+        again.start(resume=True)  # the lock is free
+
+
+def test_a_run_whose_callback_fails_can_be_closed_twice(run: Any) -> None:
+    def fail(view: RunView) -> None:
+        raise KeyError("nothing here")
+
+    experiment = run(Recorder("after_epoch", 1, fail), log_to_tensorboard=True)
+    with pytest.raises(KeyError):
+        experiment.learn()
+    watching = experiment._watching
+    for close in (experiment.close, experiment.close, watching.close):
+        close()
+    with run() as again:
+        again.start(resume="auto")
+
+
+@pytest.mark.parametrize("place", ["after_epoch", "after_collection"])
+def test_a_run_whose_folder_is_gone_says_so_and_makes_none(run: Any, tmp_path: Path, place: str) -> None:
+    """Also where it is a row that finds no folder first."""
+    recorder = Recorder(place, 1, lambda view: view.directory.root.rename(tmp_path / "renamed"))
+    with run(recorder, log_to_tensorboard=True, epochs=6) as experiment:
+        with pytest.raises(CannotGoOn, match=r"/run is gone, or its config\.txt: removed, renamed or unmounted while"):
+            experiment.learn()
+    assert not experiment.directory.root.exists()
+    (tmp_path / "renamed").rename(experiment.directory.root)
+    with run(epochs=6) as again:
+        again.start(resume="auto")
+        again.learn()
+    rows = [row["epoch"] for row in read_metrics(again.directory.root) if row["section"] == "train"]
+    assert rows == [*range(6)]
