@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from amago_ray.commands.command_line import Mistake, Parser, check_writable, in_one_line
 from amago_ray.tune.results import SWEEP_FILE, plot_sweep
-from amago_ray.watch.curves import plot_runs, without_returns
-from amago_ray.watch.metrics import AVERAGE_RETURN, read_numbers
+from amago_ray.watch.curves import check_returns, draw_runs, read_run
+from amago_ray.watch.metrics import AVERAGE_RETURN
+from amago_ray.watch.run_log import RunLog
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -34,19 +35,28 @@ def run(arguments: Sequence[str]) -> int:
             _check_alone(sweep, options.runs, options.reached)
             out = options.out or sweep / "sweep.png"
             check_writable(out)
-            print(plot_sweep(sweep, out))
+            print(plot_sweep(sweep, out, _tell))
             return 0
-        left_out, out = without_returns(options.runs), options.out or options.runs[0] / "curves.png"
+        runs, out = {folder: read_run(folder) for folder in options.runs}, options.out or options.runs[0] / "curves.png"
         check_writable(out)
-        picture = plot_runs(options.runs, out)
-        for folder in left_out:
-            print(f"{folder} has no returns yet and is left out")
+        for run in runs.values():
+            if run.log.unread is not None:
+                _tell(run.log.unread)
+        check_returns(options.runs, list(runs.values()))
+        drawn = {folder: run for folder, run in runs.items() if run.has_returns}
+        picture = draw_runs([runs[folder] for folder in options.runs if folder in drawn], out)
+        for folder in runs:
+            if folder not in drawn:
+                print(f"{folder} has no returns yet and is left out")
         print(picture)
-        drawn = [folder for folder in options.runs if folder not in left_out]
-        for folder in drawn if options.reached is not None else ():
+        for folder, run in drawn.items() if options.reached is not None else ():
             for section, what in (("collect", "training (exploring)"), ("val", "validation")):
-                print(f"{folder.name}: {what} return {reached(read_numbers(folder), section, options.reached)}")
+                print(f"{folder.name}: {what} return {reached(run.log, section, options.reached)}")
     return 0
+
+
+def _tell(text: str) -> None:
+    print(f"amago-ray: {text}", file=sys.stderr)
 
 
 def _check_alone(sweep: Path, runs: Sequence[Path], target: float | None) -> None:
@@ -57,13 +67,13 @@ def _check_alone(sweep: Path, runs: Sequence[Path], target: float | None) -> Non
         raise ValueError(f"--reached {target:g}: {sweep} is a sweep; name runs of it")
 
 
-def reached(rows: Sequence[Mapping[str, Any]], section: str, target: float) -> str:
+def reached(log: RunLog, section: str, target: float) -> str:
     """When the mean return of a section of the metrics log first got to `target`."""
-    key = f"{section}/{AVERAGE_RETURN}"
-    for row in rows:
-        if row.get(key) is not None and row[key] >= target:
+    for row, value in log.finite(f"{section}/{AVERAGE_RETURN}"):
+        if value >= target:
+            wall_s, frames, updates = (log.axes[name][row] for name in ("wall_s", "total_frames", "gradient_steps"))
             return (
-                f"reached {target:g} after {row['wall_s']:.0f} s of training, {row['total_frames']:,} frames and "
-                f"{row['gradient_steps']:,} updates"
+                f"reached {target:g} after {wall_s:.0f} s of training, {int(frames):,} frames and "
+                f"{int(updates):,} updates"
             )
     return f"never reached {target:g}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,8 @@ import numpy as np
 
 from amago_ray.atomic_files import read_json, write_atomically
 from amago_ray.watch.curves import COLOURS, DPI, FAINT, PANEL_SIZE_IN, STYLE
-from amago_ray.watch.metrics import AVERAGE_RETURN, read_numbers
+from amago_ray.watch.metrics import AVERAGE_RETURN
+from amago_ray.watch.run_log import RunLog
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -137,9 +138,10 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else repr(value)
 
 
-def plot_sweep(folder: Path, out: Path | None = None) -> Path:
+def plot_sweep(folder: Path, out: Path | None = None, say: Callable[[str], None] = lambda text: None) -> Path:
     """Draw every trial's curve, and the best value against each parameter; returns the PNG, by default sweep.png.
 
+    say: told of lines of trials' logs that are left out because they are no rows.
     Raises ValueError where `folder` holds no sweep, or no trial has a value yet.
     """
     import matplotlib
@@ -156,7 +158,7 @@ def plot_sweep(folder: Path, out: Path | None = None) -> Path:
         layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.03)
         figure = Figure(figsize=(width * (1.3 + 0.8 * len(params)), height), dpi=DPI, layout=layout)
         axes = figure.subplots(1, 1 + len(params), width_ratios=[1.3, *[0.8] * len(params)], squeeze=False)[0]
-        _draw_curves(axes[0], folder, results, ranked)
+        _draw_curves(axes[0], folder, results, ranked, say)
         for panel, name in zip(axes[1:], params, strict=True):
             _draw_parameter(panel, results, ranked, name)
         figure.suptitle(
@@ -168,13 +170,22 @@ def plot_sweep(folder: Path, out: Path | None = None) -> Path:
     return out
 
 
-def _draw_curves(axes: Axes, folder: Path, results: SweepResults, ranked: Sequence[tuple[str, Trial]]) -> None:
+def _draw_curves(
+    axes: Axes,
+    folder: Path,
+    results: SweepResults,
+    ranked: Sequence[tuple[str, Trial]],
+    say: Callable[[str], None],
+) -> None:
     from matplotlib.ticker import EngFormatter
 
     key = RETURNS.get(results.metric, results.metric)
     for rank, (name, _) in reversed(list(enumerate(ranked))):
-        rows = read_numbers(folder / name) if (folder / name).is_dir() else []
-        points = [(row["total_frames"], row[key]) for row in rows if row.get(key) is not None]
+        log = RunLog(folder / name)
+        log.refresh()
+        if log.unread is not None:
+            say(log.unread)
+        points = [(log.axes["total_frames"][row], value) for row, value in log.finite(key)]
         if points:
             style: dict[str, Any] = {"color": REST, "linewidth": 1}
             if rank == 0:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amago_ray.watch.metrics import AVERAGE_RETURN, read_numbers
+from amago_ray.watch.metrics import AVERAGE_RETURN, METRICS_FILE
+from amago_ray.watch.run_log import RunLog
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,9 +67,13 @@ class Attempts:
 
 @dataclass(frozen=True)
 class RunCurves:
-    """What one run has to show. train or val is None where nothing was logged; attempts are oldest first."""
+    """What one run has to show. train or val is None where nothing was logged; attempts are oldest first.
+
+    log: what all of it is out of.
+    """
 
     name: str
+    log: RunLog
     train: Curve | None
     val: Curve | None
     attempts: list[Attempts]
@@ -79,25 +84,34 @@ class RunCurves:
 
 
 def plot_runs(run_dirs: Sequence[Path], out: Path) -> Path:
-    """Draw the learning curves of one or several runs into the PNG `out`, and return its path.
+    """Draw the learning curves of one or several runs into the PNG `out`, and return its path: see `draw_runs`.
+
+    Runs without returns yet are left out. Raises ValueError as `read_run` and `draw_runs` do.
+    """
+    if not run_dirs:
+        raise ValueError("plot: name at least one run directory")
+    runs = [read_run(path) for path in run_dirs]
+    check_returns(run_dirs, runs)
+    return draw_runs([run for run in runs if run.has_returns], out)
+
+
+def check_returns(run_dirs: Sequence[Path], runs: Sequence[RunCurves]) -> None:
+    """Raises ValueError, naming the folders, where none of the runs has returns."""
+    if not any(run.has_returns for run in runs):
+        raise ValueError(f"plot: {', '.join(map(str, run_dirs))}: no returns yet; wait for the first epochs")
+
+
+def draw_runs(runs: Sequence[RunCurves], out: Path) -> Path:
+    """Draw the learning curves of runs that have returns into the PNG `out`, and return its path.
 
     Return against frames, return against minutes and, where runs log "Attempt <i> Success", success by attempt number,
     early in training (light) to late (dark). Validation is the line with markers, training the thin one. Each run has
     its own colour; seeds are runs like any others.
-
-    Runs without returns yet are left out: see `without_returns`.
-    Raises ValueError, naming the folder, for one that is no run, and where no run has returns.
     """
     import matplotlib
     from matplotlib.figure import Figure  # without pyplot there is no global state, and the backend is Agg
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    if not run_dirs:
-        raise ValueError("plot: name at least one run directory")
-    runs = [run for path in run_dirs if (run := _read_run(path)).has_returns]
-    if not runs:
-        names = ", ".join(map(str, run_dirs))
-        raise ValueError(f"plot: {names}: no returns yet; wait for the first epochs")
     num_panels = 3 if any(run.attempts for run in runs) else 2
     with matplotlib.rc_context(STYLE):
         width, height = PANEL_SIZE_IN
@@ -115,45 +129,40 @@ def plot_runs(run_dirs: Sequence[Path], out: Path) -> Path:
     return out
 
 
-def without_returns(run_dirs: Sequence[Path]) -> list[Path]:
-    """Those of the runs that `plot_runs` leaves out. Raises ValueError for what is no run."""
-    return [run_dir for run_dir in run_dirs if not _read_run(run_dir).has_returns]
+def read_run(run_dir: Path) -> RunCurves:
+    """Read a run's log, once; lines that are no rows are left out, which `log.unread` says.
+
+    Raises ValueError, naming the folder, for one that is no run, OSError for a log that cannot be read.
+    """
+    log = RunLog(run_dir)
+    log.refresh()
+    if not any((run_dir / name).is_file() for name in (METRICS_FILE, CONFIG_FILE)):  # of one that starts, the latter
+        raise ValueError(f"plot: {run_dir} has no metrics.jsonl; is it the directory of a run?")
+    attempts = _attempts(log, (VAL_SECTION,)) or _attempts(log, TRAIN_SECTIONS)
+    curves = _curve(log, TRAIN_SECTIONS), _curve(log, (VAL_SECTION,))
+    return RunCurves(run_dir.resolve().name, log, *curves, attempts)
 
 
-def _read_run(run_dir: Path) -> RunCurves:
-    try:
-        rows = read_numbers(run_dir)
-    except FileNotFoundError as error:
-        if not (run_dir / CONFIG_FILE).is_file():
-            raise ValueError(f"plot: {run_dir} has no metrics.jsonl; is it the directory of a run?") from error
-        rows = []  # its processes are being started
-    train_rows = [row for row in rows if row["section"] in TRAIN_SECTIONS]
-    val_rows = [row for row in rows if row["section"] == VAL_SECTION]
-    attempts = _attempts(val_rows) or _attempts(train_rows)
-    return RunCurves(run_dir.resolve().name, _curve(train_rows), _curve(val_rows), attempts)
-
-
-def _curve(rows: Sequence[Mapping[str, Any]]) -> Curve | None:
+def _curve(log: RunLog, sections: Sequence[str]) -> Curve | None:
     """The rows that have a return, which is null or absent while no rollout has finished."""
-    points = [
-        (row["total_frames"], row["wall_s"] / 60, value)
-        for row in rows
-        if (value := row.get(f"{row['section']}/{AVERAGE_RETURN}")) is not None
-    ]
+    found = sorted(each for section in sections for each in log.finite(f"{section}/{AVERAGE_RETURN}"))
+    frames, wall_s = log.axes["total_frames"], log.axes["wall_s"]
+    points = [(frames[row], wall_s[row] / 60, value) for row, value in found]
     return Curve(*np.array(points).T) if points else None
 
 
-def _attempts(rows: Sequence[Mapping[str, Any]]) -> list[Attempts]:
+def _attempts(log: RunLog, sections: Sequence[str]) -> list[Attempts]:
     """Up to MOMENTS moments: the rows that log attempts cut into equal spans of training, and each span's mean."""
-    logged = []
-    for row in rows:
-        by_number: defaultdict[int, list[float]] = defaultdict(list)  # one entry per environment name
-        for key, value in row.items():
-            if value is not None and (match := ATTEMPT_SUCCESS.search(key)):
-                by_number[int(match[1])].append(value)
-        if by_number:
-            logged.append((row["total_frames"], {number: np.mean(values) for number, values in by_number.items()}))
-
+    by_row: defaultdict[int, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for name in log.series:
+        match = ATTEMPT_SUCCESS.search(name)
+        if match and name.startswith(tuple(f"{section}/" for section in sections)):
+            for row, value in log.finite(name):  # one for each environment name
+                by_row[row][int(match[1])].append(value)
+    logged = [
+        (int(log.axes["total_frames"][row]), {number: np.mean(values) for number, values in by_row[row].items()})
+        for row in sorted(by_row)
+    ]
     moments = []
     for span in np.array_split(np.arange(len(logged)), min(MOMENTS, len(logged)) or 1):
         successes = [logged[i][1] for i in span]

@@ -187,15 +187,6 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [_decode(line, path, number) for number, line in enumerate(whole_lines(path).splitlines(), start=1)]
 
 
-def read_numbers(run_dir: Path) -> list[dict[str, Any]]:
-    """`read_metrics`, with None for all that is no finite number, but for the section."""
-
-    def shown(name: str, value: Any) -> Any:
-        return value if name == "section" or math.isfinite(as_number(value)) else None
-
-    return [{name: shown(name, value) for name, value in row.items()} for row in read_metrics(run_dir)]
-
-
 def as_number(value: Any) -> float:
     """A value of a row as it is drawn; NaN, which is a gap, for what is no finite number, or none of floats' range."""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from amago_ray.atomic_files import check_no_folder
 from amago_ray.watch.metrics import AXES, METRICS_FILE, as_number
 
 MAX_MARK_BYTES = 4096
+PIECE_BYTES = 1 << 20  # read at once
 
 
 class Series:
@@ -33,12 +36,14 @@ class RunLog:
     and read from its start. A line that is no row is counted and left out; one that is half written is waited for.
 
     axes: each of AXES, a number per row. series: "<section>/<name>" -> where it was logged. ends: epoch -> its last
-    row. broken: lines that were left out. generation: grows when what was read before no longer holds.
+    row. broken: lines that were left out. generation: grows when what was read before no longer holds. complete:
+    whether the newest `refresh` had time to read all.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / METRICS_FILE
         self.generation = 0
+        self.complete = True
         self._forget()
 
     def _forget(self) -> None:
@@ -63,22 +68,30 @@ class RunLog:
         """When the file was last written, in seconds since 1970; None where there is none, or nothing in it."""
         return None if self._seen is None or not len(self) else self._seen[2] / 1e9
 
-    def refresh(self) -> bool:
-        """Read what is new; returns whether anything is. Raises OSError for a file that is there and cannot be read."""
+    @property
+    def unread(self) -> str | None:
+        """What a user is told of lines that were left out; None where none were."""
+        return f"{self._path}: {self.broken} of its lines cannot be read and are left out" if self.broken else None
+
+    def refresh(self, until: float = math.inf) -> bool:
+        """Read what is new; returns whether anything is. Raises OSError for a file that is there and cannot be read.
+
+        until: reading a piece ends it from this time on (of time.monotonic), and the next call goes on there.
+        """
+        check_no_folder(self._path)
         try:
             with open(self._path, "rb") as file:
                 status = os.fstat(file.fileno())
                 seen = (status.st_ino, status.st_size, status.st_mtime_ns)
-                if seen == self._seen:
+                if seen == self._seen and self.complete:
                     return False
                 before = self.version
                 if not self._continues(file, status.st_size):
                     self._begin_anew()
-                file.seek(self._offset)
-                self._take(file.read(status.st_size - self._offset))
                 self._seen = seen
+                self.complete = self._read(file, status.st_size, until)
         except FileNotFoundError:  # not yet, or the run was removed
-            before = self.version
+            before, self.complete = self.version, True
             if self._seen is not None:
                 self._begin_anew()
         return self.version != before
@@ -94,8 +107,25 @@ class RunLog:
         file.seek(self._offset - len(self._mark))
         return file.read(len(self._mark)) == self._mark
 
-    def _take(self, content: bytes) -> None:
-        whole = content[: content.rfind(b"\n") + 1]
+    def _read(self, file: BinaryIO, size: int, until: float) -> bool:
+        """Take the lines up to `size`, as long as there is time; returns whether there was."""
+        file.seek(self._offset)
+        begun: list[bytes] = []  # of a line whose end is yet to come
+        while left := size - file.tell():
+            piece = file.read(min(PIECE_BYTES, left))
+            if not piece:  # it was cut meanwhile
+                break
+            end = piece.rfind(b"\n") + 1
+            if end:
+                self._take(b"".join((*begun, piece[:end])))
+                begun = []
+                if end < left and time.monotonic() >= until:
+                    return False
+            begun.append(piece[end:])
+        return True
+
+    def _take(self, whole: bytes) -> None:
+        """Take whole lines."""
         for line in whole.splitlines():
             row = _row(line)
             if row is None:

@@ -121,7 +121,7 @@ def test_an_environment_that_was_given_in_python_needs_a_name() -> None:
 
 
 def test_ctrl_c_in_plot_advises_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amago_ray.commands.plot.without_returns", interrupt)
+    monkeypatch.setattr("amago_ray.commands.plot.read_run", interrupt)
     assert train.main(["plot", "runs/a"]) == 130
     assert capsys.readouterr().err == "\namago-ray: stopped\n"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amago_ray.watch.curves import DPI, PANEL_SIZE_IN, plot_runs, without_returns
+from amago_ray.watch.curves import DPI, PANEL_SIZE_IN, plot_runs, read_run
 from amago_ray.watch.metrics import AVERAGE_RETURN, METRICS_FILE, MetricsLog, Progress
 
 
@@ -78,9 +78,22 @@ def test_values_that_are_no_numbers_are_gaps(tmp_path: Path, value: str) -> None
     lines = path.read_text()
     path.write_text(lines + row)
     np.testing.assert_array_equal(read_picture(plot_runs([path.parent], tmp_path / "curves.png"), panels=3), expected)
-    path.write_text(lines + row.replace("9.0", value))
-    with pytest.raises(ValueError, match=rf"{METRICS_FILE}, line {len(lines.splitlines()) + 1} is damaged"):
-        plot_runs([path.parent], tmp_path / "curves.png")
+    path.write_text(lines + row.replace("9.0", value))  # this line is no row, and left out
+    np.testing.assert_array_equal(read_picture(plot_runs([path.parent], tmp_path / "curves.png"), panels=3), expected)
+    assert read_run(path.parent).log.unread == f"{path}: 1 of its lines cannot be read and are left out"
+
+
+def test_the_points_of_curves_and_attempts(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "lake", epochs=6, attempts=2))
+    assert run.train is not None and run.val is not None
+    skill = [1 - 0.8**epoch for epoch in range(6)]
+    assert run.train.frames.tolist() == [2000, 3000, 4000, 5000, 6000], "the first has no return"
+    assert run.train.minutes.tolist() == pytest.approx([2 * n / 60 for n in range(2, 7)])
+    assert run.train.returns.tolist() == pytest.approx(skill[1:])
+    assert run.val.frames.tolist() == [1000, 6000]
+    assert run.val.returns.tolist() == pytest.approx([0.1, skill[5] + 0.1])
+    assert [(moment.frames, moment.numbers.tolist()) for moment in run.attempts] == [(1000, [1, 2]), (6000, [1, 2])]
+    assert run.attempts[1].success.tolist() == pytest.approx([skill[5] / 2, skill[5]])
 
 
 def test_a_run_without_rows_is_named(tmp_path: Path) -> None:
@@ -101,7 +114,7 @@ def test_runs_without_returns_are_left_out_and_the_others_drawn(tmp_path: Path) 
     starting.mkdir()
     (starting / "config.txt").touch()
     runs = [begun, drawn[0], starting, drawn[1]]
-    assert without_returns(runs) == [begun, starting]
+    assert [run for run in runs if not read_run(run).has_returns] == [begun, starting]
     pixels = read_picture(plot_runs(runs, tmp_path / "curves.png"), panels=2)
     assert (pixels == read_picture(plot_runs(drawn, tmp_path / "same.png"), panels=2)).all()
     with pytest.raises(ValueError, match=r"begun, .*starting: no returns yet"):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
 
+from amago_ray.watch import run_log
 from amago_ray.watch.metrics import METRICS_FILE, MetricsLog, Progress
 from amago_ray.watch.run_log import RunLog
 
@@ -105,3 +107,41 @@ def test_a_run_that_is_removed_or_begun_anew(tmp_path: Path) -> None:
     write(file, 0, 9.0)
     file.close()
     assert log.refresh() and losses(log) == [(0, 9.0)]
+
+
+@pytest.mark.parametrize("piece", [1, 7, 100, 200, 1000])
+def test_a_long_file_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    """Each call takes at least a line, however little time it has, and what is written meanwhile comes, too."""
+    monkeypatch.setattr(run_log, "PIECE_BYTES", piece)
+    log, file = RunLog(tmp_path), MetricsLog(tmp_path, resume=False)
+    for epoch in range(20):
+        write(file, epoch, epoch / 2)
+    size = (tmp_path / METRICS_FILE).stat().st_size
+    read = []
+    while not read or not log.complete:
+        assert log.refresh(time.monotonic() - 1.0)
+        read.append(len(log))
+        assert log.written_at is not None and len(read) < 30
+        if len(read) == 2:
+            write(file, 20, 10.0)
+    file.close()
+    assert losses(log) == [(epoch, epoch / 2) for epoch in range(21)] and log.broken == log.generation == 0
+    assert read == sorted(read) and len(read) > size // max(piece, size // 20) // 2
+    assert not log.refresh(time.monotonic() - 1.0)
+
+
+def test_a_file_that_is_begun_anew_while_it_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_log, "PIECE_BYTES", 100)
+    log, file = RunLog(tmp_path), MetricsLog(tmp_path, resume=False)
+    for epoch in range(10):
+        write(file, epoch)
+    file.close()
+    log.refresh(0.0)
+    assert not log.complete
+    file = MetricsLog(tmp_path, resume=False)
+    write(file, 0, 7.0)
+    file.close()
+    assert log.refresh() and log.complete and losses(log) == [(0, 7.0)]
+    log.refresh(0.0)
+    (tmp_path / METRICS_FILE).unlink()
+    assert log.refresh(0.0) and log.complete and len(log) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import time
@@ -50,10 +51,10 @@ class Run:
     def directory(self) -> RunDirectory:
         return RunDirectory(self.root.parent, self.root.name)
 
-    def refresh(self) -> None:
-        """Read what is new in its log; where that fails, `unread` says why."""
+    def refresh(self, until: float = math.inf) -> None:
+        """Read what is new in its log; where that fails, `unread` says why. until: as of `RunLog.refresh`."""
         try:
-            self.log.refresh()
+            self.log.refresh(until)
             self.unread = None
         except OSError as error:
             self.unread = str(error)
@@ -127,14 +128,17 @@ class Library:
     def refresh(self, budget_s: float) -> bool:
         """Read what is new in all logs, until that has taken `budget_s`; returns whether all was read.
 
-        Logs that were not read yet come last to first written, so that what goes on is seen first.
+        Logs that were not read yet come last to first written, so that what goes on is seen first. Each has an equal
+        share of the time that is left then, so that none holds up the others: a long one is read bit by bit.
         """
         deadline = time.monotonic() + budget_s
-        for run in sorted(self.runs.values(), key=_last_written, reverse=True):
-            if time.monotonic() > deadline:
+        runs = sorted(self.runs.values(), key=_last_written, reverse=True)
+        for i, run in enumerate(runs):
+            now = time.monotonic()
+            if now > deadline:
                 return False
-            run.refresh()
-        return True
+            run.refresh(now + (deadline - now) / (len(runs) - i))
+        return all(run.log.complete for run in runs)
 
 
 def _runs_below(folder: Path, depth: int) -> Iterator[Path]:

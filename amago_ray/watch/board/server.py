@@ -107,13 +107,19 @@ class Board:
 
     def _chosen(self, request: web.Request) -> list[Run]:
         """The runs that a request names. Raises KeyError for one that is not there."""
-        return [self._named(name) for name in request.query.getall("run", [])]
+        return self._read(request.query.getall("run", []))
 
     def _named(self, name: str) -> Run:
+        return self._read([name])[0]
+
+    def _read(self, names: Sequence[str]) -> list[Run]:
+        """Runs, with what is new of them as far as BUDGET_S goes."""
         self._library.scan()
-        run = self._library.runs[name]
-        run.refresh()
-        return run
+        runs = [self._library.runs[name] for name in names]
+        deadline = time.monotonic() + BUDGET_S
+        for run in runs:
+            run.refresh(deadline)
+        return runs
 
     def _one(self, request: web.Request) -> Run:
         runs = self._chosen(request)

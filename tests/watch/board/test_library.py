@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from watch.test_run_status import make_run
 
+from amago_ray.watch import run_log
 from amago_ray.watch.board import library as module
 from amago_ray.watch.board.library import Library, Run
 
@@ -142,8 +144,29 @@ def test_many_logs_are_read_bit_by_bit_newest_first(tmp_path: Path) -> None:
     assert calls == 10 and not any(len(run.log) for run in library.runs.values())
     order: list[str] = []
     for run in library.runs.values():
-        run.refresh = lambda name=run.id: order.append(name)  # type: ignore[method-assign, misc]
+        run.refresh = lambda until, name=run.id: order.append(name)  # type: ignore[method-assign, misc]
     assert library.refresh(budget_s=10.0) and order == ["run_2", "run_1", "run_0"]
+
+
+def test_a_long_log_does_not_hold_up_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read bit by bit, though it is the newest."""
+    monkeypatch.setattr(run_log, "PIECE_BYTES", 200)
+    clock = itertools.count()
+    monkeypatch.setattr(run_log.time, "monotonic", lambda: next(clock) / 1000)  # it stands still but where it is read
+    for i in range(3):
+        run_at(tmp_path / f"run_{i}")
+    path = tmp_path / "run_2" / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() * 400)
+    rows = len(path.read_bytes().splitlines())
+    library = Library([tmp_path])
+    library.scan()
+    assert not library.refresh(budget_s=0.3)
+    assert [len(library.runs[f"run_{i}"].log) for i in range(2)] == [5, 5]
+    assert 0 < len(library.runs["run_2"].log) < rows / 2
+    looks = 1
+    while not library.refresh(budget_s=0.3):
+        looks += 1
+    assert len(library.runs["run_2"].log) == rows and 3 < looks < 40
 
 
 def test_a_status_is_kept_while_nothing_is_new(tmp_path: Path) -> None:
