@@ -129,7 +129,8 @@ class Library:
         """Read what is new in all logs, until that has taken `budget_s`; returns whether all was read.
 
         Logs that were not read yet come last to first written, so that what goes on is seen first. Each has an equal
-        share of the time that is left then, so that none holds up the others: a long one is read bit by bit.
+        share of the time that is left then, so that none holds up the others: a long one is read bit by bit. What they
+        leave of the time is for the long ones.
         """
         deadline = time.monotonic() + budget_s
         runs = sorted(self.runs.values(), key=_last_written, reverse=True)
@@ -138,6 +139,9 @@ class Library:
             if now > deadline:
                 return False
             run.refresh(now + (deadline - now) / (len(runs) - i))
+        for run in runs:
+            if not run.log.complete and time.monotonic() < deadline:
+                run.refresh(deadline)
         return all(run.log.complete for run in runs)
 
 
