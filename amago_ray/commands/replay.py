@@ -106,7 +106,7 @@ def _summarize(stored: StoredData, run: Path, out: Path) -> bool:
             console.print(Text(f"{out}"), soft_wrap=True)
         except OSError as error:
             unwritten = error
-    else:
+    elif not damage:
         console.print("Nothing is visible yet: trajectories become so when an epoch ends.")
     for text in damage:
         console.print(Text(f"damaged: {text}"), style="red", soft_wrap=True)

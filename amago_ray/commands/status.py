@@ -140,13 +140,12 @@ def _return(result: Return | None) -> str:
 
 
 def _replay(contents: Contents | None, error: str | None) -> str:
-    if error is not None:
-        return f"cannot be read: {error}"
     if contents is None:
-        return "nothing is stored in files"
+        return "nothing is stored in files" if error is None else error
     if not len(contents):
-        return "nothing is visible yet"
+        return "nothing is visible yet" if error is None else error
+    known = "" if error is None else f"; it {error}"
     return (
         f"{len(contents):,} trajectories, {contents.lengths.sum():,} timesteps; mean return "
-        f"{contents.returns.mean():,.3f}; newest {duration(contents.age_s.min())} old"
+        f"{contents.returns.mean():,.3f}; newest {duration(contents.age_s.min())} old{known}"
     )

@@ -38,7 +38,8 @@ class RunStatus:
     age_s: since the newest row, or since the start where there is none yet. epoch: how many are finished.
     frames_per_s, updates_per_s: over the last RECENT_EPOCHS epochs, validations included; None before the first.
     saved: epochs (from 1) of complete training states. replay: what is stored, None where nothing is.
-    replay_error: why that could not be read. broken: lines of metrics.jsonl that are no rows, and were left out.
+    replay_error: "cannot be read: ...", or "is damaged: ..." where some of it can.
+    broken: lines of metrics.jsonl that are no rows, and were left out.
     killed: whether it is silent because its process is gone.
     """
 
@@ -162,17 +163,19 @@ def _returns(log: RunLog, section: str) -> list[Return]:
 
 
 def stored_replay(root: Path) -> tuple[Contents | None, str | None]:
-    """What is stored, and why that could not be read."""
+    """What is stored, and what is wrong with that, as a clause: that it cannot be read, or is damaged in part."""
     try:
         shards = find_stored_data(root).open()
     except ValueError:  # nothing is, or not in files
         return None, None
     except StorageError as error:
-        return None, str(error)
+        return None, f"cannot be read: {error}"
+    damage = [what for shard in shards for what in shard.damage]
+    more = f" (and {len(damage) - 1:,} more)" if len(damage) > 1 else ""
     try:
-        return Contents.of(shards), None
+        return Contents.of(shards), f"is damaged: {damage[0]}{more}" if damage else None
     except Corrupt as error:
-        return None, str(error)
+        return None, f"cannot be read: {error}"
     finally:
         for shard in shards:
             shard.close()

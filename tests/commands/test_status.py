@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 
 import pytest
+from ring_cases import trajectory
 from watch.test_run_status import make_run
 
 from amago_ray import train
+from amago_ray.replay.datasets.stored_source import UNBOUNDED
+from amago_ray.replay.storage.config import StoreConfig
+from amago_ray.replay.storage.folders import shard_folder
+from amago_ray.replay.storage.store import TrajectoryStore
+from amago_ray.replay.storage.trajectory_pack import pack
 from amago_ray.watch.metrics import METRICS_FILE
 
 
@@ -36,6 +43,39 @@ def test_the_table_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert facts["return, collecting"] == "12.000  (epoch 13)" and facts["best validation"] == "6.000  (epoch 7)"
     assert facts["saved states"] == "after epoch 3, 4, 5, 6, 7, 8 and 2 before"
     assert facts["replay"] == "nothing is stored in files"
+
+
+def test_damage_of_what_is_stored_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where nothing else is left, which looked like a run that has only begun."""
+    run = make_run(tmp_path, 2)
+    folder = shard_folder(run.replay, 0)
+    folder.mkdir(parents=True)
+    store = TrajectoryStore(StoreConfig(folder, UNBOUNDED, segment_bytes=600))
+    for n in range(6):
+        store.push(pack([trajectory(n)]))
+        store.commit()
+    store.close()
+    first, *others = sorted(folder.glob("*.segment"))
+    assert others
+    train.main(["status", str(run.root)])
+    assert re.fullmatch(r"6 trajectories, .* old", lines_of(capsys)["replay"])
+    os.truncate(first, 10)
+    train.main(["status", str(run.root)])
+    assert re.match(r"\d trajectories, .* old; it is damaged: .*0000000000", in_one(capsys))
+    for path in others:
+        os.truncate(path, 10)
+    train.main(["status", str(run.root)])
+    told = in_one(capsys)
+    assert told.startswith("is damaged: ") and f"(and {len(others)} more)" in told
+    assert train.main(["replay", str(run.root)]) == 1
+    out = capsys.readouterr().out
+    assert "visible" not in out and out.count("damaged: ") == 1 + len(others)
+
+
+def in_one(capsys: pytest.CaptureFixture[str]) -> str:
+    """What is said of replay, of which the table makes several lines."""
+    out = capsys.readouterr().out
+    return " ".join(line.strip() for line in out[out.index(" replay") :].removeprefix(" replay").splitlines()).strip()
 
 
 def test_a_silent_run_is_told_by_the_exit_status_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -137,7 +137,7 @@ export class Replay extends Panel {
       const about = answers[i];
       const card = make("section", { class: "card" }, this.title(run));
       this.element.append(card);
-      if (about.error) card.append(make("p", { class: "state error" }, `It cannot be read: ${about.error}`));
+      if (about.error) card.append(make("p", { class: "state error" }, `It ${about.error}`));
       if (!about.trajectories) return card.append(make("p", { class: "quiet" }, "Nothing is stored in files, or nothing is visible yet."));
       card.append(make("p", { class: "verdict" }, `${count(about.trajectories)} trajectories, ${count(about.timesteps)} timesteps`));
       const grid = make("div", { class: "grid" });
