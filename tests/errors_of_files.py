@@ -220,9 +220,9 @@ RUNS = (
         ("spaces.json holds no spaces that can be read",),
     ),
     Case(
-        "a run whose log is damaged in the middle",
-        in_run("plot", "RUN", damage=lambda run: _overwrite(run / "metrics.jsonl", 5, b"\0\0\0")),
-        ("metrics.jsonl, line 1", "is damaged"),
+        "a run with a folder in place of its log",
+        in_run("plot", "RUN", damage=lambda run: _folder_instead(run / "metrics.jsonl")),
+        ("metrics.jsonl", "is a folder", "remove it"),
     ),
     Case(
         "a run whose replay was removed",
@@ -261,6 +261,11 @@ def given_in_python(run: Any, name: str, value: str) -> None:
 def _with_run(scene: Scene) -> Scene:
     assert scene.run.exists()
     return scene
+
+
+def _folder_instead(path: Any) -> None:
+    path.unlink()
+    path.mkdir()
 
 
 def _overwrite(path: Any, offset: int, data: bytes) -> None:
