@@ -25,6 +25,7 @@ from gymnasium.vector import VectorEnv
 import amago_ray.envs.builtin  # noqa: F401 (registers the gymnasium ids of the environments that ship with the package)
 from amago_ray.envs.amago_env import name_before_reset
 from amago_ray.envs.first_rollout import FirstRollout
+from amago_ray.envs.last_obs import check_last_obs
 from amago_ray.envs.plain_pool import EnvPool, check_separate
 from amago_ray.envs.pool import (
     MAX_FAILURES_IN_A_ROW,
@@ -180,6 +181,8 @@ def _try_here(
         except (TypeError, ValueError):
             close_env(env)
             raise
+        if isinstance(env, VectorEnv):
+            check_last_obs(env)
         found.append(try_out(_pool_of(env, seed)))
         remember(entry, env, found[-1][2])
         if not isinstance(env, VectorEnv):

@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
 from amago_ray.envs.amago_env import env_name_of, has_attribute, name_before_reset
+from amago_ray.envs.last_obs import LastObsWatch, share_memory
 from amago_ray.envs.pool import (
     FAILURES,
     MAX_FAILURES_IN_A_ROW,
@@ -56,6 +57,7 @@ class VectorEnvPool(Pool):
         with suppress(*FAILURES):  # names that are only known after a reset are asked for then
             self.env_names = _vector_names(self._env)
         self.awaits_last_obs = self._mode is AutoresetMode.SAME_STEP
+        self._last_obs_watch = LastObsWatch(self._env)
         self._first_env = first_env
         self.reseed(seed)
         self._started = np.zeros(self.num_envs, bool)  # NEXT_STEP: in the last step
@@ -99,7 +101,7 @@ class VectorEnvPool(Pool):
         ended = self._terminated | self._truncated
         if self._mode is AutoresetMode.SAME_STEP:
             self._observation.write_batch(self._start_obs, obs)
-            infos = self._take_same_step(info, ended)
+            infos = self._take_same_step(obs, info, ended)
         else:
             self._observation.write_batch(self._obs, obs)
             self._logged.add_batch(info, np.ones(self.num_envs, bool))
@@ -141,10 +143,10 @@ class VectorEnvPool(Pool):
         for column in (self._rewards, self._terminated, self._truncated):
             column[self._resetting] = 0
 
-    def _take_same_step(self, info: Any, ended: np.ndarray) -> dict[int, dict[str, float]]:
+    def _take_same_step(self, obs: Any, info: Any, ended: np.ndarray) -> dict[int, dict[str, float]]:
         """SAME_STEP: part the rollouts that ended from those that have begun in the same step.
 
-        `_start_obs` holds what the step returned: the first observations of the next rollouts where one `ended`.
+        obs: what the step returned, as in `_start_obs`: the first observations of the next rollouts where one `ended`.
         Returns what was logged in the rollouts that ended.
         """
         for name, column in self._obs.items():
@@ -155,7 +157,7 @@ class VectorEnvPool(Pool):
         for row in np.flatnonzero(ended).tolist():
             if (last_obs := _last_obs(info, row)) is not None:
                 self.awaits_last_obs = False
-                self._observation.write(self._obs, row, last_obs)
+                self._write_last_obs(row, last_obs, obs)
             elif not self._terminated[row]:
                 raise ValueError(
                     "autoreset in SAME_STEP needs the last observation of a truncated rollout, whose value is looked "
@@ -165,6 +167,16 @@ class VectorEnvPool(Pool):
         infos = self._logged.take(ended)
         self._logged.add_batch(info, ended)
         return infos
+
+    def _write_last_obs(self, row: int, last_obs: Any, obs: Any) -> None:
+        """SAME_STEP: what a rollout ended with, in place of what it saw before. obs: what the step returned."""
+        if not self._last_obs_watch.open(row):
+            self._observation.write(self._obs, row, last_obs)
+            return
+        before = {name: column[row].copy() for name, column in self._obs.items()}
+        self._observation.write(self._obs, row, last_obs)
+        last, first = ({name: column[row] for name, column in of.items()} for of in (self._obs, self._start_obs))
+        self._last_obs_watch.look(row, before, last, first, share_memory(last_obs, obs))
 
     def _start_all(self) -> None:
         if self._failed.any():
@@ -184,6 +196,7 @@ class VectorEnvPool(Pool):
         self._env = self._make()
         if self._env.num_envs != self.num_envs:
             raise ValueError(f"the rebuilt VectorEnv has {self._env.num_envs} environments instead of {self.num_envs}")
+        self._last_obs_watch = LastObsWatch(self._env)
         self._next_seed = next(self._seeds)
         self._failed[:] = False
 
