@@ -155,8 +155,8 @@ class EnvPool(Pool):
                 env_obs, reward, terminates, truncates, info = step_result(env.step(action))
                 write(obs, index, env_obs)
                 rewards[index] = reward if isinstance(reward, float) else _scalar("reward", reward)
-                terminated[index] = terminates if isinstance(terminates, _FLAGS) else _scalar("terminated", terminates)
-                truncated[index] = truncates if isinstance(truncates, _FLAGS) else _scalar("truncated", truncates)
+                terminated[index] = terminates if isinstance(terminates, _FLAGS) else _flag("terminated", terminates)
+                truncated[index] = truncates if isinstance(truncates, _FLAGS) else _flag("truncated", truncates)
                 if info:
                     self._logged.add(index, info)
             except FAILURES as error:
@@ -260,3 +260,11 @@ def _scalar(what: str, given: Any) -> float:
     if value.size != 1 or value.dtype.kind not in "biuf":
         raise ValueError(f"the {what} must be one number, not {given!r} of type {type(given).__name__}")
     return float(value.item())
+
+
+def _flag(what: str, given: Any) -> bool:
+    """True or False, which may come as 1 or 0."""
+    value = _scalar(what, given)
+    if value not in (0.0, 1.0):
+        raise ValueError(f"{what} must be True or False, or 1 or 0, not {given!r}")
+    return bool(value)

@@ -224,7 +224,14 @@ def _copy(values: Any, column: np.ndarray) -> None:
         raise ValueError(f"rewards, terminated and truncated must have shape {column.shape}, not {array.shape}")
     if array.dtype.kind not in "biuf":
         raise ValueError(f"rewards, terminated and truncated must be numbers, not of dtype {array.dtype}")
-    column[:] = array.reshape(column.shape)
+    array = array.reshape(column.shape)
+    if column.dtype == bool and array.dtype != bool and not (good := (array == 0) | (array == 1)).all():
+        row = int(np.argmin(good))
+        raise ValueError(
+            f"environment {row} of {len(column)}: terminated and truncated must be True or False, or 1 or 0, not "
+            f"{array[row]}"
+        )
+    column[:] = array
 
 
 def _last_obs(info: Any, row: int) -> Any:
@@ -237,7 +244,8 @@ def _last_obs(info: Any, row: int) -> Any:
 def _last_info(info: Any) -> Any:
     """What rollouts ended with in SAME_STEP, in the form that `info` has."""
     if isinstance(info, Mapping):
-        return info.get("final_info", {})
+        final = info.get("final_info")
+        return {} if final is None else final
     return [(each or {}).get("final_info") for each in info]
 
 

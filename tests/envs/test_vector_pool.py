@@ -44,6 +44,7 @@ class Batched(VectorEnv):
         self.final, self.ends = options.get("final", "dict"), options.get("ends", "truncated")
         self.lengths = np.array(options.get("lengths", range(2, 2 + num_envs)))
         self.reward: Callable[[np.ndarray], Any] = options.get("reward", lambda steps: steps)
+        self.flags: Callable[[np.ndarray], Any] = options.get("flags", lambda flags: flags)
 
     def reset(self, *, seed: Any = None, options: dict | None = None) -> Any:
         self.rollout, self.steps = np.zeros((2, self.num_envs), int)
@@ -64,7 +65,7 @@ class Batched(VectorEnv):
         self.steps[ended] = 0
         no = np.zeros(self.num_envs, bool)
         terminated, truncated = (ended, no) if self.ends == "terminated" else (no, ended)
-        return self.observe(), rewards, terminated, truncated, info
+        return self.observe(), rewards, self.flags(terminated), self.flags(truncated), info
 
     def finals(self, obs: dict[str, Any]) -> dict[str, Any]:
         rows = [{"at": at, "pair": (pair,)} for at, pair in zip(obs["at"], obs["pair"][0], strict=True)]
@@ -139,6 +140,24 @@ def test_rewards_that_are_none_fail_all_rows(reward: Any, message: str) -> None:
     assert step.failed.all() and not step.stepped.any()
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(pool.last_failure)
+
+
+@pytest.mark.parametrize(
+    "flags", [lambda x: x.astype(np.int8), lambda x: x.astype(float), lambda x: x[:, None].tolist()]
+)
+def test_flags_may_be_ones_and_zeros(flags: Any) -> None:
+    assert history(Batched(flags=flags)) == history(Batched())
+
+
+@pytest.mark.parametrize("bad", [np.nan, 2, -1, 0.5])
+def test_flags_that_are_neither_fail_all_rows(bad: float) -> None:
+    pool = make_pool(lambda: Batched(flags=lambda x: np.where([False, True], bad, x.astype(float))), 2, 0, seed=0)
+    pool.reset()
+    step = pool.step(np.zeros(2, np.int64))
+    assert step.failed.all() and not (step.terminated | step.truncated).any()
+    assert f"environment 1 of 2: terminated and truncated must be True or False, or 1 or 0, not {float(bad)}" in (
+        pool.last_failure
+    )
 
 
 def test_a_step_that_returns_nothing_says_what_it_must_return() -> None:
