@@ -45,8 +45,14 @@ class LoggedMetrics:
                 self.add(row, info[row] or {})
             return
         for key, name in _logged(info).items():
-            for row in np.flatnonzero(rows & info.get(f"_{key}", True)).tolist():
-                self._set(row, key, name, info[key][row])
+            has_one = _mask(info.get(f"_{key}"), len(rows))
+            if has_one is None:
+                self._warn(key, f"its mask '_{key}' is not of one flag for each of {len(rows)} environments")
+            elif not _has_rows(info[key], len(rows)):
+                self._warn(key, f"it takes one number for each of {len(rows)} environments, not {_told(info[key])}")
+            else:
+                for row in np.flatnonzero(rows & has_one).tolist():
+                    self._set(row, key, name, info[key][row])
 
     def take(self, ended: np.ndarray) -> dict[int, dict[str, float]]:
         """What was logged in the rollouts that `ended` (N,) bool, by row; rows without an entry are left out."""
@@ -59,7 +65,7 @@ class LoggedMetrics:
         if name in OWN_RESULTS:
             self._warn(key, f"{name!r} is measured of every rollout: give it another name")
         elif number is None:
-            self._warn(key, f"it takes one number, not {value!r:.80} of type {type(value).__name__}")
+            self._warn(key, f"it takes one number, not {_told(value)}")
         elif not math.isfinite(number):
             self._warn(key, f"{number} is no number to average: rollouts that end with it count as without one")
         else:
@@ -78,8 +84,42 @@ def _logged(info: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _number(value: Any) -> float | None:
-    """`value` as one number, None where it is none. An array of one element is one."""
-    if isinstance(value, (bool, int, float)):
-        return float(value)
-    array = np.asarray(value)
-    return float(array.item()) if array.size == 1 and array.dtype.kind in "biuf" else None
+    """`value` as one number, None where it is none. An array of one element is one, and so is a tensor of any kind."""
+    try:
+        if isinstance(value, (bool, int, float)):
+            return float(value)
+        if hasattr(value, "detach"):  # NumPy has no bfloat16, and takes no tensor that has a gradient
+            value = value.detach().tolist()
+        array = np.asarray(value)
+        return float(array.item()) if array.size == 1 and array.dtype.kind in "biuf" else None
+    except Exception:  # whatever an object raises that is to be a number: 10**400, or lists of several lengths
+        return None
+
+
+def _mask(given: Any, num_envs: int) -> np.ndarray | None:
+    """Which environments have an entry, (num_envs,) bool; all where no mask is given, None where it is none."""
+    if given is None:
+        return np.ones(num_envs, bool)
+    try:
+        mask = np.asarray(given)
+    except Exception:  # whatever a user's object raises
+        return None
+    if mask.shape not in ((), (num_envs,)) or mask.dtype.kind not in "biuf":
+        return None
+    return np.broadcast_to(mask.astype(bool), num_envs)
+
+
+def _has_rows(values: Any, num_envs: int) -> bool:
+    try:
+        return len(values) == num_envs and not isinstance(values, (str, bytes, Mapping))
+    except Exception:  # a number, or an array of no dimension
+        return False
+
+
+def _told(value: Any) -> str:
+    """A value in a few words, whatever its own text would be."""
+    try:
+        text = f"{value!r:.80}"
+    except Exception:  # a user's object may raise, and so does Python of a number of thousands of digits
+        text = "one"
+    return f"{text} of type {type(value).__name__}"
