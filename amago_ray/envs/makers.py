@@ -328,7 +328,7 @@ def _try_out(pool: Pool, seed: int, num_steps: int, action_mask_key: str | None,
                 rollout.step(actions, transition)
             obs, _ = pool.begin(transition.terminated | transition.truncated)
     except EnvFailure as failure:
-        raise ValueError(f"environment {pool.env_names[0]} failed with {one_line(failure.__cause__)}") from failure
+        raise ValueError(f"environment {pool.env_names[0]} failed with {failure.last}") from failure
     finally:
         pool.close()
     return pool.obs_spec, pool.action_spec, pool.env_names[0]

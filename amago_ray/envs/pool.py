@@ -32,7 +32,12 @@ _RESET_RESULT = "reset must return (observation, info), as in gymnasium"
 
 
 class EnvFailure(RuntimeError):
-    """One environment failed too many times in a row."""
+    """One environment failed too many times in a row.
+
+    last: what it failed with the last time, in one line. (Its `__cause__` says it too, but is lost where it is pickled.)
+    """
+
+    last = ""
 
 
 @dataclass(slots=True)
@@ -133,6 +138,11 @@ class Pool(ABC):
         failed, self._first_failure = self._first_failure, ""
         return failed
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether an environment has failed and has not finished a rollout since."""
+        return bool(self._failures_in_a_row.any())
+
     @abstractmethod
     def close(self) -> None:
         """Close the environments. Never raises."""
@@ -180,10 +190,12 @@ class Pool(ABC):
         if not self._first_failure:
             self._first_failure = f"environment {self.env_names[first]} failed with {one_line(error):.{_MOST_TOLD}}"
         if self._failures_in_a_row[first] >= self.max_failures_in_a_row:
-            raise EnvFailure(
+            failure = EnvFailure(
                 f"environment {self.env_names[first]} failed {self._failures_in_a_row[first]} times in a row, "
                 f"the last time with:\n{self.last_failure}"
-            ) from error
+            )
+            failure.last = one_line(error)
+            raise failure from error
 
 
 def _surely_finite(column: np.ndarray) -> bool:

@@ -136,7 +136,7 @@ def _serve(line: Line, answers: _Answers) -> bool:
                     return False
         except EnvFailure as failure:
             answers.tell()
-            line.send(Say.FAILED, pickle.dumps(EnvFailure(str(failure))))
+            line.send(Say.FAILED, pickle.dumps(failure))
             return False
         answers.tell()
         line.send(Say.DONE)

@@ -213,6 +213,15 @@ def test_the_check_before_a_run_steps_where_the_run_will() -> None:
         check_env(partial(Drawing, "hang", 2), processes=EnvProcesses(timeout_s=0.3))
 
 
+def test_the_check_before_a_run_says_what_an_environment_raised_as_under_sync() -> None:
+    said = []
+    for processes in (None, SAME):
+        with pytest.raises(ValueError, match="environment Drawing failed with ") as caught:
+            check_env(partial(Drawing, "raise", 1), processes=processes)
+        said.append(str(caught.value))
+    assert said[0] == said[1] and said[0].endswith("OSError: the simulator fell over"), said
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
