@@ -22,15 +22,25 @@ class FirstRollout:
         self._led_to: list[tuple[np.ndarray, float, bool]] = []  # action, reward and terminated, of all rows but 0
         self._over = False
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is anything to go on from: not before `begin`, nor after a failure in the first step."""
+        return bool(self._obs)
+
     def begin(self, obs: dict[str, np.ndarray]) -> None:
         """Take the observations (N, ...) that rollouts begin with; another environment's are passed over."""
-        self._over = bool(self._obs)
+        self._over = self.has_begun
         if not self._over:
             self._keep(obs)
 
     def step(self, actions: np.ndarray, transition: Transition) -> None:
-        """Take what stored `actions` (N, ...) led to."""
+        """Take what stored `actions` (N, ...) led to. Where that was a failure, what came before is all of it."""
         if self._over:
+            return
+        if transition.failed[0]:
+            self._over = bool(self._led_to)
+            if not self._over:
+                self._obs.clear()
             return
         self._keep(transition.obs)
         terminated = bool(transition.terminated[0])

@@ -87,7 +87,7 @@ __all__ = [
 
 Tried = tuple[ObsSpec, ActionSpec, str]  # and the name of the environment
 OTHER_SPACES = "{} has other spaces than make_train_env"
-MAX_STEPS_TO_AN_END = 1000  # of the check of a VectorEnv, whose rollouts may lack their last observation
+MAX_STEPS_TO_AN_END = 1000  # of the check where an end is awaited: that of VectorEnvs, and after a failure
 
 
 def make_pool(
@@ -183,17 +183,17 @@ def _try_here(
             raise
         if isinstance(env, VectorEnv):
             check_last_obs(env)
-        found.append(try_out(_pool_of(env, seed)))
+        found.append(try_out(_pool_of(entry, env, seed)))
         remember(entry, env, found[-1][2])
         if not isinstance(env, VectorEnv):
             _check_builds_anew(entry, env)
     return found[0]
 
 
-def _pool_of(env: gym.Env | VectorEnv, seed: int) -> Pool:
-    """A pool of this very environment, that fails at once."""
+def _pool_of(entry: Entry, env: gym.Env | VectorEnv, seed: int) -> Pool:
+    """A pool of this very environment, and of another of `entry` where it fails."""
     num_envs = env.num_envs if isinstance(env, VectorEnv) else 1
-    return make_pool(lambda: env, num_envs, first_env=0, seed=seed, max_failures_in_a_row=1)
+    return make_pool(_reusing(env, partial(build, entry)), num_envs, first_env=0, seed=seed)
 
 
 def _try_in_processes(
@@ -223,7 +223,7 @@ def _try_in_processes(
 
 
 def _process_of(entry: Entry, seed: int, processes: EnvProcesses) -> ProcessPool:
-    """A pool of the environment of `entry`, in a process of its own, that fails at once.
+    """A pool of the environment of `entry`, in a process of its own.
 
     Raises ValueError or TypeError, in one line that names it, where it cannot be built, or that ends or hangs.
     """
@@ -231,7 +231,7 @@ def _process_of(entry: Entry, seed: int, processes: EnvProcesses) -> ProcessPool
     try:
         tasks = sendable_tasks(entry)
         tasks = replace(tasks, makers=tuple(partial(build, maker, name) for maker in tasks.makers))
-        return start_pools(tasks, [(0, 1)], 1, seed, processes, max_failures_in_a_row=1)[0]
+        return start_pools(tasks, [(0, 1)], 1, seed, processes, MAX_FAILURES_IN_A_ROW)[0]
     except ImportError as error:
         raise not_built(name, error) from error
     except EnvFailure as failure:
@@ -309,7 +309,10 @@ def _check_builds_anew(entry: Entry, env: Any) -> None:
 
 
 def _try_out(pool: Pool, seed: int, num_steps: int, action_mask_key: str | None, rollout: FirstRollout | None) -> Tried:
-    """Take random steps in the environments of `pool`, and close it."""
+    """Take random steps in the environments of `pool`, and close it.
+
+    It is as patient as a run: where one fails it goes on until that has finished a rollout, or has failed too often.
+    """
     rng = np.random.default_rng(seed)
     try:
         if action_mask_key is not None:
@@ -318,7 +321,7 @@ def _try_out(pool: Pool, seed: int, num_steps: int, action_mask_key: str | None,
         if rollout is not None:
             rollout.begin(obs)
         for step in range(max(num_steps, MAX_STEPS_TO_AN_END)):
-            if step >= num_steps and not pool.awaits_last_obs:
+            if step >= num_steps and not pool.awaits_last_obs and not pool.is_failing:
                 break
             _warn_of_images_out_of_bounds(pool, obs, warned_of)
             legal = pool.legal_actions(obs, action_mask_key)
@@ -327,10 +330,15 @@ def _try_out(pool: Pool, seed: int, num_steps: int, action_mask_key: str | None,
             if rollout is not None:
                 rollout.step(actions, transition)
             obs, _ = pool.begin(transition.terminated | transition.truncated)
+            if rollout is not None and not rollout.has_begun:
+                rollout.begin(obs)
     except EnvFailure as failure:
         raise ValueError(f"environment {pool.env_names[0]} failed with {failure.last}") from failure
     finally:
         pool.close()
+    if failed := pool.take_failure():
+        times = f" ({pool.failures} times)" if pool.failures > 1 else ""
+        warn(f"before the start {failed}{times}: the rollout is lost, and it was built anew", stacklevel=2)
     return pool.obs_spec, pool.action_spec, pool.env_names[0]
 
 

@@ -34,7 +34,7 @@ _RESET_RESULT = "reset must return (observation, info), as in gymnasium"
 class EnvFailure(RuntimeError):
     """One environment failed too many times in a row.
 
-    last: what it failed with the last time, in one line. (Its `__cause__` says it too, but is lost where it is pickled.)
+    last: what it failed with the last time, in one line. Its `__cause__` says it too, but is lost where it is pickled.
     """
 
     last = ""

@@ -309,7 +309,7 @@ class _Leaf:
         return self._part_of(obs).shape
 
     def read(self, obs: Any, batch: tuple[int, ...] = ()) -> np.ndarray | int:
-        """This array's part of `obs`, (*batch, *spec.shape), checked but not yet of the stored dtype."""
+        """This array's part of `obs`, (*batch, *spec.shape), checked; integers not yet of the stored dtype."""
         value = self._part_of(obs)
         if value.shape != batch + self.shape:
             raise ValueError(f"observation {self.name!r} has shape {value.shape}, its space {batch + self.shape}")
@@ -321,17 +321,23 @@ class _Leaf:
             return self._from_zero(value, batch)
         if self._kinds is _INTEGERS and (self.binary or value.dtype.name != self.spec.dtype):
             self._check_range(value)
-        elif self._kinds is _NUMBERS and value.dtype.kind in "iu" and not np.can_cast(value.dtype, self.spec.dtype):
-            self._warn_of_rounded(value)
+        elif self._kinds is _NUMBERS and value.dtype.name != self.spec.dtype:
+            return self._as_stored(value)
         return value
 
-    def _warn_of_rounded(self, value: np.ndarray) -> None:
-        """Of whole numbers, and not of others: those that have digits are expected to lose some."""
+    def _as_stored(self, value: np.ndarray) -> np.ndarray:
+        """In the stored dtype. What is too large becomes infinite, which is told of as that.
+
+        Warns where whole numbers are rounded, and not of others: those that have digits are expected to lose some.
+        """
         with np.errstate(over="ignore"):
-            rounded = value.astype(self.spec.dtype).astype(np.float64) != value
-        if rounded.any():
-            first = int(value[rounded][0])
-            warn(f"observation {self.name!r}: whole numbers, such as {first}, are rounded to {self.spec.dtype}")
+            stored = value.astype(self.spec.dtype)
+            if value.dtype.kind in "iu" and not np.can_cast(value.dtype, self.spec.dtype):
+                rounded = stored.astype(np.float64) != value
+                if rounded.any():
+                    first = int(value[rounded][0])
+                    warn(f"observation {self.name!r}: whole numbers, such as {first}, are rounded to {self.spec.dtype}")
+        return stored
 
     @cached_property
     def _range(self) -> tuple[int, int]:
