@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import VectorEnv
 from PIL import Image
 
@@ -17,7 +18,15 @@ from amago_ray.agent.spec import AgentSpec
 from amago_ray.envs.makers import EnvProcesses, MakeEnv, make_pool
 from amago_ray.envs.pool import close_env, closing_env
 from amago_ray.envs.spaces import sample_actions
-from amago_ray.envs.tasks import EnvMaker, entries_of, entry_name, fixed_num_envs, maker_of, parameters_of
+from amago_ray.envs.tasks import (
+    EnvMaker,
+    RegisteredEnv,
+    entries_of,
+    entry_name,
+    fixed_num_envs,
+    maker_of,
+    parameters_of,
+)
 from amago_ray.messages import EpisodeResult, Trajectory, Weights
 from amago_ray.rollout.assignment import DEFAULT_ROLLOUT_LIMIT_S, Tally, assign, in_order
 from amago_ray.rollout.halves import make_worker
@@ -27,7 +36,8 @@ from amago_ray.rollout.worker import WHOLE_ROLLOUTS, RolloutConfig
 
 GIF_FRAME_MS = 120
 MAX_GIF_FRAMES = 1000
-NO_RENDER_MODE = "unexpected keyword argument 'render_mode'"  # Python, of a constructor that has no such parameter
+# Python, of a constructor that has no such parameter, and of a class that has none at all.
+NO_RENDER_MODE = ("unexpected keyword argument 'render_mode'", "takes no arguments")
 
 
 def random_policy(
@@ -219,13 +229,22 @@ def renderable(make_env: MakeEnv) -> gym.Env:
 
 def _drawing(make: EnvMaker) -> Any:
     """What `make` builds: with render_mode="rgb_array", unless that is what it does not take."""
-    parameters = parameters_of(make)
-    accepts = "render_mode" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())  # gym.make
-    if not accepts:
+    if not _takes_render_mode(make):
         return make()
     try:
         return make(render_mode="rgb_array")
     except (TypeError, AssertionError) as error:  # environments assert that they know a mode
-        if isinstance(error, TypeError) and NO_RENDER_MODE not in str(error):
+        if isinstance(error, TypeError) and not any(text in str(error) for text in NO_RENDER_MODE):
             raise
     return make()
+
+
+def _takes_render_mode(make: EnvMaker) -> bool:
+    """Whether a parameter is named so, or all are taken, as by a function that hands them on: these may refuse it."""
+    entry_point = make.spec.entry_point if isinstance(make, RegisteredEnv) else make
+    if isinstance(entry_point, str):
+        entry_point = load_env_creator(entry_point)
+    if entry_point is None:  # which gymnasium has words for
+        return True
+    parameters = parameters_of(entry_point)
+    return "render_mode" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

@@ -151,21 +151,35 @@ class Textual(Counting):
         super().__init__(3)
 
 
+class Bare(gym.Env):
+    """It has no constructor of its own."""
+
+    observation_space, action_space, render_mode = gym.spaces.Discrete(2), gym.spaces.Discrete(2), None
+
+
 def through_gym_make(**kwargs: Any) -> gym.Env:
     return gym.make("Plain-v0", **kwargs)
+
+
+def bare_through_gym_make(**kwargs: Any) -> gym.Env:
+    return gym.make("Bare-v0", **kwargs)
 
 
 @pytest.fixture
 def registered() -> Iterator[None]:
     gym.register("Plain-v0", Plain)
     gym.register("Textual-v0", Textual)
+    gym.register("Bare-v0", Bare)
     yield
-    for name in ("Plain-v0", "Textual-v0"):
+    for name in ("Plain-v0", "Textual-v0", "Bare-v0"):
         del gym.registry[name]
 
 
 @pytest.mark.usefixtures("registered")
-@pytest.mark.parametrize("make_env", ["Plain-v0", "Textual-v0", ("Plain-v0", {"length": 4}), through_gym_make])
+@pytest.mark.parametrize(
+    "make_env",
+    ["Plain-v0", "Textual-v0", ("Plain-v0", {"length": 4}), through_gym_make, "Bare-v0", bare_through_gym_make, Bare],
+)
 def test_a_registered_environment_that_takes_no_render_mode_does_not_render(make_env: Any) -> None:
     with pytest.raises(ValueError, match=r"^\S.* does not render: it must take render_mode='rgb_array'$"):
         check_renderable(make_env)
