@@ -10,9 +10,9 @@ import select
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from amago_ray import cli_utils, config
 from amago_ray.atomic_files import without_empty_parents
@@ -102,6 +102,35 @@ def when_interrupted(advice: Callable[[], str]) -> Iterator[None]:
         if not is_unread(error):
             raise
         raise KeyboardInterrupt(f"nobody reads its output; {advice()}") from error
+
+
+@contextmanager
+def own_output() -> Iterator[TextIO]:
+    """Standard output, for what the command itself writes there: whatever else is printed goes to standard error.
+
+    That is what environments print, simulators in C and processes that they start among it. It is to be entered before
+    a user's modules are imported.
+    """
+    before = sys.stdout
+    before.flush()
+    try:
+        descriptor = before.fileno()
+    except io.UnsupportedOperation:  # another stream stands in for it, as a test's
+        with redirect_stdout(sys.stderr):
+            yield before
+        return
+    out = open(os.dup(descriptor), "w", encoding=before.encoding, errors=before.errors)
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY) if sys.stderr is None else 2, descriptor)
+        yield out
+        out.flush()
+    finally:
+        sys.stdout = before  # an environment may have put another in its place
+        with suppress(OSError):
+            before.flush()
+        os.dup2(out.fileno(), descriptor)
+        with suppress(OSError):  # what could not be written, and was told of
+            out.close()
 
 
 def is_unread(error: BaseException) -> bool:

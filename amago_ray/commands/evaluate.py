@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from amago_ray.commands.command_line import (
     OF_TRAINING,
@@ -21,6 +21,7 @@ from amago_ray.commands.command_line import (
     latest_weights,
     load_experiment,
     override_options,
+    own_output,
 )
 from amago_ray.messages import EpisodeResult, Trajectory
 from amago_ray.run_directory import RunDirectory
@@ -45,6 +46,15 @@ def run(arguments: Sequence[str]) -> int:
         raise Mistake("--gif draws one policy: name one --epoch")
     if options.out and not several:
         raise Mistake("--out is of the picture of several policies: name several for --epoch, or all")
+    with own_output() as out:
+        _run(options, config, epochs, several, out)
+    return 0
+
+
+def _run(
+    options: argparse.Namespace, config: Path, epochs: Sequence[int | None], several: bool, output: TextIO
+) -> None:
+    """output: for what is to be read; environments may print, too."""
     from amago_ray.driver.probe import probe
 
     with in_one_line():
@@ -62,15 +72,15 @@ def run(arguments: Sequence[str]) -> int:
         for epoch in epochs:
             assert epoch is not None
             evaluated[epoch] = _evaluate(experiment, spec, options, epoch, f"epoch_{epoch}")
-        print(table(evaluated))
+        print(table(evaluated), file=output)
         with in_one_line():
-            print(plot_checkpoints(evaluated, experiment.run_name, out))
-        return 0
+            picture = plot_checkpoints(evaluated, experiment.run_name, out)
+        print(picture, file=output)
+        return
     for name, value in summarize_episodes(_evaluate(experiment, spec, options, epochs[0])).items():
-        print(f"{name:60} {value:10.3f}")
+        print(f"{name:60} {value:10.3f}", file=output)
     if options.gif:
-        _draw(experiment, spec, options, epochs[0])
-    return 0
+        print(_draw(experiment, spec, options, epochs[0]), file=output)
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
@@ -201,14 +211,14 @@ def _writer(experiment: Experiment, folder: Path | None, subfolder: str) -> Call
         raise ValueError(f"--save-trajectories: {error}") from error
 
 
-def _draw(experiment: Experiment, spec: AgentSpec, options: argparse.Namespace, epoch: int | None) -> None:
+def _draw(experiment: Experiment, spec: AgentSpec, options: argparse.Namespace, epoch: int | None) -> Path:
     from amago_ray.driver.plan import TEST_SEEDS
     from amago_ray.rollout.evaluate import load_policy_weights, record_gif
 
     with in_one_line():
         weights = load_policy_weights(spec, _weights(options, epoch))
         how = (options.seed + TEST_SEEDS, not options.greedy, options.temperature)
-        print(record_gif(spec, weights, experiment.make_val_env, options.gif, *how))
+        return record_gif(spec, weights, experiment.make_val_env, options.gif, *how)
 
 
 def _check_gif(experiment: Experiment) -> None:

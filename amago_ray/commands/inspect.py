@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from amago_ray.commands.command_line import (
     latest_weights,
     load_experiment,
     override_options,
+    own_output,
 )
 from amago_ray.watch.metrics import finite_json
 from amago_ray.watch.run_status import config_of
@@ -28,8 +28,8 @@ from amago_ray.watch.run_status import config_of
 DESCRIPTION = """\
 play one rollout of a saved policy and print what it saw, thought and did: a line of JSON per step, as it is played
 
-Pictures are PNGs in base 64. Values are in units of reward, one per discount factor. `amago-ray board` shows it as a
-page.
+Pictures are PNGs in base 64. Values are in units of reward, one per discount factor. What the environment prints goes
+to standard error. `amago-ray board` shows it as a page.
 
 examples:
   amago-ray inspect runs/tmaze | jq -c '[.t, .action, .reward, .value]'
@@ -44,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.max_steps < 1:
         raise Mistake(f"--max-steps {options.max_steps}: it must be 1 or more")
     check_drawing(options.temperature, options.greedy)
-    with in_one_line():
+    with in_one_line(), own_output() as out:
         config = config_of(options.run)
         bindings = [*WITHOUT_DATA, *options.set, *environment_bindings(options.env)]
         experiment = load_experiment([config], bindings, OF_TRAINING, env_option=True)
@@ -58,8 +58,8 @@ def run(arguments: Sequence[str]) -> int:
         sample = not options.greedy
         policy = ThinkingPolicy(agent, spaces, sample=sample, temperature=options.temperature, seed=options.seed)
         for line in inspect_rollout(policy, experiment.make_val_env, options.seed + TEST_SEEDS, options.max_steps):
-            sys.stdout.write(json.dumps(finite_json(line), allow_nan=False) + "\n")
-            sys.stdout.flush()  # whoever reads along sees a step when it is played
+            out.write(json.dumps(finite_json(line), allow_nan=False) + "\n")
+            out.flush()  # whoever reads along sees a step when it is played
     return 0
 
 
