@@ -28,6 +28,7 @@ from amago_ray.envs.first_rollout import FirstRollout
 from amago_ray.envs.last_obs import check_last_obs
 from amago_ray.envs.plain_pool import EnvPool, check_separate
 from amago_ray.envs.pool import (
+    FAILURES,
     MAX_FAILURES_IN_A_ROW,
     EnvFailure,
     Pool,
@@ -123,7 +124,10 @@ def make_pool(
             _check_vector_env(first, num_envs, len(makers))
             return VectorEnvPool(makers[0], seed, max_failures_in_a_row, first_env)
         return EnvPool(makers, seed, max_failures_in_a_row, first_env, num_envs, total_envs, tasks.labels)
-    except SystemExit as error:  # which would end this process without a word
+    except FAILURES as error:
+        if isinstance(error, Exception):
+            raise
+        # Others would end this process without a word.
         raise RuntimeError(f"building the environments ended in {one_line(error)}") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -25,10 +26,20 @@ MAX_FAILURES_IN_A_ROW = 5  # of one environment, at which the run ends
 _MOST_TOLD = 500  # characters of what an environment that failed said
 MOST_SQUARED = 4096  # numbers; beyond it BLAS may start threads
 LARGEST_REWARD = float(np.finfo(np.float32).max)  # beyond it a stored one would be infinite
-FAILURES = (Exception, SystemExit)  # what a user's environment may raise; simulators exit when their window goes away
 
 _STEP_RESULT = "step must return (observation, reward, terminated, truncated, info), as in gymnasium"
 _RESET_RESULT = "reset must return (observation, info), as in gymnasium"
+
+
+def _ctrl_c_cannot_come() -> bool:
+    """Whether SIGINT is blocked, as Ray does it for its workers: a KeyboardInterrupt is of what runs here then."""
+    return hasattr(signal, "pthread_sigmask") and signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+# What a user's environment may raise. Simulators exit when their window goes away, or take a key for Ctrl-C.
+FAILURES: tuple[type[BaseException], ...] = (
+    (Exception, SystemExit, KeyboardInterrupt) if _ctrl_c_cannot_come() else (Exception, SystemExit)
+)
 
 
 class EnvFailure(RuntimeError):

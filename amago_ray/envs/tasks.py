@@ -17,7 +17,7 @@ from gymnasium.envs.registration import EnvCreator, EnvSpec, load_env_creator
 from gymnasium.vector import VectorEnv
 
 from amago_ray.envs.amago_env import env_name_of, names_its_own_tasks
-from amago_ray.envs.pool import closing_env, one_line, spaces_of
+from amago_ray.envs.pool import FAILURES, closing_env, one_line, spaces_of
 from amago_ray.envs.processes.options import EnvProcesses
 from amago_ray.warned import warn
 
@@ -130,7 +130,7 @@ def build(entry: Entry, name: str | None = None) -> Any:
     _check_entry(entry)
     try:
         return sized(maker_of(entry), 1, count())()
-    except (Exception, SystemExit) as error:  # anything that a user's function may raise
+    except FAILURES as error:
         raise not_built(name or entry_name(entry), error) from error
 
 
