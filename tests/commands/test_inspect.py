@@ -56,7 +56,7 @@ def test_mistakes(run: Path, arguments: list[str], expected: str, capsys: pytest
 
 
 def test_the_folder_of_a_sweep_is_no_run_and_its_trials_are(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("inspect", "evaluate", "status"):
+    for command in ("inspect", "evaluate"):
         assert train.main([command, str(run.parent)]) == 2
         said = f"amago-ray: {run.parent} has no config.txt; is it the folder of a run? {run} is one\n"
         assert capsys.readouterr().err == said
