@@ -107,6 +107,7 @@ class _EpsilonSchedule(ExplorationWrapper):
         if not hold_steps >= 1.0:
             raise ValueError(f"hold_steps={hold_steps}: it must be at least 1, which holds nothing")
         self.steps_anneal = steps_anneal
+        self._anneal_ends = np.array((0.0, steps_anneal))
         self.randomize_eps = randomize_eps
         self.hold_steps = hold_steps
         self._held: dict[str, np.ndarray] = {}
@@ -122,7 +123,7 @@ class _EpsilonSchedule(ExplorationWrapper):
 
     def annealed(self, start: float, end: float) -> np.ndarray:
         """(N,) linear from `start` to `end` over the first `steps_anneal` steps of each environment."""
-        return start + (end - start) * np.minimum(self.steps / self.steps_anneal, 1.0)
+        return np.interp(self.steps, self._anneal_ends, (start, end))
 
     def begin(self, fresh: np.ndarray) -> None:
         self._stale |= fresh
@@ -132,7 +133,7 @@ class _EpsilonSchedule(ExplorationWrapper):
 
     def explore(self, actions: np.ndarray, time_idx: np.ndarray) -> np.ndarray:
         self._eps = self.schedule(time_idx) * self._factor
-        eps = self._eps.reshape(-1, *[1] * (actions.ndim - 1))
+        eps = self._eps if actions.ndim == 1 else self._eps.reshape(-1, *[1] * (actions.ndim - 1))
         anew = self._anew()
         if self.action_spec.kind == "continuous":
             noise = self._hold("noise", self.rng.standard_normal(actions.shape), anew)
