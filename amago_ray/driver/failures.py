@@ -44,7 +44,8 @@ RULES: dict[tuple[str, type[Exception]], Rule] = {
 CONSEQUENCES: tuple[tuple[str, str, str], ...] = (
     (
         "an environment (exception, NaN, wrong shape; under `env_mode='processes'` a hang, or its process's end)",
-        "it alone is rebuilt; after 5 failures in a row the run stops with its traceback",
+        "it alone is rebuilt; after 5 failures in a row the run stops with its traceback; the check before the start is "
+        "as patient",
         "its unfinished trajectory",
     ),
     (
@@ -66,6 +67,18 @@ CONSEQUENCES: tuple[tuple[str, str, str], ...] = (
         "the disk: it is full",
         "what was refused waits in memory and is tried again: trajectories, rows, training states; told in a line",
         "what waits in a process that dies meanwhile; with 256 MB of it in one worker the run ends, resumable",
+    ),
+    (
+        "wandb, or TensorBoard's folder or disk",
+        "the run goes on; rows wait, up to 10,000, and are tried again with each epoch; told in a line when it begins "
+        "and when it is over",
+        "nothing of `metrics.jsonl`; what waits when the run ends is not there",
+    ),
+    (
+        "`metrics.jsonl`, removed or replaced while the run goes on",
+        "a removed one is written again, out of what the run still has open; in another one rows go on at its end; told "
+        "in a line",
+        "what the other one lacks",
     ),
     (
         "a replay shard, or one that is silent",
