@@ -71,7 +71,8 @@ class LineFile:
         self._path, self._say = path, say
         self._waiting: deque[tuple[bytes, Callable[[], None] | None]] = deque()
         self._fd = self._open()
-        os.ftruncate(self._fd, len(whole_lines(path)) if keep else 0)
+        self._end = len(whole_lines(path)) if keep else 0  # where this object has written last
+        os.ftruncate(self._fd, self._end)
 
     def append(self, line: bytes, then: Callable[[], None] | None = None) -> OSError | None:
         """Write a line, which ends with a line end. Returns why it waits where there is no room.
@@ -116,6 +117,7 @@ class LineFile:
         if os.write(self._fd, line) < len(line):  # a part of it had room
             os.ftruncate(self._fd, size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._end = size + len(line)
 
     def _named(self, error: OSError) -> OSError:
         return OSError(error.errno, f"{self._path}: {error.strerror}") if error.strerror else error
@@ -136,11 +138,13 @@ class LineFile:
             self._go_over()
             self._say(f"{self._path} was removed: it is there again, with all that was in it")
             return
-        if (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino):
+        replaced = (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino)
+        if replaced:
             self._go_over()
-            size = os.fstat(self._fd).st_size
-            if size and os.pread(self._fd, 1, size - 1) != b"\n":
-                self._write(b"\n")
+        size = os.fstat(self._fd).st_size
+        if (replaced or size != self._end) and size and os.pread(self._fd, 1, size - 1) != b"\n":
+            self._write(b"\n")  # to what somebody else has written
+        if replaced:
             self._say(f"{self._path} was replaced by another file: lines go on at the end of that")
 
     def _copy(self, to: Path) -> None:

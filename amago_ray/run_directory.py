@@ -108,6 +108,7 @@ class RunDirectory:
 
     def create(self) -> None:
         """Make the directories. Raises ValueError, naming the setting, where that is not possible."""
+        self._forget_notes()
         try:
             for folder in (self.wandb_logs, self.training_states, self.latest_policy.parent, self.policy_weights):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -139,11 +140,15 @@ class RunDirectory:
 
     def remove(self) -> None:
         """Delete the run, where there is one."""
-        if self._notes is not None:  # one that is begun in its place has notes of its own
-            self._notes.close()
-            self._notes = None
+        self._forget_notes()
         if self.root.exists():
             shutil.rmtree(self.root)
+
+    def _forget_notes(self) -> None:
+        """A run that is begun in the place of another one has notes of its own."""
+        if self._notes is not None:
+            self._notes.close()
+            self._notes = None
 
     def note(self, text: str, epoch: int) -> None:
         """Keep a word of what happened, for who looks at the run: a row of `events.jsonl` with the time (s since 1970).

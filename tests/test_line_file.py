@@ -129,6 +129,18 @@ def test_a_file_that_cannot_be_restored_for_want_of_room_waits_for_it(
     file.close()
 
 
+def test_what_others_write_into_it_is_given_a_line_end(tmp_path: Path) -> None:
+    """As an editor, or `cp`, that keeps the file and changes what is in it."""
+    path = tmp_path / "lines"
+    file = LineFile(path)
+    file.append(b"one\n")
+    path.write_bytes(b"other\nwithout its end")
+    for line in (b"two\n", b"three\n"):
+        file.append(line)
+    assert path.read_bytes() == b"other\nwithout its end\ntwo\nthree\n"
+    file.close()
+
+
 @pytest.mark.parametrize("content", [b"", b"other\n", b"other\nwithout its end"])
 def test_where_another_file_lies_in_its_place_lines_go_on_at_its_end(tmp_path: Path, content: bytes) -> None:
     path, said = tmp_path / "lines", []

@@ -136,6 +136,10 @@ def test_notes_that_are_removed_are_there_again_but_not_in_a_run_that_is_begun_a
     run.create()
     run.note("of another run", 0)
     assert texts() == ["of another run"]
+    shutil.rmtree(run.root)  # by hand
+    run.create()
+    run.note("of a third one", 0)
+    assert texts() == ["of a third one"]
 
 
 # Single files

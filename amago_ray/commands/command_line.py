@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import errno
 import io
 import os
@@ -119,6 +120,7 @@ def own_output() -> Iterator[TextIO]:
         with redirect_stdout(sys.stderr):
             yield before
         return
+    _flush_c()
     out = open(os.dup(descriptor), "w", encoding=before.encoding, errors=before.errors)
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY) if sys.stderr is None else 2, descriptor)
@@ -128,9 +130,16 @@ def own_output() -> Iterator[TextIO]:
         sys.stdout = before  # an environment may have put another in its place
         with suppress(OSError):
             before.flush()
+        _flush_c()
         os.dup2(out.fileno(), descriptor)
         with suppress(OSError):  # what could not be written, and was told of
             out.close()
+
+
+def _flush_c() -> None:
+    """Write what C has printed and still holds, which it would write later, to whatever standard output is then."""
+    with suppress(OSError, AttributeError):  # where there is no such library
+        ctypes.CDLL(None).fflush(None)
 
 
 def is_unread(error: BaseException) -> bool:

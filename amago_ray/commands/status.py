@@ -52,12 +52,12 @@ def run(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     with in_one_line():
         found: list[RunStatus] = []
-        others: list[ValueError] = []  # of folders that are no run's, or damaged
+        others: list[ValueError | OSError] = []  # of folders that are no run's, or damaged
         unread: list[str] = []  # what is left out of those that are
-        for name, folder in (each for given in options.runs for each in _runs_of(given)):
+        for name, folder in _runs_of(options.runs):
             try:
                 status = replace(run_status(folder), name=name)
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 others.append(error)
                 continue
             found.append(status)
@@ -76,14 +76,17 @@ def run(arguments: Sequence[str]) -> int:
     return 2 if others else 0
 
 
-def _runs_of(folder: Path) -> list[tuple[str, Path]]:
-    """Names and folders of the runs in `folder`; itself, where it is one or has none."""
-    if folder.is_dir():
-        library = Library([folder])
-        library.scan()
-        if library.runs:
-            return [(name, run.root) for name, run in library.runs.items()]
-    return [(folder.name, folder)]
+def _runs_of(folders: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Names and folders of the runs in `folders`, each once; a folder itself, where it has none."""
+    library = Library([folder for folder in folders if folder.is_dir()])
+    library.scan()
+    names = {run.root: name for name, run in library.runs.items()}
+    found: dict[Path, str] = {}
+    for folder in folders:
+        root = folder.resolve()
+        runs = [each for each in names if root in (each, *each.parents)]
+        found |= {each: names[each] for each in runs} or {folder: folder.name}
+    return [(name, folder) for folder, name in found.items()]
 
 
 def status_table(runs: Sequence[RunStatus]) -> Table:

@@ -44,8 +44,8 @@ RULES: dict[tuple[str, type[Exception]], Rule] = {
 CONSEQUENCES: tuple[tuple[str, str, str], ...] = (
     (
         "an environment (exception, NaN, wrong shape; under `env_mode='processes'` a hang, or its process's end)",
-        "it alone is rebuilt; after 5 failures in a row the run stops with its traceback; the check before the start is "
-        "as patient",
+        "it alone is rebuilt; after 5 failures in a row the run stops with its traceback; the check before the start "
+        "is as patient",
         "its unfinished trajectory",
     ),
     (
@@ -76,8 +76,8 @@ CONSEQUENCES: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "`metrics.jsonl`, removed or replaced while the run goes on",
-        "a removed one is written again, out of what the run still has open; in another one rows go on at its end; told "
-        "in a line",
+        "a removed one is written again, out of what the run still has open; in another one rows go on at its end; "
+        "told in a line",
         "what the other one lacks",
     ),
     (

@@ -122,7 +122,8 @@ class Saving:
             self._record_stop("Ctrl-C")
             raise
         except OSError as error:
-            self._check_folder()  # whatever is written fails without it
+            with suppress(OSError):
+                self._check_folder()  # whatever is written fails without it
             if not (is_full(error) or is_unwritable(error)):
                 raise
             raise OSError(error.errno, f"{_what_failed(error)}{self._how_to_go_on(error)}") from error
@@ -266,8 +267,8 @@ def failure_recorded(directory: RunDirectory, progress: Progress) -> Iterator[No
     try:
         yield
     except Exception as error:
-        if directory.config.is_file():
-            with suppress(OSError):  # the error itself is what has to be told
+        with suppress(Exception):  # of the disk, or of an error that cannot be printed: it itself is what is to be told
+            if directory.config.is_file():
                 directory.record_stop(progress.epoch, _told(error), failed=True)
         raise
 

@@ -44,14 +44,22 @@ def overwrites(env: VectorEnv, row: int) -> bool | None:
     base = env.unwrapped
     if type(base) is not SyncVectorEnv and (type(base) is not AsyncVectorEnv or base.worker is not None):
         return None  # others may have copied it
-    found: bool | None = None
-    with suppress(*FAILURES), closing_env(base.env_fns[row]()) as one:
-        for number, steps in enumerate(_TRIED_STEPS):
-            with suppress(*FAILURES):  # an action that is not legal, say
-                found = _overwrites(one, steps, seed=number)
-                if found is not None:
-                    return found
-    return found
+    with suppress(*FAILURES):
+        one = base.env_fns[row]()
+        if any(one.unwrapped is each.unwrapped for each in getattr(base, "envs", ())):
+            return None  # it is one that is in use
+        with closing_env(one):
+            return _tried(one)
+    return None
+
+
+def _tried(env: gym.Env) -> bool | None:
+    for number, steps in enumerate(_TRIED_STEPS):
+        with suppress(*FAILURES):  # an action that is not legal, say
+            found = _overwrites(env, steps, seed=number)
+            if found is not None:
+                return found
+    return None
 
 
 def _overwrites(env: gym.Env, steps: int, seed: int) -> bool | None:

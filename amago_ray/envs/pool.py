@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -32,8 +33,12 @@ _RESET_RESULT = "reset must return (observation, info), as in gymnasium"
 
 
 def _ctrl_c_cannot_come() -> bool:
-    """Whether SIGINT is blocked, as Ray does it for its workers: a KeyboardInterrupt is of what runs here then."""
-    return hasattr(signal, "pthread_sigmask") and signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    """Whether this is one of Ray's workers, in which SIGINT is blocked: a KeyboardInterrupt is of what runs here then.
+
+    In a driver, which Ray also blocks it for where it is submitted as a job, it is what ends a start.
+    """
+    blocked = hasattr(signal, "pthread_sigmask") and signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    return blocked and any(argument.endswith("default_worker.py") for argument in sys.orig_argv)
 
 
 # What a user's environment may raise. Simulators exit when their window goes away, or take a key for Ctrl-C.

@@ -203,13 +203,9 @@ class ActionConverter:
 
 
 def middle_and_reach(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
-    """What a stored action of 0 stands for, and how far one of 1 is from it, float64 of the space's shape.
-
-    Each number of a Box of integers has an equal part of [-1, 1]: the outermost ones reach half a unit beyond.
-    """
+    """What a stored action of 0 stands for, and how far one of 1 is from it, float64 of the space's shape."""
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    beyond = 0.0 if space.dtype is not None and space.dtype.kind == "f" else 0.5
-    return (high + low) / 2, (high - low) / 2 + beyond
+    return (high + low) / 2, (high - low) / 2
 
 
 def sample_actions(spec: ActionSpec, num: int, rng: np.random.Generator, legal: np.ndarray | None = None) -> np.ndarray:

@@ -10,10 +10,10 @@ from torch import Tensor
 def forget_rows(memory: Tensor, mask_B: np.ndarray, dim: int) -> Tensor:
     """A memory with zeros for the environments of `mask_B`, (B,) bool, along its axis `dim` >= 0.
 
-    It is written into, and returned, unless gradients go through it. What is no number goes, too, as it would not by a
-    product with zero.
+    It is written into, and returned, unless gradients may go through it. What is no number goes, too, as it would not
+    by a product with zero.
     """
-    if memory.requires_grad:
+    if torch.is_grad_enabled():
         mask = torch.from_numpy(mask_B).to(memory.device)
         return memory.masked_fill(mask.view(-1, *[1] * (memory.dim() - dim - 1)), 0.0)
     rows = mask_B.nonzero()[0]

@@ -99,6 +99,7 @@ class CompiledPolicyStep(PolicyStep):
     def begin_all(self) -> None:
         self._remember(self._encoder.compilable_memory(self._num_envs))
 
+    @torch.no_grad()
     def begin(self, fresh: np.ndarray) -> None:
         after = self._encoder.reset_memory(with_tensors(self._memory, iter(self._parts)), fresh)
         parts = _tensors(parts_of(after))

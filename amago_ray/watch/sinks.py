@@ -30,10 +30,7 @@ class MetricsSink(ABC):
     ("<section>/<name>"), finite numbers all of them. A row that `log` has raised for comes again: see `Delivery`.
     """
 
-    @property
-    def name(self) -> str:
-        """What the user is told of it by."""
-        return type(self).__name__
+    name = "a metrics sink"  # what the user is told of it by
 
     @abstractmethod
     def log(self, section: str, row: Row) -> None:
@@ -158,8 +155,7 @@ class TensorboardSink(MetricsSink):
         check_tensorboard()
         self._folder, self._axis = run_dir / TENSORBOARD_FOLDER, axis
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._lacks_all = not any(self._folder.glob("events.out.tfevents.*"))  # of an earlier process, if there was one
-        self._purge_step: int | None = None  # of the next file
+        self._lacks_all = not self._has_files()  # of an earlier process, if there was one
         self._file = self._new_file() if self._lacks_all else None
         self._axes: dict[str, float] = {}
 
@@ -187,8 +183,8 @@ class TensorboardSink(MetricsSink):
         """
         purge_step = min((self._step(row) for _, row in dropped), default=None)
         lacks_all = self._lacks_all
-        if purge_step is not None and not lacks_all:
-            self._purge_step, self._file, self._axes = purge_step, None, {}
+        if purge_step is not None and not lacks_all:  # at once: the rows are gone from metrics.jsonl when this returns
+            self._file, self._axes = EventFile(self._folder, purge_step), {}
         for section, row in kept:
             if lacks_all or (purge_step is not None and self._step(row) >= purge_step):
                 self.log(section, row)
@@ -204,7 +200,7 @@ class TensorboardSink(MetricsSink):
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        if self._file is None:  # late, where a resumed run may have something to drop
+        if self._file is None:  # late: a resumed run may have something to drop
             self._file = self._new_file()
         step = self._step(row)
         try:
@@ -214,16 +210,18 @@ class TensorboardSink(MetricsSink):
             raise
 
     def _new_file(self) -> EventFile:
-        file = EventFile(self._folder, self._purge_step)
-        self._purge_step = None
-        return file
+        return EventFile(self._folder, None if self._has_files() else 0)
+
+    def _has_files(self) -> bool:
+        return any(self._folder.glob("events.out.tfevents.*"))
 
 
 class EventFile:
     """A new file of TensorBoard's events, of which those that are written at once are there all, or none of them.
 
     PyTorch's SummaryWriter has a thread for that, which a fault of the disk ends for good, with what it still held.
-    purge_step: readers leave out what older files of the folder have from this step on.
+    purge_step: readers leave out what older files of the folder have from this step on. A folder's first file has it,
+        too, and of step 0: TensorBoard takes the first that it sees for the beginning, and purges nothing for it.
     Raises OSError where it cannot be made, and FileNotFoundError where the folder that its own lies in is gone.
     """
 

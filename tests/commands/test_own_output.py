@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,24 @@ def test_an_output_that_nobody_reads_or_that_is_full_ends_as_before(run: Path, t
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
     assert done.returncode == 2 and "amago-ray: standard output cannot be written: No space left" in done.stderr
+
+
+@pytest.mark.processes
+def test_what_c_prints_goes_elsewhere_too() -> None:
+    """It keeps it back until its buffer is full, or the process ends."""
+    script = """
+import ctypes
+from amago_ray.commands.command_line import own_output
+c = ctypes.CDLL(None)
+c.printf(b"before ")
+with own_output() as out:
+    c.printf(b"simulator in C ")
+    out.write("own ")
+c.printf(b"after")
+"""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("before own after", "simulator in C "), done.stderr
 
 
 def test_a_stream_that_stands_in_for_standard_output_is_used(capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,6 +125,20 @@ def test_of_a_folder_of_runs_all_have_a_row(tmp_path: Path, capsys: pytest.Captu
     assert rows == ["run", *(f"sweep/trial_{number}/run" for number in (1, 2, 9, 10))]
 
 
+def test_runs_of_several_folders_are_told_apart_and_are_there_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also beside one whose log cannot be read."""
+    first, second = (make_run(tmp_path / name, 20).root for name in ("a", "b"))
+    assert train.main(["status", str(first), str(tmp_path / "b"), str(tmp_path / "a")]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["run", "b/run"]
+    (second / METRICS_FILE).unlink()
+    (second / METRICS_FILE).mkdir()
+    assert train.main(["status", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert "finished" in out and f"{second / METRICS_FILE} is a folder" in err
+
+
 def test_what_is_no_run_hides_no_other_and_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Such as the folder of a sweep, which `status runs/*` names too, or one that is misspelt."""
     sweep, misspelt = tmp_path / "sweep", tmp_path / "rum"

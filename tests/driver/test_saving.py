@@ -8,6 +8,7 @@ import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from driver.test_ring import BATCHES, DIED, ENVS, EPOCHS, SCHEDULES, STEPS, Run, assert_all_was_done, no_time_passes  # noqa: F401
@@ -245,6 +246,22 @@ def test_an_error_is_kept_in_one_line(tmp_path: Path, message: str, kept: str) -
     with pytest.raises(RuntimeError), run.saving.before_leaving():
         raise RuntimeError(message)
     assert read_json(run.directory.stopped)["reason"] == f"RuntimeError: {kept}".strip()
+
+
+def test_an_error_that_cannot_be_recorded_is_still_that_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since it cannot be printed, or the disk fails."""
+
+    class Unprintable(RuntimeError):
+        def __str__(self) -> str:
+            raise KeyError("nothing to print")
+
+    run = Run(tmp_path, "alternate", FakeTopology()).start()
+    with pytest.raises(Unprintable), run.saving.before_leaving():
+        raise Unprintable
+    monkeypatch.setattr(Path, "is_file", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+    for error in (RuntimeError("the first error"), UNWRITABLE):
+        with pytest.raises(type(error), match=str(error.args[-1])), run.saving.before_leaving():
+            raise error
 
 
 def test_writing_does_not_hold_the_run_up(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""An environment that raises KeyboardInterrupt: a failure where no Ctrl-C can come, as in Ray's workers."""
+"""An environment that raises KeyboardInterrupt: a failure where no Ctrl-C can come, in Ray's workers."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def test_where_ctrl_c_may_come_it_is_that() -> None:
 
 
 @pytest.mark.processes
-def test_where_none_can_come_it_is_a_failure_of_that_environment() -> None:
+def test_in_a_driver_for_which_it_is_blocked_it_is_that_too() -> None:
+    """As in a job that is submitted: SIGTERM ends a start by a KeyboardInterrupt, which no environment may swallow."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True)
-    said = "environment Quitting failed with KeyboardInterrupt: quit was pressed|[True, False]"
-    assert done.stdout.strip() == said, done.stderr
+    assert done.stderr.splitlines()[-1] == "KeyboardInterrupt: quit was pressed" and not done.stdout
 
 
 @pytest.mark.processes

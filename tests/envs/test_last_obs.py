@@ -14,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from amago_ray.envs.last_obs import SUSPICIOUS
+from amago_ray.envs.last_obs import SUSPICIOUS, overwrites
 from amago_ray.envs.makers import check_env, make_pool
 
 OVERWRITTEN = r"was overwritten by the first one.*obs\.copy\(\), or choose AutoresetMode\.NEXT_STEP"
@@ -177,3 +177,27 @@ def test_a_vector_env_of_ones_own_that_copied_too_late_is_told_of_once() -> None
     with pytest.warns(UserWarning, match=f"{SUSPICIOUS} rollouts ended with the very observation") as told:
         ends(partial(Batched, "late copy"), 60)
     assert len(told) == 1
+
+
+class Closing(Writing):
+    """Cannot be stepped once it is closed, as a simulator whose window is gone."""
+
+    closed = False
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        assert not self.closed, "the simulator is closed"
+        return super().step(action)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_environments_that_are_in_use_are_not_tried() -> None:
+    """`env_fns` may give those that there are: to step and to close them would be the user's own."""
+    envs = [Closing(new), Closing(new)]
+
+    def make() -> VectorEnv:
+        return SyncVectorEnv([lambda env=env: env for env in envs], autoreset_mode=AutoresetMode.SAME_STEP)
+
+    assert overwrites(make(), 0) is None
+    assert not any(env.closed for env in envs)

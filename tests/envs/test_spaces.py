@@ -172,19 +172,6 @@ def test_box_actions_are_rescaled_entry_by_entry() -> None:
     np.testing.assert_array_equal(action, [[3, 0.25], [0, 12.5]])
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 2), (-3, 12), (0, 255), (7, 7)])
-def test_whole_numbers_of_a_box_have_equal_parts_of_what_is_stored(low: int, high: int) -> None:
-    """The end ones had half of the others'. What is stored of actions of before means the same."""
-    converter, numbers = ActionConverter(spaces.Box(low, high, (1,), np.int64)), np.arange(low, high + 1)[:, None]
-    stored = np.linspace(-1, 1, 1000 * len(numbers) + 2)[1:-1, None].astype(np.float32)
-    found, counts = np.unique(converter.to_env(stored), return_counts=True)
-    np.testing.assert_array_equal(found, numbers[:, 0])
-    assert counts.min() >= 999 and counts.max() <= 1001
-    np.testing.assert_array_equal(converter.to_env(converter.from_env(numbers)), numbers)
-    of_before = (2.0 * (numbers - low) / max(high - low, 1) - 1.0).astype(np.float32)
-    np.testing.assert_array_equal(converter.to_env(of_before), numbers)
-
-
 def test_action_specs() -> None:
     assert action_spec(spaces.Discrete(1000, start=5)).vector_size == 1000
     many = action_spec(spaces.MultiDiscrete([[2, 3], [4, 5]]))

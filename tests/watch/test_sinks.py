@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
 from amago_ray.watch.metrics import MetricsLog, Progress, read_metrics
 from amago_ray.watch.sinks import TENSORBOARD_FOLDER, TensorboardSink, WandbOptions, WandbSink
@@ -73,11 +74,33 @@ def test_what_a_resumed_run_writes_again_is_there_once(tmp_path: Path) -> None:
     log.log("train", {"Loss": 30.0}, progress_at(3))
     log.close()
     assert curve(tmp_path, "train/Loss") == [(101, 0), (202, 1), (303, 2), (404, 30)]
+    assert shown(tmp_path, "train/Loss") == [101, 202, 303, 404]
     assert [event.step for event in logged(tmp_path).Images("videos/validation")] == [101, 202, 303]
     log = resume(tmp_path, 3)  # nothing is dropped
     log.log("train", {"Loss": 40.0}, progress_at(4))
     log.close()
     assert curve(tmp_path, "train/Loss") == [(101, 0), (202, 1), (303, 2), (404, 30), (505, 40)]
+
+
+def shown(run_dir: Path, name: str) -> list[int]:
+    """The steps of a curve in TensorBoard's page, which does not read as `logged` does."""
+    pages = EventMultiplexer({"run": str(run_dir / TENSORBOARD_FOLDER)})
+    pages.Reload()
+    return [event.step for event in pages.Tensors("run", name)]
+
+
+def test_what_a_resumed_run_drops_is_gone_though_it_ends_before_its_first_row(tmp_path: Path) -> None:
+    """metrics.jsonl has dropped it by then: the next resume knows nothing of it."""
+    log = begin(tmp_path)
+    for epoch in range(5):
+        log.log("train", {"Loss": float(epoch)}, progress_at(epoch))
+    log.close()
+    resume(tmp_path, 1).close()
+    log = resume(tmp_path, 1)
+    log.log("train", {"Loss": 20.0}, progress_at(2))
+    log.close()
+    assert curve(tmp_path, "train/Loss") == [(101, 0), (202, 1), (303, 20)]
+    assert shown(tmp_path, "train/Loss") == [101, 202, 303]
 
 
 def test_epochs_that_collect_nothing_are_told_apart(tmp_path: Path) -> None:

@@ -140,9 +140,9 @@ class Library:
                 return False
             run.refresh(now + (deadline - now) / (len(runs) - i))
         for run in runs:
-            if not run.log.complete and time.monotonic() < deadline:
+            if not run.log.complete and run.unread is None and time.monotonic() < deadline:
                 run.refresh(deadline)
-        return all(run.log.complete for run in runs)
+        return all(run.log.complete for run in runs if run.unread is None)
 
 
 def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
