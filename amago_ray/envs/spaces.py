@@ -315,10 +315,10 @@ class _Leaf:
             raise ValueError(f"observation {self.name!r} has dtype {value.dtype}, its space stores {self.spec.dtype}")
         if self.spec.nvec:
             return self._from_zero(value, batch)
-        if self._kinds is _INTEGERS and (self.binary or value.dtype.name != self.spec.dtype):
-            self._check_range(value)
-        elif self._kinds is _NUMBERS and value.dtype.name != self.spec.dtype:
+        if self._kinds is _NUMBERS:
             return self._as_stored(value)
+        if self.binary or value.dtype.name != self.spec.dtype:
+            self._check_range(value)
         return value
 
     def _as_stored(self, value: np.ndarray) -> np.ndarray:
@@ -327,7 +327,7 @@ class _Leaf:
         Warns where whole numbers are rounded, and not of others: those that have digits are expected to lose some.
         """
         with np.errstate(over="ignore"):
-            stored = value.astype(self.spec.dtype)
+            stored = value.astype(self._stored_as_it_is)
             if value.dtype.kind in "iu" and not np.can_cast(value.dtype, self.spec.dtype):
                 rounded = stored.astype(np.float64) != value
                 if rounded.any():
