@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from amago_ray.nets import kernels, narrow_attention
 from amago_ray.nets.dropout import dropout
+from amago_ray.nets.packed_sequences import Packing
 
 UNLIMITED = 1 << 40  # timesteps of a window that nothing falls out of
 WIDE_HEAD = 64  # from which on PyTorch's kernel in half precision is the faster one on CPU, backward included
@@ -91,11 +92,17 @@ class Attention(nn.Module, ABC):
         kernels.compiled(narrow_attention.SOURCE)
         self._narrow = True
 
-    def projected(self, qkv_BL3HK: Tensor, dropout_p: float = 0.0) -> Tensor:
-        """`sequence` of what one projection gives, queries, keys and values side by side. Returns (B, L, H, K)."""
+    def projected(self, qkv_BL3HK: Tensor, dropout_p: float = 0.0, packing: Packing | None = None) -> Tensor:
+        """`sequence` of what one projection gives, queries, keys and values side by side. Returns (B, L, H, K).
+
+        packing: of sequences that lie end to end, (1, R, 3, H, K) to (1, R, H, K).
+        """
         window = NARROW_WINDOW.get(type(self))
         if self._narrow and window is not None and dropout_p == 0.0 and narrow_attention.is_narrow(qkv_BL3HK):
-            return narrow_attention.narrow_attention(qkv_BL3HK, window(self))
+            bounds = None if packing is None else packing.bounds
+            return narrow_attention.narrow_attention(qkv_BL3HK, window(self), bounds)
+        if packing is not None:
+            return packing.pack(self.projected(packing.pad(qkv_BL3HK), dropout_p))
         q, k, v = qkv_BL3HK.permute(2, 0, 3, 1, 4)
         return self.sequence(q, k, v, dropout_p).transpose(1, 2)
 

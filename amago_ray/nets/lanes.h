@@ -24,7 +24,24 @@ typedef int32_t Bits __attribute__((vector_size(4 * LANES), aligned(4)));
 inline Lanes load(const float* x) { return *reinterpret_cast<const Lanes*>(x); }
 inline void store(float* x, Lanes value) { *reinterpret_cast<Lanes*>(x) = value; }
 inline Lanes all(float x) { return x - Lanes{}; }
+inline Lanes larger(Lanes x, Lanes y) { return x > y ? x : y; }
 inline int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Of a register's floats: the sum, and the largest; by halves, so that few of them wait for each other.
+inline float total(Lanes x) {
+  float y[LANES];
+  store(y, x);
+  for (int64_t half = LANES / 2; half; half /= 2)
+    for (int64_t n = 0; n < half; n++) y[n] += y[n + half];
+  return y[0];
+}
+inline float largest(Lanes x) {
+  float y[LANES];
+  store(y, x);
+  for (int64_t half = LANES / 2; half; half /= 2)
+    for (int64_t n = 0; n < half; n++) y[n] = y[n] > y[n + half] ? y[n] : y[n + half];
+  return y[0];
+}
 
 // e^x for x <= 0 or thereabouts, to 2e-7 of its value; below -87 that of -87. NaN stays NaN.
 // x = n ln 2 + r with |r| <= ln 2 / 2, and e^r is its Taylor polynomial of order 7; n goes into the exponent.

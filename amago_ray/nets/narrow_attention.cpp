@@ -5,7 +5,9 @@
 // has LANES keys where there are keys in columns, and LANES entries of a head where there are those: no sum runs across
 // a register, but those of the softmax. All arithmetic is in float32.
 //
-// Shape letters: B sequences, L timesteps, H heads, K head width (a multiple of LANES).
+// Sequences lie end to end, each from one of `bounds` (B + 1,) to the next.
+//
+// Shape letters: B sequences, R timesteps of all of them, L of one, H heads, K head width (a multiple of LANES).
 
 #include "lanes.h"
 
@@ -114,28 +116,29 @@ struct Band {
     first = row < window ? 0 : (row - window + 1) / LANES * LANES;
     stop = row + rows;
   }
-  // Sets x[r][j] where query row + r does not see key j, in all of the registers that hold keys it sees.
-  void hide(int64_t r, float* x, float value) const {
-    for (int64_t j = first; j <= row + r - window; j++) x[j] = value;
-    for (int64_t j = row + r + 1; j < up(stop, LANES); j++) x[j] = value;
+  // x in the lanes of keys from `key` on that query row + r sees, `value` in the others.
+  Lanes seen(int64_t r, int64_t key, Lanes x, float value) const {
+    Bits ahead;  // of the last key that it sees
+    for (int64_t n = 0; n < LANES; n++) ahead[n] = int32_t(n);
+    ahead += int32_t(key - row - r);
+    return (ahead <= 0) & (ahead > int32_t(-window)) ? x : all(value);
   }
 };
 
 struct Shape {
-  int64_t B, L, H, window;
+  int64_t B, H, window;
   int threads;
 };
 
-// qkv: (B, L, 3, H, K). out: (B, L, H, K). lse: (B, H, L), the logarithm of the sum of each query's exponentials.
+// qkv: (R, 3, H, K). out: (R, H, K). lse: (R, H), the logarithm of the sum of each query's exponentials.
 template <typename T, int64_t K>
-void forward(const T* qkv, T* out, float* lse, Shape s) {
-  const int64_t L = s.L, padded = up(L, ROWS), width = up(L, 2 * LANES);
+void forward(const T* qkv, const int64_t* bounds, T* out, float* lse, Shape s) {
   const float scale = 1.0f / std::sqrt(float(K));
 #pragma omp parallel for num_threads(s.threads) schedule(dynamic)
   for (int64_t task = 0; task < s.B * s.H; task++) {
-    const int64_t b = task / s.H, h = task % s.H;
-    const T* head = qkv + (b * L * 3 * s.H + h) * K;
-    const int64_t next = s.H * K;  // from queries to keys to values
+    const int64_t h = task % s.H, start = bounds[task / s.H], L = bounds[task / s.H + 1] - start;
+    const int64_t padded = up(L, ROWS), width = up(L, 2 * LANES), next = s.H * K;  // from queries to keys to values
+    const T* head = qkv + (start * 3 * s.H + h) * K;
     float* q = scratch((padded + L + width + L) * K + ROWS * (width + K));
     float *k = q + padded * K, *k_columns = k + L * K, *v = k_columns + width * K;
     float *w = v + L * K, *y = w + ROWS * width;
@@ -147,44 +150,41 @@ void forward(const T* qkv, T* out, float* lse, Shape s) {
     for (int64_t row = 0; row < L; row += ROWS) {
       const Band band(row, L, s.window);
       products<K>(q + row * K, k_columns, width, band.first, band.stop, w);
-      float total[ROWS];
+      float sum[ROWS];
       for (int64_t r = 0; r < ROWS; r++) {
         float* w_r = w + r * width;
-        band.hide(r, w_r, HIDDEN);
-        Lanes largest = load(w_r + band.first), sums = {};
+        Lanes high = all(HIDDEN), sums = {};
         for (int64_t j = band.first; j < band.stop; j += LANES) {
-          const Lanes logits = load(w_r + j);
-          largest = logits > largest ? logits : largest;
+          const Lanes logits = band.seen(r, j, load(w_r + j), HIDDEN);
+          store(w_r + j, logits);
+          high = larger(logits, high);
         }
-        float most = largest[0];
-        for (int64_t n = 1; n < LANES; n++) most = largest[n] > most ? largest[n] : most;
+        const float most = largest(high);
         for (int64_t j = band.first; j < band.stop; j += LANES) {
-          const Lanes weights = exponential(load(w_r + j) - most);
+          const Lanes weights = band.seen(r, j, exponential(load(w_r + j) - most), 0.0f);
           store(w_r + j, weights);
           sums += weights;
         }
-        band.hide(r, w_r, 0.0f);
-        total[r] = 0.0f;
-        for (int64_t n = 0; n < LANES; n++) total[r] += sums[n];
-        if (r < band.rows) lse[task * L + row + r] = most + std::log(total[r]);
+        sum[r] = total(sums);
+        if (r < band.rows) lse[(start + row + r) * s.H + h] = most + std::log(sum[r]);
       }
       weighted_sums<K>(w, v, width, band.first, band.stop, y);
       for (int64_t r = 0; r < band.rows; r++)
-        scatter<T, K>(y + r * K, 1.0f / total[r], 1, out + ((b * L + row + r) * s.H + h) * K, 0);
+        scatter<T, K>(y + r * K, 1.0f / sum[r], 1, out + ((start + row + r) * s.H + h) * K, 0);
     }
   }
 }
 
-// d_qkv as qkv; out, d_out: (B, L, H, K). With weights w = e^(logits - lse):
-// dw = d_out v^T, d_logits = w (dw - sum_k out d_out), dq = d_logits k, dk = d_logits^T q, dv = w^T d_out.
+// d_qkv as qkv; d_out: (R, H, K). With weights w = e^(logits - lse):
+// dw = d_out v^T, d_logits = w (dw - sum w dw), dq = d_logits k, dk = d_logits^T q, dv = w^T d_out.
 template <typename T, int64_t K>
-void backward(const T* qkv, const T* out, const T* d_out, const float* lse, T* d_qkv, Shape s) {
-  const int64_t L = s.L, padded = up(L, ROWS), width = up(L, 2 * LANES);
+void backward(const T* qkv, const int64_t* bounds, const T* d_out, const float* lse, T* d_qkv, Shape s) {
   const float scale = 1.0f / std::sqrt(float(K));
 #pragma omp parallel for num_threads(s.threads) schedule(dynamic)
   for (int64_t task = 0; task < s.B * s.H; task++) {
-    const int64_t b = task / s.H, h = task % s.H, next = s.H * K;
-    const int64_t at = (b * L * 3 * s.H + h) * K, at_out = (b * L * s.H + h) * K;
+    const int64_t h = task % s.H, start = bounds[task / s.H], L = bounds[task / s.H + 1] - start;
+    const int64_t padded = up(L, ROWS), width = up(L, 2 * LANES), next = s.H * K;
+    const int64_t at = (start * 3 * s.H + h) * K, at_out = (start * s.H + h) * K;
     float* q = scratch((2 * padded + 4 * L + 2 * width + ROWS) * K + 2 * ROWS * width);
     float *dy = q + padded * K, *k = dy + padded * K, *v = k + L * K, *dk = v + L * K, *dv = dk + L * K;
     float *k_columns = dv + L * K, *v_columns = k_columns + width * K, *dq = v_columns + width * K;
@@ -204,21 +204,21 @@ void backward(const T* qkv, const T* out, const T* d_out, const float* lse, T* d
       products<K>(dy + row * K, v_columns, width, band.first, band.stop, d_logits);
       for (int64_t r = 0; r < ROWS; r++) {
         float *w_r = w + r * width, *d_r = d_logits + r * width;
-        if (r < band.rows) {
-          const T* y = out + at_out + (row + r) * next;
-          float mean = 0.0f;
-          for (int64_t n = 0; n < K; n++) mean += widened(y[n]) * dy[(row + r) * K + n];
-          for (int64_t j = band.first; j < band.stop; j += LANES) {
-            const Lanes weights = exponential(load(w_r + j) - lse[task * L + row + r]);
-            store(w_r + j, weights);
-            store(d_r + j, weights * (load(d_r + j) - mean));
-          }
-          band.hide(r, w_r, 0.0f);
-          band.hide(r, d_r, 0.0f);
-        } else {
+        if (r >= band.rows) {
           std::memset(w_r + band.first, 0, (band.stop - band.first) * sizeof(float));
           std::memset(d_r + band.first, 0, (band.stop - band.first) * sizeof(float));
+          continue;
         }
+        const float log_sum = lse[(start + row + r) * s.H + h];
+        Lanes sums = {};
+        for (int64_t j = band.first; j < band.stop; j += LANES) {
+          const Lanes weights = band.seen(r, j, exponential(load(w_r + j) - log_sum), 0.0f);
+          store(w_r + j, weights);
+          sums += band.seen(r, j, weights * load(d_r + j), 0.0f);
+        }
+        const float mean = total(sums);
+        for (int64_t j = band.first; j < band.stop; j += LANES)
+          store(d_r + j, band.seen(r, j, load(w_r + j) * (load(d_r + j) - mean), 0.0f));
       }
       weighted_sums<K>(d_logits, k, width, band.first, band.stop, dq);
       spread<K>(d_logits, q + row * K, width, band.first, band.stop, dk);
@@ -232,16 +232,15 @@ void backward(const T* qkv, const T* out, const T* d_out, const float* lse, T* d
 
 }  // namespace
 
-#define FOR_WIDTH(T, K)                                                                                       \
-  extern "C" void forward_##T##_##K(const void* qkv, void* out, float* lse, int64_t B, int64_t L, int64_t H,   \
-                                    int64_t window, int threads) {                                            \
-    forward<T, K>(static_cast<const T*>(qkv), static_cast<T*>(out), lse, {B, L, H, window, threads});         \
-  }                                                                                                           \
-  extern "C" void backward_##T##_##K(const void* qkv, const void* out, const void* d_out, const float* lse,    \
-                                     void* d_qkv, int64_t B, int64_t L, int64_t H, int64_t window,            \
-                                     int threads) {                                                           \
-    backward<T, K>(static_cast<const T*>(qkv), static_cast<const T*>(out), static_cast<const T*>(d_out), lse, \
-                   static_cast<T*>(d_qkv), {B, L, H, window, threads});                                       \
+#define FOR_WIDTH(T, K)                                                                                              \
+  extern "C" void forward_##T##_##K(const void* qkv, const int64_t* bounds, void* out, float* lse, int64_t B,        \
+                                    int64_t H, int64_t window, int threads) {                                       \
+    forward<T, K>(static_cast<const T*>(qkv), bounds, static_cast<T*>(out), lse, {B, H, window, threads});           \
+  }                                                                                                                 \
+  extern "C" void backward_##T##_##K(const void* qkv, const int64_t* bounds, const void* d_out, const float* lse,    \
+                                     void* d_qkv, int64_t B, int64_t H, int64_t window, int threads) {              \
+    backward<T, K>(static_cast<const T*>(qkv), bounds, static_cast<const T*>(d_out), lse, static_cast<T*>(d_qkv),    \
+                   {B, H, window, threads});                                                                        \
   }
 
 FOR_WIDTH(float, 16)

@@ -35,11 +35,12 @@ class Packing:
     """Where the R rows of packed sequences belong in a padded layout (B, L).
 
     cell_R: (R,) int64, b * L + t of each row. start_N: (N,) int64, the rows that transitions start from: all but the
-    last of each sequence. num: B. longest: L.
+    last of each sequence. bounds: (B + 1,) int64, the row at which each sequence begins and, last, R. num: B. longest: L.
     """
 
     cell_R: Tensor
     start_N: Tensor
+    bounds: Tensor
     num: int
     longest: int
 
@@ -48,8 +49,9 @@ class Packing:
         """The packing of sequences of `lengths` (B,) timesteps. The indices are made on the host, without waiting."""
         longest = int(lengths.max())
         cells = np.flatnonzero(np.arange(longest) < lengths[:, None])
-        starts = np.delete(np.arange(len(cells)), np.cumsum(lengths) - 1)
-        return Packing(on_device(cells, device), on_device(starts, device), len(lengths), longest)
+        bounds = np.concatenate(([0], np.cumsum(lengths)))
+        starts = np.delete(np.arange(len(cells)), bounds[1:] - 1)
+        return Packing(*(on_device(x, device) for x in (cells, starts, bounds)), num=len(lengths), longest=longest)
 
     def pad(self, x_1R: Tensor) -> Tensor:
         """(1, R, ...) -> (B, L, ...), zeros at the end of sequences."""

@@ -87,14 +87,12 @@ class AttentionLayer(nn.Module):
         self, x_BLD: Tensor, rope: tuple[Tensor, Tensor] | None, cache: TracedCacheStep | None, packing: Packing | None
     ) -> Tensor:
         qkv = self.dropout_qkv(self.qkv_projection(x_BLD))
-        if packing is not None:
-            qkv = packing.pad(qkv)
-        (B, L, _), D = qkv.shape, x_BLD.shape[2]
-        qkv_BL3HK = qkv.view(B, L, 3, self.n_heads, D // self.n_heads)
+        qkv_BL3HK = qkv.view(*x_BLD.shape[:2], 3, self.n_heads, x_BLD.shape[2] // self.n_heads)
         dropout_p = self.dropout_attn if self.training else 0.0
         if rope is None and cache is None:
-            heads_BLHK = self.attention.projected(qkv_BL3HK, dropout_p)
+            heads_BLHK = self.attention.projected(qkv_BL3HK, dropout_p, packing)
         else:
+            qkv_BL3HK = qkv_BL3HK if packing is None else packing.pad(qkv_BL3HK)
             q, k, v = qkv_BL3HK.permute(2, 0, 3, 1, 4)
             if rope is not None:
                 q, k = rotate(q, *rope), rotate(k, *rope)
@@ -103,8 +101,8 @@ class AttentionLayer(nn.Module):
             else:
                 heads_BHLK = self.attention.cached(q, *cache.write(k, v), cache.age_BS, cache.index_BS)
             heads_BLHK = heads_BHLK.transpose(1, 2)
-        heads_BLD = heads_BLHK.reshape(B, L, D)
-        return self._project(heads_BLD if packing is None else packing.pack(heads_BLD))
+            heads_BLHK = heads_BLHK if packing is None else packing.pack(heads_BLHK)
+        return self._project(heads_BLHK.reshape(x_BLD.shape))
 
     def scale_D(self) -> Tensor | None:
         """The scale of its head for each entry that the heads put side by side; None where matrices have it in them."""

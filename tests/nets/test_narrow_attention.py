@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from amago_ray.nets.attention import (
     SlidingWindowFlexAttention,
 )
 from amago_ray.nets.kernels import use_kernels
+from amago_ray.nets.packed_sequences import Packing
 from amago_ray.nets.transformer import Transformer
 
 pytestmark = pytest.mark.processes
@@ -69,10 +71,30 @@ def test_half_precision_rounds_what_comes_out() -> None:
     torch.testing.assert_close(narrow_attention.narrow_attention(far), attended(far.double(), 1000).float())
 
 
+def test_sequences_end_to_end(register_width: None) -> None:
+    """Each is attended to as if it were alone, to the bit, forward and backward."""
+    torch.manual_seed(0)
+    lengths = (1, 16, 91, 7, 1, 33)
+    for dtype in narrow_attention.TYPES:
+        packed = torch.randn(1, sum(lengths), 3, 2, 16).to(dtype).requires_grad_()
+        toward = torch.randn(1, sum(lengths), 2, 16).to(dtype)
+        bounds = torch.tensor((0, *lengths)).cumsum(0)
+        for window in (5, narrow_attention.LONGEST):
+            y = narrow_attention.narrow_attention(packed, window, bounds)
+            (gradient,) = torch.autograd.grad(y, packed, toward)
+            for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+                alone = packed[:, first:last].detach().requires_grad_()
+                expected = narrow_attention.narrow_attention(alone, window)
+                assert torch.equal(y[:, first:last], expected)
+                (expected,) = torch.autograd.grad(expected, alone, toward[:, first:last])
+                assert torch.equal(gradient[:, first:last], expected)
+
+
 def test_pytorch_knows_what_it_is() -> None:
     """Shapes, gradient and aliasing, as its compiler and its recomputation in backward rely on; any memory layout."""
     qkv = torch.randn(2, 9, 3, 2, 16, requires_grad=True)
-    torch.library.opcheck(narrow_attention._attention, (qkv, 5))
+    torch.library.opcheck(narrow_attention._attention, (qkv, 5, None))
+    torch.library.opcheck(narrow_attention._attention, (qkv[:1], 5, torch.tensor((0, 4, 9))))
     turned = torch.randn(9, 2, 2, 3, 16).permute(1, 0, 3, 2, 4)
     torch.testing.assert_close(narrow_attention.narrow_attention(turned), attended(turned, 1000))
     result, gradient = differences(turned, 4)
@@ -122,3 +144,16 @@ def test_where_it_computes(attention: Attention, by_kernel: bool, monkeypatch: p
             torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
         assert len(called) == (2 if by_kernel and not dropout_attn and pos_emb != "rope" else 0)
         called.clear()
+
+
+def test_packed_sequences_stay_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel computes; a Transformer then never makes padding, and gives what it gives of padded ones."""
+    torch.manual_seed(0)
+    transformer = Transformer(5, 32, 48, 2, 2, CausalAttention(), dropout_emb=0.0, dropout_ff=0.0)
+    packing = Packing.of(np.array((3, 19, 1)))
+    x, time_idx = torch.randn(3, 19, 5), torch.arange(19).expand(3, -1)
+    expected = packing.pack(transformer.eval()(x, time_idx))
+    use_kernels(transformer)
+    x, time_idx = packing.pack(x), packing.pack(time_idx)
+    monkeypatch.delattr(Packing, "pad")
+    torch.testing.assert_close(transformer(x, time_idx, packing=packing), expected, rtol=1e-4, atol=1e-5)
