@@ -35,7 +35,8 @@ class Packing:
     """Where the R rows of packed sequences belong in a padded layout (B, L).
 
     cell_R: (R,) int64, b * L + t of each row. start_N: (N,) int64, the rows that transitions start from: all but the
-    last of each sequence. bounds: (B + 1,) int64, the row at which each sequence begins and, last, R. num: B. longest: L.
+    last of each sequence. bounds: (B + 1,) int64, the row at which each sequence begins and, last, R. num: B.
+    longest: L.
     """
 
     cell_R: Tensor
@@ -51,7 +52,8 @@ class Packing:
         cells = np.flatnonzero(np.arange(longest) < lengths[:, None])
         bounds = np.concatenate(([0], np.cumsum(lengths)))
         starts = np.delete(np.arange(len(cells)), bounds[1:] - 1)
-        return Packing(*(on_device(x, device) for x in (cells, starts, bounds)), num=len(lengths), longest=longest)
+        cell_R, start_N, bounds_B = (on_device(x, device) for x in (cells, starts, bounds))
+        return Packing(cell_R, start_N, bounds_B, len(lengths), longest)
 
     def pad(self, x_1R: Tensor) -> Tensor:
         """(1, R, ...) -> (B, L, ...), zeros at the end of sequences."""

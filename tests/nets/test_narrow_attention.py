@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ def test_sequences_end_to_end(register_width: None) -> None:
         for window in (5, narrow_attention.LONGEST):
             y = narrow_attention.narrow_attention(packed, window, bounds)
             (gradient,) = torch.autograd.grad(y, packed, toward)
-            for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+            for first, last in pairwise(bounds):
                 alone = packed[:, first:last].detach().requires_grad_()
                 expected = narrow_attention.narrow_attention(alone, window)
                 assert torch.equal(y[:, first:last], expected)
