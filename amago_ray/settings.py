@@ -41,7 +41,7 @@ from amago_ray.rollout.policy_step import CompileActing
 from amago_ray.run_directory import RunDirectory
 from amago_ray.watch.callbacks import Callback
 
-BatchLayout = Literal["padded", "packed", "bucketed"]
+BatchLayout = Literal["auto", "padded", "packed", "bucketed"]
 ScheduleName = Literal["auto", "alternate", "overlap", "continuous"]
 CompileLearning = Literal["auto", "always", "never"]
 EnvMode = Literal["sync", "processes", "async", "already_vectorized"]  # the last two are AMAGO's
@@ -255,10 +255,12 @@ class ExperimentSettings:
         optional=True,
     )
     batch_layout: BatchLayout = setting(
-        "padded",
+        "auto",
         """of sequences of different lengths: "padded" to the longest of the batch; "packed" end to end, which spares
         the work that goes into padding; "bucketed", padded, but among sequences of similar lengths out of a larger
-        draw, for networks of your own that cannot be packed""",
+        draw, for networks of your own that cannot be packed. "auto": packed for Transformers on processors in float32,
+        where attention is computed by code of this package (see compile_learning) and all modules are this package's or
+        PyTorch's; else padded""",
         one_of(BatchLayout),
     )
 

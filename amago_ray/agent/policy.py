@@ -82,11 +82,11 @@ class TrainingBatch:
 
     def before(self, x: Tensor) -> Tensor:
         """Of timesteps x, (B, L+1, ...) or packed, those that real transitions start from, as (1, N, ...)."""
-        return self.real(x[:, :-1]) if self.packing is None else x[:, self.packing.start_N]
+        return self.real(x[:, :-1]) if self.packing is None else x.index_select(1, self.packing.start_N)
 
     def after(self, x: Tensor) -> Tensor:
         """As `before`, those that real transitions lead to."""
-        return self.real(x[:, 1:]) if self.packing is None else x[:, self.packing.start_N + 1]
+        return self.real(x[:, 1:]) if self.packing is None else x.index_select(1, self.packing.start_N + 1)
 
     def unpacked(self, x: Tensor) -> Tensor:
         """Of timesteps x, (B, L+1, ...) or packed: (B, L+1, ...), whatever the layout."""
@@ -95,7 +95,9 @@ class TrainingBatch:
     def real(self, x_BL: Tensor) -> Tensor:
         """The real transitions of x (B, L, ...), as (1, N, ...), with what is `filled` up; with `every_row` all."""
         x_N = x_BL.flatten(0, 1)
-        return (x_N if self.every_row else x_N[self._real_rows]).unsqueeze(0)
+        return (x_N if self.every_row else x_N.index_select(0, self._real_rows)).unsqueeze(
+            0
+        )  # quicker backward than x[i]
 
     def mean(self, x_1N: Tensor) -> Tensor:
         """Of x (1, N, ...), as `real` hands it out: over what is real."""

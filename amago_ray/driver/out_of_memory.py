@@ -40,7 +40,7 @@ def _advice(plan: Plan, rank: int, error: Exception) -> str:
     ]
     if plan.learner.mixed_precision == "no" and plan.learner.device == "cuda":
         ways.append("set mixed_precision='bf16'")
-    if not plan.learner.packed:
+    if plan.learner.packed is not True:
         ways.append("set batch_layout='packed'")
     if plan.learner.device == "cuda" and plan.learner.cuda_graphs != "never":
         ways.append("set cuda_graphs='never'")

@@ -175,7 +175,7 @@ def make_plan(
             batches_per_update=x.batches_per_update,
             mixed_precision=x.mixed_precision,
             log_interval=x.log_interval,
-            packed=x.batch_layout == "packed",
+            packed="auto" if x.batch_layout == "auto" else x.batch_layout == "packed",
             micro_batch_size=x.micro_batch_size,
             activation_checkpointing=x.activation_checkpointing,
             cuda_graphs=x.cuda_graphs,

@@ -207,7 +207,9 @@ def is_recordable(config: LearnerConfig, agent: Agent) -> bool:
     is left out by what the host sees (fp16), where random states are read (activations and dropped attention weights
     computed again), nor where a mask of actions says that none is legal in the padding, on which heads compute too.
     """
-    same_launches = not config.packed and config.micro_batch_size is None and not config.activation_checkpointing
+    same_launches = (
+        config.packed is not True and config.micro_batch_size is None and not config.activation_checkpointing
+    )
     whole = config.batches_per_update == 1 and config.mixed_precision != "fp16"
     drops_attention = any(getattr(module, "dropout_attn", 0.0) > 0.0 for module in agent.modules())
     if config.cuda_graphs == "never" or not same_launches or not whole or drops_attention:

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -48,7 +48,8 @@ class LearnerConfig:
     """Settings of one learner; see `Experiment` for their meaning.
 
     last_update: of the run, where the learning rate has come to lr_end_factor of itself.
-    device: "cpu", or "cuda" for the GPU in sight. packed: lay sequences end to end in place of padding them.
+    device: "cpu", or "cuda" for the GPU in sight. packed: lay sequences end to end in place of padding them; "auto":
+        where a Transformer's attention takes them so (`Transformer.attends_packed`).
     micro_batch_size: sequences that go through the networks at a time; None for all of a batch.
     activation_checkpointing: compute again in the backward pass what networks would else keep for it.
     cuda_graphs: start the launches of an update together (see `graphed`); "auto": where that can do no harm.
@@ -67,7 +68,7 @@ class LearnerConfig:
     mixed_precision: MixedPrecision = "no"
     log_interval: int = 20
     seed: int = 0
-    packed: bool = False
+    packed: bool | Literal["auto"] = False
     micro_batch_size: int | None = None
     activation_checkpointing: bool = False
     cuda_graphs: CudaGraphs = "auto"
@@ -134,6 +135,7 @@ class Learner:
         set_seed((config.seed + rank) % 2**32)  # all that NumPy takes
         self._transformers = [m for m in self.agent.modules() if isinstance(m, Transformer)]
         self._compile()
+        self._packed = self._packing_pays() if config.packed == "auto" else config.packed
         recordable = self._accelerator.device.type == "cuda" and world_size == 1 and is_recordable(config, self.agent)
         optimizer = self.agent.init_optimizer(config.learning_rate, config.l2_coeff)
         self._rank, self._world_size = rank, world_size
@@ -171,6 +173,17 @@ class Learner:
             for transformer in self._transformers:
                 transformer.compile_layers()
 
+    def _packing_pays(self) -> bool:
+        """Whether packed batches are the faster ones: as long as nothing that is made of them wants few sizes."""
+        return (
+            self.device.type == "cpu"
+            and self._accelerator.mixed_precision == "no"
+            and not self.config.compile
+            and len(self._transformers) > 0
+            and all(transformer.attends_packed for transformer in self._transformers)
+            and all(map(is_known, self.agent.modules()))
+        )
+
     def train(self, num_batches: int, mixture: Sequence[float] | None = None) -> LearnReport:
         """Learn from `num_batches` batches, with one optimiser step every `batches_per_update` of them.
 
@@ -199,7 +212,7 @@ class Learner:
                 if log:
                     logged.append(metrics)
                     staleness.append(self.weight_version - batch.gather("weight_version").mean())
-                    padding.append(0.0 if self.config.packed else 1.0 - batch.lengths.mean() / tensors.mask.shape[1])
+                    padding.append(0.0 if self._packed else 1.0 - batch.lengths.mean() / tensors.mask.shape[1])
         self._check_finite()
         self._hand_on_priorities(judged)
         report = fetch_means(logged)
@@ -224,11 +237,11 @@ class Learner:
         x, longest = self.config, None
         few_sizes = self.device.type == "cpu" and self._accelerator.mixed_precision != "no"  # see `nets.sizes`
         few_lengths = few_sizes or self._graphed is not None or any(t.is_compiled for t in self._transformers)
-        if few_lengths and not x.packed:  # each length takes new code, or a graph
+        if few_lengths and not self._packed:  # each length takes new code, or a graph
             longest = rounded_up(int(batch.lengths.max()), self._max_seq_len, LENGTHS)
         with nullcontext() if self._graphed is None else self._graphed.recording:
             return training_batch(
-                batch, self._action_spec, self.device, x.packed, x.micro_batch_size, longest, few_sizes
+                batch, self._action_spec, self.device, self._packed, x.micro_batch_size, longest, few_sizes
             )
 
     def update(self, batch: TrainingBatch, log: bool = False) -> dict[str, torch.Tensor]:

@@ -92,15 +92,19 @@ class Attention(nn.Module, ABC):
         kernels.compiled(narrow_attention.SOURCE)
         self._narrow = True
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether `projected` goes to `narrow_attention`, packed sequences and all, unless weights are dropped."""
+        return self._narrow and type(self) in NARROW_WINDOW
+
     def projected(self, qkv_BL3HK: Tensor, dropout_p: float = 0.0, packing: Packing | None = None) -> Tensor:
         """`sequence` of what one projection gives, queries, keys and values side by side. Returns (B, L, H, K).
 
         packing: of sequences that lie end to end, (1, R, 3, H, K) to (1, R, H, K).
         """
-        window = NARROW_WINDOW.get(type(self))
-        if self._narrow and window is not None and dropout_p == 0.0 and narrow_attention.is_narrow(qkv_BL3HK):
+        if self.is_narrow and dropout_p == 0.0 and narrow_attention.is_narrow(qkv_BL3HK):
             bounds = None if packing is None else packing.bounds
-            return narrow_attention.narrow_attention(qkv_BL3HK, window(self), bounds)
+            return narrow_attention.narrow_attention(qkv_BL3HK, NARROW_WINDOW[type(self)](self), bounds)
         if packing is not None:
             return packing.pack(self.projected(packing.pad(qkv_BL3HK), dropout_p))
         q, k, v = qkv_BL3HK.permute(2, 0, 3, 1, 4)

@@ -28,6 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from amago_ray.nets.softmax import softmax
+
 RELAXATION_TEMPERATURE = 0.5  # of the straight-through samples of categorical and binary actions, unless told
 TINY = torch.finfo(torch.float32).tiny
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -121,7 +123,7 @@ class OneHotDistribution(ActionDistribution):
         gumbel = -torch.empty_like(self.probs).exponential_().log()
         impossible = self.probs == 0
         scores = ((self._log_probs + gumbel) / self.relaxation_temperature).masked_fill(impossible, -torch.inf)
-        soft = scores.softmax(dim=-1)
+        soft = softmax(scores)
         hard = _one_hot(soft.argmax(dim=-1, keepdim=True), soft.shape[-1])
         return hard + (soft - soft.detach())
 
@@ -283,7 +285,7 @@ class GMMDistribution(ActionDistribution):
     @property
     def mean(self) -> Tensor:
         """The weighted tanh of the components' centres."""
-        return (self.logits.softmax(dim=-1).unsqueeze(-1) * torch.tanh(self.loc)).sum(dim=-2)
+        return (softmax(self.logits).unsqueeze(-1) * torch.tanh(self.loc)).sum(dim=-2)
 
     @property
     def mode(self) -> Tensor:
@@ -293,7 +295,7 @@ class GMMDistribution(ActionDistribution):
         return torch.tanh(self._mixture_sample()).detach()
 
     def _mixture_sample(self) -> Tensor:
-        index = _draw(self.logits.detach().softmax(dim=-1))
+        index = _draw(softmax(self.logits.detach()))
         loc, std = self._component(index, self.loc), self._component(index, self.std)
         return torch.addcmul(loc, std, torch.randn_like(loc))
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from amago_ray.nets.aligned import linear
 from amago_ray.nets.dropout import dropout
+from amago_ray.nets.softmax import softmax
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
@@ -148,7 +149,7 @@ class SimNorm(nn.Module):
         self.dim = dim
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.dim)).softmax(dim=-1).flatten(-2)
+        return softmax(x.unflatten(-1, (-1, self.dim))).flatten(-2)
 
 
 NORMALIZATIONS: dict[str, Callable[[int], Callable[[Tensor], Tensor]]] = {

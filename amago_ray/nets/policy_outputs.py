@@ -24,6 +24,7 @@ from amago_ray.nets.distributions import (
     OneHotDistribution,
     TanhGaussianDistribution,
 )
+from amago_ray.nets.softmax import softmax
 from amago_ray.specs import ActionKind, ActionSpec
 
 
@@ -139,7 +140,7 @@ class _Categorical(PolicyOutput):
         if legal is not None:
             legal = _legal_or_all(legal)
             logits = logits.masked_fill(~legal, -torch.inf)
-        raw = logits.softmax(dim=-1)
+        raw = softmax(logits)
         probs = self._clip(raw, legal)
         if self.inward_gradient and torch.is_grad_enabled():
             bounds = self._lowest(raw.shape[-1]), self.clip_prob_high

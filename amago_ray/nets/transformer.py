@@ -207,6 +207,7 @@ class Transformer(nn.Module, HasKernel):
         self.n_heads = n_heads
         self.attention = attention
         self.pos_emb = pos_emb
+        self._drops_attention = dropout_attn > 0
         self.inp = nn.Linear(d_inp, d_model)
         self.position = nn.Embedding(max_time_idx, d_model) if pos_emb == "learnable" else None
         self.dropout_emb = Dropout(dropout_emb)
@@ -292,6 +293,11 @@ class Transformer(nn.Module, HasKernel):
         """That of narrow heads; see `HasKernel`."""
         if self.d_model // self.n_heads in narrow_attention.WIDTHS:
             self.attention.compile_narrow()
+
+    @property
+    def attends_packed(self) -> bool:
+        """Whether attention to packed sequences is computed as they lie, and not padded first."""
+        return self.attention.is_narrow and self.pos_emb != "rope" and not self._drops_attention
 
     @property
     def is_compiled(self) -> bool:
