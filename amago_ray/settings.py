@@ -258,9 +258,9 @@ class ExperimentSettings:
         "auto",
         """of sequences of different lengths: "padded" to the longest of the batch; "packed" end to end, which spares
         the work that goes into padding; "bucketed", padded, but among sequences of similar lengths out of a larger
-        draw, for networks of your own that cannot be packed. "auto": packed for Transformers on processors in float32,
-        where attention is computed by code of this package (see compile_learning) and all modules are this package's or
-        PyTorch's; else padded""",
+        draw, for networks of your own that cannot be packed. "auto": packed for Transformers on processors, where
+        attention is computed by code of this package (see compile_learning), all modules are this package's or
+        PyTorch's, and there is no micro_batch_size; else padded""",
         one_of(BatchLayout),
     )
 
@@ -308,9 +308,10 @@ class ExperimentSettings:
         "auto",
         """put the layers of Transformers through PyTorch's compiler, which fuses what lies between matrix products: an
         update then takes about four fifths of its time in bf16, and 0.9 to 0.98 in float32. It takes 10 to 20 seconds
-        for each of at most eight lengths of batches, once for each network on a machine, and on a processor a C++
-        compiler. "auto": in runs of 50,000 batches or more on processors, in bf16, and of 200,000 on GPUs, unless
-        batch_layout is "packed" or a micro_batch_size is set; "always": in every run. On a processor with a C++
+        for each of at most eight lengths of batches, or once where batch_layout = "auto" packs them, once for each
+        network on a machine, and on a processor a C++ compiler. "auto": in runs of 50,000 batches or more on
+        processors, in bf16 or where batches are packed so, and of 200,000 on GPUs, unless batch_layout is "packed" or a
+        micro_batch_size is set; "always": in every run. On a processor with a C++
         compiler, the recurrences of GRUs (of widths that are multiples of 32) and attention of heads 16 or 32 wide are
         computed by code of this package in every run, unless it is "never"; that takes some seconds, once on a
         machine""",

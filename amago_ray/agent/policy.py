@@ -113,9 +113,12 @@ class TrainingBatch:
 
     @property
     def timestep_mask(self) -> Tensor | None:
-        """(B, L+1) bool: a sequence of l transitions has l + 1 real timesteps. None where all are real (packed)."""
+        """(B, L+1) bool, or (1, R) of packed ones: a sequence of l transitions has l + 1 real timesteps. None where all
+        are real."""
         if self.packing is not None:
-            return None
+            rows = self.time_idx.shape[1]
+            real = torch.arange(rows, device=self.mask.device).unsqueeze(0) < rows - self.packing.filled
+            return real if self.packing.filled else None
         return nn.functional.pad(self.mask, (1, 0), value=True)
 
 

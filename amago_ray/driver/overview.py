@@ -37,10 +37,12 @@ def overview(settings: ExperimentSettings, plan: Plan, placement: Placement, clu
             "workers compile the policy's step before they begin, which takes 10 to 30 s for the first on each machine "
             "and 100 to 250 MB of each one's memory"
         )
-    if plan.learner.compile and any(isinstance(module, Transformer) for module in agent.modules()):
+    transformers = [module for module in agent.modules() if isinstance(module, Transformer)]
+    compiles = plan.learner.compile
+    if transformers and (transformers[0].has_kernel if compiles == "packed" else compiles):
         said["learning"] = (
-            "learners compile the layers of Transformers, which takes 10 to 20 s at the first batch of each of at most "
-            "eight lengths"
+            "learners compile the layers of Transformers, which takes 10 to 20 s at the first batch, or at the first "
+            "of each of at most eight lengths where batches are padded"
         )
     num_nodes = "this machine" if cluster.local else f"{len(cluster.nodes)} node{'s' * (len(cluster.nodes) != 1)}"
     return table(f"{x.run_name} on {num_nodes}, as planned:", placement, said)

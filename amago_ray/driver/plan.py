@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from amago_ray import config
 from amago_ray.agent.spec import AgentSpec
@@ -296,19 +296,22 @@ def acts_compiled(settings: ExperimentSettings, collects: bool) -> CompileActing
     return "auto" if collects and timesteps >= COMPILING_PAYS else "never"
 
 
-def learns_compiled(settings: ExperimentSettings, device: str) -> bool:
-    """Whether learners on this device compile the layers of Transformers.
+def learns_compiled(settings: ExperimentSettings, device: str) -> bool | Literal["packed"]:
+    """Whether learners on this device compile the layers of Transformers; "packed": where they pack batches.
 
-    That takes 10 to 20 s for each of up to eight lengths of batches, to which they are padded, as they are without it
-    in half precision and on GPUs. In float32 on processors it saves less than that padding can cost
-    (benchmarks/README.md).
+    That takes 10 to 20 s, once for packed batches on processors, else for each of up to eight lengths of batches, to
+    which they are padded, as they are without it in half precision and on GPUs. In float32 on processors it saves less
+    than that padding can cost (benchmarks/README.md).
     """
     x = settings
     if x.compile_learning != "auto":
         return x.compile_learning == "always"
     whole = x.batch_layout != "packed" and x.micro_batch_size is None  # else there is a length for every batch
-    padded = device == "cuda" or precision_on(device, x.mixed_precision) != "no"
-    return whole and padded and x.epochs * x.train_batches_per_epoch >= COMPILED_LEARNING_PAYS[device]
+    if not whole or x.epochs * x.train_batches_per_epoch < COMPILED_LEARNING_PAYS[device]:
+        return False
+    if device == "cuda" or precision_on(device, x.mixed_precision) != "no":
+        return True
+    return "packed" if x.batch_layout == "auto" else False
 
 
 def longest_piece(settings: ExperimentSettings) -> int:

@@ -31,12 +31,14 @@ def pad(rows: Sequence[np.ndarray], length: int, pin: bool = False) -> torch.Ten
     return padded
 
 
-def end_to_end(rows: Sequence[np.ndarray], pin: bool = False) -> torch.Tensor:
-    """B arrays (n_b, ...) as one tensor (1, sum_b n_b, ...). pin: in page-locked memory."""
+def end_to_end(rows: Sequence[np.ndarray], pin: bool = False, filled: int = 0) -> torch.Tensor:
+    """B arrays (n_b, ...) as one tensor (1, sum_b n_b + filled, ...), zeros behind them. pin: in page-locked memory."""
     first = rows[0]
     dtype = torch.from_numpy(np.empty(0, first.dtype)).dtype
-    packed = torch.empty((1, sum(map(len, rows)), *first.shape[1:]), dtype=dtype, pin_memory=pin)
-    np.concatenate(rows, out=packed[0].numpy())
+    real = sum(map(len, rows))
+    packed = torch.empty((1, real + filled, *first.shape[1:]), dtype=dtype, pin_memory=pin)
+    np.concatenate(rows, out=packed[0, :real].numpy())
+    packed[0, real:] = 0
     return packed
 
 
@@ -54,21 +56,21 @@ def training_batch(
     Sequences are padded to the longest, or, if `packed`, what belongs to timesteps is laid end to end.
     micro_batch_size: sequences of a piece, where the batch has more of them; None for no pieces.
     longest: transitions to pad to, in place of those of the longest sequence.
-    few_sizes: fill up the numbers of real transitions where sequences are padded (see `sizes.rows_of`).
+    few_sizes: fill up the numbers of real transitions, and of packed timesteps (see `sizes.rows_of`).
     """
     # Pinned memory makes the copies asynchronous, so that they overlap with the update that is running.
     pin = device.type == "cuda"
     longest = int(batch.lengths.max()) if longest is None else longest
     row = np.arange(longest + 1)
     real = row[:longest] < batch.lengths[:, None]
-    packing = Packing.of(batch.lengths + 1, device) if packed else None
-    real_rows, filled = rows_of(real, few_sizes and not packed)
+    packing = Packing.of(batch.lengths + 1, device, few_sizes) if packed else None
+    real_rows, filled = rows_of(real, few_sizes)
 
     def to_device(values: np.ndarray) -> torch.Tensor:
         return on_device(values, device)
 
     def timesteps(rows: Sequence[np.ndarray]) -> torch.Tensor:
-        laid_out = end_to_end(rows, pin) if packed else pad(rows, longest + 1, pin)
+        laid_out = pad(rows, longest + 1, pin) if packing is None else end_to_end(rows, pin, packing.filled)
         return laid_out.to(device, non_blocking=True)
 
     def transitions(x: torch.Tensor) -> torch.Tensor:
@@ -77,7 +79,9 @@ def training_batch(
 
     columns = {name: timesteps(batch.rows(name)) for name in batch.column_names}
     time_idx_BL = batch.first_time_idx[:, None] + row
-    time_idx = to_device(time_idx_BL[row <= batch.lengths[:, None]][None] if packed else time_idx_BL)
+    if packing is not None:
+        time_idx_BL = np.pad(time_idx_BL[row <= batch.lengths[:, None]], (0, packing.filled))[None]
+    time_idx = to_device(time_idx_BL)
     previous_action = action_vector(columns[ACTION], action_spec)
     # At the start of a rollout there is no previous action, and a stored 0 must not become a one-hot.
     previous_action = previous_action * (time_idx > 0).unsqueeze(-1)

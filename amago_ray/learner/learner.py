@@ -53,7 +53,7 @@ class LearnerConfig:
     micro_batch_size: sequences that go through the networks at a time; None for all of a batch.
     activation_checkpointing: compute again in the backward pass what networks would else keep for it.
     cuda_graphs: start the launches of an update together (see `graphed`); "auto": where that can do no harm.
-    compile: put the layers of Transformers through PyTorch's compiler.
+    compile: put the layers of Transformers through PyTorch's compiler; "packed": where batches are packed.
     kernels: on a processor, compute by this package's C++ what there is some for (`nets.kernels`), where it compiles.
     """
 
@@ -72,7 +72,7 @@ class LearnerConfig:
     micro_batch_size: int | None = None
     activation_checkpointing: bool = False
     cuda_graphs: CudaGraphs = "auto"
-    compile: bool = False
+    compile: bool | Literal["packed"] = False
     kernels: bool = False
 
 
@@ -134,8 +134,11 @@ class Learner:
             raise ValueError(f"LearnerConfig.device={config.device!r}: there is none in sight, only {self.device.type}")
         set_seed((config.seed + rank) % 2**32)  # all that NumPy takes
         self._transformers = [m for m in self.agent.modules() if isinstance(m, Transformer)]
-        self._compile()
+        self._use_kernels()
         self._packed = self._packing_pays() if config.packed == "auto" else config.packed
+        if self._packed if config.compile == "packed" else config.compile:
+            for transformer in self._transformers:
+                transformer.compile_layers()
         recordable = self._accelerator.device.type == "cuda" and world_size == 1 and is_recordable(config, self.agent)
         optimizer = self.agent.init_optimizer(config.learning_rate, config.l2_coeff)
         self._rank, self._world_size = rank, world_size
@@ -162,23 +165,19 @@ class Learner:
         self.updates_done = 0
         self.weight_version = 0
 
-    def _compile(self) -> None:
+    def _use_kernels(self) -> None:
         if self.config.kernels and self.device.type == "cpu":
             try:
                 use_kernels(self.agent)
             except OSError as error:
-                if self.config.compile:  # else nobody has asked for it
+                if self.config.compile is True:  # else nobody has asked for it
                     warn(f"kernels for processors are not compiled: {error}")
-        if self.config.compile:
-            for transformer in self._transformers:
-                transformer.compile_layers()
 
     def _packing_pays(self) -> bool:
-        """Whether packed batches are the faster ones: as long as nothing that is made of them wants few sizes."""
+        """Whether packed batches are the faster ones: as long as nothing has to pad them."""
         return (
             self.device.type == "cpu"
-            and self._accelerator.mixed_precision == "no"
-            and not self.config.compile
+            and self.config.micro_batch_size is None
             and len(self._transformers) > 0
             and all(transformer.attends_packed for transformer in self._transformers)
             and all(map(is_known, self.agent.modules()))

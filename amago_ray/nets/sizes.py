@@ -19,10 +19,11 @@ def rounded_up(size: int, largest: int, sizes: int) -> int:
     return min(-(-size // step) * step, largest)
 
 
-def few_digits(size: int, largest: int) -> int:
+def few_digits(size: int, largest: int | None = None) -> int:
     """The least number of DIGITS binary digits, and then zeros, that is not below `size`, or `largest` if less."""
     zeros = max((size - 1).bit_length() - DIGITS, 0)
-    return min(-(-size >> zeros) << zeros, largest)
+    rounded = -(-size >> zeros) << zeros
+    return rounded if largest is None else min(rounded, largest)
 
 
 def rows_of(real: np.ndarray, few_sizes: bool) -> tuple[np.ndarray, int]:

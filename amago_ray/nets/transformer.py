@@ -158,9 +158,11 @@ class TransformerLayer(nn.Module):
         return x_BLD + self.dropout_ff(self.ff2(hidden))
 
 
-def _whole_sequences(layer: nn.Module, x_BLD: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+def _whole_sequences(
+    layer: nn.Module, x_BLD: Tensor, rope: tuple[Tensor, Tensor] | None, packing: Packing | None
+) -> Tensor:
     """What is compiled, once for all layers."""
-    return layer(x_BLD, rope, None, None)
+    return layer(x_BLD, rope, None, packing)
 
 
 class Transformer(nn.Module, HasKernel):
@@ -270,9 +272,10 @@ class Transformer(nn.Module, HasKernel):
         if self.training and not statistics_are_held():
             power_iterations(self._reparametrised)
         steps: Sequence[TracedCacheStep | None] = [None] * len(self.layers) if cache is None else cache.steps()
+        compilable = cache is None and (packing is None or self.attends_packed) and torch.is_grad_enabled()
         for layer, step in zip(self.layers, steps, strict=True):
-            if self._compiled_layer is not None and cache is None and packing is None and torch.is_grad_enabled():
-                x_BLD = recomputed(self._compiled, layer, x_BLD, rope)
+            if compilable and self._compiled_layer is not None:
+                x_BLD = recomputed(self._compiled, layer, x_BLD, rope, packing)
             else:
                 x_BLD = recomputed(layer, x_BLD, rope, step, packing)
         return self.norm(x_BLD)
@@ -281,7 +284,8 @@ class Transformer(nn.Module, HasKernel):
         """From here on, put layers through PyTorch's compiler where they see whole sequences with gradient.
 
         It fuses what lies between matrix products. Each length, precision and number of threads takes it some seconds,
-        once for all layers; where it fails there is one warning, and layers are computed as they were.
+        once for all layers, and packed sequences once for all lengths; where it fails there is one warning, and layers
+        are computed as they were. Packed ones are in any case where attention would have to pad them.
         """
         try:
             torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, COMPILED_SHAPES)
@@ -291,8 +295,13 @@ class Transformer(nn.Module, HasKernel):
 
     def use_kernel(self) -> None:
         """That of narrow heads; see `HasKernel`."""
-        if self.d_model // self.n_heads in narrow_attention.WIDTHS:
+        if self.has_kernel:
             self.attention.compile_narrow()
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether there is one for heads of this width."""
+        return self.d_model // self.n_heads in narrow_attention.WIDTHS
 
     @property
     def attends_packed(self) -> bool:
@@ -308,13 +317,17 @@ class Transformer(nn.Module, HasKernel):
         warn(f"layers are not compiled: {str(error).strip().splitlines()[0]}", stacklevel=3)
         self._compiled_layer = None
 
-    def _compiled(self, layer: nn.Module, x_BLD: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _compiled(
+        self, layer: nn.Module, x_BLD: Tensor, rope: tuple[Tensor, Tensor] | None, packing: Packing | None
+    ) -> Tensor:
         assert self._compiled_layer is not None
+        if packing is not None:
+            torch._dynamo.maybe_mark_dynamic(x_BLD, 1)
         try:
-            return self._compiled_layer(layer, x_BLD, rope)
+            return self._compiled_layer(layer, x_BLD, rope, packing)
         except (torch._dynamo.exc.TorchDynamoException, OSError) as error:
             self._do_not_compile(error)  # what the compiler met, and not what the layer did
-            return layer(x_BLD, rope, None, None)
+            return layer(x_BLD, rope, None, packing)
 
     def train(self, mode: bool = True) -> Transformer:
         self._step_weights.forget()

@@ -164,14 +164,16 @@ def test_steps_are_compiled_where_that_pays(setting: Any, epochs: int, rollout: 
         ({"epochs": 500, "mixed_precision": "bf16"}, True, False),
         ({"epochs": 1_999, "mixed_precision": "bf16"}, True, False),
         ({"epochs": 2_000, "mixed_precision": "bf16"}, True, True),
-        ({"epochs": 2_000}, False, True),
+        ({"epochs": 499}, False, False),
+        ({"epochs": 2_000}, "packed", True),
+        ({"epochs": 2_000, "batch_layout": "padded"}, False, True),
         ({"epochs": 2_000, "mixed_precision": "bf16", "batch_layout": "packed"}, False, False),
         ({"epochs": 2_000, "mixed_precision": "bf16", "micro_batch_size": 4}, False, False),
         ({"epochs": 1, "compile_learning": "always"}, True, True),
         ({"epochs": 2_000, "compile_learning": "never"}, False, False),
     ],
 )
-def test_updates_are_compiled_where_that_pays(settings: dict[str, Any], processor: bool, gpu: bool) -> None:
+def test_updates_are_compiled_where_that_pays(settings: dict[str, Any], processor: bool | str, gpu: bool) -> None:
     x = ExperimentSettings("run", Counting, 8, make_val_env=Counting, train_batches_per_epoch=100, **settings)
     assert (learns_compiled(x, "cpu"), learns_compiled(x, "cuda")) == (processor, gpu)
 

@@ -13,6 +13,7 @@ from amago_ray.agent import Agent, MultiTaskAgent
 from amago_ray.agent.spec import AgentSpec
 from amago_ray.learner.batches import training_batch
 from amago_ray.messages import Batch, Trajectory, TrajectoryId
+from amago_ray.nets import sizes
 from amago_ray.nets.actors import Actor
 from amago_ray.nets.attention import SlidingSinkAttention
 from amago_ray.nets.critics import NCritics, NCriticsTwoHot
@@ -34,6 +35,12 @@ DISCRETE = ActionSpec("discrete", (), "int64", 3, (3,))
 CONTINUOUS = ActionSpec("continuous", (2,), "float32", 2)
 VECTOR = {"vector": ArraySpec((5,), "float32"), "kind": ArraySpec((), "uint8", (4,))}
 IMAGE = {"image": ArraySpec((36, 36, 3), "uint8")}
+
+
+@pytest.fixture(autouse=True)
+def coarse_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where sizes are filled up, that is more than a row or two."""
+    monkeypatch.setattr(sizes, "DIGITS", 2)
 
 
 class SelfMade(TrajEncoder):
@@ -98,10 +105,12 @@ def made_up_batch(obs_spec: dict[str, ArraySpec], action_spec: ActionSpec, num: 
     return batch
 
 
-def losses_and_gradients(agent: Agent, batch: Batch, action_spec: ActionSpec, packed: bool) -> tuple[list, dict]:
+def losses_and_gradients(
+    agent: Agent, batch: Batch, action_spec: ActionSpec, packed: bool, few_sizes: bool = False
+) -> tuple[list, dict]:
     torch.manual_seed(0)  # of the actions drawn for continuous values
     agent.zero_grad()
-    out = agent(training_batch(batch, action_spec, torch.device("cpu"), packed))
+    out = agent(training_batch(batch, action_spec, torch.device("cpu"), packed, few_sizes=few_sizes))
     out.loss.backward()
     gradients = {name: p.grad.clone() for name, p in agent.named_parameters() if p.grad is not None}
     return [x.item() for x in (out.loss, out.actor_loss, out.critic_loss)], gradients
@@ -135,20 +144,24 @@ def check(spec: AgentSpec, num: int = 7) -> None:
     batch = made_up_batch(dict(spec.obs_spec), spec.action_spec, num)
     agent = spec.build().eval()
     padded, padded_gradients = losses_and_gradients(agent, batch, spec.action_spec, packed=False)
-    packed, packed_gradients = losses_and_gradients(agent, batch, spec.action_spec, packed=True)
-    np.testing.assert_allclose(packed, padded, rtol=1e-5, atol=1e-6)
-    assert packed_gradients.keys() == padded_gradients.keys()
-    for name, gradient in padded_gradients.items():
-        torch.testing.assert_close(packed_gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+    # What is filled up draws actions of its own, where actions are drawn, and all others are other ones then.
+    fillings = (False, True) if agent.exact_expectation else (False,)
+    for few_sizes in fillings:
+        packed, packed_gradients = losses_and_gradients(agent, batch, spec.action_spec, True, few_sizes)
+        np.testing.assert_allclose(packed, padded, rtol=1e-5, atol=1e-6)
+        assert packed_gradients.keys() == padded_gradients.keys()
+        for name, gradient in padded_gradients.items():
+            torch.testing.assert_close(packed_gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
     agent.train()
     before = {name: value.clone() for name, value in agent.state_dict().items()}
     statistics = []
-    for layout in (False, True):
+    for layout, few_sizes in ((False, False), *((True, few_sizes) for few_sizes in fillings)):
         agent.load_state_dict(before)
-        agent(training_batch(batch, spec.action_spec, torch.device("cpu"), layout))
+        agent(training_batch(batch, spec.action_spec, torch.device("cpu"), layout, few_sizes=few_sizes))
         statistics.append({name: v.clone() for name, v in agent.state_dict().items() if "norm" in name})
-    for name, value in statistics[0].items():
-        torch.testing.assert_close(statistics[1][name], value, rtol=1e-5, atol=1e-6, msg=name)
+    for other in statistics[1:]:
+        for name, value in statistics[0].items():
+            torch.testing.assert_close(other[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_values_of_packed_batches() -> None:
@@ -168,6 +181,28 @@ def test_packing_there_and_back() -> None:
     assert padded.shape == (3, 5, 2) and padded[0, 2:].eq(0).all() and padded[2, 1:].eq(0).all()
     assert torch.equal(packing.pack(padded), x)
     assert packing.start_N.tolist() == [0, 2, 3, 4, 5]
+
+
+def test_packing_filled_up() -> None:
+    """To 2 binary digits: 67 rows to 96, 64 transitions are enough; the rows that fill up are nobody's."""
+    packing = Packing.of(np.array([40, 26, 1]), few_sizes=True)
+    assert packing.filled == 29 and packing.bounds.tolist() == [0, 40, 66, 67, 96] and len(packing.start_N) == 64
+    x = torch.randn(1, 96, 2)
+    x[0, 67:] = torch.nan
+    padded = packing.pad(x)
+    assert padded.shape == (3, 40, 2) and padded.isfinite().all()
+    assert torch.equal(packing.pack(padded)[:, :67], x[:, :67]) and packing.pack(padded).shape == x.shape
+
+
+def test_made_up_batches_are_filled_up() -> None:
+    """Else the losses above would say nothing of it."""
+    batch = made_up_batch(VECTOR, DISCRETE)
+    packed = training_batch(batch, DISCRETE, torch.device("cpu"), packed=True, few_sizes=True)
+    assert packed.packing is not None and packed.packing.filled > 0
+    rows = packed.packing.filled + int(batch.lengths.sum()) + len(batch.lengths)
+    assert packed.time_idx.shape == packed.obs["vector"].shape[:2] == (1, rows)
+    assert packed.timestep_mask is not None and packed.timestep_mask.sum() == rows - packed.packing.filled
+    assert packed.before(packed.time_idx).shape[1] == packed.num_real + packed.filled
 
 
 def test_packed_layout_holds_no_padding() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -56,6 +57,35 @@ def test_a_learner_has_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     Learner(LearnerConfig(compile=True), spec_of(2), None)  # type: ignore[arg-type]
     for without in (spec_of(4), odd):
         Learner(LearnerConfig(kernels=True, compile=True), without, None)  # type: ignore[arg-type]
+
+
+def test_batches_are_packed_where_attention_takes_them_so() -> None:
+    """If that is left to the learner: not for other heads or encoders, for code of others, for pieces, nor untold."""
+
+    class Own(TformerTrajEncoder):
+        pass
+
+    own = partial(Own, d_model=32, n_heads=2, d_ff=32, n_layers=1)
+    gru = partial(GRUTrajEncoder, d_hidden=32)
+    rope = partial(TformerTrajEncoder, d_model=32, n_heads=2, d_ff=32, n_layers=1, pos_emb="rope")
+    others = [small_agent_spec(Counting, encoder, max_seq_len=8) for encoder in (own, gru, rope)]
+    auto = LearnerConfig(kernels=True, packed="auto")
+    for config, spec, packs in (
+        (auto, spec_of(2), True),
+        *((auto, spec, False) for spec in (spec_of(4), *others)),
+        (replace(auto, micro_batch_size=2), spec_of(2), False),
+        (replace(auto, kernels=False), spec_of(2), False),
+        (replace(auto, packed=False), spec_of(2), False),
+    ):
+        assert Learner(config, spec, None)._packed is packs  # type: ignore[arg-type]
+    for compiles, spec, compiled in (
+        ("packed", spec_of(2), True),
+        ("packed", spec_of(4), False),
+        (True, spec_of(4), True),
+    ):
+        learner = Learner(replace(auto, compile=compiles), spec, None)  # type: ignore[arg-type]
+        (transformer,) = [m for m in learner.agent.modules() if isinstance(m, Transformer)]
+        assert transformer.is_compiled is compiled
 
 
 def test_what_is_compiled_once_is_taken_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from amago_ray.nets.attention import (
     SlidingSinkAttention,
     SlidingWindowAttention,
 )
+from amago_ray.nets.packed_sequences import Packing
 from amago_ray.nets.transformer import Transformer, rope_tables, rotate, sinusoid
 
 PARTS = np.load(Path(__file__).parents[1] / "golden" / "parts.npz")
@@ -325,6 +326,34 @@ def test_compiled_layers_compute_what_they_did(dtype: torch.dtype) -> None:
     copied = copy.deepcopy(compiled).eval()
     with torch.no_grad():
         torch.testing.assert_close(copied(x, time_idx), compiled.eval()(x, time_idx))
+
+
+@pytest.mark.processes
+def test_packed_layers_are_compiled_once_for_all_lengths() -> None:
+    """Where the kernel takes them; results and gradients are those of the same sequences as they were."""
+    torch.manual_seed(0)
+    whole = Transformer(12, 32, 48, 2, 2, CausalAttention(), dropout_emb=0.0, dropout_ff=0.0).train()
+    whole.use_kernel()
+    compiled = copy.deepcopy(whole)
+    compiled.compile_layers()
+    torch._dynamo.utils.counters.clear()
+    for lengths in ((3, 7, 2), (6, 11, 1), (29, 2, 40), (5, 5, 5)):
+        packing = Packing.of(np.array(lengths))
+        x, time_idx = (
+            packing.pack(torch.randn(3, max(lengths), 12)),
+            packing.pack(torch.arange(max(lengths)).expand(3, -1)),
+        )
+        results = []
+        for transformer in (whole, compiled):
+            transformer.zero_grad()
+            y = transformer(x, time_idx, packing=packing)
+            y.square().mean().backward()
+            results.append([y.detach(), *(p.grad.clone() for p in transformer.parameters() if p.grad is not None)])
+        for expected, actual in zip(*results, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    assert compiled.is_compiled
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
 
 
 def test_no_place_for_what_is_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
