@@ -39,6 +39,7 @@ from amago_ray.learner.learner import Learner, LearnerConfig
 from amago_ray.learner.precision import MixedPrecision, precision_on
 from amago_ray.messages import Batch
 from amago_ray.nets.columns import laid_out_for_acting
+from amago_ray.nets.packed_sequences import Packing
 from amago_ray.nets.sizes import LENGTHS, rounded_up, rows_of
 from amago_ray.rollout.policy_step import make_policy_step
 
@@ -104,7 +105,12 @@ class BareLoop:
         self.threads, self.steps, self.updates = threads, steps, updates
         AcceleratorState._reset_state()  # accelerate holds a process to one precision
         self.learner = Learner(
-            LearnerConfig(mixed_precision=precision, compile=precision == "bf16", kernels=True),
+            LearnerConfig(
+                mixed_precision=precision,
+                compile="packed" if precision == "no" else True,
+                kernels=True,
+                packed="auto",
+            ),
             spec,
             NoReplay(),
         )
@@ -156,6 +162,8 @@ class BareLoop:
         chosen = [self.rollouts[i] for i in self.rng.integers(len(self.rollouts), size=SIZE.batch_size)]
         firsts = [int(self.rng.integers(max(len(r[0]) - length, 1))) for r in chosen]
         longest = max(min(len(r[0]) - first, length + 1) for r, first in zip(chosen, firsts))
+        if self.learner.packs:
+            return self.packed_batch(chosen, firsts)
         if self.few_sizes:
             longest = rounded_up(longest - 1, length, LENGTHS) + 1
         columns = [torch.zeros(SIZE.batch_size, longest, *x.shape[1:]) for x in chosen[0]]
@@ -172,6 +180,30 @@ class BareLoop:
         return TrainingBatch(
             {"observation": obs}, rl2, time_idx, actions, rewards[:, 1:], terminated[:, 1:], mask,
             torch.from_numpy(rows), filled,
+        )  # fmt: skip
+
+    def packed_batch(self, chosen: list[tuple[np.ndarray, ...]], firsts: list[int]) -> TrainingBatch:
+        """The same sequences end to end."""
+        lengths = np.array([min(len(r[0]) - first, SIZE.max_seq_len + 1) for r, first in zip(chosen, firsts)])
+        packing = Packing.of(lengths, few_sizes=self.few_sizes)
+        obs, rl2, rewards, terminated = (
+            torch.from_numpy(
+                np.concatenate(
+                    [
+                        *(r[i][first : first + length] for r, first, length in zip(chosen, firsts, lengths)),
+                        np.zeros((packing.filled, *chosen[0][i].shape[1:]), chosen[0][i].dtype),
+                    ]
+                )
+            ).unsqueeze(0)
+            for i in range(4)
+        )
+        time_idx = np.concatenate([first + np.arange(length) for first, length in zip(firsts, lengths)])
+        mask = np.arange(packing.longest - 1) < lengths[:, None] - 1
+        rows, filled = rows_of(mask, self.few_sizes)
+        return TrainingBatch(
+            {"observation": obs}, rl2, torch.from_numpy(np.pad(time_idx, (0, packing.filled))).unsqueeze(0),
+            packing.pad(rl2)[:, 1:, 1:], packing.pad(rewards)[:, 1:].float(), packing.pad(terminated)[:, 1:].float(),
+            torch.from_numpy(mask), torch.from_numpy(rows), filled, packing=packing,
         )  # fmt: skip
 
     def epoch(self) -> None:

@@ -109,6 +109,7 @@ class Learner:
     batches: where sampled batches come from, and priorities go: the replay client's `ReplayReader`.
     rank, world_size: place in a data-parallel group; torch.distributed's environment variables must be set for more
     than one.
+    packs: whether it lays the sequences of a batch end to end.
     """
 
     def __init__(
@@ -135,8 +136,8 @@ class Learner:
         set_seed((config.seed + rank) % 2**32)  # all that NumPy takes
         self._transformers = [m for m in self.agent.modules() if isinstance(m, Transformer)]
         self._use_kernels()
-        self._packed = self._packing_pays() if config.packed == "auto" else config.packed
-        if self._packed if config.compile == "packed" else config.compile:
+        self.packs = self._packing_pays() if config.packed == "auto" else config.packed
+        if self.packs if config.compile == "packed" else config.compile:
             for transformer in self._transformers:
                 transformer.compile_layers()
         recordable = self._accelerator.device.type == "cuda" and world_size == 1 and is_recordable(config, self.agent)
@@ -211,7 +212,7 @@ class Learner:
                 if log:
                     logged.append(metrics)
                     staleness.append(self.weight_version - batch.gather("weight_version").mean())
-                    padding.append(0.0 if self._packed else 1.0 - batch.lengths.mean() / tensors.mask.shape[1])
+                    padding.append(0.0 if self.packs else 1.0 - batch.lengths.mean() / tensors.mask.shape[1])
         self._check_finite()
         self._hand_on_priorities(judged)
         report = fetch_means(logged)
@@ -236,11 +237,11 @@ class Learner:
         x, longest = self.config, None
         few_sizes = self.device.type == "cpu" and self._accelerator.mixed_precision != "no"  # see `nets.sizes`
         few_lengths = few_sizes or self._graphed is not None or any(t.is_compiled for t in self._transformers)
-        if few_lengths and not self._packed:  # each length takes new code, or a graph
+        if few_lengths and not self.packs:  # each length takes new code, or a graph
             longest = rounded_up(int(batch.lengths.max()), self._max_seq_len, LENGTHS)
         with nullcontext() if self._graphed is None else self._graphed.recording:
             return training_batch(
-                batch, self._action_spec, self.device, self._packed, x.micro_batch_size, longest, few_sizes
+                batch, self._action_spec, self.device, self.packs, x.micro_batch_size, longest, few_sizes
             )
 
     def update(self, batch: TrainingBatch, log: bool = False) -> dict[str, torch.Tensor]:

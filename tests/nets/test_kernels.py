@@ -77,7 +77,7 @@ def test_batches_are_packed_where_attention_takes_them_so() -> None:
         (replace(auto, kernels=False), spec_of(2), False),
         (replace(auto, packed=False), spec_of(2), False),
     ):
-        assert Learner(config, spec, None)._packed is packs  # type: ignore[arg-type]
+        assert Learner(config, spec, None).packs is packs  # type: ignore[arg-type]
     for compiles, spec, compiled in (
         ("packed", spec_of(2), True),
         ("packed", spec_of(4), False),
