@@ -185,13 +185,13 @@ class BareLoop:
     def packed_batch(self, chosen: list[tuple[np.ndarray, ...]], firsts: list[int]) -> TrainingBatch:
         """The same sequences end to end."""
         lengths = np.array([min(len(r[0]) - first, SIZE.max_seq_len + 1) for r, first in zip(chosen, firsts)])
-        packing = Packing.of(lengths, few_sizes=self.few_sizes)
+        packing = Packing.of(lengths, fullest=SIZE.max_seq_len + 1 if self.few_sizes else None)
         obs, rl2, rewards, terminated = (
             torch.from_numpy(
                 np.concatenate(
                     [
                         *(r[i][first : first + length] for r, first, length in zip(chosen, firsts, lengths)),
-                        np.zeros((packing.filled, *chosen[0][i].shape[1:]), chosen[0][i].dtype),
+                        np.zeros((packing.filled_rows, *chosen[0][i].shape[1:]), chosen[0][i].dtype),
                     ]
                 )
             ).unsqueeze(0)
@@ -199,9 +199,9 @@ class BareLoop:
         )
         time_idx = np.concatenate([first + np.arange(length) for first, length in zip(firsts, lengths)])
         mask = np.arange(packing.longest - 1) < lengths[:, None] - 1
-        rows, filled = rows_of(mask, self.few_sizes)
+        rows, filled = rows_of(mask, self.few_sizes, SIZE.batch_size * SIZE.max_seq_len)
         return TrainingBatch(
-            {"observation": obs}, rl2, torch.from_numpy(np.pad(time_idx, (0, packing.filled))).unsqueeze(0),
+            {"observation": obs}, rl2, torch.from_numpy(np.pad(time_idx, (0, packing.filled_rows))).unsqueeze(0),
             packing.pad(rl2)[:, 1:, 1:], packing.pad(rewards)[:, 1:].float(), packing.pad(terminated)[:, 1:].float(),
             torch.from_numpy(mask), torch.from_numpy(rows), filled, packing=packing,
         )  # fmt: skip

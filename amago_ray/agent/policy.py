@@ -117,8 +117,8 @@ class TrainingBatch:
         are real."""
         if self.packing is not None:
             rows = self.time_idx.shape[1]
-            real = torch.arange(rows, device=self.mask.device).unsqueeze(0) < rows - self.packing.filled
-            return real if self.packing.filled else None
+            real = torch.arange(rows, device=self.mask.device).unsqueeze(0) < rows - self.packing.filled_rows
+            return real if self.packing.filled_rows else None
         return nn.functional.pad(self.mask, (1, 0), value=True)
 
 

@@ -39,7 +39,7 @@ def overview(settings: ExperimentSettings, plan: Plan, placement: Placement, clu
         )
     transformers = [module for module in agent.modules() if isinstance(module, Transformer)]
     compiles = plan.learner.compile
-    if transformers and (transformers[0].has_kernel if compiles == "packed" else compiles):
+    if transformers and (transformers[0].could_attend_packed if compiles == "packed" else compiles):
         said["learning"] = (
             "learners compile the layers of Transformers, which takes 10 to 20 s at the first batch, or at the first "
             "of each of at most eight lengths where batches are padded"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from amago_ray import config
@@ -15,6 +16,7 @@ from amago_ray.envs.makers import MakeEnv, env_spaces, sendable_tasks
 from amago_ray.envs.tasks import fixed_num_envs
 from amago_ray.learner.learner import LearnerConfig
 from amago_ray.learner.precision import precision_on
+from amago_ray.nets.traj_encoders import TformerTrajEncoder
 from amago_ray.replay.client import BUCKETS, request_size
 from amago_ray.replay.datasets.dataset import RowLayout, TrajectoryDataset, mixture_of
 from amago_ray.replay.sampling.relabeling import categories_of
@@ -179,7 +181,7 @@ def make_plan(
             micro_batch_size=x.micro_batch_size,
             activation_checkpointing=x.activation_checkpointing,
             cuda_graphs=x.cuda_graphs,
-            compile=learns_compiled(x, device),
+            compile=learns_compiled(x, device, _is_transformer(agent_spec.traj_encoder_type)),
             kernels=x.compile_learning != "never",
             seed=x.seed,
         ),
@@ -296,8 +298,16 @@ def acts_compiled(settings: ExperimentSettings, collects: bool) -> CompileActing
     return "auto" if collects and timesteps >= COMPILING_PAYS else "never"
 
 
-def learns_compiled(settings: ExperimentSettings, device: str) -> bool | Literal["packed"]:
-    """Whether learners on this device compile the layers of Transformers; "packed": where they pack batches.
+def _is_transformer(encoder: Any) -> bool:
+    while isinstance(encoder, partial):
+        encoder = encoder.func
+    return isinstance(encoder, type) and issubclass(encoder, TformerTrajEncoder)
+
+
+def learns_compiled(settings: ExperimentSettings, device: str, transformer: bool = True) -> bool | Literal["packed"]:
+    """Whether learners on this device compile the layers of Transformers; "packed": where attention takes packed ones.
+
+    transformer: whether the policy has one, as far as its type says.
 
     That takes 10 to 20 s, once for packed batches on processors, else for each of up to eight lengths of batches, to
     which they are padded, as they are without it in half precision and on GPUs. In float32 on processors it saves less
@@ -306,12 +316,12 @@ def learns_compiled(settings: ExperimentSettings, device: str) -> bool | Literal
     x = settings
     if x.compile_learning != "auto":
         return x.compile_learning == "always"
-    whole = x.batch_layout != "packed" and x.micro_batch_size is None  # else there is a length for every batch
-    if not whole or x.epochs * x.train_batches_per_epoch < COMPILED_LEARNING_PAYS[device]:
+    if x.micro_batch_size is not None or x.epochs * x.train_batches_per_epoch < COMPILED_LEARNING_PAYS[device]:
         return False
-    if device == "cuda" or precision_on(device, x.mixed_precision) != "no":
+    if x.batch_layout != "packed" and (device == "cuda" or precision_on(device, x.mixed_precision) != "no"):
         return True
-    return "packed" if x.batch_layout == "auto" else False
+    packs = device == "cpu" and transformer and x.batch_layout in ("auto", "packed")
+    return "packed" if packs else False
 
 
 def longest_piece(settings: ExperimentSettings) -> int:

@@ -50,7 +50,7 @@ def check_settings(settings: ExperimentSettings) -> None:
     if settings.compile_learning == "always" and settings.batch_layout == "packed":
         raise ValueError(
             "Experiment.compile_learning='always': with batch_layout='packed' each batch would have to be compiled for "
-            "its length; take batch_layout='padded', or compile_learning='auto'"
+            "its length; take batch_layout='auto', or compile_learning='auto'"
         )
     _check_env_processes(settings)
 

@@ -55,22 +55,24 @@ def training_batch(
 
     Sequences are padded to the longest, or, if `packed`, what belongs to timesteps is laid end to end.
     micro_batch_size: sequences of a piece, where the batch has more of them; None for no pieces.
-    longest: transitions to pad to, in place of those of the longest sequence.
+    longest: transitions to pad to, in place of those of the longest sequence; where `packed` the most there can be.
     few_sizes: fill up the numbers of real transitions, and of packed timesteps (see `sizes.rows_of`).
     """
     # Pinned memory makes the copies asynchronous, so that they overlap with the update that is running.
     pin = device.type == "cuda"
-    longest = int(batch.lengths.max()) if longest is None else longest
+    its_longest = int(batch.lengths.max())
+    fullest = its_longest if longest is None else longest
+    longest = its_longest if packed else fullest
     row = np.arange(longest + 1)
     real = row[:longest] < batch.lengths[:, None]
-    packing = Packing.of(batch.lengths + 1, device, few_sizes) if packed else None
-    real_rows, filled = rows_of(real, few_sizes)
+    packing = Packing.of(batch.lengths + 1, device, fullest + 1 if few_sizes else None) if packed else None
+    real_rows, filled = rows_of(real, few_sizes, len(real) * fullest)
 
     def to_device(values: np.ndarray) -> torch.Tensor:
         return on_device(values, device)
 
     def timesteps(rows: Sequence[np.ndarray]) -> torch.Tensor:
-        laid_out = pad(rows, longest + 1, pin) if packing is None else end_to_end(rows, pin, packing.filled)
+        laid_out = pad(rows, longest + 1, pin) if packing is None else end_to_end(rows, pin, packing.filled_rows)
         return laid_out.to(device, non_blocking=True)
 
     def transitions(x: torch.Tensor) -> torch.Tensor:
@@ -80,7 +82,7 @@ def training_batch(
     columns = {name: timesteps(batch.rows(name)) for name in batch.column_names}
     time_idx_BL = batch.first_time_idx[:, None] + row
     if packing is not None:
-        time_idx_BL = np.pad(time_idx_BL[row <= batch.lengths[:, None]], (0, packing.filled))[None]
+        time_idx_BL = np.pad(time_idx_BL[row <= batch.lengths[:, None]], (0, packing.filled_rows))[None]
     time_idx = to_device(time_idx_BL)
     previous_action = action_vector(columns[ACTION], action_spec)
     # At the start of a rollout there is no previous action, and a stored 0 must not become a one-hot.

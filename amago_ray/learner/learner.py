@@ -237,7 +237,9 @@ class Learner:
         x, longest = self.config, None
         few_sizes = self.device.type == "cpu" and self._accelerator.mixed_precision != "no"  # see `nets.sizes`
         few_lengths = few_sizes or self._graphed is not None or any(t.is_compiled for t in self._transformers)
-        if few_lengths and not self.packs:  # each length takes new code, or a graph
+        if self.packs:
+            longest = self._max_seq_len
+        elif few_lengths:  # each length takes new code, or a graph
             longest = rounded_up(int(batch.lengths.max()), self._max_seq_len, LENGTHS)
         with nullcontext() if self._graphed is None else self._graphed.recording:
             return training_batch(

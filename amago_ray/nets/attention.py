@@ -93,16 +93,21 @@ class Attention(nn.Module, ABC):
         self._narrow = True
 
     @property
-    def is_narrow(self) -> bool:
-        """Whether `projected` goes to `narrow_attention`, packed sequences and all, unless weights are dropped."""
-        return self._narrow and type(self) in NARROW_WINDOW
+    def has_kernel(self) -> bool:
+        """Whether `narrow_attention` knows what this one sees."""
+        return type(self) in NARROW_WINDOW
+
+    @property
+    def uses_kernel(self) -> bool:
+        """Whether `projected` goes there, packed sequences and all, unless weights are dropped."""
+        return self._narrow and self.has_kernel
 
     def projected(self, qkv_BL3HK: Tensor, dropout_p: float = 0.0, packing: Packing | None = None) -> Tensor:
         """`sequence` of what one projection gives, queries, keys and values side by side. Returns (B, L, H, K).
 
         packing: of sequences that lie end to end, (1, R, 3, H, K) to (1, R, H, K).
         """
-        if self.is_narrow and dropout_p == 0.0 and narrow_attention.is_narrow(qkv_BL3HK):
+        if self.uses_kernel and dropout_p == 0.0 and narrow_attention.is_narrow(qkv_BL3HK):
             bounds = None if packing is None else packing.bounds
             return narrow_attention.narrow_attention(qkv_BL3HK, NARROW_WINDOW[type(self)](self), bounds)
         if packing is not None:

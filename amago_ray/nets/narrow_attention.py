@@ -53,7 +53,8 @@ def _backward(qkv: Tensor, d_out: Tensor, log_sum: Tensor, window: int, bounds: 
 
 def _call(name: str, qkv: Tensor, bounds: Tensor | None, *tensors: Tensor, window: int) -> None:
     B, L, _, H, K = qkv.shape
-    bounds = torch.arange(0, B * L + 1, L) if bounds is None else bounds
+    bounds = torch.arange(B + 1) * L if bounds is None else bounds
+    assert bounds.dtype == torch.int64 and bounds.is_contiguous() and bounds[-1] == B * L
     call(SOURCE, f"{name}_{TYPES[qkv.dtype]}_{K}", qkv, bounds, *tensors, sizes=(len(bounds) - 1, H, window))
 
 

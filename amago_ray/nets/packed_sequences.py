@@ -39,7 +39,7 @@ class Packing:
     cell_R: (R,) int64, b * L + t of each row. start_N: (N,) int64, the rows that transitions start from: all but the
     last of each sequence, with what is filled up (see `sizes.rows_of`). bounds: int64, the row at which each sequence
     begins and, last, R. num: B. longest: L.
-    filled: rows at the end that only fill up, for whoever wants few sizes; `bounds` knows them as one sequence more.
+    filled_rows: at the end, which only fill up, for whoever wants few sizes; `bounds` knows them as B sequences more.
     """
 
     cell_R: Tensor
@@ -47,33 +47,36 @@ class Packing:
     bounds: Tensor
     num: int
     longest: int
-    filled: int = 0
+    filled_rows: int = 0
 
     @staticmethod
-    def of(lengths: np.ndarray, device: torch.device | str = "cpu", few_sizes: bool = False) -> Packing:
+    def of(lengths: np.ndarray, device: torch.device | str = "cpu", fullest: int | None = None) -> Packing:
         """The packing of sequences of `lengths` (B,) timesteps. The indices are made on the host, without waiting.
 
-        few_sizes: fill up both rows and transitions, so that few numbers of them occur.
+        fullest: fill up both rows and transitions, so that few numbers of them occur in sequences of so many timesteps
+            at most.
         """
         longest = int(lengths.max())
         cells = np.flatnonzero(np.arange(longest) < lengths[:, None])
         bounds = np.concatenate(([0], np.cumsum(lengths)))
         starts = np.delete(np.arange(len(cells)), bounds[1:] - 1)
         filled = 0
-        if few_sizes:
-            filled = few_digits(len(cells)) - len(cells)
-            bounds = np.append(bounds, len(cells) + filled)
+        if fullest is not None:
+            num, real = len(lengths), len(cells)
+            filled = few_digits(real, num * fullest) - real
+            # Attention to one sequence of so many rows would cost more than to all of the others.
+            bounds = np.append(bounds, real + np.arange(1, num + 1) * filled // num)
             cells = np.append(cells, np.zeros(filled, np.int64))
-            starts = np.resize(starts, few_digits(len(starts), len(lengths) * (longest - 1)))
+            starts = np.resize(starts, few_digits(len(starts), num * (fullest - 1)))
         cell_R, start_N, bounds_B = (on_device(x, device) for x in (cells, starts, bounds))
         return Packing(cell_R, start_N, bounds_B, len(lengths), longest, filled)
 
     def pad(self, x_1R: Tensor) -> Tensor:
         """(1, R, ...) -> (B, L, ...), zeros at the end of sequences."""
-        flat, real = x_1R.new_zeros(self.num * self.longest, *x_1R.shape[2:]), len(self.cell_R) - self.filled
+        flat, real = x_1R.new_zeros(self.num * self.longest, *x_1R.shape[2:]), len(self.cell_R) - self.filled_rows
         padded = flat.index_copy(0, self.cell_R[:real], x_1R.squeeze(0)[:real])
         return padded.unflatten(0, (self.num, self.longest))
 
     def pack(self, x_BL: Tensor) -> Tensor:
         """The inverse of `pad`: (B, L, ...) -> (1, R, ...), with some timestep or other in what is filled up."""
-        return x_BL.flatten(0, 1)[self.cell_R].unsqueeze(0)
+        return x_BL.flatten(0, 1).index_select(0, self.cell_R).unsqueeze(0)

@@ -19,18 +19,18 @@ def rounded_up(size: int, largest: int, sizes: int) -> int:
     return min(-(-size // step) * step, largest)
 
 
-def few_digits(size: int, largest: int | None = None) -> int:
+def few_digits(size: int, largest: int) -> int:
     """The least number of DIGITS binary digits, and then zeros, that is not below `size`, or `largest` if less."""
     zeros = max((size - 1).bit_length() - DIGITS, 0)
-    rounded = -(-size >> zeros) << zeros
-    return rounded if largest is None else min(rounded, largest)
+    return min(-(-size >> zeros) << zeros, largest)
 
 
-def rows_of(real: np.ndarray, few_sizes: bool) -> tuple[np.ndarray, int]:
+def rows_of(real: np.ndarray, few_sizes: bool, largest: int | None = None) -> tuple[np.ndarray, int]:
     """Where `real` (B, L) bool is true in a flat view, (N,) int64, and how many rows at the end only fill up.
 
-    few_sizes: fill up N with rows that are there already, so that few numbers occur (see `few_digits`).
+    few_sizes: fill up N with rows that are there already, so that few numbers occur (see `few_digits`). largest: of
+    these; by default B x L.
     """
     rows = np.flatnonzero(real)
-    num = few_digits(len(rows), real.size) if few_sizes else len(rows)
+    num = few_digits(len(rows), largest or real.size) if few_sizes else len(rows)
     return np.resize(rows, num), num - len(rows)

@@ -300,13 +300,19 @@ class Transformer(nn.Module, HasKernel):
 
     @property
     def has_kernel(self) -> bool:
-        """Whether there is one for heads of this width."""
+        """Whether there is one for heads of this width (`use_kernel`)."""
         return self.d_model // self.n_heads in narrow_attention.WIDTHS
 
     @property
     def attends_packed(self) -> bool:
         """Whether attention to packed sequences is computed as they lie, and not padded first."""
-        return self.attention.is_narrow and self.pos_emb != "rope" and not self._drops_attention
+        return self.attention.uses_kernel and self.could_attend_packed
+
+    @property
+    def could_attend_packed(self) -> bool:
+        """Whether it would be, where kernels can be compiled."""
+        whole = self.pos_emb != "rope" and not self._drops_attention
+        return whole and self.has_kernel and self.attention.has_kernel
 
     @property
     def is_compiled(self) -> bool:
@@ -320,7 +326,8 @@ class Transformer(nn.Module, HasKernel):
     def _compiled(
         self, layer: nn.Module, x_BLD: Tensor, rope: tuple[Tensor, Tensor] | None, packing: Packing | None
     ) -> Tensor:
-        assert self._compiled_layer is not None
+        if self._compiled_layer is None:  # by now: this is computed again for the backward pass
+            return layer(x_BLD, rope, None, packing)
         if packing is not None:
             torch._dynamo.maybe_mark_dynamic(x_BLD, 1)
         try:

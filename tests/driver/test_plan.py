@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from amago_ray.driver.plan import (
 )
 from amago_ray.envs.builtin import Counting
 from amago_ray.envs.makers import EnvProcesses
+from amago_ray.nets.attention import SlidingSinkAttention
 from amago_ray.nets.traj_encoders import GRUTrajEncoder, TformerTrajEncoder
 from amago_ray.nets.tstep_encoders import FFTstepEncoder
 from amago_ray.replay.shard import ReplayShard
@@ -167,7 +169,8 @@ def test_steps_are_compiled_where_that_pays(setting: Any, epochs: int, rollout: 
         ({"epochs": 499}, False, False),
         ({"epochs": 2_000}, "packed", True),
         ({"epochs": 2_000, "batch_layout": "padded"}, False, True),
-        ({"epochs": 2_000, "mixed_precision": "bf16", "batch_layout": "packed"}, False, False),
+        ({"epochs": 2_000, "mixed_precision": "bf16", "batch_layout": "packed"}, "packed", False),
+        ({"epochs": 2_000, "batch_layout": "packed"}, "packed", False),
         ({"epochs": 2_000, "mixed_precision": "bf16", "micro_batch_size": 4}, False, False),
         ({"epochs": 1, "compile_learning": "always"}, True, True),
         ({"epochs": 2_000, "compile_learning": "never"}, False, False),
@@ -176,6 +179,29 @@ def test_steps_are_compiled_where_that_pays(setting: Any, epochs: int, rollout: 
 def test_updates_are_compiled_where_that_pays(settings: dict[str, Any], processor: bool | str, gpu: bool) -> None:
     x = ExperimentSettings("run", Counting, 8, make_val_env=Counting, train_batches_per_epoch=100, **settings)
     assert (learns_compiled(x, "cpu"), learns_compiled(x, "cuda")) == (processor, gpu)
+    assert learns_compiled(x, "cpu", transformer=False) == (False if processor == "packed" else processor)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "said"),
+    [
+        (GRUTrajEncoder, False),
+        (partial(TformerTrajEncoder, d_model=32, n_heads=2), True),
+        (partial(TformerTrajEncoder, d_model=32, n_heads=4), False),
+        (partial(TformerTrajEncoder, d_model=32, n_heads=2, dropout_attn=0.1), False),
+        (partial(TformerTrajEncoder, d_model=32, n_heads=2, pos_emb="rope"), False),
+        (partial(TformerTrajEncoder, d_model=32, n_heads=2, attention_type=partial(SlidingSinkAttention, 4, 1)), False),
+    ],
+)
+def test_what_long_runs_in_float32_compile(encoder: Any, said: bool) -> None:
+    """Transformers whose attention takes packed batches; for others no thread is kept that could be the workers'."""
+    x = ExperimentSettings(
+        "r", Counting, 8, make_val_env=Counting, learner_device="cpu", epochs=500, train_batches_per_epoch=100
+    )
+    plan = make_plan(x, replace(SPEC, traj_encoder_type=encoder), CLUSTER)
+    assert plan.learner.compile == (False if encoder is GRUTrajEncoder else "packed")
+    text = overview(x, plan, place(plan.roles, CLUSTER.nodes), CLUSTER)
+    assert ("learners compile the layers of Transformers" in text) is said
 
 
 def test_the_overview_says_that_layers_are_compiled() -> None:

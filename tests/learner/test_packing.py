@@ -17,6 +17,7 @@ from amago_ray.nets import sizes
 from amago_ray.nets.actors import Actor
 from amago_ray.nets.attention import SlidingSinkAttention
 from amago_ray.nets.critics import NCritics, NCriticsTwoHot
+from amago_ray.nets.kernels import use_kernels
 from amago_ray.nets.packed_sequences import Packing
 from amago_ray.nets.traj_encoders import (
     FFTrajEncoder,
@@ -26,6 +27,7 @@ from amago_ray.nets.traj_encoders import (
     TformerTrajEncoder,
     TrajEncoder,
 )
+from amago_ray.nets.transformer import Transformer
 from amago_ray.nets.tstep_encoders import CNNTstepEncoder, FFTstepEncoder
 from amago_ray.replay.client import LocalShard, ReplayReader
 from amago_ray.replay.storage.trajectory_pack import pack
@@ -132,6 +134,15 @@ def test_action_masks(agent_name: str) -> None:
     check(AgentSpec(obs_spec, DISCRETE, 12, tstep, ENCODERS["gru"], small(agent_name), 0, action_mask_key="legal"))
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize("width", [16, 32])
+def test_attention_by_the_kernel(width: int) -> None:
+    """Which takes packed sequences, with what is filled up, as they lie."""
+    tstep = partial(FFTstepEncoder, n_layers=1, d_hidden=16, d_output=16)
+    encoder = partial(TformerTrajEncoder, d_model=2 * width, n_heads=2, d_ff=32, n_layers=2)
+    check(AgentSpec(VECTOR, DISCRETE, 12, tstep, encoder, small("Agent"), seed=0), kernels=True)
+
+
 def test_images() -> None:
     check(AgentSpec(IMAGE, DISCRETE, 12, CNNTstepEncoder, ENCODERS["gru"], small("Agent"), seed=0), num=3)
 
@@ -140,9 +151,12 @@ def small(agent_name: str) -> partial:
     return partial(AGENTS[agent_name], actor_type=partial(Actor, d_hidden=16), num_critics=2, n_step=3)
 
 
-def check(spec: AgentSpec, num: int = 7) -> None:
+def check(spec: AgentSpec, num: int = 7, kernels: bool = False) -> None:
     batch = made_up_batch(dict(spec.obs_spec), spec.action_spec, num)
     agent = spec.build().eval()
+    if kernels:
+        use_kernels(agent)
+        assert all(module.attends_packed for module in agent.modules() if isinstance(module, Transformer))
     padded, padded_gradients = losses_and_gradients(agent, batch, spec.action_spec, packed=False)
     # What is filled up draws actions of its own, where actions are drawn, and all others are other ones then.
     fillings = (False, True) if agent.exact_expectation else (False,)
@@ -185,8 +199,12 @@ def test_packing_there_and_back() -> None:
 
 def test_packing_filled_up() -> None:
     """To 2 binary digits: 67 rows to 96, 64 transitions are enough; the rows that fill up are nobody's."""
-    packing = Packing.of(np.array([40, 26, 1]), few_sizes=True)
-    assert packing.filled == 29 and packing.bounds.tolist() == [0, 40, 66, 67, 96] and len(packing.start_N) == 64
+    packing = Packing.of(np.array([40, 26, 1]), fullest=41)
+    assert packing.filled_rows == 29 and packing.bounds.tolist() == [0, 40, 66, 67, 76, 86, 96]
+    assert len(packing.start_N) == 64
+    full = Packing.of(np.array([41, 41, 41]), fullest=41)  # without padding there is nothing to be filled up to
+    assert full.filled_rows == 0 and len(full.start_N) == 120
+    assert full.bounds.tolist() == [0, 41, 82, 123, 123, 123, 123]
     x = torch.randn(1, 96, 2)
     x[0, 67:] = torch.nan
     padded = packing.pad(x)
@@ -198,10 +216,10 @@ def test_made_up_batches_are_filled_up() -> None:
     """Else the losses above would say nothing of it."""
     batch = made_up_batch(VECTOR, DISCRETE)
     packed = training_batch(batch, DISCRETE, torch.device("cpu"), packed=True, few_sizes=True)
-    assert packed.packing is not None and packed.packing.filled > 0
-    rows = packed.packing.filled + int(batch.lengths.sum()) + len(batch.lengths)
+    assert packed.packing is not None and packed.packing.filled_rows > 0
+    rows = packed.packing.filled_rows + int(batch.lengths.sum()) + len(batch.lengths)
     assert packed.time_idx.shape == packed.obs["vector"].shape[:2] == (1, rows)
-    assert packed.timestep_mask is not None and packed.timestep_mask.sum() == rows - packed.packing.filled
+    assert packed.timestep_mask is not None and packed.timestep_mask.sum() == rows - packed.packing.filled_rows
     assert packed.before(packed.time_idx).shape[1] == packed.num_real + packed.filled
 
 
