@@ -52,8 +52,10 @@ def test_the_learner_has_what_collecting_workers_leave(busy_cores: float, thread
     assert Cores(4, 4).beside(busy_cores, num_learners=1) is None
 
 
-@pytest.mark.parametrize(("compiles", "expected"), [(False, [8, 7, 8, 4, 5]), (True, [8, 8, 8, 4, 4])])
-def test_threads_of_what_is_compiled_change_only_by_much(compiles: bool, expected: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("compiles", "expected"), [(False, [8, 7, 8, 4, 5]), (True, [8, 8, 8, 4, 4]), ("packed", [8, 8, 8, 4, 4])]
+)
+def test_threads_of_what_is_compiled_change_only_by_much(compiles: Any, expected: list[int]) -> None:
     """Each number of threads would take the compiler as long again."""
     plan = SimpleNamespace(
         cores=SimpleNamespace(beside=lambda busy, num_learners: int(busy)),
