@@ -308,9 +308,9 @@ class ExperimentSettings:
         "auto",
         """put the layers of Transformers through PyTorch's compiler, which fuses what lies between matrix products: an
         update then takes about four fifths of its time in bf16, and 0.9 to 0.98 in float32. It takes 10 to 20 seconds
-        for each of at most eight lengths of batches, or once where batch_layout = "auto" packs them, once for each
-        network on a machine, and on a processor a C++ compiler. "auto": in runs of 50,000 batches or more on
-        processors, in bf16 or where batches are packed so, and of 200,000 on GPUs, unless a micro_batch_size is set or,
+        for each of at most eight lengths of batches, or for all together where they are packed on a processor, once for
+        each network on a machine, and on a processor a C++ compiler. "auto": in runs of 50,000 batches or more on
+        processors, in bf16 or where batches are packed, and of 200,000 on GPUs, unless a micro_batch_size is set or,
         there, batch_layout is "packed"; "always": in every run. On a processor with a C++ compiler, the recurrences of
         GRUs (of widths that are multiples of 32) and attention of heads 16 or 32 wide are computed by code of this
         package in every run, unless it is "never"; that takes some seconds, once on a machine""",

@@ -38,8 +38,9 @@ def overview(settings: ExperimentSettings, plan: Plan, placement: Placement, clu
             "and 100 to 250 MB of each one's memory"
         )
     transformers = [module for module in agent.modules() if isinstance(module, Transformer)]
-    compiles = plan.learner.compile
-    if transformers and (transformers[0].could_attend_packed if compiles == "packed" else compiles):
+    packed_alone = plan.learner.compile == "packed"
+    compiled = [x for x in transformers if plan.learner.compile and (x.could_attend_packed or not packed_alone)]
+    if compiled:
         said["learning"] = (
             "learners compile the layers of Transformers, which takes 10 to 20 s at the first batch, or at the first "
             "of each of at most eight lengths where batches are padded"

@@ -53,7 +53,8 @@ class LearnerConfig:
     micro_batch_size: sequences that go through the networks at a time; None for all of a batch.
     activation_checkpointing: compute again in the backward pass what networks would else keep for it.
     cuda_graphs: start the launches of an update together (see `graphed`); "auto": where that can do no harm.
-    compile: put the layers of Transformers through PyTorch's compiler; "packed": where batches are packed.
+    compile: put the layers of Transformers through PyTorch's compiler; "packed": where attention takes
+        packed batches, and gets them.
     kernels: on a processor, compute by this package's C++ what there is some for (`nets.kernels`), where it compiles.
     """
 
@@ -137,8 +138,8 @@ class Learner:
         self._transformers = [m for m in self.agent.modules() if isinstance(m, Transformer)]
         self._use_kernels()
         self.packs = self._packing_pays() if config.packed == "auto" else config.packed
-        if self.packs if config.compile == "packed" else config.compile:
-            for transformer in self._transformers:
+        for transformer in self._transformers:
+            if self.packs and transformer.attends_packed if config.compile == "packed" else config.compile:
                 transformer.compile_layers()
         recordable = self._accelerator.device.type == "cuda" and world_size == 1 and is_recordable(config, self.agent)
         optimizer = self.agent.init_optimizer(config.learning_rate, config.l2_coeff)

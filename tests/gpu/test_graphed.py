@@ -431,6 +431,7 @@ class OwnEncoder(FFTstepEncoder):
         ({}, True),
         ({"cuda_graphs": "never"}, False),
         ({"packed": True}, False),
+        ({"packed": "auto"}, True),
         ({"micro_batch_size": 2}, False),
         ({"activation_checkpointing": True}, False),
         ({"batches_per_update": 2}, False),

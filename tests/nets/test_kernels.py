@@ -78,12 +78,14 @@ def test_batches_are_packed_where_attention_takes_them_so() -> None:
         (replace(auto, packed=False), spec_of(2), False),
     ):
         assert Learner(config, spec, None).packs is packs  # type: ignore[arg-type]
-    for compiles, spec, compiled in (
-        ("packed", spec_of(2), True),
-        ("packed", spec_of(4), False),
-        (True, spec_of(4), True),
+    padded_for_attention = replace(auto, packed=True, compile="packed")
+    for config, spec, compiled in (
+        (replace(auto, compile="packed"), spec_of(2), True),
+        (replace(auto, compile="packed"), spec_of(4), False),
+        (padded_for_attention, spec_of(4), False),
+        (replace(auto, compile=True), spec_of(4), True),
     ):
-        learner = Learner(replace(auto, compile=compiles), spec, None)  # type: ignore[arg-type]
+        learner = Learner(config, spec, None)  # type: ignore[arg-type]
         (transformer,) = [m for m in learner.agent.modules() if isinstance(m, Transformer)]
         assert transformer.is_compiled is compiled
 
