@@ -13,7 +13,7 @@ REMEDIES: dict[Resource, str] = {
     "environment": "give the environments more cores or nodes (num_rollout_workers), or step them faster",
     "policy": "act in more environments at once (parallel_actors), on more cores, or by a smaller policy",
     "replay": "use more shards (num_replay_shards), or none of replay_compression",
-    "learner": "give the learner more cores or a GPU, mixed_precision='auto' or batch_layout='packed'",
+    "learner": "give the learner more cores or a GPU, mixed_precision='auto' or, with padding, batch_layout='packed'",
     "waiting": "make epochs longer (train_timesteps_per_epoch, train_batches_per_epoch)",
 }
 FASTER_ON_A_GPU = "use mixed_precision='auto', for a Transformer compile_learning='always', or more GPUs (num_learners)"
